@@ -1,0 +1,2 @@
+//! Demonstration.
+fn main() {}
