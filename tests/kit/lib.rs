@@ -1,1 +1,9 @@
 //! Test kit.
+
+pub mod fixtures;
+pub mod metrics;
+pub mod process;
+pub mod pull;
+pub mod registry;
+pub mod runtime;
+pub mod wire;
