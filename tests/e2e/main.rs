@@ -1,1 +1,21 @@
-//! End-to-end tests.
+//! End-to-end tests: the two binaries as a user runs them, with a real Spark, a real upstream and real clients.
+//!
+//! One module for each set of real parts that its tests need; `tests/run` leaves a module out, and says so, when a
+//! part cannot be had:
+//!
+//! | module | needs |
+//! | --- | --- |
+//! | `burst` | `docker-registry` |
+//! | `skopeo` | an image (below), skopeo |
+//! | `podman`, `buildah` | an image, root, the program |
+//! | `containerd` | an image, root, containerd, runc |
+//!
+//! An image needs `docker-registry` and the fixtures of the kit, which need root and `mmdebstrap` the first time.
+
+mod support;
+
+mod buildah;
+mod burst;
+mod containerd;
+mod podman;
+mod skopeo;

@@ -1,0 +1,102 @@
+//! What the tests share: the image, an upstream that has it, and an agent in front of that.
+
+mod image;
+
+pub use image::Image;
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use kit::process::AgentProcess;
+use kit::runtime::{CountingProxy, DockerRegistry};
+use reqwest::StatusCode;
+
+/// The upstream's name in image references. It resolves nowhere: whoever goes round the agent fails.
+pub const REGISTRY: &str = "registry.test";
+
+/// `docker-registry` with the image, behind a proxy that counts.
+pub struct Upstream {
+    registry: DockerRegistry,
+    pub proxy: CountingProxy,
+}
+
+impl Upstream {
+    pub async fn start(storage: &Path, bytes_per_second: Option<u64>) -> Result<Self> {
+        let registry = DockerRegistry::start(storage).await?;
+        let proxy = CountingProxy::start(registry.address(), bytes_per_second).await?;
+        Ok(Self { registry, proxy })
+    }
+
+    /// The registry itself, past the proxy.
+    pub fn registry(&self) -> &DockerRegistry {
+        &self.registry
+    }
+
+    /// From here on connections to it are refused.
+    pub fn stop(self) {
+        self.registry.stop();
+    }
+
+    /// Every blob of `image` was asked for as often as `times` says, and nothing was refused.
+    pub fn assert_each_blob_was_fetched_once(&self, image: &Image) {
+        let gets = self.proxy.blob_gets();
+        for blob in image.config_and_layers() {
+            let of_this: Vec<_> = gets.iter().filter(|get| get.path.ends_with(&blob.digest)).collect();
+            let bytes: u64 = of_this.iter().map(|get| get.bytes).sum();
+            assert_eq!(bytes, blob.size, "bytes of {} that left upstream: {of_this:?}", blob.digest);
+        }
+        let refused =
+            self.proxy.exchanges().into_iter().filter(|exchange| exchange.status >= StatusCode::BAD_REQUEST);
+        assert_eq!(refused.map(|exchange| exchange.path).collect::<Vec<_>>(), [""; 0]);
+    }
+}
+
+/// A `hearth-agent run` that knows one registry, with an empty store.
+pub struct Agent {
+    pub process: AgentProcess,
+    _directory: tempfile::TempDir,
+}
+
+impl Agent {
+    pub async fn start(upstream: &Upstream) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("hearth-agent-").tempdir()?;
+        let config = directory.path().join("agent.yaml");
+        let text = format!(
+            "dataDir: {}\n\
+             mirror: {{ listen: \"127.0.0.1:0\" }}\n\
+             peer: {{ listen: \"127.0.0.1:0\" }}\n\
+             admin: {{ listen: \"127.0.0.1:0\" }}\n\
+             log: {{ format: json }}\n\
+             registries:\n  - host: {REGISTRY}\n    endpoints: [\"http://{}\"]\n",
+            directory.path().join("data").display(),
+            upstream.proxy.address(),
+        );
+        fs::write(&config, text)?;
+        let process = AgentProcess::start(&config).await?;
+        Ok(Self { process, _directory: directory })
+    }
+
+    /// `http://` and the address of the mirror.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.process.addresses.mirror)
+    }
+}
+
+/// Fails unless the two files have the same bytes.
+pub fn assert_same_bytes(one: &Path, other: &Path) -> Result<()> {
+    let open =
+        |path: &Path| fs::File::open(path).with_context(|| format!("cannot open `{}`", path.display()));
+    let (mut left, mut right) = (open(one)?, open(other)?);
+    ensure!(left.metadata()?.len() == right.metadata()?.len(), "`{}` has another size", one.display());
+    let (mut expected, mut found) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let read = left.read(&mut expected)?;
+        if read == 0 {
+            return Ok(());
+        }
+        right.read_exact(&mut found[..read])?;
+        ensure!(expected[..read] == found[..read], "`{}` differs from `{}`", one.display(), other.display());
+    }
+}

@@ -1,0 +1,36 @@
+//! Real parts, each started by the test that needs it: containerd, podman, buildah, skopeo and `docker-registry`.
+//!
+//! Every part has its own root, state and socket under a temporary directory and talks to loopback only. Dropping
+//! it ends its processes by their ids, takes back its mounts and removes the directory; a part that cannot be
+//! started says what it complained about. Nothing of the machine's own containerd or podman is read or touched.
+//!
+//! ```text
+//! Containerd      its own daemon: `hosts.toml`, pulls by ctr and by CRI, containers under runc
+//! ContainersTools podman, buildah and skopeo with one `registries.conf` and one storage
+//! DockerRegistry  the reference registry on a storage directory
+//! CountingProxy   in front of a registry: what was asked of it, when its bytes left, at what pace
+//! ```
+
+mod containerd;
+mod containers;
+mod counting;
+mod cri;
+mod daemon;
+mod docker_registry;
+
+pub use containerd::Containerd;
+pub use containers::{ContainersTools, Mirror};
+pub use counting::{CountingProxy, Exchange};
+pub use daemon::{Daemon, Finished, run};
+pub use docker_registry::DockerRegistry;
+
+/// Which of `programs` are not on this machine's path.
+pub fn missing<'a>(programs: &[&'a str]) -> Vec<&'a str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<_> = std::env::split_paths(&path).collect();
+    programs
+        .iter()
+        .copied()
+        .filter(|program| !directories.iter().any(|directory| directory.join(program).is_file()))
+        .collect()
+}

@@ -1,0 +1,126 @@
+//! podman, buildah and skopeo: one library underneath, so one configuration and one storage for the three.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::daemon::unmount_under;
+use super::{Finished, run};
+
+/// As for containerd: a pull takes under a minute.
+const LIMIT: Duration = Duration::from_mins(4);
+
+/// Where requests for a registry go first: `<agent>/<registry>/...`, in plain HTTP.
+#[derive(Clone, Copy, Debug)]
+pub struct Mirror<'a> {
+    /// The registry's host as image names say it.
+    pub registry: &'a str,
+    /// The agent's mirror listener.
+    pub agent: SocketAddr,
+}
+
+/// The tools with a storage, a home directory and a `registries.conf` of their own.
+#[derive(Debug)]
+pub struct ContainersTools {
+    directory: tempfile::TempDir,
+}
+
+impl ContainersTools {
+    /// Prepares them; nothing runs yet.
+    pub fn new(mirror: Mirror<'_>) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("hearth-containers-").tempdir()?;
+        let this = Self { directory };
+        let path = this.path();
+        fs::create_dir_all(path.join("home/.config/containers"))?;
+        // The place that is looked at first, whatever the machine's own policy says.
+        fs::write(
+            path.join("home/.config/containers/policy.json"),
+            r#"{ "default": [{ "type": "insecureAcceptAnything" }] }"#,
+        )?;
+        let Mirror { registry, agent } = mirror;
+        fs::write(
+            path.join("registries.conf"),
+            format!(
+                "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\n\n\
+                 [[registry.mirror]]\nlocation = \"{agent}/{registry}\"\ninsecure = true\n"
+            ),
+        )?;
+        let storage = path.display();
+        fs::write(
+            path.join("storage.conf"),
+            format!(
+                "[storage]\ndriver = \"overlay\"\ngraphroot = \"{storage}/graph\"\nrunroot = \"{storage}/run\"\n"
+            ),
+        )?;
+        Ok(this)
+    }
+
+    /// Pulls `image` into podman's storage.
+    pub async fn podman_pull(&self, image: &str) -> Result<()> {
+        self.output("podman", &["pull", "--quiet", image]).await.map(drop)
+    }
+
+    /// The digest of `image`'s manifest as podman's storage has it.
+    pub async fn podman_digest(&self, image: &str) -> Result<String> {
+        let printed = self.output("podman", &["image", "inspect", "--format", "{{.Digest}}", image]).await?;
+        Ok(printed.trim().to_owned())
+    }
+
+    /// Pulls `image` into buildah's storage.
+    pub async fn buildah_pull(&self, image: &str) -> Result<()> {
+        self.output("buildah", &["pull", "--quiet", image]).await.map(drop)
+    }
+
+    /// The digest of `image`'s manifest as buildah's storage has it.
+    pub async fn buildah_digest(&self, image: &str) -> Result<String> {
+        let printed = self
+            .output("buildah", &["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image])
+            .await?;
+        Ok(printed.trim().to_owned())
+    }
+
+    /// Copies `image`, blobs as they are, into `name`, a directory with the manifest (`manifest.json`) and each
+    /// blob under its hexadecimal digest.
+    pub async fn skopeo_copy(&self, image: &str, name: &str) -> Result<PathBuf> {
+        let target = self.path().join(name);
+        let to = format!("dir:{}", target.display());
+        self.output("skopeo", &["copy", "--preserve-digests", &format!("docker://{image}"), &to]).await?;
+        Ok(target)
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    async fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let finished = self.call(program, arguments).await?;
+        finished.output().with_context(|| format!("`{program} {}` failed", arguments.join(" ")))
+    }
+
+    async fn call(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
+        let path = self.path();
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("HOME", path.join("home"))
+            .env("XDG_CONFIG_HOME", path.join("home/.config"))
+            .env("XDG_RUNTIME_DIR", path.join("home"))
+            .env("XDG_DATA_HOME", path.join("home/.local"))
+            .env("TMPDIR", path)
+            .env("CONTAINERS_REGISTRIES_CONF", path.join("registries.conf"))
+            .env("CONTAINERS_STORAGE_CONF", path.join("storage.conf"))
+            .env_remove("REGISTRY_AUTH_FILE");
+        run(command, LIMIT).await
+    }
+}
+
+impl Drop for ContainersTools {
+    fn drop(&mut self) {
+        // The overlay driver leaves its own directory mounted on itself.
+        unmount_under(self.path());
+    }
+}

@@ -1,0 +1,59 @@
+//! `docker-registry`, the reference implementation, as an upstream.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::Daemon;
+
+/// A registry on loopback that keeps its content in a directory which outlives it.
+#[derive(Debug)]
+pub struct DockerRegistry {
+    daemon: Daemon,
+    address: SocketAddr,
+    _own: tempfile::TempDir,
+}
+
+impl DockerRegistry {
+    /// Starts one on `storage` (made when missing) and waits until it listens.
+    pub async fn start(storage: &Path) -> Result<Self> {
+        let own = tempfile::Builder::new().prefix("hearth-registry-").tempdir()?;
+        let config = own.path().join("config.yml");
+        let text = serde_json::json!({
+            "version": "0.1",
+            "log": { "level": "info", "accesslog": { "disabled": true } },
+            // A redirect-free store: every byte passes through the registry itself.
+            "storage": {
+                "filesystem": { "rootdirectory": storage, "maxthreads": 100 },
+                "delete": { "enabled": true },
+                "maintenance": { "uploadpurging": { "enabled": false } },
+            },
+            "http": { "addr": "127.0.0.1:0" },
+        });
+        std::fs::write(&config, text.to_string()).context("cannot write the registry's configuration")?;
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&config).env("OTEL_TRACES_EXPORTER", "none");
+        let mut daemon = Daemon::start(&mut command, &own.path().join("log"))?;
+        let address = daemon.ready(async |printed| listening(printed)).await?;
+        Ok(Self { daemon, address, _own: own })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it; its storage stays.
+    pub fn stop(mut self) {
+        self.daemon.stop();
+    }
+}
+
+/// The address in the line `... msg="listening on 127.0.0.1:40123" ...`.
+fn listening(printed: &str) -> Option<SocketAddr> {
+    let rest = printed.split_once("listening on ")?.1;
+    let end = rest.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit())?;
+    rest[..end].parse().ok()
+}
