@@ -1,0 +1,159 @@
+//! Compressed files in the cache: each content is compressed once per codec, ever.
+//!
+//! A member file is the concatenated pieces of one content followed by a trailer of 16 bytes: `hearthm1` and
+//! the length of the pieces (little endian). The trailer tells a whole member from one that a power cut left
+//! short, without reading it.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Take, Write},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use super::codec::{Codec, Compressor, PIECE};
+use crate::{
+    cache::{Cache, CacheError, Content, Shelf},
+    progress::Bar,
+};
+
+/// Files below this size are compressed together with their neighbours' headers when a layer is assembled:
+/// that is cheap, compresses better, and spares the cache thousands of tiny files.
+pub const INLINE: u64 = 16 * 1024;
+
+const MAGIC: &[u8; 8] = b"hearthm1";
+const TRAILER: usize = 16;
+
+/// Opens a member; `None` when it has to be made (again).
+pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Take<File>> {
+    let mut file = File::open(cache.member_path(codec.id(), &content.digest)).ok()?;
+    let length = file.metadata().ok()?.len().checked_sub(TRAILER as u64)?;
+    let mut trailer = [0; TRAILER];
+    file.seek(SeekFrom::Start(length)).ok()?;
+    file.read_exact(&mut trailer).ok()?;
+    if &trailer[..8] != MAGIC || trailer[8..] != length.to_le_bytes() {
+        return None;
+    }
+    file.rewind().ok()?;
+    Some(file.take(length))
+}
+
+/// Makes the members that are missing, on `jobs` threads, largest first so that no thread is left with a
+/// large file at the end. Memory: two pieces per thread.
+pub fn prepare(
+    cache: &Cache,
+    codec: Codec,
+    contents: impl Iterator<Item = Content>,
+    jobs: usize,
+    bar: &Bar,
+) -> Result<(), CacheError> {
+    let mut missing: Vec<Content> = contents
+        .filter(|content| content.size >= INLINE)
+        .filter(|content| {
+            let there = open(cache, codec, content).is_some();
+            if there {
+                bar.advance(content.size);
+            }
+            !there
+        })
+        .collect();
+    missing.sort_unstable_by_key(|content| (std::cmp::Reverse(content.size), content.digest));
+    missing.dedup();
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let failure = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, missing.len().max(1)) {
+            scope.spawn(|| {
+                let mut compressor = codec.compressor();
+                let mut buffer = Vec::new();
+                while let Some(content) = missing.get(next.fetch_add(1, Ordering::Relaxed))
+                    && !stop.load(Ordering::Relaxed)
+                {
+                    if let Err(error) = make(cache, codec, content, &mut compressor, &mut buffer, bar) {
+                        stop.store(true, Ordering::Relaxed);
+                        failure.lock().expect("no thread panics with the lock").get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    match failure.into_inner().expect("all threads have ended") {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn make(
+    cache: &Cache,
+    codec: Codec,
+    content: &Content,
+    compressor: &mut Compressor,
+    buffer: &mut Vec<u8>,
+    bar: &Bar,
+) -> Result<(), CacheError> {
+    let path = cache.member_path(codec.id(), &content.digest);
+    let mut raw = cache.open_content(Shelf::Files, content)?;
+    let mut file = cache.temporary()?;
+    let mut length = 0;
+    let mut put = |bytes: &[u8]| {
+        length += bytes.len() as u64;
+        file.write_all(bytes).map_err(|source| cache.fault("write", &path, source))
+    };
+    loop {
+        fill(&mut raw, buffer).map_err(|source| cache.fault("read", &path, source))?;
+        if buffer.is_empty() {
+            break;
+        }
+        put(compressor.piece(buffer))?;
+        bar.advance(buffer.len() as u64);
+    }
+    let pieces = length;
+    let mut trailer = MAGIC.to_vec();
+    trailer.extend_from_slice(&pieces.to_le_bytes());
+    file.write_all(&trailer).map_err(|source| cache.fault("write", &path, source))?;
+    cache.keep(file, &path, false)
+}
+
+/// Reads up to one piece.
+fn fill(reader: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    reader.take(PIECE as u64).read_to_end(buffer)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_made_once_and_a_short_one_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let large = vec![7u8; PIECE + 1];
+        let contents: Vec<Content> = [large.clone(), vec![1; 20_000], vec![2; 100]]
+            .iter()
+            .map(|bytes| cache.put(Shelf::Files, &mut bytes.as_slice()).unwrap())
+            .collect();
+        let prepare = || prepare(&cache, Codec::Gzip, contents.iter().copied(), 3, &Bar::hidden()).unwrap();
+        prepare();
+        let mut raw = Vec::new();
+        let mut member = open(&cache, Codec::Gzip, &contents[0]).unwrap();
+        flate2::read::MultiGzDecoder::new(&mut member).read_to_end(&mut raw).unwrap();
+        assert!(raw == large);
+        assert!(open(&cache, Codec::Gzip, &contents[2]).is_none(), "small files are compressed inline");
+
+        let path = cache.member_path(Codec::Gzip.id(), &contents[1].digest);
+        let made = std::fs::metadata(&path).unwrap().modified().unwrap();
+        prepare();
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), made, "made once");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
+        assert!(open(&cache, Codec::Gzip, &contents[1]).is_none());
+        prepare();
+        assert!(open(&cache, Codec::Gzip, &contents[1]).is_some());
+    }
+}

@@ -1,0 +1,169 @@
+//! Reads what the layers of a base image hold, without keeping their bytes.
+//!
+//! Layers are applied in order with the whiteouts of the OCI image specification ("layer.md", section
+//! "Whiteouts"): `.wh.NAME` removes `NAME`, `.wh..wh..opq` empties its directory. While a layer is read, its
+//! blob digest and its `diffID` are both checked, so a base that is damaged or wrong is never built upon.
+
+use std::io::{self, Read};
+
+use super::{
+    archive::{ArchiveError, decompressed},
+    view::{Node, SMALL, View, of_interest},
+};
+use crate::{
+    cache::{Cache, Content, Shelf},
+    digest::{Digest, Hashing},
+    progress::Bar,
+};
+
+/// Why a base layer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// It cannot be read.
+    #[error("the base layer `{layer}` cannot be read")]
+    Read {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: ArchiveError,
+    },
+    /// Its uncompressed bytes are not those that the image configuration names.
+    #[error("the base layer `{layer}` unpacks to `{found}`, but its image configuration says `{expected}`")]
+    DiffId {
+        /// The layer.
+        layer: Digest,
+        /// The digest of what it unpacks to.
+        found: Digest,
+        /// What the configuration says.
+        expected: Digest,
+    },
+}
+
+/// Applies one layer to a view. `digest` is checked by who fetched the blob, `diff_id` here.
+pub fn apply(
+    cache: &Cache,
+    view: &mut View,
+    blob: &Content,
+    diff_id: Digest,
+    bar: &Bar,
+) -> Result<(), ScanError> {
+    let fail = |source| ScanError::Read { layer: blob.digest, source };
+    let file = cache.open_content(Shelf::Blobs, blob).map_err(|error| fail(error.into()))?;
+    let mut raw = Hashing::new(decompressed(bar.reader(file)).map_err(fail)?);
+    let read = |source| fail(ArchiveError::Read(source));
+    let mut archive = tar::Archive::new(&mut raw);
+    // Whiteouts hide what lower layers brought, wherever in the layer they stand: additions wait.
+    let mut additions = Vec::new();
+    for member in archive.entries().map_err(read)? {
+        member_into(view, &mut additions, &mut member.map_err(read)?).map_err(read)?;
+    }
+    for (path, node) in additions {
+        view.put(&path, node);
+    }
+    io::copy(&mut raw, &mut io::sink()).map_err(read)?;
+    let found = raw.into_parts().1.finish();
+    if found == diff_id {
+        Ok(())
+    } else {
+        Err(ScanError::DiffId { layer: blob.digest, found, expected: diff_id })
+    }
+}
+
+fn member_into(
+    view: &mut View,
+    additions: &mut Vec<(String, Node)>,
+    member: &mut tar::Entry<'_, impl Read>,
+) -> io::Result<()> {
+    let bytes = member.path_bytes().into_owned();
+    let name = String::from_utf8_lossy(&bytes);
+    let path = name.trim_start_matches("./").trim_matches('/').to_owned();
+    let (parent, last) = path.rsplit_once('/').unwrap_or(("", &path));
+    if last == ".wh..wh..opq" {
+        view.remove_below(parent);
+        return Ok(());
+    }
+    if let Some(hidden) = last.strip_prefix(".wh.") {
+        let hidden = if parent.is_empty() { hidden.to_owned() } else { format!("{parent}/{hidden}") };
+        view.remove(&hidden);
+        return Ok(());
+    }
+    if matches!(path.as_str(), "" | ".") {
+        return Ok(());
+    }
+    let mode = member.header().mode()?;
+    let kind = member.header().entry_type();
+    let node = if kind.is_dir() {
+        Node::Directory
+    } else if kind.is_symlink() {
+        let target = member.link_name_bytes().unwrap_or_default().into_owned();
+        Node::Symlink(String::from_utf8_lossy(&target).into_owned())
+    } else if kind.is_hard_link() {
+        Node::File { mode, text: None }
+    } else if kind.is_file() {
+        let text = if of_interest(&path) && member.size() <= SMALL {
+            let mut bytes = Vec::new();
+            member.read_to_end(&mut bytes)?;
+            Some(String::from_utf8_lossy(&bytes).into_owned())
+        } else {
+            None
+        };
+        Node::File { mode, text }
+    } else {
+        Node::Special
+    };
+    additions.push((path, node));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::ImagePath;
+
+    fn layer(cache: &Cache, files: &[(&str, &str)]) -> (Content, Digest) {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o755);
+            builder.append_data(&mut header, name, content.as_bytes()).unwrap();
+        }
+        let raw = builder.into_inner().unwrap();
+        let packed = zstd::encode_all(&raw[..], 1).unwrap();
+        (cache.put(Shelf::Blobs, &mut &packed[..]).unwrap(), Digest::of(&raw))
+    }
+
+    #[test]
+    fn layers_are_applied_with_their_whiteouts() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let mut view = View::default();
+        let lower = layer(&cache, &[("etc/passwd", "root"), ("opt/a", "1"), ("opt/b", "2"), ("srv/x", "3")]);
+        let upper = layer(
+            &cache,
+            &[
+                ("opt/c", "4"),
+                ("opt/.wh.a", ""),
+                ("srv/y", "5"),
+                ("srv/.wh..wh..opq", ""),
+                ("./etc/group", "g"),
+            ],
+        );
+        for (blob, diff_id) in [&lower, &upper] {
+            apply(&cache, &mut view, blob, *diff_id, &Bar::hidden()).unwrap();
+        }
+        let left: Vec<&str> = view.nodes().map(|(path, _)| path).collect();
+        assert_eq!(left, ["etc/group", "etc/passwd", "opt/b", "opt/c", "srv/y"]);
+        assert_eq!(view.text(&ImagePath::known("etc/passwd")), Some("root"));
+    }
+
+    #[test]
+    fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let (blob, _) = layer(&cache, &[("a", "1")]);
+        let error = apply(&cache, &mut View::default(), &blob, Digest::of(b""), &Bar::hidden());
+        assert!(matches!(error, Err(ScanError::DiffId { .. })), "{error:?}");
+    }
+}
