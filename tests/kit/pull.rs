@@ -21,6 +21,15 @@ const TRIES: u32 = 3;
 /// A pull that hears nothing for so long has failed; a mirror never takes that long.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// News of a pull.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The manifest is known: so many bytes of blobs are to come.
+    Expect(u64),
+    /// So many bytes of a blob arrived.
+    Received(u64),
+}
+
 /// What one pull did.
 #[derive(Clone, Debug, Default)]
 pub struct Pulled {
@@ -64,12 +73,12 @@ impl Puller {
         Self { client, base: base.to_owned(), namespace: namespace.map(str::to_owned) }
     }
 
-    /// Pulls an image for `linux/amd64`. `progress` is called with the size of every piece of a blob that arrives.
+    /// Pulls an image for `linux/amd64`. `progress` hears the size first and then of every piece.
     pub async fn pull(
         &self,
         repository: &str,
         tag: &str,
-        progress: impl Fn(u64) + Sync,
+        progress: impl Fn(Progress) + Sync,
     ) -> anyhow::Result<Pulled> {
         let started = Instant::now();
         let run =
@@ -89,6 +98,7 @@ impl Puller {
             .map(|one| Some((one["digest"].as_str()?.to_owned(), one["size"].as_u64()?)))
             .collect::<Option<_>>()
             .context("a descriptor lacks digest or size")?;
+        (run.progress)(Progress::Expect(wanted.iter().map(|(_, size)| size).sum()));
         stream::iter(&wanted)
             .map(|(digest, size)| run.blob(digest, *size))
             .buffer_unordered(PARALLEL)
@@ -109,7 +119,7 @@ impl Puller {
     }
 }
 
-impl<F: Fn(u64) + Sync> Run<'_, F> {
+impl<F: Fn(Progress) + Sync> Run<'_, F> {
     async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let response = request.send().await?;
@@ -176,7 +186,7 @@ impl<F: Fn(u64) + Sync> Run<'_, F> {
             hash.update(&piece);
             *have += piece.len() as u64;
             self.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            (self.progress)(piece.len() as u64);
+            (self.progress)(Progress::Received(piece.len() as u64));
         }
         Ok(())
     }

@@ -243,6 +243,14 @@ impl FakeUpstream {
         self.server.storage.manifest(repository, reference).map(|(digest, _)| digest)
     }
 
+    /// Bytes of an image's config and layers, by the digest or tag of its manifest; 0 if it is not there.
+    pub fn size_of(&self, repository: &str, reference: &str) -> u64 {
+        let Some((_, manifest)) = self.server.storage.manifest(repository, reference) else { return 0 };
+        let parsed: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
+        let blobs = parsed["layers"].as_array().into_iter().flatten().chain(parsed.get("config"));
+        blobs.filter_map(|descriptor| descriptor["size"].as_u64()).sum()
+    }
+
     /// Where a blob's bytes lie, to compare with.
     pub fn blob_file(&self, digest: &str) -> Option<PathBuf> {
         self.server.storage.blob("", digest).map(|(path, _)| path)
