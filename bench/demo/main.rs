@@ -99,7 +99,120 @@ struct World {
 
 impl World {
     /// Switches upstream on again and says where everything is.
-    fn window() -> String {
+    async fn keep(&self, screen: &Screen) {
+        self.upstream.restart().await;
+        screen.line(&format!("\nupstream registry  {}", self.upstream.url()));
+        for (number, agent) in (1..).zip(&self.agents) {
+            let (mirror, admin) = (agent.addresses.mirror, agent.addresses.admin);
+            screen.line(&format!("node {number}             mirror http://{mirror}, admin http://{admin}"));
+        }
+        for image in &self.images {
+            screen.line(&format!("image              {}/{REPOSITORY}:{}", nodes::REGISTRY, image.tag));
+        }
+        screen.line("\nCtrl-C ends everything.");
+    }
+
+    /// Ends the agents as a cluster does, and makes sure that they end well.
+    async fn stop(self) -> Result<()> {
+        for mut agent in self.agents {
+            agent.terminate()?;
+            let status = agent.wait().await?;
+            ensure!(status.success(), "an agent ended with {status}:\n{}", agent.log());
+        }
+        Ok(())
+    }
+}
+
+/// The whole story; gives what runs at its end, and its last line.
+async fn demonstrate(screen: &Screen) -> Result<(World, String)> {
+    let step = screen.step("building hearth and hearth-agent");
+    programs::build().await?;
+    step.done("");
+
+    let base =
+        obtain(screen, "a base root file system with Java 17 and Python 3.11", kit::fixtures::base_rootfs)
+            .await?;
+    let mut sparks = Vec::new();
+    for version in VERSIONS {
+        sparks.push(
+            obtain(screen, &format!("Spark {version}"), move || kit::fixtures::pyspark(version)).await?,
+        );
+    }
+
+    let home = kit::fixtures::directory();
+    let work = tempfile::Builder::new().prefix("hearth-demo-").tempdir_in(&home)?;
+    let upstream = FakeUpstream::start_in(Some(&work.path().join("upstream")), 0).await?;
+    let registry = upstream.address().to_string();
+    let spec = write_spec(work.path(), &registry, &base, &sparks)?;
+    let step = screen.step("hearth build --push: two images");
+    let images = programs::build_images(&spec, work.path(), &home.join("build-cache"), &registry).await?;
+    ensure!(images.len() == VERSIONS.len(), "`hearth build` made {} images", images.len());
+    step.done(&format!("{} pushed", bytes(pushed(&upstream, &images))));
+
+    let step = screen.step("starting three agents");
+    let agents = nodes::start(work.path(), &upstream, NODES).await?;
+    step.done("");
+
+    screen.line(&format!("\nFirst pull, upstream limited to {LIMIT} manifest requests in {}:\n", window()));
+    upstream.throttle(Some((LIMIT, WINDOW)));
+    let first = nodes::round(screen, &upstream, &agents, &images).await?;
+    screen.line("\nSecond pull, upstream switched off:\n");
+    upstream.stop().await;
+    let second = nodes::round(screen, &upstream, &agents, &images).await?;
+    ensure!(second.requests == 0, "upstream was asked {} times while it was switched off", second.requests);
+    screen.line("");
+
+    run_spark(screen, &agents[0], &images).await?;
+    let last = closing(screen, first, second);
+    Ok((World { agents, upstream, images, _work: work }, last))
+}
+
+/// Makes or finds an input, on a thread that may block.
+async fn obtain(
+    screen: &Screen,
+    what: &str,
+    make: impl FnOnce() -> Result<PathBuf> + Send + 'static,
+) -> Result<PathBuf> {
+    let step = screen.step(what);
+    let path = tokio::task::spawn_blocking(make).await??;
+    step.done(&bytes(std::fs::metadata(&path)?.len()));
+    Ok(path)
+}
+
+/// The specification of two images, as a user would write it.
+fn write_spec(work: &Path, registry: &str, base: &Path, sparks: &[PathBuf]) -> Result<PathBuf> {
+    // Both distributions lie in one folder under names that differ in the version only.
+    let pattern = sparks[0].to_string_lossy().replace(VERSIONS[0], "{spark}");
+    let spec = format!(
+        "apiVersion: hearth.dev/v1alpha1\nkind: ImageMatrix\nrepository: {registry}/{REPOSITORY}\n\
+         tag: \"{{spark}}-java{{java}}-python{{python}}\"\nbase: {{ rootfs: {} }}\n\
+         axes:\n  spark: [{}]\n  java: [\"17\"]\n  python: [\"3.11\"]\nsources:\n  spark: {{ path: \"{pattern}\" }}\n",
+        base.display(),
+        VERSIONS.map(|version| format!("\"{version}\"")).join(", "),
+    );
+    let path = work.join("hearth.yaml");
+    std::fs::write(&path, spec)?;
+    Ok(path)
+}
+
+/// Bytes of the images in the registry.
+fn pushed(upstream: &FakeUpstream, images: &[Built]) -> u64 {
+    images.iter().map(|image| upstream.size_of(REPOSITORY, &image.digest)).sum()
+}
+
+async fn run_spark(screen: &Screen, agent: &AgentProcess, images: &[Built]) -> Result<()> {
+    let image = images.last().context("there are images")?;
+    if let Err(reason) = spark::possible() {
+        screen.line(&format!("- running Spark in the image is skipped: {reason}"));
+        return Ok(());
+    }
+    let step = screen.step("containerd pulls through node 1 and Spark computes pi");
+    let line = spark::pi(agent, image).await?;
+    step.done(&line);
+    Ok(())
+}
+
+fn window() -> String {
     format!("{} hours", WINDOW.as_secs() / 3600)
 }
 
