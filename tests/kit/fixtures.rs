@@ -34,7 +34,7 @@ pub fn base_rootfs() -> Result<PathBuf> {
 
 /// The source distribution of pyspark `version` (about 320 MB for the 3.5 line), downloaded once.
 pub fn pyspark(version: &str) -> Result<PathBuf> {
-    once(&format!("pyspark-{version}.tar.gz"), |partial| python::download("pyspark", version, partial))
+    once(&format!("pyspark-{version}.tar.gz"), |partial, _| python::download("pyspark", version, partial))
         .with_context(|| format!("failed to obtain the source distribution of pyspark {version}"))
 }
 
@@ -45,12 +45,13 @@ pub fn directory() -> PathBuf {
         .map_or_else(|| PathBuf::from("/var/tmp/hearth-fixtures"), PathBuf::from)
 }
 
-/// The whole file `name`; when it is not there, `make` writes it to the path it is given.
-fn once(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+/// The whole file `name`; when it is not there, `make` writes it to the path it is given. It is also given the lock:
+/// a child process that has it too keeps others out for as long as it writes, even when this process is killed.
+fn once(name: &str, make: impl FnOnce(&Path, &File) -> Result<()>) -> Result<PathBuf> {
     once_in(&directory(), name, make)
 }
 
-fn once_in(directory: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+fn once_in(directory: &Path, name: &str, make: impl FnOnce(&Path, &File) -> Result<()>) -> Result<PathBuf> {
     let whole = directory.join(name);
     if whole.is_file() {
         return Ok(whole);
@@ -64,7 +65,7 @@ fn once_in(directory: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>)
         return Ok(whole);
     }
     let partial = directory.join(format!(".{name}.partial"));
-    make(&partial)?;
+    make(&partial, &lock)?;
     File::open(&partial)
         .and_then(|file| file.sync_all())
         .and_then(|()| fs::rename(&partial, &whole))
@@ -97,7 +98,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let path = once_in(directory.path(), "thing", |partial| {
+                    let path = once_in(directory.path(), "thing", |partial, _| {
                         made.fetch_add(1, Ordering::SeqCst);
                         std::thread::sleep(std::time::Duration::from_millis(20));
                         Ok(fs::write(partial, "whole")?)
@@ -112,13 +113,13 @@ mod tests {
     #[test]
     fn a_fixture_that_could_not_be_made_is_not_there_and_is_tried_again() {
         let directory = tempfile::tempdir().unwrap();
-        let failed = once_in(directory.path(), "thing", |partial| {
+        let failed = once_in(directory.path(), "thing", |partial, _| {
             fs::write(partial, "half")?;
             anyhow::bail!("killed")
         });
         assert_eq!(failed.unwrap_err().to_string(), "killed");
         assert!(!directory.path().join("thing").exists());
-        let path = once_in(directory.path(), "thing", |partial| Ok(fs::write(partial, "whole")?)).unwrap();
+        let path = once_in(directory.path(), "thing", |partial, _| Ok(fs::write(partial, "whole")?)).unwrap();
         assert_eq!(fs::read_to_string(path).unwrap(), "whole");
     }
 }
