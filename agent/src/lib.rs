@@ -1,1 +1,33 @@
-//! Placeholder of the first commit.
+//! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
+//!
+//! ```text
+//! main -> app -> http -> fetch -> { store, upstream } -> types
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`app`] | wiring, start and stop order; the only file that names every module |
+//! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
+//! | [`http`] | the listeners: mirror (`/v2`) and admin |
+//! | [`fetch`] | one flight per digest, growing reads, tag resolution |
+//! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
+//! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
+//! | [`types`] | the protocol's words as types |
+//! | [`metrics`], [`task`] | counters; the one place that starts tasks |
+//!
+//! Invariants, each kept by the module that could break it:
+//! 1. A [`store::Blob`] exists only after its digest was checked.
+//! 2. The hit path takes no database, channel or global lock.
+//! 3. Nothing in the index is unique.
+//! 4. Each outside crate has one home (sled: `store/index.rs`).
+//! 5. Decisions are pure functions; I/O sits beside them.
+
+pub mod app;
+pub mod config;
+pub mod fetch;
+pub mod http;
+pub mod metrics;
+pub mod store;
+pub mod task;
+pub mod types;
+pub mod upstream;

@@ -1,2 +1,109 @@
-//! Placeholder of the first commit.
-fn main() {}
+//! `hearth-agent`: arguments -> telemetry -> configuration -> build -> run.
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use hearth_agent::{
+    app::App,
+    config::{self, Config, Log},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Wrong usage or configuration.
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    match matches.subcommand() {
+        Some(("config", _)) => print(&config::explain()),
+        Some(("run", arguments)) => match load(arguments) {
+            Ok(config) => run(config),
+            Err(error) => complain(&error.to_string(), BAD_USAGE),
+        },
+        _ => unreachable!("clap requires a subcommand and knows only these"),
+    }
+}
+
+fn command() -> Command {
+    let file = Arg::new("config")
+        .long("config")
+        .env("HEARTH_CONFIG")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Configuration file (YAML)");
+    let explain = Arg::new("explain")
+        .long("explain")
+        .action(ArgAction::SetTrue)
+        .required(true)
+        .help("Print every key with its default and meaning");
+    Command::new("hearth-agent")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Registry mirror and image cache for one node")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("run")
+                .about("Serve until SIGTERM or SIGINT")
+                .arg(file)
+                .args(config::flags())
+                .after_help("Examples:\n  hearth-agent run --config /etc/hearth/agent.yaml\n  hearth-agent run --data-dir /tmp/hearth --registries '[{host: \"*\"}]'\n  HEARTH_LOG_FORMAT=json hearth-agent run --config agent.yaml"),
+        )
+        .subcommand(Command::new("config").about("About the configuration").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
+}
+
+fn load(arguments: &ArgMatches) -> Result<Config, config::ConfigError> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let variable = |name: &str| std::env::var(name).ok();
+    config::load(arguments.get_one::<PathBuf>("config").cloned(), variable, |path| {
+        arguments.get_one::<String>(path).cloned()
+    })
+}
+
+fn run(config: Config) -> ExitCode {
+    telemetry(&config.log);
+    // A small event interval keeps the first byte of small blobs quick beside bulk streams.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().event_interval(4).build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&format!("{error:#}"), 1),
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let app = App::build(config).await?;
+    let running = app.run(stop.clone());
+    tokio::pin!(running);
+    for second in [false, true] {
+        tokio::select! {
+            outcome = &mut running => return Ok(outcome?),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if second {
+            anyhow::bail!("stopped by a second signal before everything had drained");
+        }
+        stop.cancel();
+    }
+    Ok(())
+}
+
+fn telemetry(log: &Log) {
+    let filter = tracing_subscriber::EnvFilter::new(&log.filter);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if log.json { builder.json().init() } else { builder.init() }
+}
+
+fn print(text: &str) -> ExitCode {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn complain(text: &str, code: u8) -> ExitCode {
+    // Nothing is left to do when even standard error is closed.
+    let _ = writeln!(std::io::stderr(), "error: {text}");
+    ExitCode::from(code)
+}

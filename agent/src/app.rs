@@ -1,0 +1,161 @@
+//! Wiring: the only file that names every module. `build` opens and binds, `run` starts loops and serves, in this
+//! order: store, upstream, fetch, listeners; and stops in the reverse one.
+//!
+//! Stop: not ready -> no new connections -> open requests finish within the grace period -> flights park -> use times
+//! written -> index closed.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    fetch::Fetcher,
+    http::{Admin, Latch, Mirror, Readiness, Server},
+    metrics::Metrics,
+    store::{Store, StoreError},
+    task::Tasks,
+    upstream::{SetupError, Upstream},
+};
+
+/// How often noted use times are written to the index.
+const USAGE_FLUSH: Duration = Duration::from_secs(10);
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The store cannot be opened.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// The HTTPS client cannot be made.
+    #[error(transparent)]
+    Upstream(#[from] SetupError),
+    /// A listener cannot be bound.
+    #[error("cannot listen on `{address}` (`{key}`)")]
+    Listen {
+        /// The configuration's key.
+        key: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A background task failed to run at all.
+    #[error("a start-up task did not finish")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Where the agent listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The mirror.
+    pub mirror: SocketAddr,
+    /// Probes and metrics.
+    pub admin: SocketAddr,
+}
+
+/// An agent that has opened and bound everything, and runs nothing yet.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    store: Store,
+    fetcher: Fetcher,
+    upstream: Arc<Upstream>,
+    metrics: Metrics,
+    mirror: Server,
+    admin: Server,
+    tasks: Tasks,
+    readiness: Readiness,
+    starting: Latch,
+    /// Cancelled when flights have to end.
+    park: CancellationToken,
+}
+
+impl App {
+    /// Opens the store and binds the listeners.
+    pub async fn build(config: Config) -> Result<Self, AppError> {
+        let store_config = config.store.clone();
+        let store = tokio::task::spawn_blocking(move || Store::open(&store_config)).await??;
+        let (metrics, tasks, park) = (Metrics::default(), Tasks::default(), CancellationToken::new());
+        let upstream = Arc::new(Upstream::new(config.upstream.clone(), metrics.clone())?);
+        let fetcher = Fetcher::new(
+            config.fetch.clone(),
+            store.clone(),
+            upstream.clone(),
+            metrics.clone(),
+            tasks.clone(),
+            park.clone(),
+        );
+        let bind = |key, address| {
+            Server::bind(address, config.limits).map_err(|source| AppError::Listen { key, address, source })
+        };
+        let mirror = bind("mirror.listen", config.mirror_listen)?;
+        let admin = bind("admin.listen", config.admin_listen)?;
+        let (readiness, starting) = Readiness::new();
+        Ok(Self {
+            config,
+            store,
+            fetcher,
+            upstream,
+            metrics,
+            mirror,
+            admin,
+            tasks,
+            readiness,
+            starting,
+            park,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        Addresses { mirror: self.mirror.address(), admin: self.admin.address() }
+    }
+
+    /// Serves until `stop`, then drains.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
+        let addresses = self.addresses();
+        tracing::info!(mirror = %addresses.mirror, admin = %addresses.admin, "listening");
+        let rebuilt = self.store.clone();
+        let rebuild = tokio::task::spawn_blocking(move || rebuilt.rebuild_index_if_needed());
+        let connections = Tasks::default();
+        let admin = Admin::new(self.readiness, self.metrics.clone(), self.store.clone(), stop.clone());
+        // Probes are answered until the very end.
+        let last = CancellationToken::new();
+        let admin_task =
+            self.tasks.spawn("admin", self.admin.serve_admin(admin, connections.clone(), last.clone()));
+        let usage_task = self.tasks.spawn("usage", flush_usage(self.store.clone(), stop.clone()));
+        let mirror = Mirror::new(
+            self.fetcher,
+            self.upstream,
+            self.metrics.clone(),
+            self.config.default_registry.clone(),
+            self.config.fetch.first_header,
+        );
+        drop(self.starting);
+        self.mirror.serve_mirror(mirror, self.metrics.clone(), connections, stop).await;
+        tracing::info!("draining");
+        self.park.cancel();
+        last.cancel();
+        admin_task.await?;
+        usage_task.await?;
+        self.tasks.finished().await;
+        if let Err(error) = rebuild.await? {
+            tracing::warn!(%error, "index not rebuilt");
+        }
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.close()).await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn flush_usage(store: Store, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(USAGE_FLUSH)).await.is_some() {
+        let store = store.clone();
+        if tokio::task::spawn_blocking(move || store.flush_usage()).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Every key of the configuration: the one list behind flags, environment variables, `config --explain` and the
+//! README's table.
+
+use std::fmt::Write as _;
+
+/// A key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its path in the file, dots between levels.
+    pub path: &'static str,
+    /// Its default, as one would write it; empty when there is none.
+    pub default: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+/// All keys, in the order in which they are explained.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "dataDir",
+        default: "/var/lib/hearth",
+        meaning: "directory of the store; one agent per directory",
+    },
+    Key {
+        path: "mirror.listen",
+        default: "127.0.0.1:5050",
+        meaning: "address for the container runtime of this node",
+    },
+    Key {
+        path: "peer.listen",
+        default: "0.0.0.0:5051",
+        meaning: "address for other agents; reserved, nothing listens there yet",
+    },
+    Key {
+        path: "admin.listen",
+        default: "0.0.0.0:5052",
+        meaning: "address for probes and Prometheus: /livez /readyz /metrics",
+    },
+    Key {
+        path: "registries",
+        default: "",
+        meaning: "registries that are served, and no others; a list of `host` (exact, `*.example.com` or `*`), `endpoints` \
+                  (base URLs in order; default `https://<host>`) and `private` (`decline`: images that need credentials are \
+                  left to the container runtime and the pod's own secret, the default; `agent`: the agent's own credentials \
+                  decide for everyone on the node)",
+    },
+    Key {
+        path: "defaultRegistry",
+        default: "",
+        meaning: "registry of requests that name none (Docker's `registry-mirrors`)",
+    },
+    Key {
+        path: "credentials.dockerConfig",
+        default: "",
+        meaning: "Docker config.json whose `auths` the agent uses; needs `private: agent` on each of these registries",
+    },
+    Key {
+        path: "tags.freshness",
+        default: "60s",
+        meaning: "for how long a tag's meaning is used without asking the registry",
+    },
+    Key {
+        path: "tags.maxStale",
+        default: "forever",
+        meaning: "how old a tag's last known meaning may be when the registry cannot answer",
+    },
+    Key {
+        path: "limits.firstHeader",
+        default: "5s",
+        meaning: "longest wait before a client gets the header of an answer; then 503",
+    },
+    Key { path: "limits.connect", default: "2s", meaning: "longest wait for a connection to a registry" },
+    Key {
+        path: "limits.header",
+        default: "10s",
+        meaning: "longest wait for the header of a registry's answer; the transfer goes on after the client was told 503",
+    },
+    Key { path: "limits.idle", default: "30s", meaning: "longest silence of a registry inside a body" },
+    Key { path: "limits.clientWrite", default: "60s", meaning: "longest wait for a client to take bytes" },
+    Key { path: "limits.connections", default: "4096", meaning: "client connections open at once" },
+    Key {
+        path: "limits.shutdownGrace",
+        default: "25s",
+        meaning: "for how long open requests may go on after SIGTERM",
+    },
+    Key { path: "log.format", default: "text", meaning: "`text` or `json`" },
+    Key {
+        path: "log.filter",
+        default: "info",
+        meaning: "`tracing` filter: a level, or a list such as `info,hearth_agent=debug`",
+    },
+];
+
+impl Key {
+    /// Its flag, without dashes: `mirror.listen` is `mirror-listen`.
+    pub fn flag(&self) -> String {
+        self.words('-')
+    }
+
+    /// Its environment variable: `mirror.listen` is `HEARTH_MIRROR_LISTEN`.
+    pub fn variable(&self) -> String {
+        format!("HEARTH_{}", self.words('_').to_ascii_uppercase())
+    }
+
+    fn words(&self, separator: char) -> String {
+        let mut out = String::new();
+        for c in self.path.chars() {
+            match c {
+                '.' => out.push(separator),
+                c if c.is_ascii_uppercase() => {
+                    out.push(separator);
+                    out.push(c.to_ascii_lowercase());
+                }
+                c => out.push(c),
+            }
+        }
+        out
+    }
+
+    /// A document that sets this key alone.
+    pub(super) fn document(&self, value: &str) -> String {
+        let mut out = String::new();
+        for (depth, part) in self.path.split('.').enumerate() {
+            if depth > 0 {
+                out.push('\n');
+            }
+            let _ = write!(out, "{}{part}:", "  ".repeat(depth));
+        }
+        // Anything but a list is one line of text.
+        let value = if self.path == "registries" {
+            value.trim().to_owned()
+        } else {
+            value.lines().collect::<Vec<_>>().join(" ")
+        };
+        let _ = write!(out, " {value}");
+        out
+    }
+}
+
+/// One flag per key.
+pub fn flags() -> impl Iterator<Item = clap::Arg> {
+    KEYS.iter().map(|key| {
+        let default =
+            if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
+        clap::Arg::new(key.path)
+            .long(key.flag())
+            .value_name("VALUE")
+            .help(format!("{} [env: {}]{default}", key.meaning, key.variable()))
+            .help_heading("Configuration keys (flag, then environment, then file)")
+    })
+}
+
+/// The table of `config --explain` and of the README, in Markdown.
+pub fn explain() -> String {
+    let mut out = String::from("| key | default | meaning |\n| --- | --- | --- |\n");
+    for key in KEYS {
+        let default = if key.default.is_empty() { "none".to_owned() } else { format!("`{}`", key.default) };
+        let _ = writeln!(out, "| `{}` | {default} | {} |", key.path, key.meaning);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_and_variables_follow_from_the_key() {
+        let names: Vec<_> = KEYS.iter().map(|key| (key.path, key.flag(), key.variable())).collect();
+        assert!(names.contains(&("dataDir", "data-dir".into(), "HEARTH_DATA_DIR".into())));
+        assert!(names.contains(&(
+            "credentials.dockerConfig",
+            "credentials-docker-config".into(),
+            "HEARTH_CREDENTIALS_DOCKER_CONFIG".into()
+        )));
+    }
+}

@@ -1,0 +1,56 @@
+//! Configuration: one YAML file, every key also as an environment variable and a flag, checked before anything starts.
+//!
+//! Flags win over the environment, the environment wins over the file, the file over the defaults. Every key is a row
+//! of [`keys::KEYS`]; the file's shape is [`raw::Raw`]; [`Config`] is what is left when everything has been checked.
+
+mod error;
+mod keys;
+mod load;
+mod raw;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+pub use error::ConfigError;
+pub use keys::{KEYS, Key, explain, flags};
+pub use load::load;
+
+use crate::{fetch, http::Limits, store, types::RegistryHost, upstream};
+
+/// Everything the agent needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The store.
+    pub store: store::Config,
+    /// The upstream side.
+    pub upstream: upstream::Config,
+    /// How fetching behaves.
+    pub fetch: fetch::Config,
+    /// Where the container runtime on this node reaches the mirror.
+    pub mirror_listen: SocketAddr,
+    /// Where probes, Prometheus and people reach the agent.
+    pub admin_listen: SocketAddr,
+    /// Where other agents reach this one.
+    pub peer_listen: SocketAddr,
+    /// Limits of the mirror's listener.
+    pub limits: Limits,
+    /// The registry that requests without one mean.
+    pub default_registry: Option<RegistryHost>,
+    /// Logs.
+    pub log: Log,
+}
+
+/// How logs look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// One JSON object a line, or text.
+    pub json: bool,
+    /// A `tracing` filter.
+    pub filter: String,
+}
+
+impl Config {
+    /// Reads a document alone: no environment, no flags.
+    pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
+        load::from_parts(Some((PathBuf::from("hearth-agent.yaml"), text.to_owned())), Vec::new())
+    }
+}

@@ -1,0 +1,177 @@
+//! The file as it is written: every key optional, unknown keys refused, values parsed but not yet held against each
+//! other.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_saphyr::Spanned;
+
+use crate::types::{RegistryHost, RegistryPattern, parse_duration};
+
+macro_rules! section {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+        pub(super) struct $name { $(pub(super) $field: $type),* }
+
+        impl Merge for $name {
+            /// What `over` sets wins.
+            fn merge(&mut self, over: Self) {
+                $(self.$field.merge(over.$field);)*
+            }
+        }
+    };
+}
+
+/// Laying one source of configuration over another.
+pub(super) trait Merge {
+    fn merge(&mut self, over: Self);
+}
+
+impl<T> Merge for Option<T> {
+    fn merge(&mut self, over: Self) {
+        if over.is_some() {
+            *self = over;
+        }
+    }
+}
+
+section!(Raw {
+    data_dir: Option<PathBuf>,
+    mirror: Listener,
+    peer: Listener,
+    admin: Listener,
+    registries: Option<Vec<Spanned<RawRegistry>>>,
+    default_registry: Option<Spanned<Text<RegistryHost>>>,
+    credentials: RawCredentials,
+    tags: RawTags,
+    limits: RawLimits,
+    log: RawLog,
+});
+section!(Listener { listen: Option<Text<SocketAddr>> });
+section!(RawCredentials { docker_config: Option<Spanned<PathBuf>> });
+section!(RawTags { freshness: Option<Text<Span>>, max_stale: Option<Text<Age>> });
+section!(RawLimits {
+    first_header: Option<Text<PositiveSpan>>,
+    connect: Option<Text<PositiveSpan>>,
+    header: Option<Text<PositiveSpan>>,
+    idle: Option<Text<PositiveSpan>>,
+    client_write: Option<Text<PositiveSpan>>,
+    connections: Option<Text<Count>>,
+    shutdown_grace: Option<Text<Span>>,
+});
+section!(RawLog { format: Option<Text<Format>>, filter: Option<Text<Filter>> });
+
+/// One entry of `registries`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawRegistry {
+    pub(super) host: Text<RegistryPattern>,
+    #[serde(default)]
+    pub(super) endpoints: Vec<Text<Endpoint>>,
+    pub(super) private: Option<Text<PrivatePolicy>>,
+}
+
+/// A value that is written as text.
+#[derive(Clone, Debug)]
+pub(super) struct Text<T>(pub(super) T);
+
+impl<'de, T: FromStr<Err: std::fmt::Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(D::Error::custom)
+    }
+}
+
+macro_rules! from_text {
+    ($(#[$meta:meta])* $name:ident($inner:ty), $parse:expr) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug)]
+        pub(super) struct $name(pub(super) $inner);
+
+        impl FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                let parse: fn(&str) -> Result<$inner, String> = $parse;
+                parse(text).map(Self)
+            }
+        }
+    };
+}
+
+from_text!(
+    /// A duration, zero allowed.
+    Span(Duration),
+    |text| parse_duration(text).map_err(|error| error.to_string())
+);
+from_text!(
+    /// A duration above zero.
+    PositiveSpan(Duration),
+    |text| match parse_duration(text) {
+        Ok(span) if span.is_zero() => Err("must be more than zero".into()),
+        Ok(span) => Ok(span),
+        Err(error) => Err(error.to_string()),
+    }
+);
+from_text!(
+    /// A duration or `forever`.
+    Age(Option<Duration>),
+    |text| if text == "forever" {
+        Ok(None)
+    } else {
+        parse_duration(text).map(Some).map_err(|error| format!("{error}, or write `forever`"))
+    }
+);
+from_text!(
+    /// A number above zero.
+    Count(usize),
+    |text| match text.parse() {
+        Ok(0) | Err(_) => Err(format!("`{text}` is not a whole number above zero")),
+        Ok(number) => Ok(number),
+    }
+);
+from_text!(
+    /// Whether logs are JSON.
+    Format(bool),
+    |text| match text {
+        "json" => Ok(true),
+        "text" => Ok(false),
+        other => Err(format!("`{other}` is neither `text` nor `json`")),
+    }
+);
+from_text!(
+    /// A filter that `tracing` understands.
+    Filter(String),
+    |text| match tracing_subscriber::EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("`{text}` is not a tracing filter: {error}")),
+    }
+);
+from_text!(
+    /// What to do with private images.
+    PrivatePolicy(crate::upstream::Private),
+    |text| match text {
+        "decline" => Ok(crate::upstream::Private::Decline),
+        "agent" => Ok(crate::upstream::Private::Agent),
+        other => Err(format!("`{other}` is neither `decline` nor `agent`")),
+    }
+);
+from_text!(
+    /// A base URL of a registry.
+    Endpoint(reqwest::Url),
+    |text| {
+        let url = reqwest::Url::parse(text).map_err(|error| format!("`{text}` is not a URL: {error}"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(format!("`{text}` must start with http:// or https:// and name a host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("credentials do not belong into an endpoint: use `credentials`".into());
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(format!("`{text}` must end with its path"));
+        }
+        Ok(url)
+    }
+);

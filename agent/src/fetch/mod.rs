@@ -1,0 +1,329 @@
+//! From "a client wants this" to content: the store, else one transfer per digest, else a clear reason.
+//!
+//! * [`Fetcher::blob`]: a whole blob of the store, or a blob that grows while it is read. One flight per digest,
+//!   however many readers; a reader that leaves does not stop it.
+//! * [`Fetcher::manifest`], [`Fetcher::manifest_head`]: complete and verified, or an error. Tags are asked upstream
+//!   once per freshness period; when upstream cannot answer, the last known meaning is given, marked as such.
+//! * [`Fetcher::listing`]: tag lists and referrers, passed on.
+//!
+//! Invariant: what is returned as complete hashed to its digest; "not found" is said only when upstream said it.
+
+mod error;
+mod flight;
+mod keyed;
+mod known;
+mod reader;
+mod tags;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+pub use error::FetchError;
+use flight::Flight;
+use keyed::KeyedLocks;
+use known::Known;
+pub use reader::{Content, ContentReader};
+use tags::TagSlot;
+
+use crate::{
+    metrics::{Found, Kind, Metrics},
+    store::{ManifestRecord, Store},
+    task::Tasks,
+    types::{Digest, ManifestError, ManifestLinks, MediaType, Reference, Repository, Tag, media_type_of},
+    upstream::{Listing, Manifest, Upstream, UpstreamError},
+};
+
+/// How fetching behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For how long a tag's meaning is used without asking upstream.
+    pub freshness: Duration,
+    /// How old a last known meaning may be when upstream cannot answer; `None` means any age.
+    pub max_stale: Option<Duration>,
+    /// Longest wait before a client gets the header of an answer.
+    pub first_header: Duration,
+}
+
+/// What a manifest request is answered with.
+#[derive(Clone, Debug)]
+pub struct ManifestInfo {
+    /// What it hashes to.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The tag's meaning could not be confirmed upstream.
+    pub stale: bool,
+}
+
+/// The one entrance to content. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fetcher(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    store: Store,
+    upstream: Arc<Upstream>,
+    metrics: Metrics,
+    tasks: Tasks,
+    stop: CancellationToken,
+    flights: Mutex<HashMap<Digest, Arc<Flight>>>,
+    manifests: KeyedLocks<(Repository, Digest)>,
+    tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
+    known: Known,
+    slots: tokio::sync::Semaphore,
+}
+
+/// Blobs fetched at once; further ones wait their turn.
+const MAX_FLIGHTS: usize = 64;
+
+impl Fetcher {
+    /// Puts the parts together. Flights run in `tasks` and park when `stop` is cancelled.
+    pub fn new(
+        config: Config,
+        store: Store,
+        upstream: Arc<Upstream>,
+        metrics: Metrics,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            config,
+            store,
+            upstream,
+            metrics,
+            tasks,
+            stop,
+            flights: Mutex::default(),
+            manifests: KeyedLocks::default(),
+            tags: Mutex::default(),
+            known: Known::default(),
+            slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
+        }))
+    }
+
+    /// Opens a blob for reading: whole, or growing while upstream sends it.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Content, FetchError> {
+        let inner = &self.0;
+        if let Some(blob) = inner.store.blob(digest).await? {
+            inner.metrics.count_content(Kind::blob, Found::hit);
+            return Ok(Content::Whole(blob));
+        }
+        // Once more when the bytes were wrong and nothing of them has left: the next transfer may be right.
+        let mut again = true;
+        loop {
+            let (flight, found) = self.join(repository, digest);
+            inner.metrics.count_content(Kind::blob, found);
+            match flight.ready().await {
+                Err(FetchError::Corrupt { .. }) if again => again = false,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The size of a blob.
+    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, FetchError> {
+        let inner = &self.0;
+        if let Some(blob) = inner.store.blob(digest).await? {
+            inner.metrics.count_content(Kind::blob, Found::hit);
+            return Ok(blob.size());
+        }
+        let under_way = self.flight(digest).and_then(|flight| flight.size());
+        if let Some(size) = under_way {
+            inner.metrics.count_content(Kind::blob, Found::joined);
+            return Ok(size);
+        }
+        inner.metrics.count_content(Kind::blob, Found::miss);
+        let size = inner.upstream.blob_head(repository, digest).await?;
+        size.or_else(|| inner.known.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
+            FetchError::NotNow {
+                reason: "upstream did not say how large the blob is".into(),
+                retry_after: None,
+            }
+        })
+    }
+
+    fn flight(&self, digest: &Digest) -> Option<Arc<Flight>> {
+        self.0.flights.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+
+    /// Joins the flight for a digest, or starts it.
+    fn join(&self, repository: &Repository, digest: &Digest) -> (Arc<Flight>, Found) {
+        let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(digest)
+            && flight.add_source(repository)
+        {
+            return (flight.clone(), Found::joined);
+        }
+        let flight = Arc::new(Flight::new(*digest, repository, self.0.known.get(digest)));
+        flights.insert(*digest, flight.clone());
+        drop(flights);
+        flight::start(self.clone(), flight.clone());
+        (flight, Found::miss)
+    }
+
+    /// Takes an ended flight out, unless another one has its place already.
+    fn leave(&self, flight: &Arc<Flight>) {
+        let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(flight.digest()).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            flights.remove(flight.digest());
+        }
+    }
+
+    /// What a manifest request by HEAD is answered with.
+    pub async fn manifest_head(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<ManifestInfo, FetchError> {
+        match reference {
+            Reference::Tag(tag) => self.resolve(repository, tag).await,
+            Reference::Digest(digest) => {
+                self.manifest_by_digest(repository, digest).await.map(|manifest| info(&manifest, false))
+            }
+        }
+    }
+
+    /// A manifest, complete and verified.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(ManifestInfo, Bytes), FetchError> {
+        let (digest, stale) = match reference {
+            Reference::Tag(tag) => {
+                let resolved = self.resolve(repository, tag).await?;
+                (resolved.digest, resolved.stale)
+            }
+            Reference::Digest(digest) => (*digest, false),
+        };
+        let manifest = self.manifest_by_digest(repository, &digest).await?;
+        Ok((info(&manifest, stale), manifest.bytes))
+    }
+
+    async fn manifest_by_digest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Manifest, FetchError> {
+        if let Some(manifest) = self.stored_manifest(repository, digest).await? {
+            self.0.metrics.count_content(Kind::manifest, Found::hit);
+            return Ok(manifest);
+        }
+        let _only = self.0.manifests.lock(&(repository.clone(), *digest)).await;
+        if let Some(manifest) = self.stored_manifest(repository, digest).await? {
+            self.0.metrics.count_content(Kind::manifest, Found::joined);
+            return Ok(manifest);
+        }
+        self.0.metrics.count_content(Kind::manifest, Found::miss);
+        if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
+            return Ok(manifest);
+        }
+        let manifest = self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await?;
+        self.keep_manifest(repository, &manifest).await?;
+        Ok(manifest)
+    }
+
+    /// A manifest that this repository is known to have and that lies in the store.
+    async fn stored_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, FetchError> {
+        let Some(record) = self.0.store.manifest(repository, digest).await? else { return Ok(None) };
+        let Some(media_type) = MediaType::parse(&record.media_type) else { return Ok(None) };
+        let Some(bytes) = self.stored_bytes(digest).await? else { return Ok(None) };
+        Ok(Some(Manifest { digest: *digest, media_type, bytes }))
+    }
+
+    /// A manifest's bytes from the store, checked again: it is small, and a damaged one would fail the whole pull.
+    async fn stored_bytes(&self, digest: &Digest) -> Result<Option<Bytes>, FetchError> {
+        let Some(blob) = self.0.store.blob(digest).await? else { return Ok(None) };
+        let bytes = blob.read_all().await.map_err(|error| FetchError::Disk(Arc::new(error)))?;
+        let mut hasher = digest.algorithm().hasher();
+        hasher.update(&bytes);
+        if hasher.finish() != *digest {
+            tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetched again");
+            return Ok(None);
+        }
+        if let Ok(links) = ManifestLinks::parse(&bytes) {
+            self.0.known.remember(&links);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// A manifest that another repository brought: a HEAD, which costs no quota, tells whether this one has it too.
+    /// When upstream cannot say, the content itself is the proof that the name was known to the asker.
+    async fn confirm_shared_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, FetchError> {
+        let Some(bytes) = self.stored_bytes(digest).await? else { return Ok(None) };
+        let Some(media_type) = media_type_of(&bytes) else { return Ok(None) };
+        match self.0.upstream.manifest_head(repository, &Reference::Digest(*digest)).await {
+            Ok(head) => {
+                let manifest =
+                    Manifest { digest: *digest, media_type: head.media_type.unwrap_or(media_type), bytes };
+                self.keep_manifest(repository, &manifest).await?;
+                Ok(Some(manifest))
+            }
+            Err(UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }) => {
+                Ok(Some(Manifest { digest: *digest, media_type, bytes }))
+            }
+            Err(settled) => Err(settled.into()),
+        }
+    }
+
+    /// Stores a verified manifest and remembers what it names.
+    async fn keep_manifest(&self, repository: &Repository, manifest: &Manifest) -> Result<(), FetchError> {
+        match ManifestLinks::parse(&manifest.bytes) {
+            Ok(links) => self.0.known.remember(&links),
+            Err(ManifestError::SchemaOne) => {
+                return Err(FetchError::Unsupported { reason: ManifestError::SchemaOne.to_string() });
+            }
+            Err(ManifestError::Json(_)) => {}
+        }
+        let (store, repository, kept) = (self.0.store.clone(), repository.clone(), manifest.clone());
+        let stored = tokio::task::spawn_blocking(move || {
+            store.put(&kept.digest, &kept.bytes)?;
+            let record = ManifestRecord { media_type: kept.media_type.as_str().to_owned() };
+            store.set_manifest(&repository, &kept.digest, &record)
+        })
+        .await
+        .unwrap_or_else(|error| Err(error.into()));
+        if let Err(error) = stored {
+            // The client gets its manifest all the same.
+            tracing::error!(digest = %manifest.digest.short(), error = %error::chain(&error), "manifest not stored");
+        }
+        Ok(())
+    }
+
+    /// A tag list or the referrers of a digest, as upstream gives it.
+    pub async fn listing(
+        &self,
+        repository: &Repository,
+        path: &str,
+        query: Option<&str>,
+        kind: Kind,
+    ) -> Result<Listing, FetchError> {
+        Ok(self.0.upstream.listing(repository, path, query, kind).await?)
+    }
+}
+
+fn info(manifest: &Manifest, stale: bool) -> ManifestInfo {
+    ManifestInfo {
+        digest: manifest.digest,
+        media_type: manifest.media_type.clone(),
+        size: manifest.bytes.len() as u64,
+        stale,
+    }
+}

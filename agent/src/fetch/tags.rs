@@ -1,0 +1,220 @@
+//! What tags mean: asked upstream once per freshness period, by one request however many clients ask; answered from
+//! memory of the disk when upstream cannot answer.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::{FetchError, Fetcher, ManifestInfo, error::chain};
+use crate::{
+    metrics::{Found, Kind},
+    store::TagRecord,
+    types::{MediaType, Reference, Repository, Tag},
+    upstream::UpstreamError,
+};
+
+/// After upstream failed, the last known meaning is given without asking for this long.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
+
+/// Tags remembered in memory before those that nobody is asking for are dropped; the disk has them.
+const MAX_SLOTS: usize = 16_384;
+
+/// One tag: its lock is held by whoever asks upstream.
+#[derive(Debug, Default)]
+pub(super) struct TagSlot(tokio::sync::Mutex<TagState>);
+
+#[derive(Debug, Default)]
+struct TagState {
+    record: Option<TagRecord>,
+    confirmed: Option<Instant>,
+    failed: Option<Instant>,
+}
+
+/// What to do about a tag before anyone is asked. Pure.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Use,
+    UseStale,
+    Ask,
+}
+
+/// `age` since upstream confirmed the record, `failed` since upstream last could not answer.
+fn step(
+    age: Option<Duration>,
+    failed: Option<Duration>,
+    freshness: Duration,
+    max_stale: Option<Duration>,
+) -> Step {
+    match age {
+        Some(age) if age < freshness => Step::Use,
+        Some(age) if failed.is_some_and(|failed| failed < FAILURE_PAUSE) && usable(age, max_stale) => {
+            Step::UseStale
+        }
+        _ => Step::Ask,
+    }
+}
+
+fn usable(age: Duration, max_stale: Option<Duration>) -> bool {
+    max_stale.is_none_or(|limit| age <= limit)
+}
+
+impl Fetcher {
+    fn tag_slot(&self, repository: &Repository, tag: &Tag) -> Arc<TagSlot> {
+        let mut tags = self.0.tags.lock().unwrap_or_else(PoisonError::into_inner);
+        if tags.len() >= MAX_SLOTS {
+            tags.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        tags.entry((repository.clone(), tag.clone())).or_default().clone()
+    }
+
+    /// What a tag means now, or last meant.
+    pub(super) async fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<ManifestInfo, FetchError> {
+        let slot = self.tag_slot(repository, tag);
+        let waited = slot.0.try_lock().is_err();
+        let mut state = slot.0.lock().await;
+        if state.record.is_none() {
+            state.record = self.0.store.tag(repository, tag).await?;
+        }
+        let age = state.record.as_ref().map(|record| age(record, state.confirmed));
+        let failed = state.failed.map(|at| at.elapsed());
+        match step(age, failed, self.0.config.freshness, self.0.config.max_stale) {
+            Step::Use => {
+                self.0.metrics.count_content(Kind::tag, if waited { Found::joined } else { Found::hit });
+                return answer(state.record.as_ref(), false);
+            }
+            Step::UseStale => {
+                self.0.metrics.count_content(Kind::tag, Found::stale);
+                return answer(state.record.as_ref(), true);
+            }
+            Step::Ask => {}
+        }
+        match self.ask_upstream(repository, tag, state.record.is_some()).await {
+            Ok(record) => {
+                self.0.metrics.count_content(Kind::tag, Found::miss);
+                self.keep_tag(repository, tag, &record).await;
+                *state = TagState { record: Some(record), confirmed: Some(Instant::now()), failed: None };
+                answer(state.record.as_ref(), false)
+            }
+            Err(FetchError::NotFound(reason)) => {
+                self.forget_tag(repository, tag).await;
+                *state = TagState::default();
+                Err(FetchError::NotFound(reason))
+            }
+            Err(error @ FetchError::NotNow { .. })
+                if age.is_some_and(|age| usable(age, self.0.config.max_stale)) =>
+            {
+                tracing::warn!(%repository, %tag, error = %error, "upstream cannot confirm the tag: last known digest is served");
+                self.0.metrics.count_content(Kind::tag, Found::stale);
+                state.failed = Some(Instant::now());
+                answer(state.record.as_ref(), true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// HEAD, which costs no quota; GET only when the registry's HEAD does not say enough. With a last known meaning
+    /// at hand the wait is half of what the client is given, so that it still gets that.
+    async fn ask_upstream(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        has_last: bool,
+    ) -> Result<TagRecord, FetchError> {
+        let limit = if has_last { self.0.config.first_header / 2 } else { self.0.config.first_header };
+        let asked = tokio::time::timeout(limit, async {
+            let reference = Reference::Tag(tag.clone());
+            let head = self.0.upstream.manifest_head(repository, &reference).await?;
+            if let (Some(digest), Some(media_type), Some(size)) = (head.digest, head.media_type, head.size) {
+                return Ok((digest, media_type, size));
+            }
+            let manifest = self.0.upstream.manifest(repository, &reference).await?;
+            self.keep_manifest(repository, &manifest).await?;
+            Ok::<_, FetchError>((manifest.digest, manifest.media_type, manifest.bytes.len() as u64))
+        });
+        let (digest, media_type, size) = asked.await.unwrap_or_else(|_| {
+            let reason = format!("did not answer within {limit:?}");
+            Err(UpstreamError::Unavailable { registry: repository.registry.clone(), reason }.into())
+        })?;
+        Ok(TagRecord { digest, media_type: media_type.as_str().to_owned(), size, confirmed: unix_now() })
+    }
+
+    async fn keep_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
+        let (store, repository, tag, record) =
+            (self.0.store.clone(), repository.clone(), tag.clone(), record.clone());
+        let written = tokio::task::spawn_blocking(move || store.set_tag(&repository, &tag, &record)).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
+            tracing::error!(error = %chain(&error), "tag not remembered on disk");
+        }
+    }
+
+    async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
+        let (store, repository, tag) = (self.0.store.clone(), repository.clone(), tag.clone());
+        let removed = tokio::task::spawn_blocking(move || store.remove_tag(&repository, &tag)).await;
+        if let Err(error) = removed.unwrap_or_else(|error| Err(error.into())) {
+            tracing::error!(error = %chain(&error), "deleted tag not forgotten on disk");
+        }
+    }
+}
+
+/// Within one process the monotonic clock counts; a record of an earlier process goes by the wall clock, and one from
+/// the future (the clock was set back) is as old as can be.
+fn age(record: &TagRecord, confirmed: Option<Instant>) -> Duration {
+    confirmed.map_or_else(
+        || unix_now().checked_sub(record.confirmed).map_or(Duration::MAX, Duration::from_secs),
+        |at| at.elapsed(),
+    )
+}
+
+fn answer(record: Option<&TagRecord>, stale: bool) -> Result<ManifestInfo, FetchError> {
+    let usable = record.and_then(|record| Some((record, MediaType::parse(&record.media_type)?)));
+    let (record, media_type) = usable.ok_or_else(|| FetchError::NotNow {
+        reason: "the tag's record is damaged".into(),
+        retry_after: None,
+    })?;
+    Ok(ManifestInfo { digest: record.digest, media_type, size: record.size, stale })
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstream_is_asked_when_the_record_is_old_and_left_alone_after_a_failure() {
+        let seconds = Duration::from_secs;
+        let table = [
+            (None, None, Step::Ask),
+            (Some(0), None, Step::Use),
+            (Some(59), Some(1), Step::Use),
+            (Some(60), None, Step::Ask),
+            (Some(60), Some(1), Step::UseStale),
+            (Some(60), Some(10), Step::Ask),
+            (Some(601), Some(1), Step::Ask),
+            (None, Some(1), Step::Ask),
+        ];
+        for (age, failed, expected) in table {
+            let step = step(age.map(seconds), failed.map(seconds), seconds(60), Some(seconds(600)));
+            assert_eq!(step, expected, "{age:?} {failed:?}");
+        }
+        assert_eq!(step(Some(seconds(u64::MAX)), Some(seconds(1)), seconds(60), None), Step::UseStale);
+    }
+
+    #[test]
+    fn a_record_from_the_future_is_never_fresh() {
+        let record = TagRecord {
+            digest: crate::types::Digest::of(b""),
+            media_type: "a/b".into(),
+            size: 0,
+            confirmed: unix_now() + 1_000,
+        };
+        assert_eq!(age(&record, None), Duration::MAX);
+    }
+}

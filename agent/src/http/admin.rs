@@ -1,0 +1,83 @@
+//! The admin listener: `/livez`, `/readyz`, `/metrics`.
+
+use std::sync::{Arc, Weak};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+
+use super::body::{self, Body};
+use crate::{metrics::Metrics, store::Store};
+
+/// Ready as soon as every latch is dropped.
+#[derive(Clone, Debug)]
+pub struct Readiness(Weak<()>);
+
+/// Keeps the agent from being ready.
+#[derive(Clone, Debug)]
+pub struct Latch(#[expect(dead_code, reason = "only its life counts")] Arc<()>);
+
+impl Readiness {
+    /// Not ready until the latch and all its clones are gone.
+    pub fn new() -> (Self, Latch) {
+        let latch = Arc::new(());
+        (Self(Arc::downgrade(&latch)), Latch(latch))
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+/// Answers the admin side. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    readiness: Readiness,
+    metrics: Metrics,
+    store: Store,
+    stopping: tokio_util::sync::CancellationToken,
+}
+
+impl Admin {
+    /// Puts the parts together; not ready once `stopping` is cancelled.
+    pub fn new(
+        readiness: Readiness,
+        metrics: Metrics,
+        store: Store,
+        stopping: tokio_util::sync::CancellationToken,
+    ) -> Self {
+        Self { readiness, metrics, store, stopping }
+    }
+
+    pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n");
+        }
+        match request.uri().path() {
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.stopping.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+            "/readyz" if !self.readiness.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+            "/readyz" => text(StatusCode::OK, "ok\n"),
+            "/metrics" => self.metrics(),
+            _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics\n"),
+        }
+    }
+
+    fn metrics(&self) -> Response<Body> {
+        let totals = self.store.totals();
+        self.metrics.store_blobs.set(i64::try_from(totals.blobs).unwrap_or(i64::MAX));
+        self.metrics.store_bytes.set(i64::try_from(totals.bytes).unwrap_or(i64::MAX));
+        let mut response = text(StatusCode::OK, self.metrics.render());
+        let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));
+        response
+    }
+}
+
+fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(body::full(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

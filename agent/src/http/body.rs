@@ -1,0 +1,58 @@
+//! Bodies of answers.
+
+use std::{convert::Infallible, io};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+
+use crate::{fetch::ContentReader, metrics::Metrics};
+
+/// What every answer carries.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Bytes sent between two yields to other tasks: keeps the first byte of small blobs quick beside bulk streams.
+const YIELD_EVERY: usize = 512 * 1024;
+
+/// A body that is in memory.
+pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// No body.
+pub(super) fn empty() -> Body {
+    full(Bytes::new())
+}
+
+struct Sending {
+    reader: ContentReader,
+    metrics: Metrics,
+    since_yield: usize,
+}
+
+/// Content as it becomes readable. When it cannot be completed the body ends with an error: the connection is closed
+/// short of `Content-Length`, and the client resumes from there.
+pub(super) fn content(reader: ContentReader, metrics: Metrics) -> Body {
+    let sending = Sending { reader, metrics, since_yield: 0 };
+    StreamBody::new(stream::unfold(Some(sending), |sending| async {
+        let mut sending = sending?;
+        if sending.since_yield >= YIELD_EVERY {
+            sending.since_yield = 0;
+            tokio::task::yield_now().await;
+        }
+        match sending.reader.next().await {
+            Ok(Some(bytes)) => {
+                sending.since_yield += bytes.len();
+                sending.metrics.served_bytes.inc_by(bytes.len() as u64);
+                Some((Ok(Frame::data(bytes)), Some(sending)))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(%error, "body ended early");
+                Some((Err(io::Error::other(error)), None))
+            }
+        }
+    }))
+    .boxed_unsync()
+}

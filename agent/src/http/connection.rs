@@ -1,0 +1,143 @@
+//! A client's connection: bounded waits for slow readers, and an end that the client can live with.
+//!
+//! Closing a socket while bytes of the client lie unread makes the kernel send RST, and container runtimes fail a
+//! pull on RST where they resume after FIN. So the end is: FIN first, then read and drop for a moment, then close.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+
+/// How long unread bytes are dropped before the socket is closed.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Most bytes dropped while lingering.
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// Both directions of a client's socket. Shared, so that it can be ended after the HTTP machinery let go of it.
+#[derive(Debug)]
+pub(super) struct ClientStream {
+    socket: Arc<TcpStream>,
+    write_limit: Duration,
+    stuck: Pin<Box<Sleep>>,
+    is_stuck: bool,
+}
+
+impl ClientStream {
+    pub(super) fn new(socket: Arc<TcpStream>, write_limit: Duration) -> Self {
+        Self { socket, write_limit, stuck: Box::pin(tokio::time::sleep(write_limit)), is_stuck: false }
+    }
+
+    /// A client that takes no byte for the limit is given up: it pins buffers.
+    fn poll_stuck<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if !self.is_stuck {
+            self.is_stuck = true;
+            let until = Instant::now() + self.write_limit;
+            self.stuck.as_mut().reset(until);
+        }
+        ready!(self.stuck.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))
+    }
+
+    fn poll_with<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut write: impl FnMut(&TcpStream) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            match self.socket.poll_write_ready(context) {
+                Poll::Pending => return self.poll_stuck(context),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => match write(&self.socket) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    outcome => {
+                        self.is_stuck = false;
+                        return Poll::Ready(outcome);
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.socket.poll_read_ready(context))?;
+            match self.socket.try_read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_with(context, |socket| socket.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_with(context, |socket| socket.try_write_vectored(slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(send_fin(&self.socket))
+    }
+}
+
+fn send_fin(socket: &TcpStream) -> io::Result<()> {
+    match rustix::net::shutdown(socket, rustix::net::Shutdown::Write) {
+        // The client was faster.
+        Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        outcome => outcome.map_err(Into::into),
+    }
+}
+
+/// Ends a connection: FIN, then a moment of reading, so that no unread byte turns the close into RST.
+pub(super) async fn end(socket: &TcpStream) {
+    if send_fin(socket).is_err() {
+        return;
+    }
+    let drain = async {
+        let (mut buffer, mut dropped) = ([0; 4096], 0);
+        while dropped < LINGER_BYTES && socket.readable().await.is_ok() {
+            match socket.try_read(&mut buffer) {
+                Ok(0) => return,
+                Ok(read) => dropped += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}

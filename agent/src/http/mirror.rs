@@ -1,0 +1,355 @@
+//! The mirror API: one call into `fetch` for each request, within the limit to the first header.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+
+use super::{
+    body::{self, Body},
+    error::Refusal,
+    route::{self, Addressing, Route, RouteError},
+};
+use crate::{
+    fetch::{FetchError, Fetcher, ManifestInfo},
+    metrics::{Kind, Metrics, RequestLabels},
+    types::{Digest, RangeHeader, Reference, RegistryHost, Repository},
+    upstream::{AGENT_HEADER, Listing, Upstream},
+};
+
+/// Answers for one listener. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Mirror(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fetcher: Fetcher,
+    upstream: Arc<Upstream>,
+    metrics: Metrics,
+    default_registry: Option<RegistryHost>,
+    first_header: Duration,
+}
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+impl Mirror {
+    /// Puts the parts together.
+    pub fn new(
+        fetcher: Fetcher,
+        upstream: Arc<Upstream>,
+        metrics: Metrics,
+        default_registry: Option<RegistryHost>,
+        first_header: Duration,
+    ) -> Self {
+        Self(Arc::new(Inner { fetcher, upstream, metrics, default_registry, first_header }))
+    }
+
+    /// Answers one request.
+    pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        let inner = &self.0;
+        let (kind, mut response) = match self.route(&request) {
+            Ok(route) => {
+                let kind = kind_of(&route);
+                let answered = tokio::time::timeout(inner.first_header, self.dispatch(&request, route)).await;
+                let outcome = answered.unwrap_or_else(|_| Err(Refusal::late(inner.first_header)));
+                let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+                (kind, outcome.unwrap_or_else(|refusal| refusal.for_client(agent, kind).into_response()))
+            }
+            Err(error) => (Kind::unknown, Refusal::of_route(&error).into_response()),
+        };
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        let status = response.status();
+        tracing::debug!(method = %request.method(), path = request.uri().path(), status = status.as_u16(), "answered");
+        inner.metrics.requests.get_or_create(&RequestLabels { route: kind, status: status.as_u16() }).inc();
+        response
+    }
+
+    /// The request as a value, for a registry that is served.
+    fn route(&self, request: &Request<Incoming>) -> Result<Route, RouteError> {
+        let uri = request.uri();
+        if request.headers().get(AGENT_HEADER).is_some_and(|id| self.0.upstream.is_own_id(id.as_bytes())) {
+            return Err(RouteError::Loop);
+        }
+        let route =
+            route::parse(request.method(), uri.path(), uri.query(), self.0.default_registry.as_ref())?;
+        match repository_of(&route) {
+            Some(repository) if self.0.upstream.serves(&repository.registry).is_none() => {
+                Err(RouteError::NotServed(repository.registry.clone()))
+            }
+            _ => Ok(route),
+        }
+    }
+
+    async fn dispatch(&self, request: &Request<Incoming>, route: Route) -> Result<Response<Body>, Refusal> {
+        let head = request.method() == Method::HEAD;
+        let kind = kind_of(&route);
+        let refuse = |error: FetchError| Refusal::of_fetch(&error, kind);
+        match route {
+            Route::Base => Ok(json(Bytes::from_static(b"{}"))),
+            Route::Manifest { repository, reference } => {
+                self.manifest(request.headers(), head, &repository, &reference).await.map_err(refuse)
+            }
+            Route::Blob { repository, digest } if head => {
+                self.blob_head(&repository, &digest).await.map_err(refuse)
+            }
+            Route::Blob { repository, digest } => {
+                self.blob(request.headers(), &repository, &digest).await.map_err(refuse)
+            }
+            Route::Tags { repository, addressing, query } => {
+                let listing = self
+                    .0
+                    .fetcher
+                    .listing(&repository, "tags/list", query.as_deref(), kind)
+                    .await
+                    .map_err(refuse)?;
+                Ok(listed(listing, &repository, addressing))
+            }
+            Route::Referrers { repository, digest, addressing, query } => {
+                let path = format!("referrers/{digest}");
+                let listing = self
+                    .0
+                    .fetcher
+                    .listing(&repository, &path, query.as_deref(), kind)
+                    .await
+                    .map_err(refuse)?;
+                Ok(listed(listing, &repository, addressing))
+            }
+        }
+    }
+
+    async fn manifest(
+        &self,
+        headers: &HeaderMap,
+        head: bool,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Response<Body>, FetchError> {
+        let (info, bytes) = if head {
+            (self.0.fetcher.manifest_head(repository, reference).await?, None)
+        } else {
+            let (info, bytes) = self.0.fetcher.manifest(repository, reference).await?;
+            (info, Some(bytes))
+        };
+        if is_known(headers, &info.digest) {
+            return Ok(not_modified(&info.digest));
+        }
+        if let Some(bytes) = &bytes {
+            self.0.metrics.served_bytes.inc_by(bytes.len() as u64);
+        }
+        Ok(manifest_response(&info, bytes, repository))
+    }
+
+    async fn blob_head(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Response<Body>, FetchError> {
+        let size = self.0.fetcher.blob_size(repository, digest).await?;
+        Ok(blob_response(StatusCode::OK, digest, size, repository, body::empty()))
+    }
+
+    async fn blob(
+        &self,
+        headers: &HeaderMap,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Response<Body>, FetchError> {
+        let content = self.0.fetcher.blob(repository, digest).await?;
+        if is_known(headers, digest) {
+            return Ok(not_modified(digest));
+        }
+        let size = content.size();
+        let asked = RangeHeader::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()));
+        // `If-Range` with anything but our strong entity tag: the client has other content (RFC 9110, 13.1.5).
+        let same =
+            headers.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == etag(digest).as_bytes());
+        let (status, range) = match asked {
+            RangeHeader::One(range) if same => match range.within(size) {
+                Some(range) => (StatusCode::PARTIAL_CONTENT, range),
+                None => return Ok(unsatisfiable(size)),
+            },
+            _ => (StatusCode::OK, 0..size),
+        };
+        let length = range.end - range.start;
+        let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
+        let body = body::content(content.read(range), self.0.metrics.clone());
+        let mut response = blob_response(status, digest, length, repository, body);
+        if status == StatusCode::PARTIAL_CONTENT {
+            set(response.headers_mut(), header::CONTENT_RANGE, &content_range);
+        }
+        Ok(response)
+    }
+}
+
+fn kind_of(route: &Route) -> Kind {
+    match route {
+        Route::Base => Kind::base,
+        Route::Manifest { .. } => Kind::manifest,
+        Route::Blob { .. } => Kind::blob,
+        Route::Tags { .. } => Kind::tags,
+        Route::Referrers { .. } => Kind::referrers,
+    }
+}
+
+fn repository_of(route: &Route) -> Option<&Repository> {
+    match route {
+        Route::Base => None,
+        Route::Manifest { repository, .. }
+        | Route::Blob { repository, .. }
+        | Route::Tags { repository, .. }
+        | Route::Referrers { repository, .. } => Some(repository),
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    headers.insert(
+        name,
+        HeaderValue::from_str(value)
+            .expect("digests, numbers, media types and hosts are valid header values"),
+    );
+}
+
+fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+/// `If-None-Match` names this content.
+fn is_known(headers: &HeaderMap, digest: &Digest) -> bool {
+    let etag = etag(digest);
+    headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|tag| tag.trim().trim_start_matches("W/") == etag)
+}
+
+fn not_modified(digest: &Digest) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    set(response.headers_mut(), header::ETAG, &etag(digest));
+    response
+}
+
+fn unsatisfiable(size: u64) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+    set(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
+    response
+}
+
+fn json(bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(body::full(bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn manifest_response(info: &ManifestInfo, bytes: Option<Bytes>, repository: &Repository) -> Response<Body> {
+    let mut response = Response::new(bytes.map_or_else(body::empty, body::full));
+    let headers = response.headers_mut();
+    set(headers, header::CONTENT_TYPE, info.media_type.as_str());
+    set(headers, header::CONTENT_LENGTH, &info.size.to_string());
+    set(headers, CONTENT_DIGEST, &info.digest.to_string());
+    set(headers, header::ETAG, &etag(&info.digest));
+    set(headers, NAMESPACE, repository.registry.as_str());
+    if info.stale {
+        // RFC 9111 has retired the field; people and tools still read it.
+        set(headers, header::WARNING, "110 hearth \"upstream cannot confirm this tag: last known digest\"");
+    }
+    response
+}
+
+fn blob_response(
+    status: StatusCode,
+    digest: &Digest,
+    length: u64,
+    repository: &Repository,
+    body: Body,
+) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    set(headers, header::CONTENT_LENGTH, &length.to_string());
+    set(headers, CONTENT_DIGEST, &digest.to_string());
+    set(headers, header::ETAG, &etag(digest));
+    set(headers, NAMESPACE, repository.registry.as_str());
+    response
+}
+
+/// Passes a listing on, with its link turned so that following it comes back here.
+fn listed(listing: Listing, repository: &Repository, addressing: Addressing) -> Response<Body> {
+    let mut response = Response::new(body::full(listing.bytes));
+    let link = listing.headers.get(header::LINK).and_then(|value| value.to_str().ok());
+    let link = link.and_then(|link| turn_link(link, repository, addressing));
+    *response.headers_mut() = listing.headers;
+    response.headers_mut().remove(header::LINK);
+    if let Some(link) = link.and_then(|link| HeaderValue::from_str(&link).ok()) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    set(response.headers_mut(), NAMESPACE, repository.registry.as_str());
+    response
+}
+
+/// `<upstream's URL or path>; rel="next"` with the path and parameters that lead the client to this mirror again.
+fn turn_link(link: &str, repository: &Repository, addressing: Addressing) -> Option<String> {
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let path_and_query = match target.split_once("://") {
+        Some((_, rest)) => &rest[rest.find('/')?..],
+        None => target,
+    };
+    let (path, query) =
+        path_and_query.split_once('?').map_or((path_and_query, ""), |(path, query)| (path, query));
+    let below = path.find("/v2/").map(|at| &path[at + 4..])?;
+    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+    let target = match addressing {
+        Addressing::Default => format!("/v2/{below}{query}"),
+        Addressing::Path => format!("/v2/{}/{below}{query}", repository.registry),
+        Addressing::Namespace => {
+            let join = if query.is_empty() { '?' } else { '&' };
+            format!("/v2/{below}{query}{join}ns={}", repository.registry.as_str().replace(':', "%3A"))
+        }
+    };
+    Some(format!("<{target}>{parameters}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_back_to_the_mirror() {
+        let repository = Repository { registry: "r.test:5000".parse().unwrap(), name: "a".parse().unwrap() };
+        let table = [
+            (
+                "</v2/a/tags/list?last=x&n=2>; rel=\"next\"",
+                Addressing::Default,
+                Some("</v2/a/tags/list?last=x&n=2>; rel=\"next\""),
+            ),
+            (
+                "</v2/a/tags/list?n=2>; rel=\"next\"",
+                Addressing::Path,
+                Some("</v2/r.test:5000/a/tags/list?n=2>; rel=\"next\""),
+            ),
+            (
+                "<https://r.test:5000/v2/a/tags/list?n=2>; rel=next",
+                Addressing::Namespace,
+                Some("</v2/a/tags/list?n=2&ns=r.test%3A5000>; rel=next"),
+            ),
+            (
+                "<https://r.test:5000/prefix/v2/a/tags/list>",
+                Addressing::Namespace,
+                Some("</v2/a/tags/list?ns=r.test%3A5000>"),
+            ),
+            ("nonsense", Addressing::Default, None),
+            ("<https://r.test>", Addressing::Default, None),
+        ];
+        for (link, addressing, expected) in table {
+            assert_eq!(turn_link(link, &repository, addressing).as_deref(), expected, "{link}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The listeners: the mirror (`/v2`) and the admin side.
+//!
+//! `route` turns a request into a value, without I/O; `mirror` answers it with one call into `fetch`; `error` is the
+//! one place where errors meet the protocol; `body` sends content; `serve` owns sockets.
+
+mod admin;
+mod body;
+mod connection;
+mod error;
+mod mirror;
+mod route;
+mod serve;
+
+pub use admin::{Admin, Latch, Readiness};
+pub use mirror::Mirror;
+pub use serve::{Limits, Server};

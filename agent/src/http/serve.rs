@@ -1,0 +1,135 @@
+//! Accepting connections and serving HTTP/1.1 on them, until told to stop.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Admin, Mirror,
+    body::Body,
+    connection::{self, ClientStream},
+};
+use crate::{metrics::Metrics, task::Tasks};
+
+/// Pause after a failed accept (too many open files, as a rule), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Limits of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections open at once; further clients wait in the kernel's queue.
+    pub connections: usize,
+    /// Longest wait for a client to take bytes.
+    pub client_write: Duration,
+    /// For how long open requests may go on after the stop signal.
+    pub grace: Duration,
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    limits: Limits,
+}
+
+impl Server {
+    /// Binds. Port 0 takes a free one. `SO_REUSEPORT` lets a new process take over while the old one drains.
+    pub fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(1024)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, limits })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves the mirror until `stop`, then lets open requests finish within the grace period.
+    pub async fn serve_mirror(self, mirror: Mirror, metrics: Metrics, tasks: Tasks, stop: CancellationToken) {
+        let count =
+            move |open: bool| if open { metrics.connections.inc() } else { metrics.connections.dec() };
+        self.serve(move |request| mirror.clone().answer(request), count, tasks, stop).await;
+    }
+
+    /// Serves the admin side until `stop`.
+    pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
+        self.serve(move |request| std::future::ready(admin.answer(&request)), |_| 0, tasks, stop).await;
+    }
+
+    async fn serve<F>(
+        self,
+        answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        count: impl Fn(bool) -> i64 + Clone + Send + Sync + 'static,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let permits = Arc::new(Semaphore::new(self.limits.connections));
+        let graceful = GracefulShutdown::new();
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(60)).half_close(true);
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = accept(&self.listener, &permits) => accepted,
+            };
+            let (socket, permit) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let socket = Arc::new(socket);
+            let stream = ClientStream::new(socket.clone(), self.limits.client_write);
+            let answer = answer.clone();
+            let service = service_fn(move |request| {
+                let answered = answer(request);
+                async move { Ok::<_, std::convert::Infallible>(answered.await) }
+            });
+            let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            let count = count.clone();
+            tasks.spawn("connection", async move {
+                let _permit = permit;
+                count(true);
+                if let Err(error) = served.await {
+                    tracing::debug!(%error, "connection ended early");
+                }
+                connection::end(&socket).await;
+                count(false);
+            });
+        }
+        drop(self.listener);
+        if tokio::time::timeout(self.limits.grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!(address = %self.address, "open requests did not finish within the grace period");
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (socket, _) = listener.accept().await?;
+    socket.set_nodelay(true)?;
+    Ok((socket, permit))
+}

@@ -1,0 +1,164 @@
+//! Prometheus metrics, by name. One value handed to every part; nothing global.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Which part of the API a request was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label values")]
+pub enum Kind {
+    /// `/v2/`
+    base,
+    /// A manifest by tag or digest.
+    manifest,
+    /// A blob.
+    blob,
+    /// What a tag means.
+    tag,
+    /// A tag list.
+    tags,
+    /// Referrers of a digest.
+    referrers,
+    /// A token endpoint.
+    token,
+    /// Nothing that the API knows.
+    unknown,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label values")]
+pub enum Found {
+    /// This node had it.
+    hit,
+    /// Upstream was asked for it.
+    miss,
+    /// A transfer or request under way was joined.
+    joined,
+    /// Upstream could not answer; the last known answer was given.
+    stale,
+}
+
+/// Labels of `hearth_http_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Part of the API.
+    pub route: Kind,
+    /// HTTP status of the answer.
+    pub status: u16,
+}
+
+/// Labels of `hearth_content_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ContentLabels {
+    /// Part of the API.
+    pub kind: Kind,
+    /// Where the answer came from.
+    pub result: Found,
+}
+
+/// Labels of `hearth_upstream_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    /// Registry, as references name it.
+    pub registry: String,
+    /// Part of the API.
+    pub kind: Kind,
+    /// HTTP status, or `error` when none arrived.
+    pub status: String,
+}
+
+/// Labels of counters by registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RegistryLabels {
+    /// Registry, as references name it.
+    pub registry: String,
+}
+
+/// All metrics of the agent. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Answers to clients.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Where content came from.
+    pub content: Family<ContentLabels, Counter>,
+    /// Body bytes sent to clients.
+    pub served_bytes: Counter,
+    /// Requests sent upstream, redirects and tokens included.
+    pub upstream_requests: Family<UpstreamLabels, Counter>,
+    /// Body bytes received from upstream.
+    pub upstream_bytes: Family<RegistryLabels, Counter>,
+    /// Transfers whose bytes did not match their digest.
+    pub mismatches: Family<RegistryLabels, Counter>,
+    /// Blobs under way.
+    pub flights: Gauge,
+    /// Open client connections of the mirror.
+    pub connections: Gauge,
+    /// Whole blobs in the store.
+    pub store_blobs: Gauge,
+    /// Bytes of whole blobs in the store.
+    pub store_bytes: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("hearth");
+        let requests = Family::default();
+        registry.register("http_requests", "Answers to clients of the mirror", requests.clone());
+        let content = Family::default();
+        registry.register("content", "Where content came from", content.clone());
+        let served_bytes = Counter::default();
+        registry.register("served_bytes", "Body bytes sent to clients", served_bytes.clone());
+        let upstream_requests = Family::default();
+        registry.register("upstream_requests", "Requests sent upstream", upstream_requests.clone());
+        let upstream_bytes = Family::default();
+        registry.register("upstream_bytes", "Body bytes received from upstream", upstream_bytes.clone());
+        let mismatches = Family::default();
+        registry.register(
+            "digest_mismatch",
+            "Transfers whose bytes did not match their digest",
+            mismatches.clone(),
+        );
+        let flights = Gauge::default();
+        registry.register("flights", "Blobs under way", flights.clone());
+        let connections = Gauge::default();
+        registry.register("mirror_connections", "Open client connections of the mirror", connections.clone());
+        let store_blobs = Gauge::default();
+        registry.register("store_blobs", "Whole, verified blobs in the store", store_blobs.clone());
+        let store_bytes = Gauge::default();
+        registry.register("store_bytes", "Bytes of whole, verified blobs in the store", store_bytes.clone());
+        Self {
+            registry: Arc::new(registry),
+            requests,
+            content,
+            served_bytes,
+            upstream_requests,
+            upstream_bytes,
+            mismatches,
+            flights,
+            connections,
+            store_blobs,
+            store_bytes,
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts where content came from.
+    pub fn count_content(&self, kind: Kind, result: Found) {
+        self.content.get_or_create(&ContentLabels { kind, result }).inc();
+    }
+
+    /// The text exposition format.
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
+        out
+    }
+}

@@ -1,0 +1,155 @@
+//! Reading whole blobs: one `open`, one `fstat`, then reads that do not leave the runtime's thread while the page
+//! cache has the bytes.
+//!
+//! `preadv2(RWF_NOWAIT)` answers from the page cache or says `EAGAIN`; only then the read moves to the blocking
+//! pool. Buffers of 256 KiB come from a bounded pool and return to it when the connection has sent them.
+
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::{Errno, ReadWriteFlags},
+};
+
+use super::{StoreError, paths::Paths};
+use crate::types::Digest;
+
+/// Most bytes that one [`read_chunk`] returns.
+const CHUNK: usize = 256 * 1024;
+
+/// Buffers kept for reuse: 16 MiB. More may be in use at once; the rest is freed on return.
+const POOLED: usize = 64;
+
+/// An open, verified blob.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    file: Arc<File>,
+    size: u64,
+}
+
+impl Blob {
+    /// Wraps a file of the store; callers vouch for its verification.
+    pub(super) fn of(file: File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        Ok(Self { file: Arc::new(file), size })
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// The whole content; for manifests and configurations, whose size is bounded.
+    pub async fn read_all(&self) -> Result<Bytes, io::Error> {
+        let mut all = Vec::with_capacity(usize::try_from(self.size).map_err(io::Error::other)?);
+        let mut position = 0;
+        while position < self.size {
+            let chunk = read_chunk(&self.file, position, self.size).await?;
+            position += chunk.len() as u64;
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all.into())
+    }
+}
+
+/// Opens a blob when it is there.
+pub(super) async fn open(paths: &Paths, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+    let path = paths.blob(digest);
+    let opened = match open_cached(&path) {
+        Err(Errno::AGAIN | Errno::NOSYS | Errno::INVAL | Errno::PERM) => {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || File::open(&path)).await?
+        }
+        other => other.map_err(io::Error::from),
+    };
+    match opened.and_then(Blob::of) {
+        Ok(blob) => Ok(Some(blob)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("open", path)(error)),
+    }
+}
+
+/// Opens without touching the disk: `EAGAIN` when the path is not in the kernel's cache (Linux 5.12).
+fn open_cached(path: &Path) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).map(File::from)
+}
+
+/// Reads the next bytes at `position`, at most [`CHUNK`] and not past `end`. A file that is shorter than `end` is an
+/// error, never a short success.
+pub async fn read_chunk(file: &Arc<File>, position: u64, end: u64) -> io::Result<Bytes> {
+    let wanted = usize::try_from(end.saturating_sub(position)).unwrap_or(CHUNK).min(CHUNK);
+    if wanted == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut buffer = Buffer::take();
+    let flags = ReadWriteFlags::NOWAIT;
+    match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut buffer.bytes[..wanted])], position, flags) {
+        Ok(0) | Err(_) => read_blocking(file.clone(), position, wanted, buffer).await,
+        Ok(read) => Ok(buffer.filled(read)),
+    }
+}
+
+/// The same read where it may wait for the disk; it also tells a real error from "not cached".
+async fn read_blocking(
+    file: Arc<File>,
+    position: u64,
+    wanted: usize,
+    mut buffer: Buffer,
+) -> io::Result<Bytes> {
+    let read = tokio::task::spawn_blocking(move || {
+        let read = file.read_at(&mut buffer.bytes[..wanted], position)?;
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "blob file is shorter than its size"));
+        }
+        Ok(buffer.filled(read))
+    });
+    read.await.map_err(io::Error::other)?
+}
+
+/// A pooled read buffer, handed to hyper as `Bytes` and returned to the pool on drop.
+struct Buffer {
+    bytes: Box<[u8]>,
+    length: usize,
+}
+
+static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+impl Buffer {
+    fn take() -> Self {
+        let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Self { bytes: pooled.unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice()), length: 0 }
+    }
+
+    fn filled(mut self, length: usize) -> Bytes {
+        self.length = length;
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.len() < POOLED {
+            pool.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}

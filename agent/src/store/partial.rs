@@ -1,0 +1,393 @@
+//! A blob that is still arriving: a sparse file, the set of byte ranges that are in it, and the hash of its
+//! unbroken beginning.
+//!
+//! Written from several places in any order. The map is saved each time another piece's worth of bytes has landed,
+//! so that after a crash less than one piece per connection has to be asked for again. The map is not synced:
+//! after a power cut it may promise bytes that never reached the disk, which the final hash finds out, and then
+//! everything is fetched again.
+//!
+//! All functions block and belong on the blocking pool, except [`Partial::end_from`] and [`Partial::size`].
+
+use std::{
+    fs::{self, File},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Blob, RangeSet, Store, StoreError,
+    paths::{self, Mode},
+};
+use crate::types::{Digest, Hasher};
+
+/// Bytes after which the map is saved again: one piece.
+const SAVE_EVERY: u64 = 4 * 1024 * 1024;
+
+/// Bytes read at once when the hash catches up from the file.
+const READ_BACK: usize = 256 * 1024;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Partial {
+    store: Store,
+    digest: Digest,
+    data_path: PathBuf,
+    map_path: PathBuf,
+    file: Arc<File>,
+    state: Mutex<State>,
+    hash: Mutex<Running>,
+    /// Held while bytes are written, so that no byte is ever written twice: what was hashed from memory is what
+    /// lies in the file.
+    writing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    have: RangeSet,
+    size: Option<u64>,
+    unsaved: u64,
+}
+
+#[derive(Debug)]
+struct Running {
+    hasher: Hasher,
+    position: u64,
+}
+
+/// The map as it lies on disk.
+#[derive(Serialize, Deserialize)]
+struct Map {
+    size: Option<u64>,
+    have: Vec<(u64, u64)>,
+}
+
+/// How a complete partial blob ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The digest matched.
+    Verified,
+    /// It did not; the bytes must not be used.
+    Mismatch {
+        /// What the bytes hash to.
+        found: Digest,
+    },
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Partial {
+    pub(super) fn open(store: Store, digest: &Digest) -> Result<Self, StoreError> {
+        let data_path = store.0.paths.partial_data(digest);
+        let map_path = store.0.paths.partial_map(digest);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&data_path)
+            .map_err(StoreError::io("open", &data_path))?;
+        let length = file.metadata().map_err(StoreError::io("inspect", &data_path))?.len();
+        let (size, have) = read_map(&map_path, length);
+        Ok(Self {
+            store,
+            digest: *digest,
+            data_path,
+            map_path,
+            file: Arc::new(file),
+            state: Mutex::new(State { have, size, unsaved: 0 }),
+            hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0 }),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// The digest that the bytes will have to match.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The file that readers read from.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// The blob's size, once known.
+    pub fn size(&self) -> Option<u64> {
+        guard(&self.state).size
+    }
+
+    /// Up to where the bytes from `position` on are there without a gap.
+    pub fn end_from(&self, position: u64) -> u64 {
+        guard(&self.state).have.end_from(position)
+    }
+
+    /// What is missing of `within`.
+    pub fn gaps(&self, within: Range<u64>) -> Vec<Range<u64>> {
+        guard(&self.state).have.gaps(within)
+    }
+
+    /// Bytes that are there.
+    pub fn total(&self) -> u64 {
+        guard(&self.state).have.total()
+    }
+
+    /// Sets the size that upstream names. A different size than before means that the bytes so far belong to
+    /// something else: they are given up.
+    pub fn set_size(&self, size: u64) -> Result<(), StoreError> {
+        let mut state = guard(&self.state);
+        let changed = state.size.is_some_and(|old| old != size);
+        state.size = Some(size);
+        if changed {
+            state.have = RangeSet::default();
+            drop(state);
+            tracing::warn!(digest = %self.digest.short(), size, "size of a partial blob changed upstream: starting over");
+            self.restart_hash();
+            self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))?;
+        }
+        Ok(())
+    }
+
+    fn restart_hash(&self) {
+        *guard(&self.hash) = Running { hasher: self.digest.algorithm().hasher(), position: 0 };
+    }
+
+    /// Writes bytes at their place, except those that are there already. Readers see them as soon as this returns.
+    pub fn write(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        let end = offset + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        let writing = guard(&self.writing);
+        let gaps = self.gaps(offset..end);
+        for gap in &gaps {
+            self.write_gap(offset, chunks, gap)?;
+        }
+        let due = {
+            let mut state = guard(&self.state);
+            state.have.insert(offset..end);
+            state.unsaved += end - offset;
+            let due = state.unsaved >= SAVE_EVERY;
+            if due {
+                state.unsaved = 0;
+            }
+            due
+        };
+        drop(writing);
+        if gaps == [offset..end] {
+            self.hash_written(offset, chunks);
+        }
+        if due { self.save_map() } else { Ok(()) }
+    }
+
+    fn write_gap(&self, offset: u64, chunks: &[Bytes], gap: &Range<u64>) -> Result<(), StoreError> {
+        let mut position = offset;
+        for chunk in chunks {
+            let next = position + chunk.len() as u64;
+            let (from, to) = (gap.start.max(position), gap.end.min(next));
+            if from < to {
+                let part = usize::try_from(from - position)
+                    .and_then(|from| usize::try_from(to - position).map(|to| from..to));
+                let part = part.expect("a part of a chunk in memory fits its length");
+                self.file
+                    .write_all_at(&chunk[part], from)
+                    .map_err(StoreError::io("write", &self.data_path))?;
+            }
+            position = next;
+        }
+        Ok(())
+    }
+
+    /// Adds bytes to the hash straight from memory when they continue it. When another thread is at it, it or
+    /// [`Self::finish`] reads these bytes back later.
+    fn hash_written(&self, offset: u64, chunks: &[Bytes]) {
+        let Ok(mut running) = self.hash.try_lock() else { return };
+        if running.position == offset {
+            for chunk in chunks {
+                running.hasher.update(chunk);
+                running.position += chunk.len() as u64;
+            }
+        }
+    }
+
+    /// Hashes what follows without a gap from the file (the page cache, as a rule).
+    pub fn hash_forward(&self) -> Result<(), StoreError> {
+        let mut running = guard(&self.hash);
+        let mut buffer = Vec::new();
+        loop {
+            let end = self.end_from(running.position);
+            if end == running.position {
+                return Ok(());
+            }
+            if buffer.is_empty() {
+                buffer.resize(READ_BACK, 0);
+            }
+            let wanted = usize::try_from(end - running.position).unwrap_or(READ_BACK).min(READ_BACK);
+            self.file
+                .read_exact_at(&mut buffer[..wanted], running.position)
+                .map_err(StoreError::io("read back", &self.data_path))?;
+            running.hasher.update(&buffer[..wanted]);
+            running.position += wanted as u64;
+        }
+    }
+
+    /// Checks the digest of the complete content. On a mismatch the bytes are thrown away.
+    pub fn finish(&self) -> Result<Finish, StoreError> {
+        self.hash_forward()?;
+        let found = guard(&self.hash).hasher.clone().finish();
+        if found == self.digest {
+            return Ok(Finish::Verified);
+        }
+        self.discard()?;
+        Ok(Finish::Mismatch { found })
+    }
+
+    /// Publishes verified content: fsync, rename, fsync of the directory, index.
+    ///
+    /// The digest is checked once more against the running hash, so that no order of calls can publish anything else.
+    pub fn commit(&self) -> Result<Blob, StoreError> {
+        let found = guard(&self.hash).hasher.clone().finish();
+        if found != self.digest {
+            return Err(StoreError::Mismatch { expected: self.digest, found });
+        }
+        self.file.sync_all().map_err(StoreError::io("sync", &self.data_path))?;
+        let target = self.store.0.paths.blob(&self.digest);
+        paths::publish(&self.data_path, &target, Mode::ReadOnly)?;
+        remove_if_there(&self.map_path)?;
+        let blob = Blob::of(self.file.try_clone().map_err(StoreError::io("reopen", &target))?)
+            .map_err(StoreError::io("inspect", &target))?;
+        self.store.0.index.insert(&self.digest, blob.size());
+        Ok(blob)
+    }
+
+    /// Removes the files; readers that hold them are not disturbed.
+    pub fn discard(&self) -> Result<(), StoreError> {
+        remove_if_there(&self.map_path)?;
+        remove_if_there(&self.data_path)
+    }
+
+    /// Saves the map so that a later process can continue; an empty partial leaves nothing behind.
+    pub fn park(&self) -> Result<(), StoreError> {
+        if self.total() == 0 { self.discard() } else { self.save_map() }
+    }
+
+    fn save_map(&self) -> Result<(), StoreError> {
+        let map = {
+            let state = guard(&self.state);
+            Map { size: state.size, have: state.have.iter().map(|range| (range.start, range.end)).collect() }
+        };
+        let bytes = serde_json::to_vec(&map).expect("numbers are always valid JSON");
+        let aside = self.map_path.with_extension("map-new");
+        fs::write(&aside, bytes).map_err(StoreError::io("write", &aside))?;
+        fs::rename(&aside, &self.map_path).map_err(StoreError::io("rename into", &self.map_path))
+    }
+}
+
+fn remove_if_there(path: &PathBuf) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A missing or damaged map means that nothing is there; ranges past the file's end are not believed.
+fn read_map(path: &PathBuf, length: u64) -> (Option<u64>, RangeSet) {
+    let map = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Map>(&bytes).ok());
+    let Some(map) = map else { return (None, RangeSet::default()) };
+    let sane = map
+        .have
+        .iter()
+        .all(|(start, end)| start < end && *end <= length && map.size.is_none_or(|size| *end <= size));
+    if sane {
+        (map.size, RangeSet::from_ranges(map.have.iter().map(|(start, end)| *start..*end)))
+    } else {
+        (map.size, RangeSet::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Config, *};
+
+    fn store(directory: &tempfile::TempDir) -> Store {
+        Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap()
+    }
+
+    fn bytes(length: usize) -> Vec<u8> {
+        (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn pieces_in_any_order_become_one_verified_blob() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let content = Bytes::from(bytes(1_000_000));
+        let digest = Digest::of(&content);
+        let partial = store.partial(&digest).unwrap();
+        partial.set_size(1_000_000).unwrap();
+        for range in [700_000..1_000_000, 0..300_000, 300_000..700_000] {
+            partial.write(range.start as u64, &[content.slice(range)]).unwrap();
+        }
+        assert!(store.blob(&digest).await.unwrap().is_none(), "not before the digest was checked");
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+        partial.commit().unwrap();
+        assert_eq!(store.blob(&digest).await.unwrap().unwrap().read_all().await.unwrap(), content);
+        assert_eq!(fs::read_dir(directory.path().join("partial-v1")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn wrong_bytes_are_never_published() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let digest = Digest::of(b"right");
+        let partial = store.partial(&digest).unwrap();
+        partial.set_size(5).unwrap();
+        partial.write(0, &[Bytes::from_static(b"wrong")]).unwrap();
+        assert!(matches!(partial.commit(), Err(StoreError::Mismatch { .. })));
+        assert_eq!(partial.finish().unwrap(), Finish::Mismatch { found: Digest::of(b"wrong") });
+        assert!(store.blob(&digest).await.unwrap().is_none());
+        assert_eq!(fs::read_dir(directory.path().join("partial-v1")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_parked_partial_is_continued_and_its_beginning_hashed_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let content = Bytes::from(bytes(10_000));
+        let digest = Digest::of(&content);
+        let partial = store.partial(&digest).unwrap();
+        partial.set_size(10_000).unwrap();
+        partial.write(0, &[content.slice(..4_000)]).unwrap();
+        partial.park().unwrap();
+        drop(partial);
+        let partial = store.partial(&digest).unwrap();
+        assert_eq!((partial.size(), partial.gaps(0..10_000)), (Some(10_000), vec![4_000..10_000]));
+        partial.write(4_000, &[content.slice(4_000..)]).unwrap();
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn a_byte_that_is_there_is_never_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let partial = store.partial(&Digest::of(b"abcdef")).unwrap();
+        partial.set_size(6).unwrap();
+        partial.write(1, &[Bytes::from_static(b"bc")]).unwrap();
+        partial.write(0, &[Bytes::from_static(b"aX"), Bytes::from_static(b"Xdef")]).unwrap();
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn a_map_that_promises_more_than_the_file_holds_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let digest = Digest::of(b"x");
+        fs::write(store.0.paths.partial_map(&digest), r#"{"size":100,"have":[[0,50]]}"#).unwrap();
+        assert_eq!(store.partial(&digest).unwrap().total(), 0);
+        fs::write(store.0.paths.partial_map(&digest), "junk").unwrap();
+        assert_eq!(store.partial(&digest).unwrap().size(), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! Every path of the store, and the one way to write a small file so that it is there whole or not at all.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::StoreError;
+use crate::types::{Algorithm, Digest, Repository, Tag};
+
+/// Paths below one data directory. `tmp` must be on the same file system as the rest, which it is as long as
+/// nothing is mounted inside.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Directories that must exist before anything else.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let mut all = vec![self.partials(), self.refs(), self.temporary()];
+        all.extend(Algorithm::ALL.map(|algorithm| self.blobs(algorithm)));
+        all
+    }
+
+    pub(super) fn format(&self) -> PathBuf {
+        self.root.join("format")
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index-v1")
+    }
+
+    pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("blobs-v1").join(algorithm.as_str())
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.blobs(digest.algorithm()).join(&hex[..2]).join(hex)
+    }
+
+    fn partials(&self) -> PathBuf {
+        self.root.join("partial-v1")
+    }
+
+    pub(super) fn partial_data(&self, digest: &Digest) -> PathBuf {
+        self.partials().join(format!("{}-{}.data", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    pub(super) fn partial_map(&self, digest: &Digest) -> PathBuf {
+        self.partials().join(format!("{}-{}.map", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    pub(super) fn refs(&self) -> PathBuf {
+        self.root.join("refs-v1")
+    }
+
+    /// Checked names cannot leave the directory: no part of a repository name is empty, `.` or `..`, and none
+    /// starts with an underscore.
+    fn repository(&self, repository: &Repository) -> PathBuf {
+        self.refs().join(repository.registry.as_str()).join(repository.name.as_str())
+    }
+
+    pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> PathBuf {
+        self.repository(repository).join("_tags").join(tag.as_str())
+    }
+
+    pub(super) fn manifest(&self, repository: &Repository, digest: &Digest) -> PathBuf {
+        self.repository(repository).join("_manifests").join(digest.to_string())
+    }
+
+    /// A new name under `tmp`.
+    fn aside(&self) -> PathBuf {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        self.temporary().join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// Permissions of a finished file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mode {
+    Normal,
+    ReadOnly,
+}
+
+/// Writes a small file: aside, fsync, rename, fsync of the directory.
+pub(super) fn write_atomically(
+    paths: &Paths,
+    target: &Path,
+    bytes: &[u8],
+    mode: Mode,
+) -> Result<(), StoreError> {
+    let aside = paths.aside();
+    let written = write_synced(&aside, bytes).and_then(|()| publish(&aside, target, mode));
+    if written.is_err() {
+        // The cause is on its way to the caller; what stays behind is swept at the next start.
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut file = fs::File::create_new(path).map_err(StoreError::io("make", path))?;
+    file.write_all(bytes).map_err(StoreError::io("write", path))?;
+    file.sync_all().map_err(StoreError::io("sync", path))
+}
+
+/// Moves a written and synced file to its place and makes the move durable.
+pub(super) fn publish(from: &Path, target: &Path, mode: Mode) -> Result<(), StoreError> {
+    if let Mode::ReadOnly = mode {
+        fs::set_permissions(from, fs::Permissions::from_mode(0o444))
+            .map_err(StoreError::io("protect", from))?;
+    }
+    let parent = target.parent().expect("every path of the store is below its root");
+    if !parent.is_dir() {
+        fs::create_dir_all(parent).map_err(StoreError::io("make", parent))?;
+        if let Some(above) = parent.parent() {
+            sync_directory(above)?;
+        }
+    }
+    fs::rename(from, target).map_err(StoreError::io("rename into", target))?;
+    sync_directory(parent)
+}
+
+fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(StoreError::io("sync directory", directory))
+}

@@ -1,0 +1,78 @@
+//! Small JSON files that say what tags mean and which repository has which manifest.
+
+use std::{fs, io, path::Path};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    StoreError,
+    paths::{self, Paths},
+};
+use crate::types::Digest;
+
+/// What a tag meant when upstream was last asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TagRecord {
+    /// The manifest.
+    #[serde(with = "digest_text")]
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Second since 1970 at which upstream last confirmed it.
+    pub confirmed: u64,
+}
+
+/// A manifest that a repository has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ManifestRecord {
+    /// Its media type, as upstream gave it.
+    pub media_type: String,
+}
+
+/// Reads a record. A file that is damaged (a crash before our fsync order existed, another program) counts as
+/// unknown: upstream is asked again and the file is replaced.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("read", path)(error)),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Ok(Some(record)),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "reference file is damaged and counts as unknown");
+            Ok(None)
+        }
+    }
+}
+
+pub(super) fn write<T: Serialize>(paths: &Paths, path: &Path, record: &T) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(record).expect("a record of plain fields is always valid JSON");
+    paths::write_atomically(paths, path, &bytes, paths::Mode::Normal)
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io("remove", path)(error)),
+    }
+}
+
+mod digest_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::types::Digest;
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

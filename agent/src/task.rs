@@ -1,0 +1,29 @@
+//! The one place that starts tasks: each has a name in the logs and is waited for at the end.
+
+use std::future::Future;
+
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+/// Starts tasks and knows when all of them have ended. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks(TaskTracker);
+
+impl Tasks {
+    /// Starts a task under a name.
+    #[expect(clippy::disallowed_methods, reason = "the one place")]
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        tokio::spawn(self.0.track_future(future.instrument(tracing::info_span!("task", name))))
+    }
+
+    /// Waits until every task has ended; none may be started afterwards.
+    pub async fn finished(&self) {
+        self.0.close();
+        self.0.wait().await;
+    }
+}

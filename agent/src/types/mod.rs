@@ -1,0 +1,17 @@
+//! Words of the protocol as types: whatever is a string on the wire is parsed once, at the edge, and cannot be
+//! mixed up afterwards. Nothing here does I/O.
+
+mod digest;
+mod duration;
+mod manifest;
+mod name;
+mod range;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use duration::{DurationError, parse_duration};
+pub use manifest::{
+    Descriptor, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, ManifestError, ManifestLinks, MediaType, Role,
+    media_type_of,
+};
+pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
+pub use range::{ByteRange, RangeHeader};

@@ -1,0 +1,414 @@
+//! One request to one endpoint of a registry: authentication, redirects, limits, and the reading of the status.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::Url;
+
+use super::{
+    AGENT_HEADER, Ask, UpstreamError,
+    auth::{self, Challenge, TokenAnswer, TokenCache, TokenKey},
+    credentials::{DockerConfig, Login},
+    guard, redirect, text,
+};
+use crate::{
+    metrics::{Kind, Metrics, RegistryLabels, UpstreamLabels},
+    types::{RegistryHost, RepoName},
+};
+
+/// Bytes of an error body that are read for its message.
+const ERROR_BODY: usize = 4 * 1024;
+
+/// What all endpoints share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) client: reqwest::Client,
+    pub(super) header_limit: Duration,
+    pub(super) idle_limit: Duration,
+    pub(super) credentials: DockerConfig,
+    pub(super) tokens: TokenCache,
+    pub(super) metrics: Metrics,
+    pub(super) own_id: HeaderValue,
+}
+
+/// A base URL under which a registry can be read.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    registry: RegistryHost,
+    base: Url,
+    use_credentials: bool,
+    shared: Arc<Shared>,
+    /// The last challenge seen, so that the next request can bring its token at once.
+    challenge: Mutex<Option<Challenge>>,
+}
+
+/// An answer whose header has arrived.
+#[derive(Debug)]
+pub(super) struct Reply {
+    response: reqwest::Response,
+    registry: RegistryHost,
+    origin: String,
+    idle_limit: Duration,
+    metrics: Metrics,
+}
+
+impl Reply {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The header's value: for HEAD there is no body to measure.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        text(self.headers(), header::CONTENT_LENGTH.as_str())?.parse().ok()
+    }
+
+    /// The next bytes of the body; `None` at its end. A body that ends before its `Content-Length` is an error.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let next = tokio::time::timeout(self.idle_limit, self.response.chunk()).await;
+        match next {
+            Ok(Ok(Some(bytes))) => {
+                let labels = RegistryLabels { registry: self.registry.to_string() };
+                self.metrics.upstream_bytes.get_or_create(&labels).inc_by(bytes.len() as u64);
+                Ok(Some(bytes))
+            }
+            Ok(Ok(None)) => Ok(None),
+            Ok(Err(error)) => Err(self.broken(format!("`{}` broke off: {}", self.origin, causes(&error)))),
+            Err(_) => Err(self.broken(format!("`{}` sent nothing for {:?}", self.origin, self.idle_limit))),
+        }
+    }
+
+    fn broken(&self, reason: String) -> UpstreamError {
+        UpstreamError::Unavailable { registry: self.registry.clone(), reason }
+    }
+}
+
+/// An error and its causes, in one line, without URLs (they may be presigned).
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    if text.is_empty() { "transport error".to_owned() } else { text }
+}
+
+impl Endpoint {
+    pub(super) fn new(registry: RegistryHost, base: Url, use_credentials: bool, shared: Arc<Shared>) -> Self {
+        Self { registry, base, use_credentials, shared, challenge: Mutex::new(None) }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.base.host_str().unwrap_or_default()
+    }
+
+    /// Sends a request and settles its status. A 401 is answered once, with a fresh token.
+    pub(super) async fn send(&self, name: &RepoName, ask: &Ask) -> Result<Reply, UpstreamError> {
+        let url = self.url(name, ask)?;
+        let authorization = match self.known_challenge() {
+            Some(challenge) => self.authorize(&challenge, name, None).await?,
+            None => None,
+        };
+        let reply = self.follow(url.clone(), ask, authorization.as_ref()).await?;
+        if reply.status() != StatusCode::UNAUTHORIZED {
+            return self.settle(reply).await;
+        }
+        let headers = reply.headers().get_all(header::WWW_AUTHENTICATE);
+        let Some(challenge) = auth::challenge(headers.iter().filter_map(|value| value.to_str().ok())) else {
+            return self.settle(reply).await;
+        };
+        drop(reply);
+        self.remember(&challenge);
+        match self.authorize(&challenge, name, authorization.as_ref()).await? {
+            Some(again) if Some(&again) != authorization.as_ref() => {
+                let reply = self.follow(url, ask, Some(&again)).await?;
+                self.settle(reply).await
+            }
+            _ => Err(self.denied("it wants credentials, and the agent has none that it takes")),
+        }
+    }
+
+    fn url(&self, name: &RepoName, ask: &Ask) -> Result<Url, UpstreamError> {
+        let base = self.base.as_str().trim_end_matches('/');
+        let mut url = Url::parse(&format!("{base}/v2/{name}/{}", ask.path))
+            .map_err(|error| self.unavailable(format!("bad URL: {error}")))?;
+        url.set_query(ask.query.as_deref());
+        Ok(url)
+    }
+
+    /// Sends, and follows redirects. The first hop alone carries the authorization, and hops of the same origin.
+    async fn follow(
+        &self,
+        mut url: Url,
+        ask: &Ask,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UpstreamError> {
+        let first = url.clone();
+        for _ in 0..=redirect::MAX_HOPS {
+            let at_registry = redirect::same_origin(&first, &url);
+            let reply = self.execute(&url, ask, authorization.filter(|_| at_registry), at_registry).await?;
+            if !redirect::is_redirect(reply.status()) {
+                return self.check_hop(&first, &url, reply);
+            }
+            url = redirect::next(&url, reply.headers()).map_err(|reason| self.unavailable(reason))?;
+        }
+        Err(self.unavailable(format!("more than {} redirects", redirect::MAX_HOPS)))
+    }
+
+    /// What a storage host says is not the registry's word: its 401, 403 and 404 mean "not now" (an expired
+    /// signature, an object not yet replicated).
+    fn check_hop(&self, first: &Url, last: &Url, reply: Reply) -> Result<Reply, UpstreamError> {
+        if redirect::same_origin(first, last) || reply.status().is_success() {
+            return Ok(reply);
+        }
+        Err(self.unavailable(format!(
+            "redirected to `{}`, which answered {}",
+            reply.origin(),
+            reply.status()
+        )))
+    }
+
+    async fn execute(
+        &self,
+        url: &Url,
+        ask: &Ask,
+        authorization: Option<&HeaderValue>,
+        at_registry: bool,
+    ) -> Result<Reply, UpstreamError> {
+        let mut headers = ask.headers.clone();
+        if at_registry {
+            headers.insert(AGENT_HEADER, self.shared.own_id.clone());
+        }
+        if let Some(value) = authorization {
+            headers.insert(header::AUTHORIZATION, value.clone());
+        }
+        let response = self.request(&ask.method, url, headers, ask.kind).await?;
+        let origin = url.host_str().unwrap_or_default().to_owned();
+        if let Some(encoding) = text(response.headers(), header::CONTENT_ENCODING.as_str())
+            && !encoding.eq_ignore_ascii_case("identity")
+            && response.status().is_success()
+        {
+            return Err(self.unavailable(format!(
+                "`{origin}` sent content encoding `{encoding}`, which was not asked for"
+            )));
+        }
+        Ok(Reply {
+            response,
+            registry: self.registry.clone(),
+            origin,
+            idle_limit: self.shared.idle_limit,
+            metrics: self.shared.metrics.clone(),
+        })
+    }
+
+    /// One exchange up to the header, counted.
+    async fn request(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: HeaderMap,
+        kind: Kind,
+    ) -> Result<reqwest::Response, UpstreamError> {
+        if guard::names_forbidden(url) {
+            return Err(self.unavailable(format!(
+                "`{}` is a link-local or metadata address, which is never dialled",
+                url.host_str().unwrap_or_default()
+            )));
+        }
+        let request = self.shared.client.request(method.clone(), url.clone()).headers(headers);
+        let outcome = tokio::time::timeout(self.shared.header_limit, request.send()).await;
+        let status = match &outcome {
+            Ok(Ok(response)) => response.status().as_str().to_owned(),
+            _ => "error".to_owned(),
+        };
+        let labels = UpstreamLabels { registry: self.registry.to_string(), kind, status };
+        self.shared.metrics.upstream_requests.get_or_create(&labels).inc();
+        let host = url.host_str().unwrap_or_default();
+        match outcome {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.unavailable(format!("`{host}`: {}", causes(&error)))),
+            Err(_) => {
+                Err(self
+                    .unavailable(format!("`{host}` did not answer within {:?}", self.shared.header_limit)))
+            }
+        }
+    }
+
+    /// Turns the status into what the caller can do.
+    async fn settle(&self, reply: Reply) -> Result<Reply, UpstreamError> {
+        let status = reply.status();
+        match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(reply),
+            StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry: self.registry.clone() }),
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after =
+                    text(reply.headers(), header::RETRY_AFTER.as_str()).and_then(parse_retry_after);
+                Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after })
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let said = message(reply).await;
+                Err(self.denied(&format!("{status}{said}")))
+            }
+            _ => {
+                let said = message(reply).await;
+                Err(self.unavailable(format!("it answered {status}{said}")))
+            }
+        }
+    }
+
+    fn known_challenge(&self) -> Option<Challenge> {
+        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, challenge: &Challenge) {
+        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+    }
+
+    fn login(&self) -> Option<&Login> {
+        if self.use_credentials { self.shared.credentials.login(&self.registry) } else { None }
+    }
+
+    /// The header that answers a challenge; `None` when there is nothing to answer with.
+    async fn authorize(
+        &self,
+        challenge: &Challenge,
+        name: &RepoName,
+        refused: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, UpstreamError> {
+        let (realm, service) = match challenge {
+            Challenge::Basic => return Ok(self.login().and_then(basic)),
+            Challenge::Bearer { realm, service, .. } => (realm.clone(), service.clone()),
+        };
+        // The scope of this request, not of the one that met the challenge.
+        let key = TokenKey {
+            realm,
+            service,
+            scope: format!("repository:{name}:pull"),
+            login: self.login().cloned(),
+        };
+        let slot = self.shared.tokens.slot(&key);
+        let mut token = slot.lock().await;
+        let refused =
+            refused.and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+        if let Some(value) = auth::usable(token.as_ref(), refused, Instant::now()) {
+            return bearer(&value)
+                .map(Some)
+                .ok_or_else(|| self.unavailable("its token is not usable as a header".into()));
+        }
+        let fetched = self.fetch_token(&key).await?;
+        let header = bearer(&fetched.value)
+            .ok_or_else(|| self.unavailable("its token is not usable as a header".into()))?;
+        *token = Some(fetched);
+        Ok(Some(header))
+    }
+
+    async fn fetch_token(&self, key: &TokenKey) -> Result<auth::Token, UpstreamError> {
+        let mut url = Url::parse(&key.realm)
+            .map_err(|error| self.unavailable(format!("its token realm is not a URL: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https")
+            || (url.scheme() == "http" && self.base.scheme() == "https")
+        {
+            return Err(self
+                .unavailable("its token realm is neither https nor as safe as the registry itself".into()));
+        }
+        if let Some(service) = &key.service {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        url.query_pairs_mut().append_pair("scope", &key.scope);
+        let mut headers = HeaderMap::new();
+        if let Some(value) = key.login.as_ref().and_then(basic) {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let response = self.request(&Method::GET, &url, headers, Kind::token).await?;
+        let host = url.host_str().unwrap_or_default().to_owned();
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                return Err(self.denied(&format!("`{host}` gives no token ({})", response.status())));
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after =
+                    text(response.headers(), header::RETRY_AFTER.as_str()).and_then(parse_retry_after);
+                return Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after });
+            }
+            status => return Err(self.unavailable(format!("token endpoint `{host}` answered {status}"))),
+        }
+        let bytes = bounded_body(response, 64 * 1024, self.shared.idle_limit).await;
+        let answer: Option<TokenAnswer> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        answer
+            .and_then(|answer| answer.into_token(Instant::now()))
+            .ok_or_else(|| self.unavailable(format!("token endpoint `{host}` sent no token")))
+    }
+
+    fn denied(&self, reason: &str) -> UpstreamError {
+        UpstreamError::Denied { registry: self.registry.clone(), reason: reason.to_owned() }
+    }
+
+    fn unavailable(&self, reason: String) -> UpstreamError {
+        UpstreamError::Unavailable { registry: self.registry.clone(), reason }
+    }
+}
+
+fn basic(login: &Login) -> Option<HeaderValue> {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    let encoded = BASE64_STANDARD.encode(format!("{}:{}", login.user, login.secret));
+    secret_header(format!("Basic {encoded}"))
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    secret_header(format!("Bearer {token}"))
+}
+
+fn secret_header(text: String) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Reads a small body, or nothing when it is larger, broken or slow.
+async fn bounded_body(mut response: reqwest::Response, limit: usize, idle: Duration) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    while let Some(chunk) = tokio::time::timeout(idle, response.chunk()).await.ok()?.ok()? {
+        if all.len() + chunk.len() > limit {
+            return None;
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Some(all)
+}
+
+/// The registry's own words: `errors[0].message` of the specification, or nothing. Waits a moment at most.
+async fn message(reply: Reply) -> String {
+    let limit = reply.idle_limit.min(Duration::from_secs(1));
+    let Some(bytes) = bounded_body(reply.response, ERROR_BODY, limit).await else { return String::new() };
+    let document: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
+    let said = document.as_ref().and_then(|document| {
+        document
+            .pointer("/errors/0/message")
+            .or_else(|| document.pointer("/message"))
+            .and_then(|said| said.as_str())
+    });
+    said.map_or(String::new(), |said| {
+        format!(": {}", said.chars().filter(|c| !c.is_control()).take(200).collect::<String>())
+    })
+}
+
+/// `Retry-After` in seconds (RFC 9110, 10.2.3).
+fn parse_retry_after(value: &str) -> Option<Duration> {
+    value.trim().parse().ok().map(Duration::from_secs)
+}
