@@ -22,7 +22,7 @@ async fn eight_clients_of_a_cold_blob_cost_upstream_one_request_and_none_of_them
     let storage = tempfile::Builder::new().prefix("hearth-burst-").tempdir()?;
     let upstream = Upstream::start(storage.path(), Some(UPSTREAM_BYTES_PER_SECOND)).await?;
     let digest = push_blob(&upstream).await.context("cannot push the blob")?;
-    let agent = Agent::start(&upstream).await?;
+    let agent = Agent::start(upstream.proxy.address()).await?;
     let url = format!("{}/v2/{REPOSITORY}/blobs/{digest}?ns={REGISTRY}", agent.url());
 
     let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(fetch(url.clone()))).collect();

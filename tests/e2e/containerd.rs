@@ -210,7 +210,7 @@ impl StubJava {
 async fn image_behind_an_agent() -> Result<(Image, Upstream, Agent)> {
     let image = Image::built().await?;
     let upstream = Upstream::start(&image.storage, None).await?;
-    let agent = Agent::start(&upstream).await?;
+    let agent = Agent::start(upstream.proxy.address()).await?;
     Ok((image, upstream, agent))
 }
 

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `burst` | `docker-registry` |
 //! | `skopeo` | an image (below), skopeo |
+//! | `faults` | root, containerd |
 //! | `podman`, `buildah` | an image, root, the program |
 //! | `containerd` | an image, root, containerd, runc |
 //!
@@ -17,5 +18,6 @@ mod support;
 mod buildah;
 mod burst;
 mod containerd;
+mod faults;
 mod podman;
 mod skopeo;

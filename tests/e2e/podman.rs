@@ -9,7 +9,7 @@ use crate::support::{Agent, Image, REGISTRY, Upstream};
 async fn a_pulled_image_has_upstreams_digest_and_cost_each_blob_once() -> Result<()> {
     let image = Image::built().await?;
     let upstream = Upstream::start(&image.storage, None).await?;
-    let agent = Agent::start(&upstream).await?;
+    let agent = Agent::start(upstream.proxy.address()).await?;
     let tools = ContainersTools::new(Mirror { registry: REGISTRY, agent: agent.process.addresses.mirror })?;
 
     tools.podman_pull(&image.name()).await?;

@@ -9,7 +9,7 @@ use crate::support::{Agent, Image, REGISTRY, Upstream, assert_same_bytes};
 async fn a_copy_has_upstreams_bytes_blob_by_blob() -> Result<()> {
     let image = Image::built().await?;
     let upstream = Upstream::start(&image.storage, None).await?;
-    let agent = Agent::start(&upstream).await?;
+    let agent = Agent::start(upstream.proxy.address()).await?;
     let tools = ContainersTools::new(Mirror { registry: REGISTRY, agent: agent.process.addresses.mirror })?;
 
     let copy = tools.skopeo_copy(&image.name(), "copy").await?;

@@ -6,6 +6,7 @@ pub use image::Image;
 
 use std::fs;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -60,7 +61,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub async fn start(upstream: &Upstream) -> Result<Self> {
+    /// `upstream` is where it finds what clients ask of [`REGISTRY`].
+    pub async fn start(upstream: SocketAddr) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hearth-agent-").tempdir()?;
         let config = directory.path().join("agent.yaml");
         let text = format!(
@@ -69,9 +71,8 @@ impl Agent {
              peer: {{ listen: \"127.0.0.1:0\" }}\n\
              admin: {{ listen: \"127.0.0.1:0\" }}\n\
              log: {{ format: json }}\n\
-             registries:\n  - host: {REGISTRY}\n    endpoints: [\"http://{}\"]\n",
+             registries:\n  - host: {REGISTRY}\n    endpoints: [\"http://{upstream}\"]\n",
             directory.path().join("data").display(),
-            upstream.proxy.address(),
         );
         fs::write(&config, text)?;
         let process = AgentProcess::start(&config).await?;

@@ -81,6 +81,18 @@ impl Containerd {
             .with_context(|| format!("CRI cannot pull `{image}`"))
     }
 
+    /// Removes every image and what only they needed: the next pull starts from nothing.
+    pub async fn forget_images(&self) -> Result<()> {
+        let limit = Duration::from_mins(1);
+        let names = self.ctr(&["images", "list", "--quiet"].map(str::to_owned), limit).await?.output()?;
+        let names = names.lines().map(str::to_owned);
+        // One after the other: the last removal waits for the collection of the content.
+        let arguments: Vec<_> =
+            ["images", "remove", "--sync"].map(str::to_owned).into_iter().chain(names).collect();
+        self.ctr(&arguments, limit).await?.output().context("cannot remove the images")?;
+        Ok(())
+    }
+
     /// The blob `digest` (`sha256:...`) as containerd keeps it.
     pub fn blob(&self, digest: &str) -> PathBuf {
         let content = self.directory.path().join("root/io.containerd.content.v1.content/blobs");

@@ -1,0 +1,241 @@
+//! A mirror must never make a pull worse than no mirror: the real containerd pulls through an agent whose upstream
+//! misbehaves, and has the healthy upstream itself as the last host to try. Every pull must succeed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use kit::registry::{FakeUpstream, Fault, Image, Layer, On, RedirectTo, Where, random_bytes};
+use kit::runtime::Containerd;
+
+use crate::support::{Agent, REGISTRY, assert_same_bytes};
+
+/// Five requests one after the other, each within the agent's own limit of five seconds, twice over. A kubelet
+/// waits longer, a person does not.
+const PULL_LIMIT: Duration = Duration::from_mins(1);
+
+/// Past every limit of the agent's.
+const FOREVER: Duration = Duration::from_mins(10);
+
+/// One fault for one kind of request, for as long as the pull takes.
+struct Case {
+    name: &'static str,
+    on: fn() -> On,
+    fault: Fault,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let kinds: [(&'static str, fn() -> On); 3] = [
+        ("tag", || On::manifest().head()),
+        ("manifest", || On::manifest().get()),
+        ("blob", || On::blob().get()),
+    ];
+    for (name, on) in kinds {
+        cases.extend(refusals().into_iter().map(|fault| Case { name, on, fault }));
+    }
+    // Within the manifest, and past the agent's first reads of the largest layer.
+    for ((name, on), at) in kinds.into_iter().skip(1).zip([100, 1 << 20]) {
+        cases.extend(broken_bodies(at).into_iter().map(|fault| Case { name, on, fault }));
+    }
+    for fault in broken_heads() {
+        cases.push(Case { name: "tag and manifest", on: On::manifest, fault });
+    }
+    cases
+}
+
+/// No answer, or one that is not a success.
+fn refusals() -> Vec<Fault> {
+    let mut faults: Vec<_> =
+        [400, 401, 403, 404, 408, 416, 500, 502, 503].into_iter().map(Fault::status).collect();
+    faults.extend([
+        Fault::Delay(FOREVER),
+        Fault::Close,
+        Fault::Reset,
+        Fault::too_many(None),
+        Fault::too_many(Some("60")),
+        Fault::too_many_ghcr(),
+        Fault::too_many_line_feeds(),
+        Fault::Raw(Bytes::from_static(b"\x15\x03\x01\x00\x02\x02\x46")),
+        Fault::Redirect(307, RedirectTo::Loop),
+        Fault::Redirect(307, RedirectTo::Expired),
+    ]);
+    faults
+}
+
+/// A success whose body is not what was asked for, some from byte `at` on.
+fn broken_bodies(at: u64) -> Vec<Fault> {
+    vec![
+        Fault::Stall(0, FOREVER),
+        Fault::Stall(at, FOREVER),
+        Fault::Cut(0),
+        Fault::Cut(at),
+        Fault::CutReset(0),
+        Fault::CutReset(at),
+        Fault::LengthOff(1),
+        Fault::LengthOff(-1),
+        Fault::Extra(10),
+        Fault::Corrupt(Where::First),
+        Fault::Corrupt(Where::Middle),
+        Fault::Corrupt(Where::Last),
+        Fault::Replace(Bytes::from_static(b"<html>please log in</html>")),
+        Fault::Unasked206,
+        Fault::Chunked,
+        Fault::Gzip,
+    ]
+}
+
+/// Headers that a registry should not send.
+fn broken_heads() -> Vec<Fault> {
+    vec![
+        Fault::Header("docker-content-digest", None),
+        Fault::Header("docker-content-digest", Some(format!("sha256:{}", "0".repeat(64)))),
+        Fault::Header("content-type", None),
+        Fault::Header("content-type", Some("text/html".to_owned())),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_pull_succeeds_under_each_single_fault_of_the_agents_upstream() -> Result<()> {
+    let stage = Stage::set().await?;
+    let mut failures = Vec::new();
+    for case in cases() {
+        let started = Instant::now();
+        stage.faulty.fault((case.on)(), case.fault.clone());
+        if let Err(error) = stage.pull().await {
+            failures.push(format!(
+                "{} {:?}, after {:?}: {error:#}",
+                case.name,
+                case.fault,
+                started.elapsed()
+            ));
+        }
+        stage.faulty.heal();
+        stage.containerd.forget_images().await?;
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {} pulls failed:\n{}",
+        failures.len(),
+        cases().len(),
+        failures.join("\n")
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_goes_on_when_the_agent_is_killed_while_it_sends_a_layer() -> Result<()> {
+    let stage = Stage::set().await?;
+    // Two seconds for the largest layer.
+    stage.faulty.rate_per_connection(LARGEST / 2);
+    let agent = Agent::start(stage.faulty.address()).await?;
+    stage.containerd.mirror(REGISTRY, &agent.url(), &stage.healthy.url())?;
+
+    let killed = async {
+        while stage.faulty.log().blob_gets().bytes() < LARGEST / 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        agent.process.kill().await
+    };
+    let name = stage.name();
+    let (pulled, killed) = tokio::join!(stage.containerd.pull_by_cri(&name), killed);
+
+    killed?;
+    pulled?;
+    stage.assert_pulled()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_goes_straight_to_upstream_when_no_agent_listens() -> Result<()> {
+    let stage = Stage::set().await?;
+    let agent = Agent::start(stage.faulty.address()).await?;
+    stage.containerd.mirror(REGISTRY, &agent.url(), &stage.healthy.url())?;
+    agent.process.kill().await?;
+
+    stage.containerd.pull_by_cri(&stage.name()).await?;
+    stage.assert_pulled()
+}
+
+/// The tag of the index over the image: a pull asks for a tag, two manifests, a configuration and layers.
+const INDEX: &str = "latest";
+
+/// Of the layers, as many bytes as make a few of the agent's pieces.
+const LARGEST: u64 = 12 << 20;
+
+/// Two upstreams with the same image, one to be broken, and a containerd.
+struct Stage {
+    healthy: FakeUpstream,
+    faulty: FakeUpstream,
+    containerd: Containerd,
+    image: Image,
+}
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        let (healthy, faulty) = (FakeUpstream::start().await, FakeUpstream::start().await);
+        let image = put_image(&healthy).await;
+        ensure!(put_image(&faulty).await.digest == image.digest, "the same layers make the same image");
+        let containerd = Containerd::start().await?;
+        Ok(Self { healthy, faulty, containerd, image })
+    }
+
+    fn name(&self) -> String {
+        format!("{REGISTRY}/{}:{INDEX}", self.image.repository)
+    }
+
+    /// Pulls the image through an agent that has nothing yet, within the limit.
+    async fn pull(&self) -> Result<()> {
+        let agent = Agent::start(self.faulty.address()).await?;
+        self.containerd.mirror(REGISTRY, &agent.url(), &self.healthy.url())?;
+        tokio::time::timeout(PULL_LIMIT, self.containerd.pull_by_cri(&self.name()))
+            .await
+            .with_context(|| format!("no end after {PULL_LIMIT:?}"))??;
+        self.assert_pulled()
+    }
+
+    fn assert_pulled(&self) -> Result<()> {
+        for digest in self.image.blobs().chain([self.image.digest.as_str()]) {
+            if let Some(file) = self.healthy.blob_file(digest) {
+                assert_same_bytes(&file, &self.containerd.blob(digest))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn put_image(upstream: &FakeUpstream) -> Image {
+    let layers = [200 << 10, LARGEST, 2 << 20].map(|size| {
+        let size = usize::try_from(size).expect("a few megabytes");
+        Layer::Bytes(archive(&random_bytes(size as u64, size)))
+    });
+    let image = upstream.image("data/app", "1", layers).await;
+    upstream.index(INDEX, &image);
+    image
+}
+
+/// A tar archive with one file, for containerd unpacks what it pulls.
+fn archive(content: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 512;
+    let mut header = [0; BLOCK];
+    let size = format!("{:011o}\0", content.len());
+    let name = format!("file-{}", content.len());
+    let fields: [(usize, &[u8]); 8] = [
+        (0, name.as_bytes()),
+        (100, b"0000644\0"),
+        (108, b"0000000\0"),
+        (116, b"0000000\0"),
+        (124, size.as_bytes()),
+        (136, b"00000000000\0"),
+        (156, b"0"),
+        (257, b"ustar\x0000"),
+    ];
+    for (at, bytes) in fields {
+        header[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    // Summed up with its own field as spaces.
+    let sum = header.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut archive = [&header, content].concat();
+    archive.resize(archive.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
+    archive
+}
