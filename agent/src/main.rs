@@ -1,6 +1,10 @@
 //! `hearth-agent`: arguments -> telemetry -> configuration -> build -> run.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use hearth_agent::{
@@ -93,7 +97,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 fn telemetry(log: &Log) {
     let filter = tracing_subscriber::EnvFilter::new(&log.filter);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if log.json { builder.json().init() } else { builder.init() }
 }
 

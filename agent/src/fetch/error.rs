@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io, sync::Arc, time::Duration};
 
 use crate::{
     store::StoreError,
-    types::{Digest, RegistryHost},
+    types::{Mismatch, RegistryHost},
     upstream::UpstreamError,
 };
 
@@ -26,16 +26,15 @@ pub enum FetchError {
         retry_after: Option<Duration>,
     },
     /// The bytes that arrived do not hash to the digest.
-    #[error("`{origin}` sent content that hashes to `{found}`, not to `{expected}`")]
+    #[error("`{origin}` sent wrong bytes")]
     Corrupt {
         /// Registry through which it was asked for.
         registry: RegistryHost,
         /// Who sent it.
         origin: String,
-        /// The digest asked for.
-        expected: Digest,
-        /// The digest of the bytes.
-        found: Digest,
+        /// The digests.
+        #[source]
+        mismatch: Arc<Mismatch>,
     },
     /// Content that no current client accepts.
     #[error("{reason}")]

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     store::{Blob, Finish, Partial, StoreError},
-    types::{Descriptor, Digest, Repository, Role},
+    types::{Descriptor, Digest, Mismatch, Repository, Role},
     upstream::{BlobBody, Span, UpstreamError},
 };
 
@@ -191,7 +191,7 @@ pub(super) fn start(fetcher: Fetcher, flight: Arc<Flight>) {
 async fn fail(flight: &Arc<Flight>, error: FetchError) {
     match &error {
         FetchError::NotFound(_) | FetchError::Stopping => {
-            tracing::debug!(digest = %flight.digest.short(), %error, "blob not fetched")
+            tracing::debug!(digest = %flight.digest.short(), %error, "blob not fetched");
         }
         _ => tracing::warn!(digest = %flight.digest.short(), error = %chain(&error), "blob not fetched"),
     }
@@ -246,8 +246,7 @@ async fn land(
             return Err(FetchError::Corrupt {
                 registry: source.registry.clone(),
                 origin,
-                expected: flight.digest,
-                found,
+                mismatch: Arc::new(Mismatch { expected: flight.digest, found }),
             });
         }
     }
@@ -255,7 +254,7 @@ async fn land(
         Ok(_) => flight.enter(Phase::Done),
         // Readers have verified bytes in an open file; only the store is poorer.
         Err(error) => {
-            tracing::error!(digest = %flight.digest.short(), error = %chain(&error), "verified blob not stored")
+            tracing::error!(digest = %flight.digest.short(), error = %chain(&error), "verified blob not stored");
         }
     }
     Ok(())

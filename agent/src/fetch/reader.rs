@@ -114,7 +114,7 @@ fn sendable(phase: &Phase, end: u64, size: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Digest;
+    use crate::types::{Digest, Mismatch};
 
     #[test]
     fn the_end_is_held_back_until_the_digest_matched() {
@@ -124,9 +124,8 @@ mod tests {
         assert_eq!(sendable(&Phase::Verified, size, size), size);
         assert_eq!(sendable(&Phase::Streaming, 50, 50), 0);
         assert_eq!(sendable(&Phase::Failed(FetchError::Stopping), size, size), size - HELD_BACK);
-        let (expected, found) = (Digest::of(b"a"), Digest::of(b"b"));
-        let corrupt =
-            FetchError::Corrupt { registry: "r".parse().unwrap(), origin: String::new(), expected, found };
+        let mismatch = Arc::new(Mismatch { expected: Digest::of(b"a"), found: Digest::of(b"b") });
+        let corrupt = FetchError::Corrupt { registry: "r".parse().unwrap(), origin: String::new(), mismatch };
         assert_eq!(sendable(&Phase::Failed(corrupt), size, size), 0);
     }
 }

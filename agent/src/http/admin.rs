@@ -53,10 +53,9 @@ impl Admin {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n");
         }
         match request.uri().path() {
-            "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.stopping.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
             "/readyz" if !self.readiness.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-            "/readyz" => text(StatusCode::OK, "ok\n"),
+            "/livez" | "/readyz" => text(StatusCode::OK, "ok\n"),
             "/metrics" => self.metrics(),
             _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics\n"),
         }

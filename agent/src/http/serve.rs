@@ -84,7 +84,7 @@ impl Server {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let graceful = GracefulShutdown::new();
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(60)).half_close(true);
+        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_mins(1)).half_close(true);
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,

@@ -24,7 +24,7 @@ use super::{
     Blob, RangeSet, Store, StoreError,
     paths::{self, Mode},
 };
-use crate::types::{Digest, Hasher};
+use crate::types::{Digest, Hasher, Mismatch};
 
 /// Bytes after which the map is saved again: one piece.
 const SAVE_EVERY: u64 = 4 * 1024 * 1024;
@@ -251,7 +251,7 @@ impl Partial {
     pub fn commit(&self) -> Result<Blob, StoreError> {
         let found = guard(&self.hash).hasher.clone().finish();
         if found != self.digest {
-            return Err(StoreError::Mismatch { expected: self.digest, found });
+            return Err(Box::new(Mismatch { expected: self.digest, found }).into());
         }
         self.file.sync_all().map_err(StoreError::io("sync", &self.data_path))?;
         let target = self.store.0.paths.blob(&self.digest);
@@ -346,7 +346,7 @@ mod tests {
         let partial = store.partial(&digest).unwrap();
         partial.set_size(5).unwrap();
         partial.write(0, &[Bytes::from_static(b"wrong")]).unwrap();
-        assert!(matches!(partial.commit(), Err(StoreError::Mismatch { .. })));
+        assert!(matches!(partial.commit(), Err(StoreError::Mismatch(_))));
         assert_eq!(partial.finish().unwrap(), Finish::Mismatch { found: Digest::of(b"wrong") });
         assert!(store.blob(&digest).await.unwrap().is_none());
         assert_eq!(fs::read_dir(directory.path().join("partial-v1")).unwrap().count(), 0);

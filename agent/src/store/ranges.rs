@@ -81,20 +81,21 @@ mod tests {
             ranges in prop::collection::vec((0u64..60, 0u64..12), 0..20),
             position in 0u64..80, within in (0u64..40, 0u64..40),
         ) {
+            let index = |at: u64| usize::try_from(at).unwrap();
             let mut bytes = [false; 80];
             let mut set = RangeSet::default();
             for (start, length) in ranges {
                 set.insert(start..start + length);
-                bytes[start as usize..(start + length) as usize].fill(true);
+                bytes[index(start)..index(start + length)].fill(true);
                 prop_assert!(set.0.windows(2).all(|pair| pair[0].end < pair[1].start), "{set:?}");
             }
             prop_assert_eq!(set.total(), bytes.iter().filter(|have| **have).count() as u64);
-            let end = (position..80).find(|at| !bytes[*at as usize]).unwrap_or(80);
+            let end = (position..80).find(|at| !bytes[index(*at)]).unwrap_or(80);
             prop_assert_eq!(set.end_from(position), end);
             let within = within.0..within.0 + within.1;
             let gaps = set.gaps(within.clone());
             for at in within {
-                prop_assert_eq!(gaps.iter().any(|gap| gap.contains(&at)), !bytes[at as usize]);
+                prop_assert_eq!(gaps.iter().any(|gap| gap.contains(&at)), !bytes[index(at)]);
             }
             prop_assert!(gaps.iter().all(|gap| !gap.is_empty()));
         }

@@ -157,6 +157,16 @@ fn is_algorithm_name(text: &str) -> bool {
         .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
 }
 
+/// Bytes that do not hash to the name they came under.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("content hashes to `{found}`, not to `{expected}`")]
+pub struct Mismatch {
+    /// The digest asked for.
+    pub expected: Digest,
+    /// The digest of the bytes.
+    pub found: Digest,
+}
+
 /// A hash under way.
 #[derive(Clone, Debug)]
 pub enum Hasher {

@@ -7,7 +7,7 @@ mod manifest;
 mod name;
 mod range;
 
-pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
 pub use duration::{DurationError, parse_duration};
 pub use manifest::{
     Descriptor, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, ManifestError, ManifestLinks, MediaType, Role,

@@ -55,12 +55,11 @@ fn parameters(mut text: &str) -> HashMap<String, String> {
     let mut all = HashMap::new();
     while let Some((name, rest)) = text.split_once('=') {
         let name = name.trim_matches([' ', ',', '\t']).to_ascii_lowercase();
-        let (value, rest) = match rest.strip_prefix('"') {
-            Some(quoted) => unquote(quoted),
-            None => {
-                let end = rest.find([',', ' ']).unwrap_or(rest.len());
-                (rest[..end].to_owned(), &rest[end..])
-            }
+        let (value, rest) = if let Some(quoted) = rest.strip_prefix('"') {
+            unquote(quoted)
+        } else {
+            let (value, rest) = rest.split_at(rest.find([',', ' ']).unwrap_or(rest.len()));
+            (value.to_owned(), rest)
         };
         all.insert(name, value);
         text = rest;
@@ -94,7 +93,7 @@ pub(super) struct TokenAnswer {
 }
 
 /// Lifetime of a token whose answer names none (token specification, "expires_in").
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 
 /// A token is not used in the last part of its life: the request has to arrive before it ends.
 const MARGIN: Duration = Duration::from_secs(10);

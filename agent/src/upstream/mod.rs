@@ -181,7 +181,7 @@ impl Upstream {
         let client = reqwest::Client::builder()
             .user_agent(concat!("hearth-agent/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(config.connect)
-            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_idle_timeout(Duration::from_mins(1))
             .tcp_keepalive(Duration::from_secs(30))
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
@@ -274,7 +274,7 @@ impl Upstream {
         let reply = self.send(repository, &Ask::manifest(Method::GET, reference)).await?;
         let origin = reply.origin().to_owned();
         let sent_type = text(reply.headers(), header::CONTENT_TYPE.as_str()).and_then(MediaType::parse);
-        let bytes = self.read_whole(repository, reply, MAX_MANIFEST_BYTES).await?;
+        let bytes = read_whole(repository, reply, MAX_MANIFEST_BYTES).await?;
         let digest = match reference {
             Reference::Digest(wanted) => {
                 let mut hasher = wanted.algorithm().hasher();
@@ -283,7 +283,7 @@ impl Upstream {
                 if found != *wanted {
                     self.count_mismatch(&repository.registry);
                     tracing::warn!(%repository, digest = %wanted.short(), origin, "manifest does not match its digest");
-                    return Err(self.unavailable(
+                    return Err(unavailable(
                         repository,
                         format!("`{origin}` sent a manifest that hashes to `{found}`, not to `{wanted}`"),
                     ));
@@ -293,7 +293,7 @@ impl Upstream {
             Reference::Tag(_) => Digest::of(&bytes),
         };
         let media_type = usable_type(sent_type, &bytes).ok_or_else(|| {
-            self.unavailable(repository, format!("`{origin}` sent something that is not a manifest"))
+            unavailable(repository, format!("`{origin}` sent something that is not a manifest"))
         })?;
         Ok(Manifest { digest, media_type, bytes })
     }
@@ -319,8 +319,8 @@ impl Upstream {
     ) -> Result<BlobBody, UpstreamError> {
         let reply = self.send(repository, &Ask::blob(Method::GET, digest, Some(span))).await?;
         let origin = reply.origin().to_owned();
-        let placed = place(&reply, span)
-            .map_err(|reason| self.unavailable(repository, format!("`{origin}`: {reason}")))?;
+        let placed =
+            place(&reply, span).map_err(|reason| unavailable(repository, format!("`{origin}`: {reason}")))?;
         Ok(BlobBody { offset: placed.0, size: placed.1, origin, reply })
     }
 
@@ -347,31 +347,7 @@ impl Upstream {
                 headers.insert(name, value.clone());
             }
         }
-        Ok(Listing { headers, bytes: self.read_whole(repository, reply, MAX_LISTING_BYTES).await? })
-    }
-
-    async fn read_whole(
-        &self,
-        repository: &Repository,
-        mut reply: Reply,
-        limit: u64,
-    ) -> Result<Bytes, UpstreamError> {
-        let too_large = || self.unavailable(repository, format!("the answer is larger than {limit} bytes"));
-        if reply.content_length().is_some_and(|length| length > limit) {
-            return Err(too_large());
-        }
-        let mut all = BytesMut::new();
-        while let Some(chunk) = reply.chunk().await? {
-            if (all.len() + chunk.len()) as u64 > limit {
-                return Err(too_large());
-            }
-            all.extend_from_slice(&chunk);
-        }
-        Ok(all.freeze())
-    }
-
-    fn unavailable(&self, repository: &Repository, reason: String) -> UpstreamError {
-        UpstreamError::Unavailable { registry: repository.registry.clone(), reason }
+        Ok(Listing { headers, bytes: read_whole(repository, reply, MAX_LISTING_BYTES).await? })
     }
 
     /// Counts bytes that did not match their digest.
@@ -396,6 +372,25 @@ fn own_id() -> HeaderValue {
 fn closest<'a>(registries: &'a [RegistryConfig], registry: &RegistryHost) -> Option<&'a RegistryConfig> {
     let close = registries.iter().filter_map(|config| Some((config.pattern.closeness(registry)?, config)));
     close.max_by_key(|(closeness, _)| *closeness).map(|(_, config)| config)
+}
+
+async fn read_whole(repository: &Repository, mut reply: Reply, limit: u64) -> Result<Bytes, UpstreamError> {
+    let too_large = || unavailable(repository, format!("the answer is larger than {limit} bytes"));
+    if reply.content_length().is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let mut all = BytesMut::new();
+    while let Some(chunk) = reply.chunk().await? {
+        if (all.len() + chunk.len()) as u64 > limit {
+            return Err(too_large());
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.freeze())
+}
+
+fn unavailable(repository: &Repository, reason: String) -> UpstreamError {
+    UpstreamError::Unavailable { registry: repository.registry.clone(), reason }
 }
 
 /// `https://<host>`; Docker Hub's references name a host that is not its registry.
