@@ -1,3 +1,6 @@
 //! Integration tests.
 
+mod cli;
+mod layering;
+mod mirror;
 mod registry;

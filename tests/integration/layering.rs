@@ -1,0 +1,167 @@
+//! The direction of dependencies and the homes of outside crates, read from the sources.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Which modules of the agent each module may name (the design's picture). `app` and `main` wire everything.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("main", &[]),
+    ("lib", &[]),
+    (
+        "app",
+        &[
+            "config", "fetch", "gc", "http", "metrics", "peers", "prepull", "store", "task", "types",
+            "upstream",
+        ],
+    ),
+    // Configuration is the parts' own `Config` types side by side.
+    ("config", &["fetch", "gc", "http", "peers", "prepull", "store", "types", "upstream"]),
+    ("http", &["fetch", "metrics", "store", "task", "types", "upstream"]),
+    ("prepull", &["fetch", "metrics", "store", "task", "types"]),
+    ("fetch", &["metrics", "peers", "store", "task", "types", "upstream"]),
+    ("gc", &["metrics", "store", "task", "types"]),
+    ("store", &["types"]),
+    ("peers", &["metrics", "task", "types"]),
+    ("upstream", &["metrics", "task", "types"]),
+    ("metrics", &[]),
+    ("task", &[]),
+    ("types", &[]),
+];
+
+/// Outside crates and the only places that may name them.
+const HOMES: &[(&str, &[&str])] = &[
+    ("sled", &["agent/src/store/index.rs"]),
+    ("kube", &["agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
+    ("oci_client", &["builder/src/registry.rs"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned()
+}
+
+fn sources(below: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(below)];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources below {below}");
+    found
+}
+
+/// The code without comment lines, where crates are named freely.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules named after `crate::`, alone or in braces.
+fn modules_used(text: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for (at, matched) in text.match_indices("crate::") {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let rest = &text[at + matched.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => used.extend(heads(group)),
+            None => used.extend(head(rest)),
+        }
+    }
+    used
+}
+
+fn head(text: &str) -> Option<String> {
+    let word: String = text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    (!word.is_empty()).then_some(word)
+}
+
+/// First words of the members of a brace group, up to its closing brace.
+fn heads(group: &str) -> Vec<String> {
+    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                found.extend(head(&group[start..at]));
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                found.extend(head(&group[start..at]));
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn names_crate(text: &str, name: &str) -> bool {
+    text.match_indices(&format!("{name}::")).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+    })
+}
+
+#[test]
+fn modules_of_the_agent_depend_in_one_direction() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("agent/src") {
+        let below = path.strip_prefix("agent/src/").unwrap();
+        let module = below.split('/').next().unwrap().trim_end_matches(".rs");
+        let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
+            wrong.push(format!("{path}: module `{module}` is not in the table"));
+            continue;
+        };
+        for used in modules_used(&code(&text)) {
+            if used != module && !allowed.contains(&used.as_str()) {
+                wrong.push(format!("{path}: `{module}` must not use `{used}`"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn each_outside_crate_has_one_home() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("agent/src").into_iter().chain(sources("builder/src")) {
+        for (name, homes) in HOMES {
+            if names_crate(&code(&text), name) && !homes.iter().any(|home| path.starts_with(home)) {
+                wrong.push(format!("{path}: `{name}` belongs to {homes:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_builder_and_the_agent_meet_only_over_the_protocol() {
+    for (package, other) in [("agent", "builder"), ("builder", "agent")] {
+        let manifest = fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
+        let depends = manifest
+            .lines()
+            .any(|line| line.starts_with(&format!("{other}.")) || line.starts_with(&format!("{other} ")));
+        assert!(!depends, "{package} must not depend on {other}");
+    }
+}
+
+#[test]
+fn the_reader_of_sources_sees_every_form_of_use() {
+    let text = "use crate::{store::{Blob, a}, types::Digest};\nfn f() -> crate::metrics::Metrics { $crate::x() }\nsled::open();";
+    assert_eq!(modules_used(text).into_iter().collect::<Vec<_>>(), ["metrics", "store", "types"]);
+    assert!(names_crate(text, "sled") && !names_crate("my_sled::x", "sled"));
+    assert_eq!(code("// sled::x\nsled"), "sled");
+}
