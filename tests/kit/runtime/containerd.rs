@@ -81,15 +81,24 @@ impl Containerd {
             .with_context(|| format!("CRI cannot pull `{image}`"))
     }
 
-    /// Removes every image and what only they needed: the next pull starts from nothing.
+    /// Removes every image, what only they needed, and what pulls that failed left: the next pull starts from nothing.
     pub async fn forget_images(&self) -> Result<()> {
         let limit = Duration::from_mins(1);
-        let names = self.ctr(&["images", "list", "--quiet"].map(str::to_owned), limit).await?.output()?;
-        let names = names.lines().map(str::to_owned);
-        // One after the other: the last removal waits for the collection of the content.
-        let arguments: Vec<_> =
-            ["images", "remove", "--sync"].map(str::to_owned).into_iter().chain(names).collect();
-        self.ctr(&arguments, limit).await?.output().context("cannot remove the images")?;
+        let ctr = async |words: &[&str]| -> Result<String> {
+            let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+            self.ctr(&words, limit)
+                .await?
+                .output()
+                .with_context(|| format!("`ctr {}` failed", words.join(" ")))
+        };
+        let names = ctr(&["images", "list", "--quiet"]).await?;
+        if !names.trim().is_empty() {
+            let names: Vec<_> = ["images", "remove"].into_iter().chain(names.lines()).collect();
+            ctr(&names).await?;
+        }
+        // The end of a lease is what the collector can be made to be waited for at.
+        ctr(&["leases", "create", "--id", "forget"]).await?;
+        ctr(&["leases", "delete", "--sync", "forget"]).await?;
         Ok(())
     }
 

@@ -144,22 +144,25 @@ async fn ask(shared: &Shared, request: Request<Incoming>) -> Result<reqwest::Res
 fn answer(response: reqwest::Response, note: Note, bytes_per_second: Option<u64>) -> Response<Body> {
     let status = response.status();
     let headers = end_to_end(response.headers());
-    let pace = Pace { started: Instant::now(), sent: 0, bytes_per_second };
-    let frames =
-        stream::unfold((response, note, pace), async |(mut response, note, mut pace)| {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    pace.wait(chunk.len()).await;
-                    note.update(|exchange| exchange.bytes += chunk.len() as u64);
-                    Some((Ok(Frame::data(chunk)), (response, note, pace)))
-                }
-                Ok(None) => {
-                    note.update(|exchange| exchange.done = Some(Instant::now()));
-                    None
-                }
-                Err(error) => Some((Err(std::io::Error::other(error)), (response, note, pace))),
+    let pace = Pace { started: Instant::now(), sent: 0, length: response.content_length(), bytes_per_second };
+    let frames = stream::unfold((response, note, pace), async |(mut response, note, mut pace)| {
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                pace.wait(chunk.len()).await;
+                note.update(|exchange| {
+                    exchange.bytes += chunk.len() as u64;
+                    // A body of known length is not asked for its end.
+                    exchange.done = (Some(exchange.bytes) == pace.length).then(Instant::now);
+                });
+                Some((Ok(Frame::data(chunk)), (response, note, pace)))
             }
-        });
+            Ok(None) => {
+                note.update(|exchange| exchange.done = Some(Instant::now()));
+                None
+            }
+            Err(error) => Some((Err(std::io::Error::other(error)), (response, note, pace))),
+        }
+    });
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -205,6 +208,7 @@ impl Note {
 struct Pace {
     started: Instant,
     sent: u64,
+    length: Option<u64>,
     bytes_per_second: Option<u64>,
 }
 
