@@ -1,7 +1,48 @@
 //! Builds reproducible Spark images without a container engine and without root.
+//!
+//! # One build
+//!
+//! ```text
+//! hearth.yaml -> spec -> plan::cells -> sources (base, Spark) -> runtime -> plan::layers -> layer -> image -> publish
+//!                (strict)  (compat)     (cache, by digest)       (our files)                (cache)           (layout, push)
+//! ```
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`build`] | the order of the steps; the only file that names every other module |
+//! | [`spec`] | `hearth.yaml`: parsing and every check that needs no other input |
+//! | [`plan`] | pure decisions: cells of the matrix, files to layers |
+//! | [`compat`] | pure: which Spark runs with which Java, Scala and Python |
+//! | [`sources`] | reading what images are made of: archives, packages, bases |
+//! | [`runtime`] | the files and the environment that hearth itself adds |
+//! | [`tree`], [`layer`] | files as an image sees them, and their way into layer blobs |
+//! | [`image`] | configurations and manifests in one canonical form |
+//! | [`publish`] | OCI layout and registry |
+//! | [`registry`] | names, credentials, tokens, pulls; the only file that knows `oci-client` |
+//! | [`cache`] | everything on disk between builds |
+//!
+//! # Invariants
+//!
+//! * The same inputs give the same bytes: nothing in a layer depends on the time, the machine, the locale, the
+//!   umask, the working directory, the number of threads, or what the cache already had.
+//! * No file is ever whole in memory; memory is bounded by the number of threads, not by the image.
+//! * Every byte that is read is checked against the digest that named it before anything is published.
+//! * A killed build leaves nothing to repair: files are written aside and renamed.
+
+pub mod build;
 pub mod cache;
+pub mod compat;
 pub mod digest;
+pub mod image;
 pub mod layer;
+pub mod plan;
 pub mod progress;
+pub mod publish;
+pub mod registry;
+pub mod report;
+pub mod retry;
+pub mod runtime;
 pub mod sources;
+pub mod spec;
 pub mod tree;
+pub mod version;

@@ -85,6 +85,11 @@ impl Bar {
         self.shown.inc(bytes);
     }
 
+    /// Sets the total, when it becomes known.
+    pub fn expect(&self, total: u64) {
+        self.shown.set_length(total);
+    }
+
     /// Sets the count, for resumed transfers.
     pub fn set(&self, bytes: u64) {
         self.shown.set_position(bytes);

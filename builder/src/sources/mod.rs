@@ -4,5 +4,10 @@
 //! holds. Nothing here decides where files go in the image except [`spark`], which knows Spark's layout.
 
 pub mod archive;
+pub mod base;
+pub mod detect;
+pub mod download;
+pub mod pypi;
 pub mod scan;
+pub mod spark;
 pub mod view;

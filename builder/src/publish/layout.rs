@@ -1,0 +1,251 @@
+//! Writes images into an OCI image layout, beside what is there already.
+//!
+//! ```text
+//! <directory>/oci-layout             {"imageLayoutVersion":"1.0.0"}
+//! <directory>/index.json             one manifest per tag, named by `org.opencontainers.image.ref.name`
+//! <directory>/blobs/sha256/<hex>     hard links to the cache where the file system allows, else copies
+//! ```
+//!
+//! Blobs come first and the index last, each written aside and renamed: a reader, or a build that is killed,
+//! sees the old state or the new one. An image of the same name is replaced in the index; its old blobs stay,
+//! since other images may need them. Builds that write the same layout take turns.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cache::{Cache, Shelf},
+    image::{Document, Image, canonical},
+};
+
+/// The annotation that holds an image's name in a layout.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Why a layout cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A file cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is something else.
+    #[error("`{}` is not empty and no OCI image layout: choose another directory with --output", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Its index cannot be read.
+    #[error("cannot read `{}`: mend or remove it", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An image with its name in the layout.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// The tag.
+    pub name: &'a str,
+    /// The image.
+    pub image: &'a Image,
+}
+
+/// Adds images to a layout, or starts one.
+pub fn write(cache: &Cache, directory: &Path, images: &[Named<'_>]) -> Result<(), LayoutError> {
+    let blobs = directory.join("blobs").join("sha256");
+    check(directory)?;
+    fs::create_dir_all(&blobs).map_err(|source| fault(&blobs, source))?;
+    let turn = File::open(directory).map_err(|source| fault(directory, source))?;
+    turn.lock().map_err(|source| fault(directory, source))?;
+    replace(directory, &directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    for named in images {
+        for layer in &named.image.layers {
+            let target = blobs.join(layer.blob.digest.hex());
+            link(&cache.path(Shelf::Blobs, &layer.blob.digest), &target, layer.blob.size)?;
+        }
+        for document in [&named.image.config, &named.image.manifest] {
+            put_document(&blobs, document)?;
+        }
+    }
+    let path = directory.join("index.json");
+    let index = merge(read_index(&path)?.as_ref(), images);
+    replace(directory, &path, &canonical(&index))
+}
+
+/// A directory that holds something else is left alone.
+fn check(directory: &Path) -> Result<(), LayoutError> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(fault(directory, source)),
+        Ok(_) if directory.join("oci-layout").exists() => Ok(()),
+        // Empty, or all that a build leaves that was killed before it wrote the first document.
+        Ok(mut entries) => {
+            let ours = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "blobs"));
+            if ours { Ok(()) } else { Err(LayoutError::Foreign { path: directory.to_owned() }) }
+        }
+    }
+}
+
+/// Replaces images of the same name, keeps the others.
+fn merge(index: Option<&Value>, images: &[Named<'_>]) -> Value {
+    let named = |entry: &Value| entry["annotations"][REF_NAME].as_str().map(str::to_owned);
+    let old = index.and_then(|index| index["manifests"].as_array()).cloned().unwrap_or_default();
+    let mut manifests: Vec<Value> = old
+        .into_iter()
+        .filter(|entry| !images.iter().any(|image| named(entry).as_deref() == Some(image.name)))
+        .collect();
+    for image in images {
+        let mut descriptor = image.image.manifest.descriptor.clone();
+        descriptor.annotations = BTreeMap::from([(REF_NAME.to_owned(), image.name.to_owned())]);
+        manifests.push(descriptor.to_json());
+    }
+    manifests.sort_by_key(named);
+    json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests,
+    })
+}
+
+fn read_index(path: &Path) -> Result<Option<Value>, LayoutError> {
+    let fail = |source| LayoutError::Index { path: path.to_owned(), source };
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(fail(source)),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| fail(error.into())),
+    }
+}
+
+fn put_document(blobs: &Path, document: &Document) -> Result<(), LayoutError> {
+    let path = blobs.join(document.descriptor.digest.hex());
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() == document.descriptor.size) {
+        return Ok(());
+    }
+    replace(blobs, &path, &document.bytes)
+}
+
+fn link(source: &Path, target: &Path, size: u64) -> Result<(), LayoutError> {
+    if fs::metadata(target).is_ok_and(|meta| meta.len() == size) {
+        return Ok(());
+    }
+    let directory = target.parent().unwrap_or(Path::new(""));
+    // A name of our own first: a link cannot replace a short file that is there.
+    let aside = tempfile::Builder::new()
+        .prefix(".hearth-")
+        .make_in(directory, |path| fs::hard_link(source, path))
+        .map(tempfile::NamedTempFile::into_temp_path);
+    let aside = if let Ok(aside) = aside {
+        aside
+    } else {
+        let mut copy = temporary(directory).map_err(|source| fault(target, source))?;
+        let mut original = File::open(source).map_err(|error| fault(source, error))?;
+        io::copy(&mut original, copy.as_file_mut()).map_err(|source| fault(target, source))?;
+        copy.as_file().sync_all().map_err(|source| fault(target, source))?;
+        copy.into_temp_path()
+    };
+    aside.persist(target).map_err(|error| fault(target, error.error))
+}
+
+fn replace(directory: &Path, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
+    let write = || {
+        let mut file = temporary(directory)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)
+    };
+    write().map(|_| ()).map_err(|source| fault(path, source))
+}
+
+/// Readable for everybody, whatever the umask: layouts are handed to other programs and users.
+fn temporary(directory: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let file = tempfile::Builder::new().prefix(".hearth-").tempfile_in(directory)?;
+    file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    Ok(file)
+}
+
+fn fault(path: &Path, source: io::Error) -> LayoutError {
+    LayoutError::Write { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cache::Content,
+        image::{self, Added, Settings},
+        layer::Layer,
+    };
+
+    fn image(cache: &Cache, text: &str) -> Image {
+        let blob: Content = cache.put(Shelf::Blobs, &mut text.as_bytes()).unwrap();
+        let layer =
+            Layer { blob, diff_id: blob.digest, media_type: "application/vnd.oci.image.layer.v1.tar".into() };
+        image::assemble(&json!({}), &[], &[Added { label: text.into(), layer }], &Settings::default())
+    }
+
+    fn names(directory: &Path) -> Vec<(String, String)> {
+        let index: Value = serde_json::from_slice(&fs::read(directory.join("index.json")).unwrap()).unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let entries = index["manifests"].as_array().unwrap().iter();
+        entries.map(|entry| (text(&entry["annotations"][REF_NAME]), text(&entry["digest"]))).collect()
+    }
+
+    #[test]
+    fn images_are_added_and_replaced_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let layout = directory.path().join("dist");
+        let (first, second) = (image(&cache, "one"), image(&cache, "two"));
+        let put = |name, image| write(&cache, &layout, &[Named { name, image }]).unwrap();
+        put("b", &first);
+        put("a", &first);
+        put("b", &second);
+        let digest = |image: &Image| image.manifest.descriptor.digest.to_string();
+        assert_eq!(names(&layout), [("a".to_owned(), digest(&first)), ("b".to_owned(), digest(&second))]);
+        let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap().count();
+        assert_eq!(blobs, 6, "nothing that another image may need is removed, nothing is left over");
+        assert_eq!(fs::read(layout.join("oci-layout")).unwrap(), br#"{"imageLayoutVersion":"1.0.0"}"#);
+    }
+
+    #[test]
+    fn a_short_blob_of_an_interrupted_copy_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let layout = directory.path().join("dist");
+        let image = image(&cache, "layer");
+        let path = layout.join("blobs/sha256").join(image.layers[0].blob.digest.hex());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "lay").unwrap();
+        write(&cache, &layout, &[Named { name: "x", image: &image }]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"layer");
+    }
+
+    #[test]
+    fn a_directory_with_something_else_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let image = image(&cache, "x");
+        let error = write(&cache, directory.path(), &[Named { name: "x", image: &image }]).unwrap_err();
+        assert!(matches!(error, LayoutError::Foreign { .. }), "{error}");
+        fs::create_dir(directory.path().join("dist")).unwrap();
+        fs::write(directory.path().join("dist/oci-layout"), "{}").unwrap();
+        fs::write(directory.path().join("dist/index.json"), "{").unwrap();
+        let error = write(&cache, &directory.path().join("dist"), &[Named { name: "x", image: &image }]);
+        assert!(matches!(error, Err(LayoutError::Index { .. })), "{error:?}");
+    }
+}

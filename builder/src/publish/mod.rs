@@ -1,0 +1,4 @@
+//! Gives finished images away: into an OCI image layout on disk, and to a registry.
+
+pub mod layout;
+pub mod upload;

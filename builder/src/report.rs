@@ -1,0 +1,176 @@
+//! What a build tells its user in the end: a table for people, JSON for programs.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::digest::Digest;
+
+/// The result of a build.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The images, in the order of the matrix.
+    pub images: Vec<ImageReport>,
+    /// Cells that were not built.
+    pub refused: Vec<RefusedReport>,
+    /// The OCI layout that holds them.
+    pub output: String,
+    /// What the user should know, such as a base without `tini`.
+    pub warnings: Vec<String>,
+    /// Blobs and bytes sent to the registry; absent without a push.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushReport>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// One image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageReport {
+    /// Repository and tag.
+    pub reference: String,
+    /// The cell.
+    pub cell: String,
+    /// The digest to pull it by.
+    pub manifest: Digest,
+    /// The digest of its configuration, which container runtimes call the image id.
+    pub config: Digest,
+    /// Its layers, lowest first.
+    pub layers: Vec<LayerReport>,
+}
+
+/// One layer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerReport {
+    /// What is in it.
+    pub label: String,
+    /// The blob.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// The digest of the uncompressed archive.
+    pub diff_id: Digest,
+    /// Its media type.
+    pub media_type: String,
+}
+
+/// A cell that was not built.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedReport {
+    /// The cell.
+    pub cell: String,
+    /// Why it cannot run.
+    pub impossible: Vec<String>,
+    /// Why nobody vouches for it.
+    pub untested: Vec<String>,
+}
+
+/// What was pushed.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushReport {
+    /// Where to.
+    pub repository: String,
+    /// Blobs that were sent.
+    pub uploaded: Vec<Digest>,
+    /// Blobs that the repository had.
+    pub skipped: Vec<Digest>,
+    /// Bytes that were sent.
+    pub uploaded_bytes: u64,
+    /// Bytes that did not have to be sent.
+    pub skipped_bytes: u64,
+}
+
+impl Report {
+    /// One JSON object, indented.
+    pub fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut *out, self)?;
+        writeln!(out)
+    }
+
+    /// For people.
+    pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        for image in &self.images {
+            writeln!(out, "{}", image.reference)?;
+            writeln!(out, "  {}", image.cell)?;
+            writeln!(out, "  manifest  {}", image.manifest)?;
+            for layer in &image.layers {
+                let (size, digest) = (megabytes(layer.size), layer.digest.short());
+                writeln!(out, "  layer     {size:>9}  {digest}  {}", layer.label)?;
+            }
+        }
+        for refused in &self.refused {
+            writeln!(out, "not built: {}", refused.cell)?;
+            for reason in refused.impossible.iter().chain(&refused.untested) {
+                writeln!(out, "  {reason}")?;
+            }
+        }
+        for warning in &self.warnings {
+            writeln!(out, "warning: {warning}")?;
+        }
+        writeln!(out, "written to {}", self.output)?;
+        if let Some(push) = &self.push {
+            let (sent, bytes) = (push.uploaded.len(), megabytes(push.uploaded_bytes));
+            let (had, saved) = (push.skipped.len(), megabytes(push.skipped_bytes));
+            writeln!(
+                out,
+                "pushed to {}: {sent} blobs sent ({bytes}), {had} were there ({saved})",
+                push.repository
+            )?;
+        }
+        let images = self.images.len();
+        writeln!(out, "{images} {} in {:.1} s", if images == 1 { "image" } else { "images" }, self.seconds)
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let digest = Digest::of(b"");
+        let layer = LayerReport {
+            label: "Spark JARs".to_owned(),
+            digest,
+            size: 314_150_000,
+            diff_id: digest,
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        };
+        let image = ImageReport {
+            reference: "registry.example.com/spark:3.5.9".to_owned(),
+            cell: "Spark 3.5.9, Java 17".to_owned(),
+            manifest: digest,
+            config: digest,
+            layers: vec![layer],
+        };
+        Report { images: vec![image], output: "dist".to_owned(), seconds: 1.25, ..Report::default() }
+    }
+
+    #[test]
+    fn people_see_names_sizes_and_digests() {
+        let mut out = Vec::new();
+        report().write_text(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for part in ["registry.example.com/spark:3.5.9", "314.1 MB", "sha256:e3b0", "1 image in 1.2 s"] {
+            assert!(text.contains(part), "{text} should hold {part}");
+        }
+    }
+
+    #[test]
+    fn programs_get_one_object() {
+        let mut out = Vec::new();
+        report().write_json(&mut out).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(value["images"][0]["layers"][0]["diffId"], Digest::of(b"").to_string());
+        assert!(value.get("push").is_none());
+    }
+}

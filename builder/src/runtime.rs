@@ -1,0 +1,227 @@
+//! The files that hearth itself adds to a Spark image: entry point, decommission script, user, directories;
+//! and the environment that goes with them.
+//!
+//! ```text
+//! /opt/entrypoint.sh, /opt/decom.sh   from `docker/spark/`, the same for every line
+//! /opt/spark/hearth.env               what the entry point must know about this Spark line
+//! /opt/spark/conf                     empty: a mount point for configuration
+//! /opt/spark/work-dir                 0775, owner 185, group 0: also writable for user ids that a cluster picks
+//! /etc/passwd, /etc/group             the base's, with `spark` (185) added when it is missing
+//! ```
+
+use std::collections::BTreeMap;
+
+use crate::{
+    cache::{Cache, CacheError, Shelf},
+    compat::{self, Executor},
+    image::{self, Settings},
+    plan::Cell,
+    sources::{
+        base::Base,
+        detect::{Found, SEARCH_PATH},
+        spark::Distribution,
+        view::View,
+    },
+    tree::{Entry, ImagePath, Tree},
+};
+
+const ENTRYPOINT: &str = include_str!("../../docker/spark/entrypoint.sh");
+const DECOMMISSION: &str = include_str!("../../docker/spark/decom.sh");
+
+/// The user and group of Spark in every public image: operators and pod security settings name it.
+const USER: u64 = 185;
+
+/// Why our files cannot be added to a base.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The base has something in the way.
+    #[error("the base has something other than a directory at `{0}`, where files must go")]
+    Blocked(ImagePath),
+    /// The base's links to this place form a loop.
+    #[error("the base's symbolic links at `{0}` form a loop")]
+    Loop(ImagePath),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// The files that hearth adds for a cell.
+pub fn files(cache: &Cache, cell: &Cell, view: &View) -> Result<Tree, RuntimeError> {
+    let mut tree = Tree::new();
+    let executor = line_file(compat::line(&cell.spark).executor);
+    let passwd = with_user(view.text(&ImagePath::known("etc/passwd")));
+    let group = with_group(view.text(&ImagePath::known("etc/group")));
+    for (path, text, mode) in [
+        ("opt/entrypoint.sh", ENTRYPOINT, 0o755),
+        ("opt/decom.sh", DECOMMISSION, 0o755),
+        ("opt/spark/hearth.env", executor.as_str(), 0o644),
+        ("etc/passwd", passwd.as_str(), 0o644),
+        ("etc/group", group.as_str(), 0o644),
+    ] {
+        let content = cache.put(Shelf::Files, &mut text.as_bytes())?;
+        tree.insert(ImagePath::known(path), Entry::file(content, mode));
+    }
+    for directory in ["etc", "opt", "opt/spark", "opt/spark/conf"] {
+        tree.insert(ImagePath::known(directory), Entry::directory(0o755));
+    }
+    let work = Entry { uid: USER, gid: 0, ..Entry::directory(0o775) };
+    tree.insert(ImagePath::known("opt/spark/work-dir"), work);
+    Ok(tree)
+}
+
+/// Moves files behind the base's symbolic links, and leaves out directories that the base has: their owner and
+/// mode are the base's business. A tree that lies on the base unchanged comes back unchanged, so that layers
+/// are shared between bases.
+pub fn fit(tree: Tree, view: &View) -> Result<Tree, RuntimeError> {
+    let mut fitted = Tree::new();
+    for (path, entry) in tree {
+        // Files that the base has as links (such as /etc/group) are replaced where they really are.
+        let follows = matches!(path.as_str(), "etc/passwd" | "etc/group");
+        let place = if entry.kind == crate::tree::Kind::Directory || follows {
+            view.real(&path)
+        } else {
+            view.place(&path)
+        };
+        let place = place.ok_or_else(|| RuntimeError::Loop(path.clone()))?;
+        if let Some(above) =
+            place.ancestors().find(|above| view.get(above).is_some() && !view.is_directory(above.as_str()))
+        {
+            return Err(RuntimeError::Blocked(above));
+        }
+        if entry.kind == crate::tree::Kind::Directory {
+            if view.is_directory(place.as_str()) {
+                continue;
+            }
+            if view.get(&place).is_some() {
+                return Err(RuntimeError::Blocked(place));
+            }
+        }
+        fitted.insert(place, entry);
+    }
+    Ok(fitted)
+}
+
+/// The environment and start of the image.
+pub fn settings(
+    cell: &Cell,
+    base: &Base,
+    spark: &Distribution,
+    found: &Found,
+    user_env: &BTreeMap<String, String>,
+) -> Settings {
+    let base_env = |name| image::env(&base.config, name);
+    let path = base_env("PATH").unwrap_or(SEARCH_PATH);
+    let libraries = "/opt/spark/python/lib";
+    let mut env = BTreeMap::from([
+        ("SPARK_HOME".to_owned(), "/opt/spark".to_owned()),
+        ("JAVA_HOME".to_owned(), found.java.home.to_string()),
+        ("PATH".to_owned(), format!("{path}:/opt/spark/bin")),
+        ("PYTHONPATH".to_owned(), format!("{libraries}/pyspark.zip:{libraries}/{}", spark.py4j)),
+    ]);
+    if base_env("LANG").is_none() {
+        // Without a locale Java 17 and older read and write ASCII by default.
+        env.insert("LANG".to_owned(), "C.UTF-8".to_owned());
+    }
+    if let Some(python) = &found.python {
+        // Driver and executors must run the same Python, whatever `python3` is in the base.
+        env.insert("PYSPARK_PYTHON".to_owned(), python.program.to_string());
+    }
+    env.extend(user_env.clone());
+    let mut labels = BTreeMap::from([
+        ("dev.hearth.spark".to_owned(), cell.spark.to_string()),
+        ("dev.hearth.scala".to_owned(), spark.scala.clone()),
+        ("dev.hearth.java".to_owned(), cell.java.to_string()),
+        ("org.opencontainers.image.version".to_owned(), cell.spark.to_string()),
+    ]);
+    if let Some(python) = &cell.python {
+        labels.insert("dev.hearth.python".to_owned(), python.to_string());
+    }
+    if let Some(hadoop) = &spark.hadoop {
+        labels.insert("dev.hearth.hadoop".to_owned(), hadoop.clone());
+    }
+    Settings {
+        env,
+        labels,
+        annotations: BTreeMap::new(),
+        user: USER.to_string(),
+        entrypoint: vec!["/opt/entrypoint.sh".to_owned()],
+        working_directory: "/opt/spark/work-dir".to_owned(),
+        created: String::new(),
+    }
+}
+
+fn line_file(executor: Executor) -> String {
+    let flag = |set: bool| if set { "yes" } else { "no" };
+    format!(
+        "HEARTH_EXECUTOR_BACKEND={}\nHEARTH_RESOURCE_PROFILE={}\nHEARTH_POD_NAME={}\n",
+        executor.backend,
+        flag(executor.resource_profile),
+        flag(executor.pod_name)
+    )
+}
+
+/// Adds the user unless the id has an entry, under whatever name.
+fn with_user(passwd: Option<&str>) -> String {
+    let base = passwd.unwrap_or("root:x:0:0:root:/root:/bin/bash\n");
+    with_entry(base, 2, "spark:x:185:185:Apache Spark:/opt/spark:/bin/false")
+}
+
+fn with_group(group: Option<&str>) -> String {
+    with_entry(group.unwrap_or("root:x:0:\n"), 2, "spark:x:185:")
+}
+
+fn with_entry(text: &str, field: usize, entry: &str) -> String {
+    let id = USER.to_string();
+    if text.lines().any(|line| line.split(':').nth(field) == Some(&id)) {
+        return text.to_owned();
+    }
+    let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    format!("{text}{newline}{entry}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::view::Node;
+
+    #[test]
+    fn the_user_is_added_once() {
+        let root = "root:x:0:0:root:/root:/bin/bash";
+        let added = with_user(Some(root));
+        assert_eq!(added, format!("{root}\nspark:x:185:185:Apache Spark:/opt/spark:/bin/false\n"));
+        assert_eq!(with_user(Some(&added)), added);
+        let other = "app:x:185:0::/:/bin/sh\n";
+        assert_eq!(with_user(Some(other)), other, "whoever has the id keeps it");
+        assert_eq!(with_group(None), "root:x:0:\nspark:x:185:\n");
+    }
+
+    #[test]
+    fn files_go_behind_the_links_of_the_base_and_its_directories_stay() {
+        let mut view = View::default();
+        for directory in ["etc", "usr", "usr/opt"] {
+            view.put(directory, Node::Directory);
+        }
+        view.put("opt", Node::Symlink("usr/opt".to_owned()));
+        view.put("etc/passwd", Node::Symlink("../usr/passwd".to_owned()));
+        let mut tree = Tree::new();
+        for path in ["etc", "opt", "opt/spark"] {
+            tree.insert(ImagePath::known(path), Entry::directory(0o755));
+        }
+        for path in ["etc/passwd", "opt/spark/RELEASE"] {
+            tree.insert(ImagePath::known(path), Entry::symlink("x"));
+        }
+        let fitted = fit(tree.clone(), &view).unwrap();
+        let paths: Vec<&str> = fitted.keys().map(ImagePath::as_str).collect();
+        assert_eq!(paths, ["usr/opt/spark", "usr/opt/spark/RELEASE", "usr/passwd"]);
+
+        view.put("usr/opt/spark", Node::File { mode: 0o644, text: None });
+        let error = fit(tree, &view).unwrap_err();
+        assert!(matches!(error, RuntimeError::Blocked(path) if path.as_str() == "usr/opt/spark"));
+    }
+
+    #[test]
+    fn the_entry_point_learns_its_line() {
+        let text = line_file(compat::line(&"3.2.4".parse().unwrap()).executor);
+        assert!(text.contains("CoarseGrainedExecutorBackend\n") && text.ends_with("POD_NAME=no\n"), "{text}");
+    }
+}

@@ -1,0 +1,450 @@
+//! Brings a base image into the cache: its layers as they are, its configuration, and a view of its files.
+//!
+//! The layers of a registry image or an OCI layout are reused byte for byte, so every image on the same base
+//! shares them with everybody else's. A root file system archive becomes one layer, whose tar headers are
+//! written anew (order, names of users and groups, compression), so that the same files give the same digest
+//! whatever program packed them. Its modification times are kept: compiled Python files in it depend on them.
+//!
+//! Everything that is read is checked against the digest that named it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    archive::{self, ArchiveError, Flavour},
+    detect::SEARCH_PATH,
+    scan::{self, ScanError},
+    view::View,
+};
+use crate::{
+    cache::{Cache, CacheError, Content, Shelf},
+    digest::{Digest, Hasher},
+    image::Descriptor,
+    layer::{self, Layer, LayerError, codec::Codec},
+    progress::Progress,
+    registry::{Registry, RegistryError},
+    spec::Platform,
+    tree::Tree,
+};
+
+/// Manifests and configurations of real images are far smaller; more is refused before it is read.
+const DOCUMENT_LIMIT: u64 = 8 << 20;
+
+/// Indexes may point to indexes, but not for ever.
+const DEPTH: usize = 4;
+
+/// Why a base cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// The archive cannot be used.
+    #[error("cannot use the root file system `{}`", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ArchiveError,
+    },
+    /// Its layer cannot be written.
+    #[error("cannot write the base layer")]
+    Layer(#[from] LayerError),
+    /// A file of the layout cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the layout is not what its name says.
+    #[error("`{}` has the digest `{found}`: the layout is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The digest of its bytes.
+        found: Digest,
+    },
+    /// The image is of a kind that cannot be a base.
+    #[error("the base `{name}` cannot be used: {problem}")]
+    Unsuitable {
+        /// The base.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The registry does not give it.
+    #[error("cannot get the base `{name}`")]
+    Registry {
+        /// The base.
+        name: String,
+        /// Why.
+        #[source]
+        source: RegistryError,
+    },
+    /// A layer cannot be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// A base that is ready to build upon.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// What it is called in annotations: the reference, or the name of the file or directory.
+    pub name: String,
+    /// Its digest: of the manifest, or of the archive.
+    pub digest: Digest,
+    /// Its image configuration.
+    pub config: Value,
+    /// Its layers, in the cache, lowest first.
+    pub layers: Vec<Layer>,
+    /// Its files.
+    pub view: View,
+}
+
+/// What every source of a base needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Where everything is kept.
+    pub cache: &'a Cache,
+    /// Bars.
+    pub progress: &'a Progress,
+    /// Which platform of a multi-platform image.
+    pub platform: Platform,
+    /// Threads for compression.
+    pub jobs: usize,
+}
+
+/// Makes a base of a root file system archive.
+pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<Base, BaseError> {
+    let fail = |source| BaseError::Archive { path: path.to_owned(), source };
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let (digest, tree) =
+        unpacked(context.cache, path, Flavour::RootFileSystem, context.progress).map_err(fail)?;
+    if !tree.contains_key("usr") && !tree.contains_key("bin") {
+        let problem = "it has neither `/usr` nor `/bin`: is it a root file system?".to_owned();
+        return Err(BaseError::Unsuitable { name, problem });
+    }
+    let bar = context.progress.bytes("compressing the base", crate::tree::bytes(&tree));
+    let layer = layer::write(context.cache, &tree, codec, context.jobs, &bar)?;
+    let view = View::of_tree(context.cache, &tree)?;
+    let config = json!({
+        "architecture": context.platform.architecture(),
+        "os": "linux",
+        "config": { "Env": [format!("PATH={SEARCH_PATH}")] },
+    });
+    Ok(Base { name, digest, config, layers: vec![layer], view })
+}
+
+/// Reads an archive, or remembers what it holds from an earlier run. The file itself is always hashed.
+pub fn unpacked(
+    cache: &Cache,
+    path: &Path,
+    flavour: Flavour,
+    progress: &Progress,
+) -> Result<(Digest, Tree), ArchiveError> {
+    let open = |source| ArchiveError::Open { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(open)?;
+    let length = file.metadata().map_err(open)?.len();
+    let shown = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut hasher = Hasher::default();
+    {
+        let bar = progress.bytes(&format!("checking {shown}"), length);
+        let mut buffer = vec![0; crate::cache::BUFFER];
+        loop {
+            let count = io::Read::read(&mut file, &mut buffer).map_err(ArchiveError::Read)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            bar.advance(count as u64);
+        }
+    }
+    let digest = hasher.finish();
+    let tree = unpack_known(cache, path, digest, flavour, progress)?;
+    Ok((digest, tree))
+}
+
+/// Reads an archive whose digest is known, unless its contents are in the cache.
+pub fn unpack_known(
+    cache: &Cache,
+    path: &Path,
+    digest: Digest,
+    flavour: Flavour,
+    progress: &Progress,
+) -> Result<Tree, ArchiveError> {
+    let key = Digest::of(format!("tree 1 {} {digest}", flavour.name()).as_bytes());
+    if let Some(tree) = cache.note::<Tree>("trees-v1", &key)
+        && tree
+            .values()
+            .filter_map(crate::tree::Entry::content)
+            .all(|content| cache.find(Shelf::Files, &content).is_some())
+    {
+        return Ok(tree);
+    }
+    let file =
+        std::fs::File::open(path).map_err(|source| ArchiveError::Open { path: path.to_owned(), source })?;
+    let length = file.metadata().map(|meta| meta.len()).unwrap_or_default();
+    let shown = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let bar = progress.bytes(&format!("unpacking {shown}"), length);
+    let tree = archive::unpack(cache, bar.reader(file), flavour, archive::Limits::default())?;
+    cache.leave_note("trees-v1", &key, &tree)?;
+    Ok(tree)
+}
+
+/// Where the parts of a finished image come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// A registry and the reference.
+    Registry(&'a Registry, &'a str),
+    /// An OCI layout and the name of one of its images.
+    Layout(&'a Path, Option<&'a str>),
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+    config: Option<Descriptor>,
+}
+
+/// Brings an image from a registry or a layout into the cache.
+pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base, BaseError> {
+    let name = origin.name();
+    let unsuitable = |problem: String| BaseError::Unsuitable { name: name.clone(), problem };
+    let (manifest, digest) = resolve(origin, context.platform).await?;
+    let config = manifest.config.ok_or_else(|| unsuitable("its manifest has no configuration".to_owned()))?;
+    let content = origin.blob(context, config.digest, "the base's configuration", config.size).await?;
+    let file = context.cache.open_content(Shelf::Blobs, &content)?;
+    let config: Value = serde_json::from_reader(io::Read::take(file, DOCUMENT_LIMIT))
+        .map_err(|error| unsuitable(format!("its configuration cannot be read: {error}")))?;
+    let architecture = config.get("architecture").and_then(Value::as_str).unwrap_or_default();
+    if architecture != context.platform.architecture() {
+        let wanted = context.platform.architecture();
+        return Err(unsuitable(format!("it is for `{architecture}`, but `linux/{wanted}` is asked for")));
+    }
+    let diff_ids: Vec<Digest> =
+        serde_json::from_value(config["rootfs"]["diff_ids"].clone()).unwrap_or_default();
+    if diff_ids.len() != manifest.layers.len() {
+        let (ids, layers) = (diff_ids.len(), manifest.layers.len());
+        return Err(unsuitable(format!("its configuration names {ids} layers, its manifest {layers}")));
+    }
+    let mut layers = Vec::new();
+    for (descriptor, diff_id) in manifest.layers.iter().zip(diff_ids) {
+        let media_type = layer_type(&descriptor.media_type).map_err(unsuitable)?.to_owned();
+        let label = format!("base layer {}", descriptor.digest.short());
+        let blob = origin.blob(context, descriptor.digest, &label, descriptor.size).await?;
+        layers.push(Layer { blob, diff_id, media_type });
+    }
+    let view = view(context, &layers)?;
+    Ok(Base { name, digest, config, layers, view })
+}
+
+/// Follows indexes to the manifest of the platform; gives that manifest's digest.
+async fn resolve(origin: Origin<'_>, platform: Platform) -> Result<(Manifest, Digest), BaseError> {
+    let unsuitable = |problem: String| BaseError::Unsuitable { name: origin.name(), problem };
+    let (mut bytes, mut digest) = origin.top().await?;
+    for _ in 0..DEPTH {
+        let manifest: Manifest = serde_json::from_slice(&bytes)
+            .map_err(|error| unsuitable(format!("its manifest cannot be read: {error}")))?;
+        if manifest.manifests.is_empty() {
+            return Ok((manifest, digest));
+        }
+        let fits = |entry: &&Descriptor| match &entry.platform {
+            Some(keys) => keys.os == "linux" && keys.architecture == platform.architecture(),
+            None => manifest.manifests.len() == 1,
+        };
+        let chosen =
+            manifest.manifests.iter().find(fits).ok_or_else(|| {
+                unsuitable(format!("it has no image for `linux/{}`", platform.architecture()))
+            })?;
+        (bytes, digest) = origin.manifest(chosen.digest).await?;
+    }
+    Err(unsuitable(format!("its indexes are nested more than {DEPTH} deep")))
+}
+
+/// The OCI name of a layer's media type; Docker's own names mean the same bytes.
+fn layer_type(media_type: &str) -> Result<&str, String> {
+    Ok(match media_type {
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => Codec::Gzip.media_type(),
+        "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
+        known if known.starts_with("application/vnd.oci.image.layer.v1.tar") => known,
+        other => return Err(format!("a layer has the media type `{other}`, which cannot be read")),
+    })
+}
+
+fn view(context: Context<'_>, layers: &[Layer]) -> Result<View, ScanError> {
+    let mut hasher = Hasher::default();
+    hasher.update(b"view 1");
+    for layer in layers {
+        hasher.update(format!(" {} {}", layer.blob.digest, layer.diff_id).as_bytes());
+    }
+    let key = hasher.finish();
+    if let Some(view) = context.cache.note("trees-v1", &key) {
+        return Ok(view);
+    }
+    let mut view = View::default();
+    for layer in layers {
+        let bar = context
+            .progress
+            .bytes(&format!("reading base layer {}", layer.blob.digest.short()), layer.blob.size);
+        scan::apply(context.cache, &mut view, &layer.blob, layer.diff_id, &bar)?;
+    }
+    // Only saves time: the next run reads the layers again when the note is not there.
+    if let Err(error) = context.cache.leave_note("trees-v1", &key, &view) {
+        tracing::warn!(error = %error, "the view of the base is not kept");
+    }
+    Ok(view)
+}
+
+impl Origin<'_> {
+    fn name(self) -> String {
+        match self {
+            Self::Registry(_, image) => image.to_owned(),
+            Self::Layout(path, _) => {
+                path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+            }
+        }
+    }
+
+    /// The bytes of the outermost manifest or index and their digest.
+    async fn top(self) -> Result<(Vec<u8>, Digest), BaseError> {
+        match self {
+            Self::Registry(registry, image) => {
+                let manifest = registry.manifest(image).await;
+                let (bytes, digest) =
+                    manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
+                Ok((bytes.to_vec(), digest))
+            }
+            Self::Layout(path, wanted) => {
+                let index = read_document(&path.join("index.json"))?;
+                let unsuitable = |problem: String| BaseError::Unsuitable { name: self.name(), problem };
+                let index: Manifest = serde_json::from_slice(&index)
+                    .map_err(|error| unsuitable(format!("its `index.json` cannot be read: {error}")))?;
+                let named =
+                    |entry: &Descriptor| entry.annotations.get("org.opencontainers.image.ref.name").cloned();
+                let names: Vec<String> = index.manifests.iter().filter_map(named).collect();
+                let chosen = match wanted {
+                    Some(wanted) => {
+                        index.manifests.iter().find(|entry| named(entry).as_deref() == Some(wanted))
+                    }
+                    None if index.manifests.len() == 1 => index.manifests.first(),
+                    None => None,
+                };
+                let chosen = chosen.ok_or_else(|| {
+                    unsuitable(format!(
+                        "say with `base.ref` which of its images is meant: `{}`",
+                        names.join("`, `")
+                    ))
+                })?;
+                self.manifest(chosen.digest).await
+            }
+        }
+    }
+
+    async fn manifest(self, digest: Digest) -> Result<(Vec<u8>, Digest), BaseError> {
+        match self {
+            Self::Registry(registry, image) => {
+                let pinned = format!("{}@{digest}", repository_of(image));
+                let manifest = registry.manifest(&pinned).await;
+                let (bytes, digest) =
+                    manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
+                Ok((bytes.to_vec(), digest))
+            }
+            Self::Layout(path, _) => {
+                let path = blob_path(path, digest);
+                let bytes = read_document(&path)?;
+                let found = Digest::of(&bytes);
+                if found == digest { Ok((bytes, digest)) } else { Err(BaseError::Damaged { path, found }) }
+            }
+        }
+    }
+
+    async fn blob(
+        self,
+        context: Context<'_>,
+        digest: Digest,
+        label: &str,
+        size: u64,
+    ) -> Result<Content, BaseError> {
+        if let Some(path) = context.cache.find(Shelf::Blobs, &Content { digest, size }) {
+            tracing::debug!(path = %path.display(), "in the cache");
+            return Ok(Content { digest, size });
+        }
+        let bar = context.progress.bytes(&format!("fetching {label}"), size);
+        match self {
+            Self::Registry(registry, image) => registry
+                .blob(context.cache, image, digest, &bar)
+                .await
+                .map_err(|source| BaseError::Registry { name: self.name(), source }),
+            Self::Layout(path, _) => {
+                let path = blob_path(path, digest);
+                let file = std::fs::File::open(&path)
+                    .map_err(|source| BaseError::Read { path: path.clone(), source })?;
+                let content = context.cache.put(Shelf::Blobs, &mut bar.reader(file))?;
+                let found = content.digest;
+                if found == digest { Ok(content) } else { Err(BaseError::Damaged { path, found }) }
+            }
+        }
+    }
+}
+
+/// A reference without its tag and digest.
+fn repository_of(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    match name.rsplit_once(':') {
+        // A colon before a slash belongs to the port.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+fn blob_path(layout: &Path, digest: Digest) -> PathBuf {
+    layout.join("blobs").join("sha256").join(digest.hex())
+}
+
+fn read_document(path: &Path) -> Result<Vec<u8>, BaseError> {
+    let fail = |source| BaseError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(fail)?;
+    io::Read::read_to_end(&mut io::Read::take(file, DOCUMENT_LIMIT), &mut bytes).map_err(fail)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_lose_tag_and_digest_but_not_the_port() {
+        for (image, expected) in [
+            ("docker.io/library/debian:12", "docker.io/library/debian"),
+            ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b"),
+            ("127.0.0.1:5000/a/b:c", "127.0.0.1:5000/a/b"),
+            ("debian@sha256:00", "debian"),
+            ("debian:12@sha256:00", "debian"),
+        ] {
+            assert_eq!(repository_of(image), expected);
+        }
+    }
+
+    #[test]
+    fn layers_of_other_kinds_are_refused() {
+        assert_eq!(
+            layer_type("application/vnd.docker.image.rootfs.diff.tar.gzip"),
+            Ok(Codec::Gzip.media_type())
+        );
+        assert_eq!(layer_type(Codec::Zstd.media_type()), Ok(Codec::Zstd.media_type()));
+        assert!(layer_type("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip").is_err());
+    }
+}

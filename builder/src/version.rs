@@ -1,0 +1,74 @@
+//! Version numbers as the axes of a matrix give them.
+
+use std::{fmt, str::FromStr};
+
+/// A dotted version such as `3.5.9` or `17`; compared number by number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    numbers: Vec<u32>,
+}
+
+/// A text that is no version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a version: expected numbers with dots between them, such as `3.5.9`")]
+pub struct ParseVersionError(String);
+
+impl Version {
+    /// The number at a position; what is not written is zero.
+    pub fn number(&self, at: usize) -> u32 {
+        self.numbers.get(at).copied().unwrap_or(0)
+    }
+
+    /// How many numbers are written.
+    pub fn depth(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// The first two numbers: a line of releases.
+    pub fn line(&self) -> (u32, u32) {
+        (self.number(0), self.number(1))
+    }
+}
+
+impl FromStr for Version {
+    type Err = ParseVersionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |part: &str| {
+            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            let canonical = digits && (part == "0" || !part.starts_with('0'));
+            if canonical { part.parse().ok() } else { None }
+        };
+        let numbers: Option<Vec<u32>> = text.split('.').map(number).collect();
+        numbers.map(|numbers| Self { numbers }).ok_or_else(|| ParseVersionError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> = self.numbers.iter().map(u32::to_string).collect();
+        f.write_str(&parts.join("."))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_number() {
+        let version = |text: &str| text.parse::<Version>().unwrap();
+        assert!(version("3.10") > version("3.9"));
+        assert!(version("3.5.9") < version("3.5.10"));
+        assert_eq!(version("3.5.9").line(), (3, 5));
+        assert_eq!(version("17").line(), (17, 0));
+        assert_eq!(version("3.5.9").to_string(), "3.5.9");
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in ["", ".", "3.", "v3", "3.5.9-SNAPSHOT", "3..5", " 3", "+3", "03", "99999999999"] {
+            assert!(text.parse::<Version>().is_err(), "{text:?}");
+        }
+    }
+}
