@@ -1,5 +1,6 @@
 //! Test kit.
 
+pub mod agent;
 pub mod fixtures;
 pub mod metrics;
 pub mod process;

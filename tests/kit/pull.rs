@@ -99,8 +99,9 @@ impl Puller {
             .collect::<Option<_>>()
             .context("a descriptor lacks digest or size")?;
         (run.progress)(Progress::Expect(wanted.iter().map(|(_, size)| size).sum()));
-        stream::iter(&wanted)
-            .map(|(digest, size)| run.blob(digest, *size))
+        // Owned items: a borrowed one would tie the whole future to one lifetime, and it could not be spawned.
+        stream::iter(wanted.clone())
+            .map(|(digest, size)| run.blob(digest, size))
             .buffer_unordered(PARALLEL)
             .try_collect::<()>()
             .await?;
@@ -150,12 +151,12 @@ impl<F: Fn(Progress) + Sync> Run<'_, F> {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    async fn blob(&self, digest: &str, size: u64) -> anyhow::Result<()> {
+    async fn blob(&self, digest: String, size: u64) -> anyhow::Result<()> {
         let mut hash = Sha256::new();
         let (mut have, mut tries) = (0, 0);
         while have < size || (size == 0 && tries == 0) {
             let before = have;
-            let result = self.blob_from(digest, &mut hash, &mut have).await;
+            let result = self.blob_from(&digest, &mut hash, &mut have).await;
             tries = if have > before { 0 } else { tries + 1 };
             if tries == TRIES {
                 let error = result.err().unwrap_or_else(|| anyhow!("the body ended early"));
