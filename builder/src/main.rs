@@ -1,6 +1,11 @@
 //! `hearth`: builds Spark images for CI.
 
-use std::{env, io, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -104,7 +109,12 @@ fn main() -> ExitCode {
     let progress = Progress::detect();
     let level = if progress.draws() { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("HEARTH_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
     match run(arguments, &progress) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,5 +1,9 @@
 //! Integration tests.
 
+mod build;
+mod build_entrypoint;
+mod build_fixture;
+mod build_push;
 mod cli;
 mod layering;
 mod mirror;

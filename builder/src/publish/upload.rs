@@ -5,8 +5,9 @@
 //! their tag. Blobs that the repository has (`HEAD`) are skipped, and each digest is sent once however many
 //! images have it.
 //!
-//! A blob is sent with one `POST` and one `PUT`. Where a proxy in front of the registry refuses that size
-//! (413), it is sent in pieces of 4 MiB, the most that GHCR takes. Time-outs, throttling and server faults are
+//! A blob is sent with one `POST` and one `PUT`. Where a proxy in front of the registry refuses that size (413,
+//! often by cutting the connection before the answer can be read), it is sent in pieces of 4 MiB, the most that
+//! GHCR takes. Time-outs, throttling and server faults are
 //! tried again with the policy of [`crate::retry`]; a 401 in between means that the token has run out, and a
 //! new one is fetched. A transfer that stands still is given up; a long one that moves is not.
 
@@ -15,7 +16,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -24,6 +25,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
+use tokio::sync::Mutex;
 
 use crate::{
     cache::{BUFFER, Cache, CacheError, Content, Shelf},
@@ -167,6 +169,7 @@ fn payloads(images: &[(String, &Image)]) -> Vec<Payload> {
 
 struct Session<'a> {
     pusher: &'a Pusher<'a>,
+    /// Held while a token is fetched, so that requests that start together fetch one.
     authorization: Mutex<Option<Authorization>>,
 }
 
@@ -186,12 +189,20 @@ impl Session<'_> {
     async fn blob(&self, payload: Payload, bar: &Bar) -> Result<Sent, PushError> {
         let content = payload.content();
         let mut chunked = false;
+        let mut denied = false;
         let mut attempt = 1;
         let uploaded = loop {
             match self.attempt_blob(&payload, &mut chunked, bar).await {
                 Ok(uploaded) => break uploaded,
                 Err(Failed::Final(error)) => return Err(error),
                 Err(Failed::Again(error, asked)) => {
+                    // One more time with a new token; whom that does not help may not push here.
+                    if matches!(error, PushError::Refused { status: StatusCode::UNAUTHORIZED, .. }) {
+                        if denied {
+                            return Err(error);
+                        }
+                        denied = true;
+                    }
                     tracing::warn!(attempt, digest = content.digest.short(), error = %error, "pushing again");
                     if !retry::pause(attempt, asked).await {
                         return Err(error);
@@ -220,6 +231,10 @@ impl Session<'_> {
                 Ok(()) => return Ok(true),
                 Err(Failed::Final(PushError::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, .. })) => {
                     *chunked = true;
+                }
+                Err(error @ Failed::Again(PushError::Network { .. }, _)) => {
+                    *chunked = true;
+                    return Err(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -338,20 +353,20 @@ impl Session<'_> {
             if answer.status() != StatusCode::UNAUTHORIZED || fresh {
                 return Ok(answer);
             }
-            self.forget();
+            self.forget().await;
         }
         unreachable!("the second round returns")
     }
 
     async fn authorized(&self, method: Method, url: &str) -> Result<RequestBuilder, Failed> {
-        let known = self.authorization.lock().expect("no panic with the lock").clone();
-        let authorization = if let Some(authorization) = known {
-            authorization
+        let mut known = self.authorization.lock().await;
+        let authorization = if let Some(authorization) = &*known {
+            authorization.clone()
         } else {
             let fresh = self.pusher.registry.authorize_push(self.pusher.repository).await?;
-            *self.authorization.lock().expect("no panic with the lock") = Some(fresh.clone());
-            fresh
+            known.insert(fresh).clone()
         };
+        drop(known);
         let request = self.pusher.client.request(method, url);
         // An upload may be redirected to a store that is not the registry: the credentials are not for it.
         let ours = Url::parse(url).ok().map(|url| url.origin())
@@ -363,8 +378,8 @@ impl Session<'_> {
         })
     }
 
-    fn forget(&self) {
-        *self.authorization.lock().expect("no panic with the lock") = None;
+    async fn forget(&self) {
+        *self.authorization.lock().await = None;
     }
 
     /// Waits for the answer to a large request as long as its bytes move.
@@ -428,10 +443,10 @@ impl Session<'_> {
             message: message(answer).await,
         };
         // A token that has run out during a long upload: the next attempt fetches a new one.
-        if status == StatusCode::UNAUTHORIZED
-            && !matches!(self.known(), None | Some(Authorization::Basic(..)))
-        {
-            self.forget();
+        // Another request may have noticed first and forgotten it already.
+        let token = matches!(*self.authorization.lock().await, None | Some(Authorization::Bearer(_)));
+        if status == StatusCode::UNAUTHORIZED && token {
+            self.forget().await;
             return Failed::Again(error, None);
         }
         if retry::worth_retrying(status.as_u16()) {
@@ -439,10 +454,6 @@ impl Session<'_> {
         } else {
             Failed::Final(error)
         }
-    }
-
-    fn known(&self) -> Option<Authorization> {
-        self.authorization.lock().expect("no panic with the lock").clone()
     }
 }
 

@@ -8,7 +8,7 @@
 //! An index that is configured for pip only is handed over: see [`pip_index`].
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
 };
@@ -98,10 +98,17 @@ async fn uv(directory: &Path, arguments: &[&str], wanted: &str) -> Result<Output
 }
 
 /// The index that the user configured for pip alone: uv does not read pip's configuration. `None` as soon as
-/// uv has an index of its own from the environment.
+/// uv has a configuration of its own.
 async fn pip_index() -> Option<String> {
     const OWN: [&str; 4] = ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_CONFIG_FILE"];
-    if OWN.iter().any(|name| std::env::var_os(name).is_some()) {
+    let home = |name: &str, rest: &str| std::env::var_os(name).map(|home| Path::new(&home).join(rest));
+    let files = [
+        Some(PathBuf::from("/etc/uv/uv.toml")),
+        home("XDG_CONFIG_HOME", "uv/uv.toml"),
+        home("HOME", ".config/uv/uv.toml"),
+    ];
+    let in_file = files.iter().flatten().any(|file| file.is_file());
+    if in_file || OWN.iter().any(|name| std::env::var_os(name).is_some()) {
         return None;
     }
     if let Ok(index) = std::env::var("PIP_INDEX_URL") {

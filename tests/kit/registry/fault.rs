@@ -66,6 +66,12 @@ impl On {
         Self { method: Some(Method::HEAD), ..self }
     }
 
+    /// Only `PUT`: the end of an upload, or a manifest.
+    #[must_use]
+    pub fn put(self) -> Self {
+        Self { method: Some(Method::PUT), ..self }
+    }
+
     /// Only for this repository.
     #[must_use]
     pub fn repository(self, name: &str) -> Self {

@@ -1,0 +1,191 @@
+//! `hearth build --push`: to the real registry, and to one that misbehaves.
+
+use std::{fs, process::Command};
+
+use http::Method;
+use kit::{
+    process::binary,
+    registry::{Access, Bearer, FakeUpstream, Fault, Kind, On},
+    runtime::{DockerRegistry, missing},
+};
+use serde_json::Value;
+
+use crate::build_fixture::{Fixture, finish, layers, report, skipped};
+
+const TAG: &str = "3.5.9-java17-python3.11";
+
+/// Runs a push beside the test's own server.
+async fn push(fixture: &Fixture, host: &str, more: &[&str]) -> (Option<i32>, Value, String) {
+    let mut command = fixture.command(&["--push", "--plain-http", host, "--output-format", "json"]);
+    command.args(more);
+    let output = tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output.status.code(), report, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Runs a push that must succeed.
+async fn pushed(fixture: &Fixture, host: &str, more: &[&str]) -> Value {
+    let (code, report, log) = push(fixture, host, more).await;
+    assert_eq!(code, Some(0), "{log}");
+    report
+}
+
+fn count(report: &Value, key: &str) -> usize {
+    report["push"][key].as_array().map(Vec::len).expect("something was pushed")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_registry_takes_an_image_and_is_not_sent_it_twice() {
+    if !missing(&["docker-registry"]).is_empty() {
+        skipped("docker-registry is not installed");
+        return;
+    }
+    let storage = tempfile::tempdir().expect("temporary folders are available");
+    let registry = DockerRegistry::start(storage.path()).await.expect("it starts");
+    let host = registry.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    let first = pushed(&fixture, &host, &[]).await;
+    assert_eq!((count(&first, "uploaded"), count(&first, "skipped")), (5, 0));
+    let second = pushed(&fixture, &host, &[]).await;
+    assert_eq!((count(&second, "uploaded"), count(&second, "skipped")), (0, 5));
+    let url = format!("http://{host}/v2/data/spark/manifests/{TAG}");
+    let request =
+        reqwest::Client::new().head(url).header("Accept", "application/vnd.oci.image.manifest.v1+json");
+    let answer = request.send().await.expect("it answers");
+    assert_eq!(
+        answer.headers()["docker-content-digest"],
+        first["images"][0]["manifest"].as_str().expect("text")
+    );
+    registry.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_a_registry_is_a_base_and_its_layers_stay_as_they_are() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/base"), "{ rootfs: base.tar }", "");
+    let lower = pushed(&fixture, &host, &[]).await;
+    let base = format!("{{ image: \"{host}/data/base:{TAG}\" }}");
+    fixture.spec(&format!("{host}/data/spark"), &base, "");
+    // A cut and a throttled answer on the way are none of the user's business.
+    upstream.fault(On::blob().get(), Fault::Cut(1000)).times(1);
+    upstream.fault(On::manifest().get(), Fault::status(503)).times(1);
+    let upper = pushed(&fixture, &host, &["--cache-dir", "fresh"]).await;
+    let (lower, upper) = (layers(&lower, "digest"), layers(&upper, "digest"));
+    assert_eq!(upper[..lower.len()], lower[..]);
+
+    upstream.fault(On::blob().get(), Fault::Corrupt(kit::registry::Where::Middle));
+    let (code, _, message) = push(&fixture, &host, &["--cache-dir", "another"]).await;
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("digest"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_outlasts_faults_and_sends_manifests_last_and_tags_after_them() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    upstream.fault(On::kind(Kind::Upload), Fault::too_many(Some("1"))).times(1);
+    upstream.fault(On::kind(Kind::Upload), Fault::status(502)).skip(3).times(2);
+    upstream.fault(On::kind(Kind::Manifest), Fault::status(503)).times(1);
+    let first = pushed(&fixture, &host, &[]).await;
+    assert_eq!(count(&first, "uploaded"), 5);
+    let log = upstream.log();
+    let writes: Vec<(Kind, String)> = log
+        .iter()
+        .filter(|entry| entry.method == Method::PUT)
+        .map(|entry| (entry.target.kind, entry.target.reference.clone()))
+        .collect();
+    let first_manifest = writes.iter().position(|(kind, _)| *kind == Kind::Manifest).expect("one was sent");
+    assert!(writes[first_manifest..].iter().all(|(kind, _)| *kind == Kind::Manifest), "{writes:?}");
+    assert_eq!(writes.last().map(|(_, name)| name.as_str()), Some(TAG));
+    assert!(writes[first_manifest].1.starts_with("sha256:"), "{writes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_refuses_large_bodies_gets_pieces() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    upstream.fault(On::kind(Kind::Upload).put(), Fault::status(413)).times(1);
+    pushed(&fixture, &host, &["--jobs", "1"]).await;
+    let log = upstream.log();
+    assert!(log.iter().any(|entry| entry.method == Method::PATCH), "{}", log.describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_used_where_they_belong_and_tokens_renewed() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let user = Some(("ci".to_owned(), "secret".to_owned()));
+    upstream.access(Access::Bearer(Bearer { user, ..Bearer::default() }));
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    let (code, _, message) = push(&fixture, &host, &[]).await;
+    assert_eq!(code, Some(1), "{message}");
+
+    let config = format!("{{\"auths\": {{\"{host}\": {{\"auth\": \"Y2k6c2VjcmV0\"}}}}}}");
+    fs::write(fixture.path("config.json"), config).expect("writable");
+    upstream.fault(On::kind(Kind::Upload), Fault::ExpireTokens).skip(2).times(1);
+    let done = pushed(&fixture, &host, &["--docker-config", "config.json"]).await;
+    assert_eq!(count(&done, "uploaded"), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_given_up_only_when_the_user_says_so() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    let mut command = fixture.command(&["--push"]);
+    let output = tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains(&format!("--plain-http {host}")), "{message}");
+    assert!(upstream.log().is_empty(), "not one request was sent in the clear");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_is_resumed_where_it_broke_off_and_checked() {
+    // The object store side of the fake registry serves any blob with ranges: good enough for a file server.
+    let upstream = FakeUpstream::start().await;
+    let fixture = Fixture::new();
+    let archive = fs::read(fixture.path("pyspark-3.5.9.tar.gz")).expect("readable");
+    let digest = upstream.blob("files", &archive).await;
+    let hex = digest.strip_prefix("sha256:").expect("a digest").to_owned();
+    let url = format!("{}/v2/files/blobs/{digest}", upstream.url());
+    let good = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
+    let from = "{ path: \"pyspark-{spark}.tar.gz\" }";
+    let spec = |sha256: &str| good.replace(from, &format!("{{ url: \"{url}\", sha256: \"{sha256}\" }}"));
+    let build = async |name: &str, text: String| {
+        fs::write(fixture.path(name), text).expect("writable");
+        let mut command = fixture.command(&["-f", name, "--output-format", "json"]);
+        tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic")
+    };
+    upstream.fault(On::blob().get(), Fault::Cut(1_000_000)).times(1);
+    upstream.fault(On::blob().get(), Fault::too_many(Some("1"))).times(1);
+    let remote = report(&build("url.yaml", spec(&hex)).await);
+    let ranges: Vec<String> =
+        upstream.log().iter().filter_map(|entry| entry.range().map(str::to_owned)).collect();
+    assert_eq!(ranges.len(), 2, "{ranges:?}");
+    assert!(ranges.iter().all(|range| range.starts_with("bytes=") && range != "bytes=0-"), "{ranges:?}");
+    assert_eq!(remote["images"], fixture.build(&[])["images"]);
+
+    let wrong = "1".repeat(64);
+    let output = build("wrong.yaml", spec(&wrong)).await;
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("has the digest") && message.contains("sha256:1111"), "{message}");
+}
+
+#[test]
+fn help_shows_examples() {
+    let output =
+        finish(Command::new(binary("hearth").expect("the binary is built")).args(["build", "--help"]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("Examples:") && text.contains("--plain-http"), "{text}");
+}
