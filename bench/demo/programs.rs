@@ -79,7 +79,7 @@ fn read_report(report: &Value) -> Option<Vec<Built>> {
     images
         .map(|image| {
             let tag = image["reference"].as_str()?.rsplit_once(':')?.1.to_owned();
-            Some(Built { tag, digest: image["manifest"]["digest"].as_str()?.to_owned() })
+            Some(Built { tag, digest: image["manifest"].as_str()?.to_owned() })
         })
         .collect()
 }

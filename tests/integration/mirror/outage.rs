@@ -85,11 +85,16 @@ async fn a_fresh_tag_costs_no_request_and_an_old_one_a_head() {
 #[tokio::test]
 async fn a_deleted_tag_is_gone() {
     let upstream = FakeUpstream::start().await;
-    let agent = Agent::start(&always_fresh(&upstream)).await;
+    let agent = Agent::start(&AgentConfig::for_upstream(&upstream).with("tags: { freshness: 0s, negative: 1s }")).await;
     image(&upstream).await;
     pull(&agent).await.expect("the pull succeeds");
     upstream.remove(REPOSITORY, "v1");
-    assert_eq!(refusal(agent.get(&manifest_path(REPOSITORY, "v1")).await).await.0, 404);
+    let mark = upstream.log().len();
+    for _ in 0..3 {
+        assert_eq!(refusal(agent.get(&manifest_path(REPOSITORY, "v1")).await).await.0, 404);
+    }
+    assert_eq!(upstream.log().since(mark).len(), 1, "upstream's word is believed for a moment");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     upstream.stop().await;
     assert_eq!(
         refusal(agent.get(&manifest_path(REPOSITORY, "v1")).await).await.0,
