@@ -102,3 +102,19 @@ fn a_missing_file_is_named() {
     let error = load(Path::new("/nowhere/hearth.yaml")).unwrap_err();
     assert!(error.to_string().contains("/nowhere/hearth.yaml"), "{error}");
 }
+
+#[test]
+fn the_examples_are_valid() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let matrix = load(&path).unwrap();
+            let cells = crate::plan::cells(&matrix.axes, matrix.allow_untested);
+            assert!(cells.refused.is_empty() && !cells.built.is_empty(), "{}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 3);
+}
