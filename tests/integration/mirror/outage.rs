@@ -85,7 +85,9 @@ async fn a_fresh_tag_costs_no_request_and_an_old_one_a_head() {
 #[tokio::test]
 async fn a_deleted_tag_is_gone() {
     let upstream = FakeUpstream::start().await;
-    let agent = Agent::start(&AgentConfig::for_upstream(&upstream).with("tags: { freshness: 0s, negative: 1s }")).await;
+    let agent =
+        Agent::start(&AgentConfig::for_upstream(&upstream).with("tags: { freshness: 0s, negative: 1s }"))
+            .await;
     image(&upstream).await;
     pull(&agent).await.expect("the pull succeeds");
     upstream.remove(REPOSITORY, "v1");
