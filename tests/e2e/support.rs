@@ -40,14 +40,12 @@ impl Upstream {
         self.registry.stop();
     }
 
-    /// Every blob of `image` was asked for as often as `times` says, and nothing was refused.
-    pub fn assert_each_blob_was_fetched_once(&self, image: &Image) {
-        let gets = self.proxy.blob_gets();
-        for blob in image.config_and_layers() {
-            let of_this: Vec<_> = gets.iter().filter(|get| get.path.ends_with(&blob.digest)).collect();
-            let bytes: u64 = of_this.iter().map(|get| get.bytes).sum();
-            assert_eq!(bytes, blob.size, "bytes of {} that left upstream: {of_this:?}", blob.digest);
-        }
+    /// Upstream gave `image` about once, however many connections were used, and refused nothing.
+    pub fn assert_was_read_once(&self, image: &Image) {
+        let size: u64 = image.config_and_layers().iter().map(|blob| blob.size).sum();
+        let left: u64 = self.proxy.blob_gets().iter().map(|get| get.bytes).sum();
+        // What was under way on a connection that was given up has left as well.
+        assert!(left >= size && left <= size + size / 10, "{left} of {size} bytes left upstream");
         let refused =
             self.proxy.exchanges().into_iter().filter(|exchange| exchange.status >= StatusCode::BAD_REQUEST);
         assert_eq!(refused.map(|exchange| exchange.path).collect::<Vec<_>>(), [""; 0]);

@@ -98,6 +98,13 @@ impl Image {
         format!("{REGISTRY}/{}", self.reference)
     }
 
+    /// The words that it starts with, whatever its arguments.
+    pub fn entry_point(&self) -> Result<Vec<String>> {
+        let config: Value =
+            serde_json::from_slice(&fs::read(self.upstream_file(&self.config_and_layers[0]))?)?;
+        serde_json::from_value(config["config"]["Entrypoint"].clone()).context("the image has no entry point")
+    }
+
     /// Its configuration, then its layers, the lowest first.
     pub fn config_and_layers(&self) -> &[Blob] {
         &self.config_and_layers

@@ -117,13 +117,13 @@ impl Containerd {
         digest.map(str::to_owned).with_context(|| format!("`{image}` is not among the images:\n{listed}"))
     }
 
-    /// Runs `arguments` in a container of `image` in the host's network (through the image's entry point, like a
-    /// pod's `args`), to its end, and removes it. `options` are flags of `ctr run`.
+    /// Runs `command` in a container of `image` in the host's network, to its end, and removes it. `options` are
+    /// flags of `ctr run`, which leaves the image's entry point out when there is a command.
     pub async fn run_container(
         &self,
         image: &str,
         options: &[&str],
-        arguments: &[&str],
+        command: &[&str],
         limit: Duration,
     ) -> Result<Finished> {
         let id = format!(
@@ -133,7 +133,7 @@ impl Containerd {
         );
         let fixed = ["run", "--rm", "--net-host"];
         let words =
-            fixed.iter().chain(options).copied().chain([image, id.as_str()]).chain(arguments.iter().copied());
+            fixed.iter().chain(options).copied().chain([image, id.as_str()]).chain(command.iter().copied());
         self.ctr(&words.map(str::to_owned).collect::<Vec<_>>(), limit).await
     }
 

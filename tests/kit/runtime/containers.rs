@@ -35,15 +35,13 @@ impl ContainersTools {
         let directory = tempfile::Builder::new().prefix("hearth-containers-").tempdir()?;
         let this = Self { directory };
         let path = this.path();
-        fs::create_dir_all(path.join("home/.config/containers"))?;
-        // The place that is looked at first, whatever the machine's own policy says.
-        fs::write(
-            path.join("home/.config/containers/policy.json"),
-            r#"{ "default": [{ "type": "insecureAcceptAnything" }] }"#,
-        )?;
+        // Looked at first by all three, whatever the machine's own configuration says.
+        let config = path.join("home/.config/containers");
+        fs::create_dir_all(&config)?;
+        fs::write(config.join("policy.json"), r#"{ "default": [{ "type": "insecureAcceptAnything" }] }"#)?;
         let Mirror { registry, agent } = mirror;
         fs::write(
-            path.join("registries.conf"),
+            config.join("registries.conf"),
             format!(
                 "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\n\n\
                  [[registry.mirror]]\nlocation = \"{agent}/{registry}\"\ninsecure = true\n"
@@ -111,7 +109,7 @@ impl ContainersTools {
             .env("XDG_RUNTIME_DIR", path.join("home"))
             .env("XDG_DATA_HOME", path.join("home/.local"))
             .env("TMPDIR", path)
-            .env("CONTAINERS_REGISTRIES_CONF", path.join("registries.conf"))
+            .env_remove("CONTAINERS_REGISTRIES_CONF")
             .env("CONTAINERS_STORAGE_CONF", path.join("storage.conf"))
             .env_remove("REGISTRY_AUTH_FILE");
         run(command, LIMIT).await
