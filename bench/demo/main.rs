@@ -126,7 +126,7 @@ impl World {
 /// The whole story; gives what runs at its end, and its last line.
 async fn demonstrate(screen: &Screen) -> Result<(World, String)> {
     let step = screen.step("building hearth and hearth-agent");
-    programs::build().await?;
+    kit::process::build_binaries().await?;
     step.done("");
 
     let base =

@@ -1,37 +1,14 @@
-//! The project's own programs, built once and run as a user runs them.
+//! `hearth build`, run as a user runs it.
 
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use kit::process::binary;
 use serde_json::Value;
 use tokio::process::Command;
-
-/// Builds `hearth` and `hearth-agent` beside the demonstration's own program, with its profile. With `HEARTH_BIN_DIR`
-/// set, the programs there are used as they are.
-pub(crate) async fn build() -> Result<()> {
-    if std::env::var_os("HEARTH_BIN_DIR").is_some() {
-        return Ok(());
-    }
-    let own = std::env::current_exe()?;
-    let profile_dir = own.parent().context("the running program lies in a folder")?;
-    let target = profile_dir.parent().context("the profile's folder lies in the target folder")?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .args(["build", "--quiet", "--package", "agent", "--package", "builder", "--target-dir"])
-        .arg(target);
-    command.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
-    if profile_dir.ends_with("release") {
-        command.arg("--release");
-    }
-    let output =
-        command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("cannot run `cargo`")?;
-    ensure!(output.status.success(), "`cargo build` failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 /// An image that `hearth build` made and pushed.
 #[derive(Clone, Debug)]

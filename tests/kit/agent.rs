@@ -31,10 +31,17 @@ pub const REGISTRY: &str = "registry.test";
 const STOP: Duration = Duration::from_mins(1);
 
 /// A configuration file in the making.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct AgentConfig {
     registries: String,
     rest: String,
+    log: String,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self { registries: String::new(), rest: String::new(), log: "info,hearth_agent=debug".to_owned() }
+    }
 }
 
 impl AgentConfig {
@@ -61,12 +68,19 @@ impl AgentConfig {
         self
     }
 
+    /// Logs less or more than tests want.
+    #[must_use]
+    pub fn with_log(self, filter: &str) -> Self {
+        Self { log: filter.to_owned(), ..self }
+    }
+
     /// The file's text.
     pub fn yaml(&self, data: &Path) -> String {
         format!(
             "dataDir: {}\nmirror: {{ listen: 127.0.0.1:0 }}\npeer: {{ listen: 127.0.0.1:0 }}\n\
-             admin: {{ listen: 127.0.0.1:0 }}\nlog: {{ format: json, filter: \"info,hearth_agent=debug\" }}\n{}registries:\n{}",
+             admin: {{ listen: 127.0.0.1:0 }}\nlog: {{ format: json, filter: \"{}\" }}\n{}registries:\n{}",
             data.display(),
+            self.log,
             self.rest,
             self.registries
         )

@@ -40,6 +40,29 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Builds `hearth` and `hearth-agent` beside the running program, with its profile. With `HEARTH_BIN_DIR` set, the
+/// programs there are used as they are.
+pub async fn build_binaries() -> anyhow::Result<()> {
+    if env::var_os("HEARTH_BIN_DIR").is_some() {
+        return Ok(());
+    }
+    let own = env::current_exe()?;
+    let profile_dir = own.parent().context("the running program lies in a folder")?;
+    let target = profile_dir.parent().context("the profile's folder lies in the target folder")?;
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["build", "--quiet", "--package", "agent", "--package", "builder", "--target-dir"])
+        .arg(target);
+    command.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
+    if profile_dir.ends_with("release") {
+        command.arg("--release");
+    }
+    let output =
+        command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("cannot run `cargo`")?;
+    ensure!(output.status.success(), "`cargo build` failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Where an agent listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {

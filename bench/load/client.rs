@@ -1,0 +1,105 @@
+//! Clients that cost little themselves: blocking sockets on own threads, large reads, bytes counted and dropped.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{Arc, Barrier},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// A transfer that stands still for so long has failed.
+const SILENCE: Duration = Duration::from_mins(1);
+const BUFFER: usize = 256 << 10;
+
+/// One transfer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transfer {
+    /// From the request to the first byte of the body.
+    pub(crate) first_byte: Duration,
+    /// From the request to the last byte.
+    pub(crate) total: Duration,
+}
+
+/// A connection that is used again for further requests.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    path: String,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn open(address: SocketAddr, path: &str) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        Ok(Self { stream, path: path.to_owned(), buffer: vec![0; BUFFER] })
+    }
+
+    /// Fetches the path and checks status and size.
+    pub(crate) fn get(&mut self, size: u64) -> Result<Transfer> {
+        let started = Instant::now();
+        write!(self.stream, "GET {} HTTP/1.1\r\nHost: bench\r\n\r\n", self.path)?;
+        let mut head = Vec::new();
+        let mut got = loop {
+            let read = self.stream.read(&mut self.buffer)?;
+            ensure!(read > 0, "`{}`: the connection ended inside the head", self.path);
+            head.extend_from_slice(&self.buffer[..read]);
+            if let Some(end) = head.windows(4).position(|window| window == b"\r\n\r\n") {
+                break head.split_off(end + 4).len() as u64;
+            }
+        };
+        let head = String::from_utf8_lossy(&head);
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        ensure!(status == "200", "`{}` was answered {}", self.path, head.lines().next().unwrap_or_default());
+        let mut first_byte = (got > 0).then(|| started.elapsed());
+        while got < size {
+            let read = self.stream.read(&mut self.buffer)?;
+            ensure!(read > 0, "`{}` ended after {got} of {size} bytes", self.path);
+            first_byte.get_or_insert_with(|| started.elapsed());
+            got += read as u64;
+        }
+        ensure!(got == size, "`{}` has more than {size} bytes", self.path);
+        Ok(Transfer { first_byte: first_byte.unwrap_or_default(), total: started.elapsed() })
+    }
+}
+
+/// So many clients that all begin at the same moment, each fetching the path `times` times.
+pub(crate) fn burst(
+    address: SocketAddr,
+    path: &str,
+    size: u64,
+    clients: u64,
+    times: u32,
+) -> Result<Vec<Transfer>> {
+    let barrier = Arc::new(Barrier::new(usize::try_from(clients)?));
+    let threads: Vec<_> = (0..clients)
+        .map(|_| {
+            let (barrier, path) = (Arc::clone(&barrier), path.to_owned());
+            thread::spawn(move || {
+                let connection = Connection::open(address, &path);
+                barrier.wait();
+                let mut connection = connection?;
+                (0..times).map(|_| connection.get(size)).collect::<Result<Vec<_>>>()
+            })
+        })
+        .collect();
+    let mut transfers = Vec::new();
+    for thread in threads {
+        transfers.extend(thread.join().ok().context("a client's thread panicked")??);
+    }
+    Ok(transfers)
+}
+
+/// [`burst`] beside the asynchronous part of the program.
+pub(crate) async fn burst_aside(
+    address: SocketAddr,
+    path: String,
+    size: u64,
+    clients: u64,
+    times: u32,
+) -> Result<Vec<Transfer>> {
+    tokio::task::spawn_blocking(move || burst(address, &path, size, clients, times)).await?
+}

@@ -1,0 +1,87 @@
+//! `cargo run --release -p bench --bin load -- SCENARIO`: the agent against real rivals, in the same run on the same
+//! machine.
+//!
+//! Every scenario measures all of them in turn, round by round, and the order turns with the rounds. The last line is
+//! one JSON object; figures are medians, with `_min` and `_max` beside them. Caveats: clients, upstream, rivals and the
+//! agent share this machine's processors and its loopback; only ratios of one run mean something.
+
+mod client;
+mod machine;
+mod report;
+mod rivals;
+mod scenarios;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use crate::report::Report;
+
+/// Measures the agent against its rivals.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "load")]
+struct Arguments {
+    /// What to measure.
+    scenario: Scenario,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Size of the blob in MiB; each scenario has its own default.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    size: Option<u64>,
+    /// Clients at the same time, where the scenario has several.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
+    clients: u64,
+    /// Also write the result to `bench/results/<scenario>.json`.
+    #[arg(long)]
+    save: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// A blob that is there, against nginx with sendfile.
+    Warm,
+    /// Many clients, one cold blob, against docker-registry's proxy and Varnish.
+    ColdBurst,
+    /// One client, an upstream that is slow per connection, against docker-registry's proxy and Varnish.
+    SlowUpstream,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = tokio::select! {
+        outcome = measure(&arguments) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do when even standard error is closed.
+            let _ = writeln!(io::stderr(), "load failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(arguments: &Arguments) -> Result<()> {
+    kit::process::build_binaries().await?;
+    let name =
+        arguments.scenario.to_possible_value().context("every scenario has a name")?.get_name().to_owned();
+    let mut report = Report::new(&name, arguments.rounds);
+    match arguments.scenario {
+        Scenario::Warm => scenarios::warm::run(arguments, &mut report).await?,
+        Scenario::ColdBurst => scenarios::cold_burst::run(arguments, &mut report).await?,
+        Scenario::SlowUpstream => scenarios::slow_upstream::run(arguments, &mut report).await?,
+    }
+    let json = report.json();
+    if arguments.save {
+        report.save(&json)?;
+    }
+    writeln!(io::stdout(), "{}\n{json}", report.table())?;
+    Ok(())
+}
