@@ -154,7 +154,7 @@ async fn a_pull_goes_on_when_the_agent_is_killed_while_it_sends_a_layer() -> Res
         while stage.faulty.log().blob_gets().bytes() < LARGEST / 4 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        agent.process.kill().await
+        agent.kill().await
     };
     let name = stage.name();
     let (pulled, killed) = tokio::join!(stage.containerd.pull_by_cri(&name), killed);
@@ -169,7 +169,7 @@ async fn a_pull_goes_straight_to_upstream_when_no_agent_listens() -> Result<()> 
     let stage = Stage::set().await?;
     let agent = Agent::start(stage.faulty.address()).await?;
     stage.containerd.mirror(REGISTRY, &agent.url(), &stage.healthy.url())?;
-    agent.process.kill().await?;
+    agent.kill().await?;
 
     stage.containerd.pull_by_cri(&stage.name()).await?;
     stage.assert_pulled()

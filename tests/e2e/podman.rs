@@ -10,7 +10,7 @@ async fn a_pulled_image_has_upstreams_digest_and_was_read_once() -> Result<()> {
     let image = Image::built().await?;
     let upstream = Upstream::start(&image.storage, None).await?;
     let agent = Agent::start(upstream.proxy.address()).await?;
-    let tools = ContainersTools::new(Mirror { registry: REGISTRY, agent: agent.process.addresses.mirror })?;
+    let tools = ContainersTools::new(Mirror { registry: REGISTRY, agent: agent.mirror })?;
 
     tools.podman_pull(&image.name()).await?;
 

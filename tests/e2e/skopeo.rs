@@ -10,7 +10,7 @@ async fn a_copy_has_upstreams_bytes_blob_by_blob() -> Result<()> {
     let image = Image::built().await?;
     let upstream = Upstream::start(&image.storage, None).await?;
     let agent = Agent::start(upstream.proxy.address()).await?;
-    let tools = ContainersTools::new(Mirror { registry: REGISTRY, agent: agent.process.addresses.mirror })?;
+    let tools = ContainersTools::new(Mirror { registry: REGISTRY, agent: agent.mirror })?;
 
     let copy = tools.skopeo_copy(&image.name(), "copy").await?;
 

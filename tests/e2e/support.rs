@@ -54,7 +54,9 @@ impl Upstream {
 
 /// A `hearth-agent run` that knows one registry, with an empty store.
 pub struct Agent {
-    pub process: AgentProcess,
+    /// Where its mirror listens.
+    pub mirror: SocketAddr,
+    process: Option<AgentProcess>,
     _directory: tempfile::TempDir,
 }
 
@@ -74,12 +76,28 @@ impl Agent {
         );
         fs::write(&config, text)?;
         let process = AgentProcess::start(&config).await?;
-        Ok(Self { process, _directory: directory })
+        Ok(Self { mirror: process.addresses.mirror, process: Some(process), _directory: directory })
     }
 
     /// `http://` and the address of the mirror.
     pub fn url(&self) -> String {
-        format!("http://{}", self.process.addresses.mirror)
+        format!("http://{}", self.mirror)
+    }
+}
+
+impl Agent {
+    /// `kill -9`.
+    pub async fn kill(mut self) -> Result<()> {
+        self.process.take().context("it was killed before")?.kill().await
+    }
+}
+
+impl Drop for Agent {
+    #[expect(clippy::print_stderr, reason = "shown for a failed test only, which it explains")]
+    fn drop(&mut self) {
+        if let Some(process) = &self.process {
+            eprintln!("the agent's log:\n{}", process.log());
+        }
     }
 }
 
