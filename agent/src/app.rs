@@ -120,7 +120,14 @@ impl App {
         let rebuilt = self.store.clone();
         let rebuild = tokio::task::spawn_blocking(move || rebuilt.rebuild_index_if_needed());
         let connections = Tasks::default();
-        let admin = Admin::new(self.readiness, self.metrics.clone(), self.store.clone(), stop.clone());
+        let admin = Admin::new(
+            self.readiness,
+            self.metrics.clone(),
+            self.store.clone(),
+            self.upstream.clone(),
+            self.fetcher.clone(),
+            stop.clone(),
+        );
         // Probes are answered until the very end.
         let last = CancellationToken::new();
         let admin_task =

@@ -96,6 +96,10 @@ pub struct Metrics {
     pub upstream_bytes: Family<RegistryLabels, Counter>,
     /// Transfers whose bytes did not match their digest.
     pub mismatches: Family<RegistryLabels, Counter>,
+    /// What registries allow per window, where they say so.
+    pub rate_limit: Family<RegistryLabels, Gauge>,
+    /// What is left of it.
+    pub rate_remaining: Family<RegistryLabels, Gauge>,
     /// Blobs under way.
     pub flights: Gauge,
     /// Open client connections of the mirror.
@@ -125,6 +129,18 @@ impl Default for Metrics {
             "Transfers whose bytes did not match their digest",
             mismatches.clone(),
         );
+        let rate_limit = Family::default();
+        registry.register(
+            "ratelimit_limit",
+            "Requests that the registry allows per window",
+            rate_limit.clone(),
+        );
+        let rate_remaining = Family::default();
+        registry.register(
+            "ratelimit_remaining",
+            "Requests that the registry still allows",
+            rate_remaining.clone(),
+        );
         let flights = Gauge::default();
         registry.register("flights", "Blobs under way", flights.clone());
         let connections = Gauge::default();
@@ -141,6 +157,8 @@ impl Default for Metrics {
             upstream_requests,
             upstream_bytes,
             mismatches,
+            rate_limit,
+            rate_remaining,
             flights,
             connections,
             store_blobs,

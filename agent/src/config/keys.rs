@@ -34,7 +34,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "admin.listen",
         default: "0.0.0.0:5052",
-        meaning: "address for probes and Prometheus: /livez /readyz /metrics",
+        meaning: "address for probes and Prometheus: /livez /readyz /metrics /api/v1/status",
     },
     Key {
         path: "registries",
@@ -42,7 +42,9 @@ pub const KEYS: &[Key] = &[
         meaning: "registries that are served, and no others; a list of `host` (exact, `*.example.com` or `*`), `endpoints` \
                   (base URLs in order; default `https://<host>`) and `private` (`decline`: images that need credentials are \
                   left to the container runtime and the pod's own secret, the default; `agent`: the agent's own credentials \
-                  decide for everyone on the node)",
+                  decide for everyone on the node), `connections` (transfers of blobs at once; default 24) and `tls` \
+                  (`ca`: PEM file of certificate authorities beyond the system's; `certificate` and `key`: PEM files \
+                  of the agent's own)",
     },
     Key {
         path: "defaultRegistry",
@@ -52,8 +54,15 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "credentials.dockerConfig",
         default: "",
-        meaning: "Docker config.json whose `auths` the agent uses; needs `private: agent` on each of these registries",
+        meaning: "Docker config.json whose `auths`, `credHelpers` and `credsStore` the agent uses, read again when it \
+                  changes; each of these registries needs a word on `private`",
     },
+    Key {
+        path: "credentials.kubeletConfig",
+        default: "",
+        meaning: "the kubelet's CredentialProviderConfig: its plugins give credentials for the images that they match",
+    },
+    Key { path: "credentials.kubeletBinDir", default: "", meaning: "directory of these plugins" },
     Key {
         path: "tags.freshness",
         default: "60s",
@@ -63,6 +72,26 @@ pub const KEYS: &[Key] = &[
         path: "tags.maxStale",
         default: "forever",
         meaning: "how old a tag's last known meaning may be when the registry cannot answer",
+    },
+    Key {
+        path: "tags.negative",
+        default: "10s",
+        meaning: "for how long a registry's \"does not exist\" is believed: of tags, manifests and blobs",
+    },
+    Key {
+        path: "fetch.blobConnections",
+        default: "8",
+        meaning: "most connections for one blob; more than one is used while that makes it faster",
+    },
+    Key {
+        path: "fetch.parallelFrom",
+        default: "64MiB",
+        meaning: "blobs from this size on may use several connections",
+    },
+    Key {
+        path: "fetch.wholeOnRange",
+        default: "false",
+        meaning: "`true`: a client's bounded range brings the whole blob into the store; `false`: only the pieces that it touches",
     },
     Key {
         path: "limits.firstHeader",

@@ -13,7 +13,7 @@ use crate::{
     fetch,
     http::Limits,
     store,
-    upstream::{self, DockerConfig, Private, RegistryConfig},
+    upstream::{self, Credentials, Private, RegistryConfig},
 };
 
 /// One value of an environment variable or a flag.
@@ -143,14 +143,8 @@ fn check(raw: Raw, origins: &Origins) -> Result<Config, ConfigError> {
         let problem = "`registries`: at least one registry must be listed, for example `registries: [{host: docker.io}]`";
         return Err(origins.error("registries", None, problem.into()));
     }
-    let credentials = match &raw.credentials.docker_config {
-        None => DockerConfig::default(),
-        Some(path) => DockerConfig::read(&path.value).map_err(|error| {
-            let problem =
-                format!("`credentials.dockerConfig`: `{}`: {}", path.value.display(), chain(&error));
-            origins.error("credentials.dockerConfig", Some(path.referenced), problem)
-        })?,
-    };
+    let credentials = super::credentials::read(&raw.credentials)
+        .map_err(|(key, at, problem)| origins.error(key, Some(at), format!("`{key}`: {problem}")))?;
     let checked = check_registries(&registries, &credentials, origins)?;
     let default_registry = match raw.default_registry {
         None => None,
@@ -187,6 +181,10 @@ fn check(raw: Raw, origins: &Origins) -> Result<Config, ConfigError> {
         fetch: fetch::Config {
             freshness: value!(tags.freshness).0,
             max_stale: value!(tags.max_stale).0,
+            negative: value!(tags.negative).0,
+            blob_connections: value!(fetch.blob_connections).0,
+            parallel_from: value!(fetch.parallel_from).0,
+            whole_on_range: value!(fetch.whole_on_range),
             first_header: raw
                 .limits
                 .first_header
@@ -196,9 +194,9 @@ fn check(raw: Raw, origins: &Origins) -> Result<Config, ConfigError> {
                 .0
                 .0,
         },
-        mirror_listen: value!(mirror.listen),
-        admin_listen: value!(admin.listen),
-        peer_listen: value!(peer.listen),
+        mirror_listen: value!(mirror.listen).0,
+        admin_listen: value!(admin.listen).0,
+        peer_listen: value!(peer.listen).0,
         limits: Limits {
             connections: value!(limits.connections).0,
             client_write: value!(limits.client_write).0,
@@ -222,7 +220,7 @@ fn defaults() -> Raw {
 
 fn check_registries(
     registries: &[Spanned<RawRegistry>],
-    credentials: &DockerConfig,
+    credentials: &Credentials,
     origins: &Origins,
 ) -> Result<Vec<RegistryConfig>, ConfigError> {
     let mut checked: Vec<RegistryConfig> = Vec::new();
@@ -239,28 +237,29 @@ fn check_registries(
         let endpoints = entry.endpoints.iter().map(|endpoint| endpoint.0.0.clone()).collect();
         let private = entry.private.as_ref().map(|private| private.0.0);
         if private.is_none()
-            && let Some(known) = credentials.registries().find(|known| pattern.closeness(known).is_some())
+            && let Some(known) = credentials.covers(&pattern)
         {
             let problem = format!(
-                "`registries`: `private` must be set for `{pattern}`, because there are credentials for `{known}`: with \
+                "`registries`: `private` must be set for `{pattern}`, because the agent has {known}: with \
                  `private: agent` these credentials decide for every pod on the node; with `private: decline` they are \
                  not used, and private images are left to the container runtime and the pod's own secret"
             );
             return Err(origins.error("registries", location, problem));
         }
-        checked.push(RegistryConfig { pattern, endpoints, private: private.unwrap_or(Private::Decline) });
+        let (authorities, identity) = match &entry.tls {
+            Some(tls) => super::tls::read(tls)
+                .map_err(|(at, problem)| origins.error("registries", Some(at), problem))?,
+            None => (Vec::new(), None),
+        };
+        checked.push(RegistryConfig {
+            endpoints,
+            connections: entry.connections.as_ref().map_or(upstream::DEFAULT_CONNECTIONS, |count| count.0.0),
+            authorities,
+            identity,
+            ..RegistryConfig::of(pattern, private.unwrap_or(Private::Decline))
+        });
     }
     Ok(checked)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -279,7 +278,11 @@ mod tests {
         let raw = format!("{:?}", defaults());
         let without: Vec<_> =
             raw.match_indices(": None").map(|(at, _)| raw[..at].rsplit([' ', '{']).next().unwrap()).collect();
-        assert_eq!(without, ["registries", "default_registry", "docker_config"], "{raw}");
+        assert_eq!(
+            without,
+            ["registries", "default_registry", "docker_config", "kubelet_config", "kubelet_bin_dir"],
+            "{raw}"
+        );
     }
 
     #[test]
@@ -305,7 +308,7 @@ mod tests {
             ),
             (
                 "mirror:\n  listen: nowhere",
-                "hearth-agent.yaml:2:11: `mirror.listen`: invalid socket address syntax",
+                "hearth-agent.yaml:2:11: `mirror.listen`: `nowhere` is not an address with a port, for example `127.0.0.1:5050` or `[::1]:5050`",
             ),
             (
                 "limits: { idle: 5 }",
@@ -371,7 +374,7 @@ mod tests {
         );
         assert_eq!(
             wrong.unwrap_err().to_string(),
-            "environment variable HEARTH_MIRROR_LISTEN: `mirror.listen`: invalid socket address syntax"
+            "environment variable HEARTH_MIRROR_LISTEN: `mirror.listen`: `x` is not an address with a port, for example `127.0.0.1:5050` or `[::1]:5050`"
         );
     }
 
@@ -390,7 +393,7 @@ mod tests {
         );
         assert!(Config::from_yaml(&text("{host: r.test, private: agent}")).is_ok());
         assert!(Config::from_yaml(&text("{host: other.test}")).is_ok());
-        assert!(error(&text("{host: \"*\"}")).contains("credentials for `r.test`"));
+        assert!(error(&text("{host: \"*\"}")).contains("has credentials for `r.test`"));
         std::fs::write(&path, "{").unwrap();
         assert!(error(&text("{host: other.test}")).contains("`credentials.dockerConfig`"));
     }

@@ -3,10 +3,12 @@
 //! Flags win over the environment, the environment wins over the file, the file over the defaults. Every key is a row
 //! of [`keys::KEYS`]; the file's shape is [`raw::Raw`]; [`Config`] is what is left when everything has been checked.
 
+mod credentials;
 mod error;
 mod keys;
 mod load;
 mod raw;
+mod tls;
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
 
-use crate::types::{RegistryHost, RegistryPattern, parse_duration};
+use crate::types::{RegistryHost, RegistryPattern, parse_duration, parse_size};
 
 macro_rules! section {
     ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
@@ -46,12 +46,26 @@ section!(Raw {
     default_registry: Option<Spanned<Text<RegistryHost>>>,
     credentials: RawCredentials,
     tags: RawTags,
+    fetch: RawFetch,
     limits: RawLimits,
     log: RawLog,
 });
-section!(Listener { listen: Option<Text<SocketAddr>> });
-section!(RawCredentials { docker_config: Option<Spanned<PathBuf>> });
-section!(RawTags { freshness: Option<Text<Span>>, max_stale: Option<Text<Age>> });
+section!(Listener { listen: Option<Text<Address>> });
+section!(RawCredentials {
+    docker_config: Option<Spanned<PathBuf>>,
+    kubelet_config: Option<Spanned<PathBuf>>,
+    kubelet_bin_dir: Option<Spanned<PathBuf>>,
+});
+section!(RawTags {
+    freshness: Option<Text<Span>>,
+    max_stale: Option<Text<Age>>,
+    negative: Option<Text<Span>>,
+});
+section!(RawFetch {
+    blob_connections: Option<Text<Count>>,
+    parallel_from: Option<Text<Bytes>>,
+    whole_on_range: Option<Text<bool>>,
+});
 section!(RawLimits {
     first_header: Option<Text<PositiveSpan>>,
     connect: Option<Text<PositiveSpan>>,
@@ -71,6 +85,17 @@ pub(super) struct RawRegistry {
     #[serde(default)]
     pub(super) endpoints: Vec<Text<Endpoint>>,
     pub(super) private: Option<Text<PrivatePolicy>>,
+    pub(super) connections: Option<Text<Count>>,
+    pub(super) tls: Option<RawTls>,
+}
+
+/// Trust and identity towards one registry.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawTls {
+    pub(super) ca: Option<Spanned<PathBuf>>,
+    pub(super) certificate: Option<Spanned<PathBuf>>,
+    pub(super) key: Option<Spanned<PathBuf>>,
 }
 
 /// A value that is written as text.
@@ -102,6 +127,11 @@ macro_rules! from_text {
 }
 
 from_text!(
+    /// An address to listen on.
+    Address(SocketAddr),
+    |text| text.parse().map_err(|_| format!("`{text}` is not an address with a port, for example `127.0.0.1:5050` or `[::1]:5050`"))
+);
+from_text!(
     /// A duration, zero allowed.
     Span(Duration),
     |text| parse_duration(text).map_err(|error| error.to_string())
@@ -123,6 +153,11 @@ from_text!(
     } else {
         parse_duration(text).map(Some).map_err(|error| format!("{error}, or write `forever`"))
     }
+);
+from_text!(
+    /// A number of bytes.
+    Bytes(u64),
+    |text| parse_size(text).map_err(|error| error.to_string())
 );
 from_text!(
     /// A number above zero.

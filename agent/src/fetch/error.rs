@@ -26,12 +26,12 @@ pub enum FetchError {
         retry_after: Option<Duration>,
     },
     /// The bytes that arrived do not hash to the digest.
-    #[error("`{origin}` sent wrong bytes")]
+    #[error("wrong bytes from {}", origins.join(", "))]
     Corrupt {
         /// Registry through which it was asked for.
         registry: RegistryHost,
         /// Who sent it.
-        origin: String,
+        origins: Vec<String>,
         /// The digests.
         #[source]
         mismatch: Arc<Mismatch>,
@@ -48,6 +48,12 @@ pub enum FetchError {
     /// Reading a stored file failed.
     #[error("reading a stored blob failed")]
     Disk(#[source] Arc<io::Error>),
+    /// What upstream said of the blob before is not true any more; the transfer has to begin anew.
+    #[error("the transfer has to begin anew: {0}")]
+    Changed(String),
+    /// What was wanted has been given, and nobody wanted the rest.
+    #[error("the transfer ended after the parts that were asked for")]
+    Parked,
     /// The agent is shutting down.
     #[error("the agent is shutting down")]
     Stopping,
@@ -66,7 +72,9 @@ impl From<UpstreamError> for FetchError {
             UpstreamError::NotFound { .. } => Self::NotFound(text),
             UpstreamError::Denied { .. } => Self::Denied(text),
             UpstreamError::Throttled { retry_after, .. } => Self::NotNow { reason: text, retry_after },
-            UpstreamError::Unavailable { .. } => Self::NotNow { reason: text, retry_after: None },
+            UpstreamError::Shorter { .. } | UpstreamError::Unavailable { .. } => {
+                Self::NotNow { reason: text, retry_after: None }
+            }
         }
     }
 }

@@ -8,11 +8,15 @@
 //!
 //! Invariant: what is returned as complete hashed to its digest; "not found" is said only when upstream said it.
 
+mod absent;
+mod drive;
 mod error;
 mod flight;
 mod keyed;
 mod known;
+mod lane;
 mod reader;
+mod schedule;
 mod tags;
 
 use std::{
@@ -24,8 +28,10 @@ use std::{
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use absent::Absent;
 pub use error::FetchError;
-use flight::Flight;
+pub use flight::TransferStatus;
+use flight::{Flight, Passenger};
 use keyed::KeyedLocks;
 use known::Known;
 pub use reader::{Content, ContentReader};
@@ -35,7 +41,10 @@ use crate::{
     metrics::{Found, Kind, Metrics},
     store::{ManifestRecord, Store},
     task::Tasks,
-    types::{Digest, ManifestError, ManifestLinks, MediaType, Reference, Repository, Tag, media_type_of},
+    types::{
+        Digest, ManifestError, ManifestLinks, MediaType, RangeHeader, Reference, Repository, Tag,
+        media_type_of,
+    },
     upstream::{Listing, Manifest, Upstream, UpstreamError},
 };
 
@@ -46,8 +55,16 @@ pub struct Config {
     pub freshness: Duration,
     /// How old a last known meaning may be when upstream cannot answer; `None` means any age.
     pub max_stale: Option<Duration>,
+    /// For how long a "does not exist" is believed.
+    pub negative: Duration,
     /// Longest wait before a client gets the header of an answer.
     pub first_header: Duration,
+    /// Most connections for one blob.
+    pub blob_connections: usize,
+    /// Blobs from this size on are fetched over several connections when that is faster, in bytes.
+    pub parallel_from: u64,
+    /// A bounded range brings the whole blob with it.
+    pub whole_on_range: bool,
 }
 
 /// What a manifest request is answered with.
@@ -79,8 +96,13 @@ struct Inner {
     manifests: KeyedLocks<(Repository, Digest)>,
     tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
     known: Known,
+    suspects: Mutex<HashMap<Digest, Vec<String>>>,
+    absent: Absent<(Repository, Digest)>,
     slots: tokio::sync::Semaphore,
 }
+
+/// Digests whose liars are remembered.
+const MAX_SUSPECTS: usize = 1_024;
 
 /// Blobs fetched at once; further ones wait their turn.
 const MAX_FLIGHTS: usize = 64;
@@ -106,25 +128,40 @@ impl Fetcher {
             manifests: KeyedLocks::default(),
             tags: Mutex::default(),
             known: Known::default(),
+            suspects: Mutex::default(),
+            absent: Absent::default(),
             slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
         }))
     }
 
-    /// Opens a blob for reading: whole, or growing while upstream sends it.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Content, FetchError> {
+    /// Opens a blob for reading: whole, or growing while upstream sends it. `range` is what will be read; its bytes
+    /// are fetched first.
+    pub async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: RangeHeader,
+    ) -> Result<Content, FetchError> {
         let inner = &self.0;
         if let Some(blob) = inner.store.blob(digest).await? {
             inner.metrics.count_content(Kind::blob, Found::hit);
             return Ok(Content::Whole(blob));
         }
+        inner.absent.check(&(repository.clone(), *digest))?;
         // Once more when the bytes were wrong and nothing of them has left: the next transfer may be right.
         let mut again = true;
         loop {
-            let (flight, found) = self.join(repository, digest);
+            let (flight, passenger, found) = self.join(repository, digest, range);
             inner.metrics.count_content(Kind::blob, found);
-            match flight.ready().await {
-                Err(FetchError::Corrupt { .. }) if again => again = false,
-                outcome => return outcome,
+            match flight.ready(passenger).await {
+                Err(FetchError::Corrupt { .. } | FetchError::Changed(_) | FetchError::Parked) if again => {
+                    again = false
+                }
+                Err(error) => {
+                    inner.absent.note(&(repository.clone(), *digest), &error, inner.config.negative);
+                    return Err(error);
+                }
+                Ok(content) => return Ok(content),
             }
         }
     }
@@ -141,8 +178,11 @@ impl Fetcher {
             inner.metrics.count_content(Kind::blob, Found::joined);
             return Ok(size);
         }
+        let key = (repository.clone(), *digest);
+        inner.absent.check(&key)?;
         inner.metrics.count_content(Kind::blob, Found::miss);
-        let size = inner.upstream.blob_head(repository, digest).await?;
+        let size = inner.upstream.blob_head(repository, digest).await.map_err(FetchError::from);
+        let size = size.inspect_err(|error| inner.absent.note(&key, error, inner.config.negative))?;
         size.or_else(|| inner.known.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
             FetchError::NotNow {
                 reason: "upstream did not say how large the blob is".into(),
@@ -156,18 +196,43 @@ impl Fetcher {
     }
 
     /// Joins the flight for a digest, or starts it.
-    fn join(&self, repository: &Repository, digest: &Digest) -> (Arc<Flight>, Found) {
+    fn join(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: RangeHeader,
+    ) -> (Arc<Flight>, Passenger, Found) {
+        let rest = self.0.config.whole_on_range;
         let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(digest)
-            && flight.add_source(repository)
+            && let Some(passenger) = flight.board(repository, range, rest)
         {
-            return (flight.clone(), Found::joined);
+            return (flight.clone(), passenger, Found::joined);
         }
-        let flight = Arc::new(Flight::new(*digest, repository, self.0.known.get(digest)));
+        let suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        let flight = Arc::new(Flight::new(*digest, self.0.known.get(digest), suspects.unwrap_or_default()));
+        let passenger = flight.board(repository, range, rest).expect("a new flight is open");
         flights.insert(*digest, flight.clone());
         drop(flights);
-        flight::start(self.clone(), flight.clone());
-        (flight, Found::miss)
+        drive::start(self.clone(), flight.clone());
+        (flight, passenger, Found::miss)
+    }
+
+    /// Remembers who sent wrong bytes for a digest, so that the next flight asks others first.
+    fn suspect(&self, digest: &Digest, origins: &[String]) {
+        let mut suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspects.len() >= MAX_SUSPECTS {
+            suspects.clear();
+        }
+        suspects.insert(*digest, origins.to_vec());
+    }
+
+    /// Blobs under way.
+    pub fn status(&self) -> Vec<TransferStatus> {
+        let flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = flights.values().map(|flight| flight.status()).collect();
+        all.sort_by(|a, b| a.digest.cmp(&b.digest));
+        all
     }
 
     /// Takes an ended flight out, unless another one has its place already.
@@ -218,12 +283,19 @@ impl Fetcher {
             self.0.metrics.count_content(Kind::manifest, Found::hit);
             return Ok(manifest);
         }
-        let _only = self.0.manifests.lock(&(repository.clone(), *digest)).await;
+        let key = (repository.clone(), *digest);
+        let _only = self.0.manifests.lock(&key).await;
         if let Some(manifest) = self.stored_manifest(repository, digest).await? {
             self.0.metrics.count_content(Kind::manifest, Found::joined);
             return Ok(manifest);
         }
+        self.0.absent.check(&key)?;
         self.0.metrics.count_content(Kind::manifest, Found::miss);
+        let fetched = self.fetch_manifest(repository, digest).await;
+        fetched.inspect_err(|error| self.0.absent.note(&key, error, self.0.config.negative))
+    }
+
+    async fn fetch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Manifest, FetchError> {
         if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
             return Ok(manifest);
         }

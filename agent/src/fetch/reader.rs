@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     FetchError,
-    flight::{Phase, Progress},
+    flight::{Passenger, Phase, Progress},
 };
 use crate::store::{Blob, Partial, read_chunk};
 
@@ -30,11 +30,17 @@ pub struct Growing {
     partial: Arc<Partial>,
     progress: watch::Receiver<Progress>,
     size: u64,
+    passenger: Passenger,
 }
 
 impl Growing {
-    pub(super) fn new(partial: Arc<Partial>, progress: watch::Receiver<Progress>, size: u64) -> Self {
-        Self { partial, progress, size }
+    pub(super) fn new(
+        partial: Arc<Partial>,
+        progress: watch::Receiver<Progress>,
+        size: u64,
+        passenger: Passenger,
+    ) -> Self {
+        Self { partial, progress, size, passenger }
     }
 }
 
@@ -94,6 +100,7 @@ impl Growing {
             if let Phase::Failed(error) = phase {
                 return Err(error);
             }
+            self.passenger.reached(position);
             if self.progress.changed().await.is_err() {
                 return Err(FetchError::Stopping);
             }
@@ -125,7 +132,7 @@ mod tests {
         assert_eq!(sendable(&Phase::Streaming, 50, 50), 0);
         assert_eq!(sendable(&Phase::Failed(FetchError::Stopping), size, size), size - HELD_BACK);
         let mismatch = Arc::new(Mismatch { expected: Digest::of(b"a"), found: Digest::of(b"b") });
-        let corrupt = FetchError::Corrupt { registry: "r".parse().unwrap(), origin: String::new(), mismatch };
+        let corrupt = FetchError::Corrupt { registry: "r".parse().unwrap(), origins: Vec::new(), mismatch };
         assert_eq!(sendable(&Phase::Failed(corrupt), size, size), 0);
     }
 }

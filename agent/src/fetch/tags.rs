@@ -29,6 +29,8 @@ struct TagState {
     record: Option<TagRecord>,
     confirmed: Option<Instant>,
     failed: Option<Instant>,
+    /// Upstream said that it does not exist.
+    absent: Option<(Instant, String)>,
 }
 
 /// What to do about a tag before anyone is asked. Pure.
@@ -77,6 +79,11 @@ impl Fetcher {
         let slot = self.tag_slot(repository, tag);
         let waited = slot.0.try_lock().is_err();
         let mut state = slot.0.lock().await;
+        if let Some((_, reason)) =
+            state.absent.as_ref().filter(|(at, _)| at.elapsed() < self.0.config.negative)
+        {
+            return Err(FetchError::NotFound(reason.clone()));
+        }
         if state.record.is_none() {
             state.record = self.0.store.tag(repository, tag).await?;
         }
@@ -97,12 +104,13 @@ impl Fetcher {
             Ok(record) => {
                 self.0.metrics.count_content(Kind::tag, Found::miss);
                 self.keep_tag(repository, tag, &record).await;
-                *state = TagState { record: Some(record), confirmed: Some(Instant::now()), failed: None };
+                *state =
+                    TagState { record: Some(record), confirmed: Some(Instant::now()), ..TagState::default() };
                 answer(state.record.as_ref(), false)
             }
             Err(FetchError::NotFound(reason)) => {
                 self.forget_tag(repository, tag).await;
-                *state = TagState::default();
+                *state = TagState { absent: Some((Instant::now(), reason.clone())), ..TagState::default() };
                 Err(FetchError::NotFound(reason))
             }
             Err(error @ FetchError::NotNow { .. })

@@ -1,4 +1,4 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`.
+//! The admin listener: `/livez`, `/readyz`, `/metrics` and `/api/v1/status`.
 
 use std::sync::{Arc, Weak};
 
@@ -6,7 +6,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
 use super::body::{self, Body};
-use crate::{metrics::Metrics, store::Store};
+use crate::{fetch::Fetcher, metrics::Metrics, store::Store, upstream::Upstream};
 
 /// Ready as soon as every latch is dropped.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Admin {
     readiness: Readiness,
     metrics: Metrics,
     store: Store,
+    upstream: Arc<Upstream>,
+    fetcher: Fetcher,
     stopping: tokio_util::sync::CancellationToken,
 }
 
@@ -43,9 +45,11 @@ impl Admin {
         readiness: Readiness,
         metrics: Metrics,
         store: Store,
+        upstream: Arc<Upstream>,
+        fetcher: Fetcher,
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
-        Self { readiness, metrics, store, stopping }
+        Self { readiness, metrics, store, upstream, fetcher, stopping }
     }
 
     pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
@@ -57,8 +61,23 @@ impl Admin {
             "/readyz" if !self.readiness.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
             "/livez" | "/readyz" => text(StatusCode::OK, "ok\n"),
             "/metrics" => self.metrics(),
-            _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics\n"),
+            "/api/v1/status" => self.status(),
+            _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics /api/v1/status\n"),
         }
+    }
+
+    /// What the agent does and how its registries stand, for people and scripts.
+    fn status(&self) -> Response<Body> {
+        let totals = self.store.totals();
+        let document = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "store": { "blobs": totals.blobs, "bytes": totals.bytes },
+            "transfers": self.fetcher.status(),
+            "registries": self.upstream.status(),
+        });
+        let mut response = text(StatusCode::OK, document.to_string());
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
     }
 
     fn metrics(&self) -> Response<Body> {

@@ -51,6 +51,8 @@ impl Refusal {
             FetchError::Corrupt { .. }
             | FetchError::Store(_)
             | FetchError::Disk(_)
+            | FetchError::Changed(_)
+            | FetchError::Parked
             | FetchError::Stopping => Self::not_now(error.to_string(), None),
             FetchError::Unsupported { .. } => {
                 Self::new(StatusCode::NOT_ACCEPTABLE, "MANIFEST_INVALID", error.to_string())

@@ -157,21 +157,22 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Response<Body>, FetchError> {
-        let content = self.0.fetcher.blob(repository, digest).await?;
-        if is_known(headers, digest) {
-            return Ok(not_modified(digest));
-        }
-        let size = content.size();
         let asked = RangeHeader::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()));
         // `If-Range` with anything but our strong entity tag: the client has other content (RFC 9110, 13.1.5).
         let same =
             headers.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == etag(digest).as_bytes());
+        let asked = if same { asked } else { RangeHeader::Whole };
+        let content = self.0.fetcher.blob(repository, digest, asked).await?;
+        if is_known(headers, digest) {
+            return Ok(not_modified(digest));
+        }
+        let size = content.size();
         let (status, range) = match asked {
-            RangeHeader::One(range) if same => match range.within(size) {
+            RangeHeader::One(range) => match range.within(size) {
                 Some(range) => (StatusCode::PARTIAL_CONTENT, range),
                 None => return Ok(unsatisfiable(size)),
             },
-            _ => (StatusCode::OK, 0..size),
+            RangeHeader::Whole => (StatusCode::OK, 0..size),
         };
         let length = range.end - range.start;
         let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));

@@ -115,8 +115,8 @@ struct Inner {
     paths: Paths,
     index: Index,
     usage: UsageLog,
-    /// Held, not read: releasing it lets the next agent in.
-    _lock: fs::File,
+    /// Released by [`Store::close`], or by the kernel when the process ends.
+    lock: fs::File,
 }
 
 impl Store {
@@ -130,7 +130,7 @@ impl Store {
         check_format(&paths)?;
         empty_directory(&paths.temporary())?;
         let index = Index::open(&paths);
-        Ok(Self(Arc::new(Inner { paths, index, usage: UsageLog::default(), _lock: lock })))
+        Ok(Self(Arc::new(Inner { paths, index, usage: UsageLog::default(), lock })))
     }
 
     /// Opens a blob for reading; `None` when it is not here.
@@ -222,6 +222,9 @@ impl Store {
     pub fn close(&self) {
         self.flush_usage();
         self.0.index.close();
+        if let Err(error) = rustix::fs::flock(&self.0.lock, rustix::fs::FlockOperation::Unlock) {
+            tracing::warn!(%error, "directory not unlocked: the end of the process does it");
+        }
     }
 }
 

@@ -133,6 +133,17 @@ impl Partial {
         guard(&self.state).have.gaps(within)
     }
 
+    /// What is there.
+    pub fn have(&self) -> RangeSet {
+        guard(&self.state).have.clone()
+    }
+
+    /// Bytes of the unbroken beginning that are not hashed yet; zero while another thread is at it.
+    pub fn unhashed(&self) -> u64 {
+        let position = self.hash.try_lock().map(|running| running.position);
+        position.map_or(0, |position| self.end_from(position) - position)
+    }
+
     /// Bytes that are there.
     pub fn total(&self) -> u64 {
         guard(&self.state).have.total()
@@ -152,6 +163,15 @@ impl Partial {
             self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))?;
         }
         Ok(())
+    }
+
+    /// Forgets everything, the size too: nothing that was said of this content can be trusted.
+    pub fn forget(&self) -> Result<(), StoreError> {
+        let _writing = guard(&self.writing);
+        *guard(&self.state) = State { have: RangeSet::default(), size: None, unsaved: 0 };
+        self.restart_hash();
+        self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))?;
+        self.save_map()
     }
 
     fn restart_hash(&self) {

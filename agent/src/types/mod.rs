@@ -6,6 +6,7 @@ mod duration;
 mod manifest;
 mod name;
 mod range;
+mod size;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
 pub use duration::{DurationError, parse_duration};
@@ -15,3 +16,4 @@ pub use manifest::{
 };
 pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
 pub use range::{ByteRange, RangeHeader};
+pub use size::{SizeError, parse_size};

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -10,10 +10,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
 use super::{
-    AGENT_HEADER, Ask, UpstreamError,
+    AGENT_HEADER, UpstreamError,
+    ask::Ask,
     auth::{self, Challenge, TokenAnswer, TokenCache, TokenKey},
-    credentials::{DockerConfig, Login},
-    guard, redirect, text,
+    credentials::{Credentials, Login},
+    guard, redirect, retry, text,
 };
 use crate::{
     metrics::{Kind, Metrics, RegistryLabels, UpstreamLabels},
@@ -26,10 +27,10 @@ const ERROR_BODY: usize = 4 * 1024;
 /// What all endpoints share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) client: reqwest::Client,
+    pub(super) connect_limit: Duration,
     pub(super) header_limit: Duration,
     pub(super) idle_limit: Duration,
-    pub(super) credentials: DockerConfig,
+    pub(super) credentials: Credentials,
     pub(super) tokens: TokenCache,
     pub(super) metrics: Metrics,
     pub(super) own_id: HeaderValue,
@@ -40,7 +41,10 @@ pub(super) struct Shared {
 pub(super) struct Endpoint {
     registry: RegistryHost,
     base: Url,
+    /// Host and port, to tell endpoints apart.
+    name: String,
     use_credentials: bool,
+    client: reqwest::Client,
     shared: Arc<Shared>,
     /// The last challenge seen, so that the next request can bring its token at once.
     challenge: Mutex<Option<Challenge>>,
@@ -109,12 +113,19 @@ fn causes(error: &reqwest::Error) -> String {
 }
 
 impl Endpoint {
-    pub(super) fn new(registry: RegistryHost, base: Url, use_credentials: bool, shared: Arc<Shared>) -> Self {
-        Self { registry, base, use_credentials, shared, challenge: Mutex::new(None) }
+    pub(super) fn new(
+        registry: RegistryHost,
+        base: Url,
+        use_credentials: bool,
+        client: reqwest::Client,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let name = authority(&base);
+        Self { registry, base, name, use_credentials, client, shared, challenge: Mutex::new(None) }
     }
 
     pub(super) fn name(&self) -> &str {
-        self.base.host_str().unwrap_or_default()
+        &self.name
     }
 
     /// Sends a request and settles its status. A 401 is answered once, with a fresh token.
@@ -197,8 +208,10 @@ impl Endpoint {
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
-        let response = self.request(&ask.method, url, headers, ask.kind).await?;
-        let origin = url.host_str().unwrap_or_default().to_owned();
+        let response = self.request(&ask.method, url, headers, ask.kind, None).await?;
+        // The endpoint first: it answers for what it redirects to.
+        let origin =
+            if at_registry { self.name.clone() } else { format!("{} through {}", self.name, authority(url)) };
         if let Some(encoding) = text(response.headers(), header::CONTENT_ENCODING.as_str())
             && !encoding.eq_ignore_ascii_case("identity")
             && response.status().is_success()
@@ -223,6 +236,7 @@ impl Endpoint {
         url: &Url,
         headers: HeaderMap,
         kind: Kind,
+        body: Option<String>,
     ) -> Result<reqwest::Response, UpstreamError> {
         if guard::names_forbidden(url) {
             return Err(self.unavailable(format!(
@@ -230,7 +244,10 @@ impl Endpoint {
                 url.host_str().unwrap_or_default()
             )));
         }
-        let request = self.shared.client.request(method.clone(), url.clone()).headers(headers);
+        let mut request = self.client.request(method.clone(), url.clone()).headers(headers);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
         let outcome = tokio::time::timeout(self.shared.header_limit, request.send()).await;
         let status = match &outcome {
             Ok(Ok(response)) => response.status().as_str().to_owned(),
@@ -255,9 +272,12 @@ impl Endpoint {
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(reply),
             StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry: self.registry.clone() }),
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                Err(UpstreamError::Shorter { registry: self.registry.clone() })
+            }
             StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after =
-                    text(reply.headers(), header::RETRY_AFTER.as_str()).and_then(parse_retry_after);
+                let headers = reply.headers().clone();
+                let retry_after = retry::retry_after(&headers, &message(reply).await, SystemTime::now());
                 Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after })
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -279,8 +299,12 @@ impl Endpoint {
         *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
     }
 
-    fn login(&self) -> Option<&Login> {
-        if self.use_credentials { self.shared.credentials.login(&self.registry) } else { None }
+    async fn login(&self, name: &RepoName, fresh: bool) -> Option<Login> {
+        if self.use_credentials {
+            self.shared.credentials.login(&self.registry, name, fresh).await
+        } else {
+            None
+        }
     }
 
     /// The header that answers a challenge; `None` when there is nothing to answer with.
@@ -290,17 +314,14 @@ impl Endpoint {
         name: &RepoName,
         refused: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, UpstreamError> {
-        let (realm, service) = match challenge {
-            Challenge::Basic => return Ok(self.login().and_then(basic)),
-            Challenge::Bearer { realm, service, .. } => (realm.clone(), service.clone()),
+        let login = self.login(name, refused.is_some()).await;
+        let (realm, service) = match (challenge, &login) {
+            (_, Some(Login::RegistryToken(token))) => return Ok(bearer(token)),
+            (Challenge::Basic, login) => return Ok(login.as_ref().and_then(basic)),
+            (Challenge::Bearer { realm, service, .. }, _) => (realm.clone(), service.clone()),
         };
         // The scope of this request, not of the one that met the challenge.
-        let key = TokenKey {
-            realm,
-            service,
-            scope: format!("repository:{name}:pull"),
-            login: self.login().cloned(),
-        };
+        let key = TokenKey { realm, service, scope: format!("repository:{name}:pull"), login };
         let slot = self.shared.tokens.slot(&key);
         let mut token = slot.lock().await;
         let refused =
@@ -326,15 +347,7 @@ impl Endpoint {
             return Err(self
                 .unavailable("its token realm is neither https nor as safe as the registry itself".into()));
         }
-        if let Some(service) = &key.service {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        url.query_pairs_mut().append_pair("scope", &key.scope);
-        let mut headers = HeaderMap::new();
-        if let Some(value) = key.login.as_ref().and_then(basic) {
-            headers.insert(header::AUTHORIZATION, value);
-        }
-        let response = self.request(&Method::GET, &url, headers, Kind::token).await?;
+        let response = self.token_request(&mut url, key).await?;
         let host = url.host_str().unwrap_or_default().to_owned();
         match response.status() {
             StatusCode::OK => {}
@@ -342,8 +355,7 @@ impl Endpoint {
                 return Err(self.denied(&format!("`{host}` gives no token ({})", response.status())));
             }
             StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after =
-                    text(response.headers(), header::RETRY_AFTER.as_str()).and_then(parse_retry_after);
+                let retry_after = retry::retry_after(response.headers(), "", SystemTime::now());
                 return Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after });
             }
             status => return Err(self.unavailable(format!("token endpoint `{host}` answered {status}"))),
@@ -355,6 +367,47 @@ impl Endpoint {
             .ok_or_else(|| self.unavailable(format!("token endpoint `{host}` sent no token")))
     }
 
+    /// GET with Basic or nothing; POST with an identity token, and where GET is not known (token specification,
+    /// "Requesting a Token"; OAuth2 token specification).
+    async fn token_request(&self, url: &mut Url, key: &TokenKey) -> Result<reqwest::Response, UpstreamError> {
+        let service = key.service.as_deref().unwrap_or_default();
+        let mut form =
+            vec![("service", service), ("scope", key.scope.as_str()), ("client_id", "hearth-agent")];
+        match &key.login {
+            Some(Login::IdentityToken(token)) => {
+                form.extend([("grant_type", "refresh_token"), ("refresh_token", token.as_str())]);
+                return self.token_post(url, &form).await;
+            }
+            Some(Login::Password { user, secret }) => {
+                form.extend([
+                    ("grant_type", "password"),
+                    ("username", user.as_str()),
+                    ("password", secret.as_str()),
+                ]);
+            }
+            Some(Login::RegistryToken(_)) | None => {}
+        }
+        let bare = url.clone();
+        if !service.is_empty() {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        url.query_pairs_mut().append_pair("scope", &key.scope);
+        let headers = key.login.as_ref().and_then(basic).map(|value| (header::AUTHORIZATION, value));
+        let response =
+            self.request(&Method::GET, url, HeaderMap::from_iter(headers), Kind::token, None).await?;
+        let unknown = matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+        if unknown && key.login.is_some() { self.token_post(&bare, &form).await } else { Ok(response) }
+    }
+
+    async fn token_post(&self, url: &Url, form: &[(&str, &str)]) -> Result<reqwest::Response, UpstreamError> {
+        let mut encoded = url.clone();
+        encoded.query_pairs_mut().clear().extend_pairs(form);
+        let body = encoded.query().unwrap_or_default().to_owned();
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, form)]);
+        self.request(&Method::POST, url, headers, Kind::token, Some(body)).await
+    }
+
     fn denied(&self, reason: &str) -> UpstreamError {
         UpstreamError::Denied { registry: self.registry.clone(), reason: reason.to_owned() }
     }
@@ -364,9 +417,16 @@ impl Endpoint {
     }
 }
 
+/// Host, and port when it is not the scheme's.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 fn basic(login: &Login) -> Option<HeaderValue> {
     use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let encoded = BASE64_STANDARD.encode(format!("{}:{}", login.user, login.secret));
+    let Login::Password { user, secret } = login else { return None };
+    let encoded = BASE64_STANDARD.encode(format!("{user}:{secret}"));
     secret_header(format!("Basic {encoded}"))
 }
 
@@ -406,9 +466,4 @@ async fn message(reply: Reply) -> String {
     said.map_or(String::new(), |said| {
         format!(": {}", said.chars().filter(|c| !c.is_control()).take(200).collect::<String>())
     })
-}
-
-/// `Retry-After` in seconds (RFC 9110, 10.2.3).
-fn parse_retry_after(value: &str) -> Option<Duration> {
-    value.trim().parse().ok().map(Duration::from_secs)
 }

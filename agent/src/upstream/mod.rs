@@ -7,31 +7,47 @@
 //! Invariants: no `Authorization` leaves for another origin than the one that asked for it; link-local and metadata
 //! addresses are never dialled; every wait has a limit; bodies are never decoded, so that ranges and digests stay true.
 
+mod ask;
 mod auth;
+mod breaker;
+mod budget;
 mod credentials;
 mod endpoint;
 mod guard;
 mod redirect;
+mod registry;
+mod retry;
 
-use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::Url;
 
-pub use credentials::{CredentialsError, DockerConfig};
-use endpoint::{Endpoint, Reply};
+pub use ask::Span;
+use ask::{Ask, place_answer};
+pub use budget::{BudgetStatus, Class};
+pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders};
+use endpoint::Reply;
+use registry::Registry;
+pub use registry::{EndpointStatus, RegistryStatus};
+pub use retry::backoff;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     metrics::{Kind, Metrics, RegistryLabels},
-    types::{
-        Digest, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, RegistryPattern,
-        Repository,
-    },
+    types::{Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, RegistryPattern, Repository},
 };
 
 /// Sent with every request to a registry, so that an agent that reaches itself in a circle notices.
 pub const AGENT_HEADER: http::HeaderName = http::HeaderName::from_static("hearth-agent");
+
+/// Registries kept apart at once; wildcard entries could name any number.
+const MAX_REGISTRIES: usize = 1_024;
 
 /// Answers to tag lists and referrers that are larger than this are refused, in bytes.
 const MAX_LISTING_BYTES: u64 = 16 * 1024 * 1024;
@@ -61,6 +77,12 @@ pub enum UpstreamError {
         /// For how long, when it said so.
         retry_after: Option<Duration>,
     },
+    /// The registry's content ends before the range that was asked for.
+    #[error("`{registry}` has fewer bytes than it said before")]
+    Shorter {
+        /// Which registry.
+        registry: RegistryHost,
+    },
     /// Unreachable, silent, broken, or answering nonsense.
     #[error("`{registry}` cannot be read now: {reason}")]
     Unavailable {
@@ -89,7 +111,30 @@ pub struct RegistryConfig {
     pub endpoints: Vec<Url>,
     /// What to do with private images.
     pub private: Private,
+    /// Most transfers of blobs at once.
+    pub connections: usize,
+    /// Certificate authorities beyond the system's.
+    pub authorities: Vec<reqwest::Certificate>,
+    /// The agent's own certificate and key.
+    pub identity: Option<reqwest::Identity>,
 }
+
+impl RegistryConfig {
+    /// An entry with nothing but its pattern and policy.
+    pub fn of(pattern: RegistryPattern, private: Private) -> Self {
+        Self {
+            pattern,
+            endpoints: Vec::new(),
+            private,
+            connections: DEFAULT_CONNECTIONS,
+            authorities: Vec::new(),
+            identity: None,
+        }
+    }
+}
+
+/// Transfers of blobs from one registry at once, unless configured.
+pub const DEFAULT_CONNECTIONS: usize = 24;
 
 /// Limits and credentials of the upstream side.
 #[derive(Clone, Debug)]
@@ -103,7 +148,7 @@ pub struct Config {
     /// Longest silence inside a body.
     pub idle: Duration,
     /// Credentials, if any.
-    pub credentials: DockerConfig,
+    pub credentials: Credentials,
 }
 
 /// A manifest, complete and verified.
@@ -161,8 +206,7 @@ impl BlobBody {
 pub struct Upstream {
     registries: Vec<RegistryConfig>,
     shared: Arc<endpoint::Shared>,
-    /// Endpoints by registry, made at first use; wildcard entries name registries that are not known beforehand.
-    endpoints: std::sync::Mutex<HashMap<RegistryHost, Arc<Vec<Endpoint>>>>,
+    known: Mutex<HashMap<RegistryHost, Arc<Registry>>>,
 }
 
 /// Why the upstream side could not be set up.
@@ -178,17 +222,8 @@ impl Upstream {
 
     /// Prepares clients; dials nobody.
     pub fn new(config: Config, metrics: Metrics) -> Result<Self, SetupError> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("hearth-agent/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(config.connect)
-            .pool_idle_timeout(Duration::from_mins(1))
-            .tcp_keepalive(Duration::from_secs(30))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .dns_resolver(Arc::new(guard::GuardedResolver))
-            .build()?;
         let shared = endpoint::Shared {
-            client,
+            connect_limit: config.connect,
             header_limit: config.header,
             idle_limit: config.idle,
             credentials: config.credentials,
@@ -196,11 +231,7 @@ impl Upstream {
             metrics,
             own_id: own_id(),
         };
-        Ok(Self {
-            registries: config.registries,
-            shared: Arc::new(shared),
-            endpoints: std::sync::Mutex::default(),
-        })
+        Ok(Self { registries: config.registries, shared: Arc::new(shared), known: Mutex::default() })
     }
 
     /// The entry that speaks for a registry; `None` when it is not served.
@@ -208,46 +239,49 @@ impl Upstream {
         closest(&self.registries, registry)
     }
 
-    fn endpoints(&self, registry: &RegistryHost) -> Result<Arc<Vec<Endpoint>>, UpstreamError> {
-        let mut known = self.endpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(endpoints) = known.get(registry) {
-            return Ok(endpoints.clone());
+    /// The registry's state, made at first use: wildcard entries name registries that are not known beforehand.
+    fn registry(&self, host: &RegistryHost) -> Result<Arc<Registry>, UpstreamError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = known.get(host) {
+            return Ok(registry.clone());
         }
-        let denied =
-            |reason: &str| UpstreamError::Denied { registry: registry.clone(), reason: reason.into() };
-        let config = self.serves(registry).ok_or_else(|| denied("this registry is not configured"))?;
-        let urls = if config.endpoints.is_empty() {
-            vec![default_endpoint(registry).ok_or_else(|| denied("its name is not usable as a host"))?]
-        } else {
-            config.endpoints.clone()
-        };
-        let use_credentials = config.private == Private::Agent;
-        let endpoints: Vec<_> = urls
-            .into_iter()
-            .map(|url| Endpoint::new(registry.clone(), url, use_credentials, self.shared.clone()))
-            .collect();
-        let endpoints = Arc::new(endpoints);
-        known.insert(registry.clone(), endpoints.clone());
-        Ok(endpoints)
+        let denied = |reason: &str| UpstreamError::Denied { registry: host.clone(), reason: reason.into() };
+        if known.len() >= MAX_REGISTRIES {
+            return Err(denied("more registries than one agent can keep apart"));
+        }
+        let config = self.serves(host).ok_or_else(|| denied("this registry is not configured"))?;
+        let registry = Registry::new(host, config, &self.shared).map_err(|reason| denied(&reason))?;
+        known.insert(host.clone(), registry.clone());
+        Ok(registry)
     }
 
-    /// Sends one request to the registry's endpoints in order.
     async fn send(&self, repository: &Repository, ask: &Ask) -> Result<Reply, UpstreamError> {
-        let endpoints = self.endpoints(&repository.registry)?;
-        let mut last = None;
-        for endpoint in endpoints.iter() {
-            match endpoint.send(&repository.name, ask).await {
-                Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. })) => {
-                    tracing::info!(endpoint = endpoint.name(), kind = ?ask.kind, error = %error, "upstream endpoint failed");
-                    last = Some(error);
-                }
-                settled => return settled,
-            }
+        self.registry(&repository.registry)?.send(&repository.name, ask, &[]).await
+    }
+
+    /// A place among the transfers of a registry; waits until one is free.
+    pub async fn transfer_permit(&self, registry: &RegistryHost) -> Option<OwnedSemaphorePermit> {
+        self.registry(registry).ok()?.transfer_permit().await
+    }
+
+    /// Whether a registry is thought to answer ranges.
+    pub fn has_ranges(&self, registry: &RegistryHost) -> bool {
+        self.registry(registry).is_ok_and(|registry| registry.has_ranges())
+    }
+
+    /// Remembers that a registry answered a range with everything.
+    pub fn note_no_ranges(&self, registry: &RegistryHost) {
+        if let Ok(registry) = self.registry(registry) {
+            registry.note_no_ranges();
         }
-        Err(last.unwrap_or_else(|| UpstreamError::Unavailable {
-            registry: repository.registry.clone(),
-            reason: "no endpoint is configured".into(),
-        }))
+    }
+
+    /// How every registry that was asked so far stands.
+    pub fn status(&self) -> Vec<RegistryStatus> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = known.values().map(|registry| registry.status()).collect();
+        all.sort_by(|a, b| a.registry.cmp(&b.registry));
+        all
     }
 
     /// Asks what a reference means, without the body.
@@ -304,8 +338,15 @@ impl Upstream {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        let reply = self.send(repository, &Ask::blob(Method::HEAD, digest, None)).await?;
-        Ok(reply.content_length())
+        match self.send(repository, &Ask::blob(Method::HEAD, digest, None)).await {
+            Ok(reply) => Ok(reply.content_length()),
+            // Presigned URLs are bound to the method: where HEAD leads to one that is for GET, the first byte tells.
+            Err(UpstreamError::Unavailable { .. }) => {
+                let first = Span { start: 0, end: Some(1) };
+                Ok(self.blob(repository, digest, first, &[]).await?.size)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens a blob's body from `span.start` on, up to `span.end` when that is known and not the blob's end.
@@ -316,11 +357,14 @@ impl Upstream {
         repository: &Repository,
         digest: &Digest,
         span: Span,
+        suspects: &[String],
     ) -> Result<BlobBody, UpstreamError> {
-        let reply = self.send(repository, &Ask::blob(Method::GET, digest, Some(span))).await?;
+        let ask = Ask::blob(Method::GET, digest, Some(span));
+        let reply = self.registry(&repository.registry)?.send(&repository.name, &ask, suspects).await?;
         let origin = reply.origin().to_owned();
-        let placed =
-            place(&reply, span).map_err(|reason| unavailable(repository, format!("`{origin}`: {reason}")))?;
+        let range = text(reply.headers(), "content-range");
+        let placed = place_answer(reply.status(), range, reply.content_length(), span)
+            .map_err(|reason| unavailable(repository, format!("`{origin}`: {reason}")))?;
         Ok(BlobBody { offset: placed.0, size: placed.1, origin, reply })
     }
 
@@ -393,109 +437,12 @@ fn unavailable(repository: &Repository, reason: String) -> UpstreamError {
     UpstreamError::Unavailable { registry: repository.registry.clone(), reason }
 }
 
-/// `https://<host>`; Docker Hub's references name a host that is not its registry.
-fn default_endpoint(registry: &RegistryHost) -> Option<Url> {
-    let host = match registry.as_str() {
-        "docker.io" | "index.docker.io" => "registry-1.docker.io",
-        other => other,
-    };
-    Url::parse(&format!("https://{host}/")).ok()
-}
-
 /// Registries that send no usable type (`text/plain`, `application/octet-stream`) are corrected by the document.
 fn usable_type(sent: Option<MediaType>, bytes: &[u8]) -> Option<MediaType> {
     let document = crate::types::media_type_of(bytes)?;
     match sent {
         Some(sent) if sent.as_str().ends_with("json") && sent.as_str() != "application/json" => Some(sent),
         _ => Some(document),
-    }
-}
-
-/// Which bytes of a blob are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// First byte.
-    pub start: u64,
-    /// One past the last byte; `None` means to the end.
-    pub end: Option<u64>,
-}
-
-impl Span {
-    /// Everything.
-    pub const WHOLE: Self = Self { start: 0, end: None };
-}
-
-impl From<Range<u64>> for Span {
-    fn from(range: Range<u64>) -> Self {
-        Self { start: range.start, end: Some(range.end) }
-    }
-}
-
-/// Where a body's bytes belong and how large the blob is, or why the answer cannot be used. The rules are those of
-/// RFC 9110, 14.4 and 15.3.7.
-fn place(reply: &Reply, span: Span) -> Result<(u64, Option<u64>), String> {
-    place_answer(reply.status(), text(reply.headers(), "content-range"), reply.content_length(), span)
-}
-
-fn place_answer(
-    status: StatusCode,
-    content_range: Option<&str>,
-    length: Option<u64>,
-    span: Span,
-) -> Result<(u64, Option<u64>), String> {
-    if status != StatusCode::PARTIAL_CONTENT {
-        return Ok((0, length));
-    }
-    if span == Span::WHOLE {
-        return Err("a part was sent although everything was asked for".into());
-    }
-    let parsed = content_range.and_then(parse_content_range);
-    let Some((first, last, size)) = parsed else {
-        return Err("a part was sent without a usable Content-Range".into());
-    };
-    if first != span.start || span.end.is_some_and(|end| last >= end) {
-        return Err(format!("bytes {first}-{last} were sent instead of those asked for"));
-    }
-    Ok((first, size))
-}
-
-/// `bytes first-last/size`, where the size may be `*`.
-fn parse_content_range(value: &str) -> Option<(u64, u64, Option<u64>)> {
-    let (range, size) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    let size: Option<u64> = if size.trim() == "*" { None } else { Some(size.trim().parse().ok()?) };
-    (first <= last && size.is_none_or(|size| last < size)).then_some((first, last, size))
-}
-
-/// One request, without its endpoint.
-#[derive(Clone, Debug)]
-pub(crate) struct Ask {
-    method: Method,
-    /// Below `/v2/<name>/`.
-    path: String,
-    query: Option<String>,
-    kind: Kind,
-    headers: HeaderMap,
-}
-
-impl Ask {
-    fn manifest(method: Method, reference: &Reference) -> Self {
-        let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]);
-        Self { method, path: format!("manifests/{reference}"), query: None, kind: Kind::manifest, headers }
-    }
-
-    fn blob(method: Method, digest: &Digest, span: Option<Span>) -> Self {
-        let mut headers = HeaderMap::new();
-        if let Some(span) = span.filter(|span| *span != Span::WHOLE) {
-            let last = span.end.map_or(String::new(), |end| end.saturating_sub(1).to_string());
-            let value = format!("bytes={}-{last}", span.start);
-            headers.insert(
-                header::RANGE,
-                HeaderValue::try_from(value).expect("digits are a valid header value"),
-            );
-        }
-        Self { method, path: format!("blobs/{digest}"), query: None, kind: Kind::blob, headers }
     }
 }
 
@@ -508,42 +455,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_to_a_range_is_placed_or_refused() {
-        let ok = StatusCode::OK;
-        let part = StatusCode::PARTIAL_CONTENT;
-        let from = |start| Span { start, end: None };
-        let table = [
-            (ok, None, Some(10), Span::WHOLE, Some((0, Some(10)))),
-            (ok, None, None, Span::WHOLE, Some((0, None))),
-            // A registry that ignores ranges starts again from the beginning.
-            (ok, None, Some(10), from(4), Some((0, Some(10)))),
-            (part, Some("bytes 4-9/10"), Some(6), from(4), Some((4, Some(10)))),
-            (part, Some("bytes 4-9/*"), Some(6), from(4), Some((4, None))),
-            (part, Some("bytes 4-5/10"), Some(2), Span { start: 4, end: Some(6) }, Some((4, Some(10)))),
-            (part, Some("bytes 0-9/10"), Some(10), Span::WHOLE, None),
-            (part, Some("bytes 3-9/10"), Some(7), from(4), None),
-            (part, Some("bytes 4-9/10"), Some(6), Span { start: 4, end: Some(6) }, None),
-            (part, Some("bytes 9-4/10"), Some(6), from(9), None),
-            (part, Some("bytes 4-10/10"), Some(6), from(4), None),
-            (part, None, Some(6), from(4), None),
-            (part, Some("rubbish"), Some(6), from(4), None),
-        ];
-        for (status, range, length, span, expected) in table {
-            assert_eq!(
-                place_answer(status, range, length, span).ok(),
-                expected,
-                "{status} {range:?} {span:?}"
-            );
-        }
-    }
-
-    #[test]
     fn the_closest_registry_entry_decides() {
-        let entry = |pattern: &str, private| RegistryConfig {
-            pattern: pattern.parse().unwrap(),
-            endpoints: Vec::new(),
-            private,
-        };
+        let entry = |pattern: &str, private| RegistryConfig::of(pattern.parse().unwrap(), private);
         let registries = [entry("*", Private::Decline), entry("*.example.com", Private::Agent)];
         let private = |host: &str| closest(&registries, &host.parse().unwrap()).map(|config| config.private);
         assert_eq!(private("r.example.com"), Some(Private::Agent));

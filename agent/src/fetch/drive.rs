@@ -1,0 +1,395 @@
+//! Flying: opens lanes as the schedule says, takes their news, and lands the blob. One task per flight owns all of
+//! its state; nothing here is shared but the flight itself.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    FetchError, Fetcher,
+    error::chain,
+    flight::{Flight, Phase, blocking},
+    lane::{self, Event, Lane, News, Order, Setback},
+    schedule::{self, Growth, LaneView, Step, View},
+};
+use crate::{
+    store::{Finish, Partial, StoreError},
+    types::{Mismatch, RegistryHost, Repository},
+    upstream::{Span, backoff},
+};
+
+/// How often lanes are looked at when they tell nothing.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long throughput is measured before another number of lanes is tried.
+const WINDOW: Duration = Duration::from_millis(250);
+
+/// Attempts in a row that bring no new byte before a source is given up.
+const MAX_BARREN: u32 = 4;
+
+/// Pause after a lane failed while others go on.
+const OTHERS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Unhashed bytes that make it worth reading back while the transfer goes on.
+const HASH_BEHIND: u64 = 1024 * 1024;
+
+/// Starts the flight's task.
+pub(super) fn start(fetcher: Fetcher, flight: Arc<Flight>) {
+    let tasks = fetcher.0.tasks.clone();
+    tasks.spawn("flight", async move {
+        fetcher.0.metrics.flights.inc();
+        let outcome = fly(&fetcher, &flight).await;
+        flight.close();
+        if let Err(error) = outcome {
+            fail(&fetcher, &flight, error).await;
+        }
+        fetcher.leave(&flight);
+        fetcher.0.metrics.flights.dec();
+    });
+}
+
+/// Keeps what has arrived for the next flight and tells everyone why this one ended.
+async fn fail(fetcher: &Fetcher, flight: &Arc<Flight>, error: FetchError) {
+    let digest = flight.digest();
+    match &error {
+        FetchError::NotFound(_) | FetchError::Stopping | FetchError::Parked => {
+            tracing::debug!(digest = %digest.short(), %error, "blob not fetched");
+        }
+        _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
+    }
+    if let FetchError::Corrupt { origins, .. } = &error {
+        fetcher.suspect(digest, origins);
+    } else if let Some(partial) = flight.partial().cloned()
+        && let Err(error) = blocking(move || partial.park()).await
+    {
+        tracing::warn!(digest = %digest.short(), error = %chain(&error), "partial blob not kept");
+    }
+    flight.enter(Phase::Failed(error));
+}
+
+async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> {
+    // The flight before this one may have ended between the look into the store and this flight's start.
+    if let Some(blob) = fetcher.0.store.blob(flight.digest()).await? {
+        flight.set_found(blob);
+        flight.enter(Phase::Done);
+        return Ok(());
+    }
+    let stop = fetcher.0.stop.clone();
+    let slot = stop.run_until_cancelled(fetcher.0.slots.acquire()).await;
+    let _slot = slot.and_then(Result::ok).ok_or(FetchError::Stopping)?;
+    let (store, digest) = (fetcher.0.store.clone(), *flight.digest());
+    let partial = blocking(move || {
+        let partial = store.partial(&digest)?;
+        partial.hash_forward()?;
+        Ok(Arc::new(partial))
+    })
+    .await?;
+    flight.set_partial(partial.clone());
+    let mut driver = Driver::new(fetcher.clone(), flight.clone(), partial.clone());
+    // What has arrived whole is landed even while the agent stops.
+    stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;
+    let (source, origins) = driver.finish().await?;
+    land(fetcher, flight, partial, source, origins).await
+}
+
+/// Checks, publishes, tells.
+async fn land(
+    fetcher: &Fetcher,
+    flight: &Arc<Flight>,
+    partial: Arc<Partial>,
+    source: RegistryHost,
+    origins: Vec<String>,
+) -> Result<(), FetchError> {
+    let checked = partial.clone();
+    if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
+        fetcher.0.upstream.count_mismatch(&source);
+        let mismatch = Arc::new(Mismatch { expected: *flight.digest(), found });
+        return Err(FetchError::Corrupt { registry: source, origins, mismatch });
+    }
+    flight.enter(Phase::Verified);
+    match blocking(move || partial.commit()).await {
+        Ok(_) => flight.enter(Phase::Done),
+        // Readers have verified bytes in an open file; only the store is poorer.
+        Err(error) => {
+            tracing::error!(digest = %flight.digest().short(), error = %chain(&error), "verified blob not stored");
+        }
+    }
+    Ok(())
+}
+
+/// All state of a flight under way.
+struct Driver {
+    fetcher: Fetcher,
+    flight: Arc<Flight>,
+    partial: Arc<Partial>,
+    lanes: Vec<Lane>,
+    next_lane: u64,
+    sender: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    /// Index of the source in use.
+    source: usize,
+    refused: Option<FetchError>,
+    barren: u32,
+    total_at_setback: u64,
+    not_before: Option<Instant>,
+    growth: Growth,
+    window: Option<(Instant, u64)>,
+    origins: Vec<String>,
+    hashing: Option<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Driver {
+    fn new(fetcher: Fetcher, flight: Arc<Flight>, partial: Arc<Partial>) -> Self {
+        // A lane sends two events in its life; nobody waits long.
+        let (sender, events) = mpsc::channel(16);
+        let most = fetcher.0.config.blob_connections;
+        let total_at_setback = partial.total();
+        Self {
+            fetcher,
+            flight,
+            partial,
+            lanes: Vec::new(),
+            next_lane: 0,
+            sender,
+            events,
+            source: 0,
+            refused: None,
+            barren: 0,
+            total_at_setback,
+            not_before: None,
+            growth: Growth::new(most),
+            window: None,
+            origins: Vec::new(),
+            hashing: None,
+        }
+    }
+
+    /// Until every byte is there, or what was wanted, or nobody can bring more.
+    async fn fill(&mut self) -> Result<(), FetchError> {
+        let flight = self.flight.clone();
+        self.learn_size_for_range().await?;
+        loop {
+            match self.step() {
+                Step::Complete => return Ok(()),
+                Step::Satisfied if self.close_if_satisfied() => return Err(FetchError::Parked),
+                Step::Open { start, end, cut, rivals } if self.may_open() => {
+                    self.open(start, end, cut, rivals)?;
+                    continue;
+                }
+                Step::Open { .. } | Step::Wait | Step::Satisfied => {}
+            }
+            tokio::select! {
+                event = self.events.recv() => {
+                    if let Some(event) = event {
+                        self.apply(event).await?;
+                    }
+                }
+                () = flight.wanted.notified() => {}
+                () = tokio::time::sleep(TICK) => self.tick(),
+            }
+        }
+    }
+
+    /// Someone who wants a part only does not get the whole begun for it: the size has to be known first.
+    async fn learn_size_for_range(&mut self) -> Result<(), FetchError> {
+        if self.flight.wants_whole() || self.partial.size().is_some() {
+            return Ok(());
+        }
+        let mut size = self.flight.described_size();
+        if size.is_none()
+            && let Some(source) = self.flight.source(0)
+        {
+            size = self.fetcher.0.upstream.blob_head(&source, self.flight.digest()).await?;
+        }
+        if let Some(size) = size {
+            let partial = self.partial.clone();
+            blocking(move || partial.set_size(size)).await?;
+            self.flight.wrote();
+        }
+        Ok(())
+    }
+
+    fn step(&self) -> Step {
+        let size = self.partial.size();
+        let (wants, whole) = size.map_or((Vec::new(), true), |size| self.flight.wants(size));
+        let lanes: Vec<LaneView> = self.lanes.iter().map(Lane::view).collect();
+        let large = size.is_some_and(|size| size >= self.fetcher.0.config.parallel_from);
+        let ranges = self.registry().is_none_or(|registry| self.fetcher.0.upstream.has_ranges(&registry));
+        let target = if large && ranges { self.growth.target() } else { 1 };
+        let most = if ranges { self.fetcher.0.config.blob_connections } else { 1 };
+        let have = self.partial.have();
+        let wants = if ranges { wants } else { Vec::new() };
+        schedule::next(&View {
+            size,
+            have: &have,
+            lanes: &lanes,
+            wants: &wants,
+            whole: whole || !ranges,
+            target,
+            most,
+        })
+    }
+
+    fn registry(&self) -> Option<RegistryHost> {
+        self.flight.source(self.source).map(|source| source.registry)
+    }
+
+    fn close_if_satisfied(&self) -> bool {
+        let Some(size) = self.partial.size() else { return false };
+        self.flight.close_if_satisfied(
+            |want| self.partial.gaps(want.start.min(size)..want.end.min(size)).is_empty(),
+            size,
+        )
+    }
+
+    fn may_open(&self) -> bool {
+        self.not_before.is_none_or(|until| Instant::now() >= until)
+    }
+
+    fn open(
+        &mut self,
+        start: u64,
+        end: Option<u64>,
+        cut: Option<usize>,
+        rivals: Option<usize>,
+    ) -> Result<(), FetchError> {
+        let Some(source) = self.flight.source(self.source) else { return Err(self.give_up()) };
+        if let Some(cut) = cut {
+            self.lanes[cut].shorten(start);
+        }
+        if let Some(rivalled) = rivals {
+            self.lanes[rivalled].rivalled = true;
+        }
+        // To the very end nothing needs to be said; from the very start neither: one plain GET is what every
+        // registry and every cache in front of it understands best.
+        let end = end.filter(|end| self.partial.size() != Some(*end));
+        let order =
+            Order { id: self.next_lane, source, span: Span { start, end }, alone: self.lanes.is_empty() };
+        self.next_lane += 1;
+        self.window = None;
+        self.lanes.push(lane::start(&self.fetcher, &self.flight, &self.partial, order, self.sender.clone()));
+        Ok(())
+    }
+
+    fn give_up(&mut self) -> FetchError {
+        self.refused.take().unwrap_or(FetchError::Stopping)
+    }
+
+    async fn apply(&mut self, event: Event) -> Result<(), FetchError> {
+        let Some(at) = self.lanes.iter().position(|lane| lane.id == event.lane) else { return Ok(()) };
+        match event.news {
+            News::Streaming(origin) => {
+                self.lanes[at].streaming = true;
+                if let Some(size) = self.partial.size() {
+                    self.lanes[at].set_size(size);
+                }
+                if !self.origins.contains(&origin) {
+                    self.origins.push(origin);
+                }
+                self.flight.enter(Phase::Streaming);
+            }
+            News::Ended(outcome) => {
+                self.lanes.remove(at);
+                self.window = None;
+                if let Err(setback) = outcome {
+                    self.set_back(setback).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A lane failed: wait and try again, or try the next source, or give up.
+    async fn set_back(&mut self, setback: Setback) -> Result<(), FetchError> {
+        let error = match setback {
+            Setback::Fatal(error) => return Err(error),
+            Setback::NoRanges => return Ok(()),
+            Setback::Refused(_) | Setback::Broken(_) | Setback::Shorter(_) if !self.lanes.is_empty() => {
+                // The others go on; upstream bears no more of them.
+                self.growth.settle_at(self.lanes.len());
+                self.not_before = Some(Instant::now() + OTHERS_PAUSE);
+                return Ok(());
+            }
+            Setback::Refused(error) => {
+                self.next_source(error);
+                return Ok(());
+            }
+            Setback::Shorter(error) => {
+                let partial = self.partial.clone();
+                blocking(move || partial.forget()).await?;
+                return Err(FetchError::Changed(error.to_string()));
+            }
+            Setback::Broken(error) => error,
+        };
+        let total = self.partial.total();
+        self.barren = if total > self.total_at_setback { 0 } else { self.barren + 1 };
+        self.total_at_setback = total;
+        let pause = backoff(self.barren, &error);
+        match pause {
+            Some(pause) if self.barren < MAX_BARREN => {
+                tracing::info!(digest = %self.flight.digest().short(), have = total, error = %error, "transfer broke off: resumed");
+                self.not_before = Some(Instant::now() + pause);
+            }
+            _ => self.next_source(error.into()),
+        }
+        Ok(())
+    }
+
+    fn next_source(&mut self, error: FetchError) {
+        self.refused = Some(worse(self.refused.take(), error));
+        self.source += 1;
+        self.barren = 0;
+        self.not_before = None;
+    }
+
+    /// Between events: measure, and let the hash catch up.
+    fn tick(&mut self) {
+        self.measure();
+        if self.hashing.as_ref().is_none_or(JoinHandle::is_finished) && self.partial.unhashed() >= HASH_BEHIND
+        {
+            let partial = self.partial.clone();
+            self.hashing = Some(tokio::task::spawn_blocking(move || partial.hash_forward()));
+        }
+    }
+
+    fn measure(&mut self) {
+        let total = self.partial.total();
+        let steady = self.lanes.len() == self.growth.target() && self.lanes.iter().all(|lane| lane.streaming);
+        match self.window {
+            Some((since, before)) if steady && since.elapsed() >= WINDOW => {
+                #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+                let rate = (total - before.min(total)) as f64 / since.elapsed().as_secs_f64();
+                let left = self.partial.size().unwrap_or(total).saturating_sub(total);
+                self.growth.measured(rate, left);
+                self.window = Some((Instant::now(), total));
+            }
+            Some(_) if steady => {}
+            _ => self.window = steady.then(|| (Instant::now(), total)),
+        }
+    }
+
+    /// Ends the lanes that are left (rivals that lost) and says who brought the bytes.
+    async fn finish(mut self) -> Result<(RegistryHost, Vec<String>), FetchError> {
+        self.lanes.clear();
+        if let Some(hashing) = self.hashing.take() {
+            hashing.await.map_err(StoreError::from)??;
+        }
+        let last: Option<Repository> = self.flight.source(self.source).or_else(|| self.flight.source(0));
+        let registry = last.map(|source| source.registry).ok_or(FetchError::Stopping)?;
+        if self.origins.is_empty() {
+            self.origins.push("an earlier transfer".into());
+        }
+        Ok((registry, self.origins))
+    }
+}
+
+/// Of two sources' refusals, the one to report: "not now" tells the client more than "not here".
+fn worse(known: Option<FetchError>, new: FetchError) -> FetchError {
+    match (known, new) {
+        (Some(known @ FetchError::NotNow { .. }), FetchError::NotFound(_) | FetchError::Denied(_)) => known,
+        (_, new) => new,
+    }
+}

@@ -1,0 +1,312 @@
+//! One connection of a flight: asks upstream for a span and writes what comes into the partial blob.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::{sync::mpsc, task::AbortHandle};
+
+use super::{
+    FetchError, Fetcher,
+    flight::{Flight, blocking},
+    schedule::LaneView,
+};
+use crate::{
+    store::{Partial, StoreError},
+    types::Repository,
+    upstream::{BlobBody, Span, UpstreamError},
+};
+
+/// Bytes gathered before a write when they are there without waiting.
+const BATCH: usize = 256 * 1024;
+
+/// What a lane tells its flight.
+#[derive(Debug)]
+pub(super) struct Event {
+    /// Which lane.
+    pub(super) lane: u64,
+    /// What happened.
+    pub(super) news: News,
+}
+
+#[derive(Debug)]
+pub(super) enum News {
+    /// Upstream has answered; bytes follow. Names who sends them.
+    Streaming(String),
+    /// The span is filled, or why not.
+    Ended(Result<(), Setback>),
+}
+
+/// Why a lane ended early.
+#[derive(Debug)]
+pub(super) enum Setback {
+    /// This source will not do.
+    Refused(FetchError),
+    /// It may do at another attempt.
+    Broken(UpstreamError),
+    /// It has no bytes where we expect them: what it said of the size, now or before, was wrong.
+    Shorter(UpstreamError),
+    /// It answers a range with everything, and someone is reading everything already.
+    NoRanges,
+    /// No source will do.
+    Fatal(FetchError),
+}
+
+impl From<UpstreamError> for Setback {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            UpstreamError::NotFound { .. } | UpstreamError::Denied { .. } => Self::Refused(error.into()),
+            UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. } => Self::Broken(error),
+            UpstreamError::Shorter { .. } => Self::Shorter(error),
+        }
+    }
+}
+
+impl From<FetchError> for Setback {
+    fn from(error: FetchError) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+/// Where a lane is, shared between its task and the flight.
+#[derive(Debug)]
+struct Place {
+    position: AtomicU64,
+    end: AtomicU64,
+    started: Instant,
+    /// Milliseconds after `started` of the last byte.
+    last: AtomicU64,
+}
+
+/// The flight's handle on a lane. Dropping it ends the lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) id: u64,
+    pub(super) streaming: bool,
+    pub(super) rivalled: bool,
+    place: Arc<Place>,
+    task: AbortHandle,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Lane {
+    pub(super) fn view(&self) -> LaneView {
+        let last = Duration::from_millis(self.place.last.load(Ordering::Relaxed));
+        LaneView {
+            position: self.place.position.load(Ordering::Acquire),
+            end: self.place.end.load(Ordering::Acquire),
+            silent: self.place.started.elapsed().saturating_sub(last),
+            rivalled: self.rivalled,
+        }
+    }
+
+    /// Makes it stop earlier; another lane has the rest.
+    pub(super) fn shorten(&self, end: u64) {
+        self.place.end.fetch_min(end, Ordering::AcqRel);
+    }
+
+    /// A lane that began to the unknown end learns it.
+    pub(super) fn set_size(&self, size: u64) {
+        self.place.end.fetch_min(size, Ordering::AcqRel);
+    }
+}
+
+/// What a lane is to do.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) id: u64,
+    pub(super) source: Repository,
+    pub(super) span: Span,
+    /// No other lane is at work: an answer from the beginning is as good as any.
+    pub(super) alone: bool,
+}
+
+/// Starts a lane.
+pub(super) fn start(
+    fetcher: &Fetcher,
+    flight: &Arc<Flight>,
+    partial: &Arc<Partial>,
+    order: Order,
+    events: mpsc::Sender<Event>,
+) -> Lane {
+    let place = Arc::new(Place {
+        position: AtomicU64::new(order.span.start),
+        end: AtomicU64::new(order.span.end.or(partial.size()).unwrap_or(u64::MAX)),
+        started: Instant::now(),
+        last: AtomicU64::new(0),
+    });
+    let id = order.id;
+    let run = Run {
+        fetcher: fetcher.clone(),
+        flight: flight.clone(),
+        partial: partial.clone(),
+        place: place.clone(),
+        order,
+        events,
+    };
+    let task = fetcher.0.tasks.spawn("lane", run.run()).abort_handle();
+    Lane { id, streaming: false, rivalled: false, place, task }
+}
+
+struct Run {
+    fetcher: Fetcher,
+    flight: Arc<Flight>,
+    partial: Arc<Partial>,
+    place: Arc<Place>,
+    order: Order,
+    events: mpsc::Sender<Event>,
+}
+
+impl Run {
+    async fn run(self) {
+        let outcome = self.fill().await;
+        self.tell(News::Ended(outcome)).await;
+    }
+
+    /// The flight may have ended; then nobody is interested.
+    async fn tell(&self, news: News) {
+        let _ = self.events.send(Event { lane: self.order.id, news }).await;
+    }
+
+    async fn fill(&self) -> Result<(), Setback> {
+        let upstream = &self.fetcher.0.upstream;
+        let source = &self.order.source;
+        let _permit = upstream.transfer_permit(&source.registry).await;
+        let body =
+            upstream.blob(source, self.flight.digest(), self.order.span, self.flight.suspects()).await?;
+        if body.offset != self.order.span.start {
+            upstream.note_no_ranges(&source.registry);
+            if !self.order.alone {
+                return Err(Setback::NoRanges);
+            }
+            self.place.position.store(body.offset, Ordering::Release);
+        }
+        self.learn_size(&body).await?;
+        self.tell(News::Streaming(body.origin.clone())).await;
+        self.pump(body).await
+    }
+
+    /// The blob's size as upstream says, held against what its manifest said.
+    async fn learn_size(&self, body: &BlobBody) -> Result<(), Setback> {
+        let described = self.flight.described_size();
+        let Some(size) = body.size.or(described) else { return Ok(()) };
+        if let Some(described) = described.filter(|described| *described != size) {
+            return Err(self.broken(format!(
+                "`{}` says the blob has {size} bytes, its manifest says {described}",
+                body.origin
+            )));
+        }
+        if !self.order.alone && self.partial.size().is_some_and(|known| known != size) {
+            return Err(self.broken(format!(
+                "`{}` says the blob has {size} bytes, another connection said otherwise",
+                body.origin
+            )));
+        }
+        let sized = self.partial.clone();
+        blocking(move || sized.set_size(size)).await?;
+        self.place.end.fetch_min(size, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn broken(&self, reason: String) -> Setback {
+        Setback::Broken(UpstreamError::Unavailable { registry: self.order.source.registry.clone(), reason })
+    }
+
+    /// Moves the body into the partial blob until the lane's end. Network and disk overlap: the next bytes are
+    /// gathered while the last batch is written.
+    async fn pump(&self, mut body: BlobBody) -> Result<(), Setback> {
+        let mut position = body.offset;
+        let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
+        let ended = loop {
+            let (batch, ended) = gather(&mut body).await;
+            finish_write(writing.take()).await?;
+            let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
+            let limit = self.partial.size().unwrap_or(u64::MAX);
+            if length > limit.saturating_sub(position) {
+                break Err(
+                    self.broken(format!("`{}` sent more than the {limit} bytes it announced", body.origin))
+                );
+            }
+            if length > 0 {
+                writing = Some(self.write(position, batch));
+                position += length;
+                let since = u64::try_from(self.place.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.place.last.store(since, Ordering::Relaxed);
+            }
+            if let Some(ended) = ended {
+                break ended.map_err(Setback::from);
+            }
+            if position >= self.place.end.load(Ordering::Acquire) {
+                break Ok(());
+            }
+        };
+        finish_write(writing).await?;
+        ended?;
+        let end = self.place.end.load(Ordering::Acquire);
+        if end == u64::MAX {
+            let sized = self.partial.clone();
+            return Ok(blocking(move || sized.set_size(position)).await?);
+        }
+        if position < end {
+            return Err(
+                self.broken(format!("`{}` ended the body after byte {position} of {end}", body.origin))
+            );
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, batch: Vec<Bytes>) -> tokio::task::JoinHandle<Result<(), StoreError>> {
+        let (flight, partial, place) = (self.flight.clone(), self.partial.clone(), self.place.clone());
+        tokio::task::spawn_blocking(move || {
+            let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
+            partial.write(offset, &batch)?;
+            // Only now: what is behind a lane's place is there, what is before it is the lane's to bring.
+            place.position.store(offset + length, Ordering::Release);
+            flight.wrote();
+            Ok(())
+        })
+    }
+}
+
+async fn finish_write(
+    writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
+) -> Result<(), FetchError> {
+    match writing {
+        Some(task) => Ok(task.await.map_err(StoreError::from)??),
+        None => Ok(()),
+    }
+}
+
+/// The next bytes, and whatever else is there already, up to [`BATCH`]; with it, how the body ended if it did.
+async fn gather(body: &mut BlobBody) -> (Vec<Bytes>, Option<Result<(), UpstreamError>>) {
+    let (mut batch, mut length) = (Vec::new(), 0);
+    let mut next = body.chunk().await;
+    loop {
+        match next {
+            Ok(Some(chunk)) => {
+                length += chunk.len();
+                batch.push(chunk);
+            }
+            Ok(None) => return (batch, Some(Ok(()))),
+            Err(error) => return (batch, Some(Err(error))),
+        }
+        if length >= BATCH {
+            return (batch, None);
+        }
+        match body.chunk().now_or_never() {
+            Some(more) => next = more,
+            None => return (batch, None),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Requests without their endpoint, and where the bytes of an answer belong. Pure.
+
+use std::ops::Range;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+
+use crate::{
+    metrics::Kind,
+    types::{Digest, MANIFEST_ACCEPT, Reference},
+};
+
+/// Which bytes of a blob are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte; `None` means to the end.
+    pub end: Option<u64>,
+}
+
+impl Span {
+    /// Everything.
+    pub const WHOLE: Self = Self { start: 0, end: None };
+}
+
+impl From<Range<u64>> for Span {
+    fn from(range: Range<u64>) -> Self {
+        Self { start: range.start, end: Some(range.end) }
+    }
+}
+
+/// Where a body's bytes belong and how large the blob is, or why the answer cannot be used. The rules are those of
+/// RFC 9110, 14.4 and 15.3.7.
+pub(super) fn place_answer(
+    status: StatusCode,
+    content_range: Option<&str>,
+    length: Option<u64>,
+    span: Span,
+) -> Result<(u64, Option<u64>), String> {
+    if status != StatusCode::PARTIAL_CONTENT {
+        return Ok((0, length));
+    }
+    if span == Span::WHOLE {
+        return Err("a part was sent although everything was asked for".into());
+    }
+    let parsed = content_range.and_then(parse_content_range);
+    let Some((first, last, size)) = parsed else {
+        return Err("a part was sent without a usable Content-Range".into());
+    };
+    if first != span.start || span.end.is_some_and(|end| last >= end) {
+        return Err(format!("bytes {first}-{last} were sent instead of those asked for"));
+    }
+    Ok((first, size))
+}
+
+/// `bytes first-last/size`, where the size may be `*`.
+fn parse_content_range(value: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (range, size) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let size: Option<u64> = if size.trim() == "*" { None } else { Some(size.trim().parse().ok()?) };
+    (first <= last && size.is_none_or(|size| last < size)).then_some((first, last, size))
+}
+
+/// One request, without its endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) method: Method,
+    /// Below `/v2/<name>/`.
+    pub(super) path: String,
+    pub(super) query: Option<String>,
+    pub(super) kind: Kind,
+    pub(super) headers: HeaderMap,
+}
+
+impl Ask {
+    pub(super) fn manifest(method: Method, reference: &Reference) -> Self {
+        let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]);
+        Self { method, path: format!("manifests/{reference}"), query: None, kind: Kind::manifest, headers }
+    }
+
+    pub(super) fn blob(method: Method, digest: &Digest, span: Option<Span>) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Some(span) = span.filter(|span| *span != Span::WHOLE) {
+            let last = span.end.map_or(String::new(), |end| end.saturating_sub(1).to_string());
+            let value = format!("bytes={}-{last}", span.start);
+            headers.insert(
+                header::RANGE,
+                HeaderValue::try_from(value).expect("digits are a valid header value"),
+            );
+        }
+        Self { method, path: format!("blobs/{digest}"), query: None, kind: Kind::blob, headers }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_range_is_placed_or_refused() {
+        let ok = StatusCode::OK;
+        let part = StatusCode::PARTIAL_CONTENT;
+        let from = |start| Span { start, end: None };
+        let table = [
+            (ok, None, Some(10), Span::WHOLE, Some((0, Some(10)))),
+            (ok, None, None, Span::WHOLE, Some((0, None))),
+            // A registry that ignores ranges starts again from the beginning.
+            (ok, None, Some(10), from(4), Some((0, Some(10)))),
+            (part, Some("bytes 4-9/10"), Some(6), from(4), Some((4, Some(10)))),
+            (part, Some("bytes 4-9/*"), Some(6), from(4), Some((4, None))),
+            (part, Some("bytes 4-5/10"), Some(2), Span { start: 4, end: Some(6) }, Some((4, Some(10)))),
+            (part, Some("bytes 0-9/10"), Some(10), Span::WHOLE, None),
+            (part, Some("bytes 3-9/10"), Some(7), from(4), None),
+            (part, Some("bytes 4-9/10"), Some(6), Span { start: 4, end: Some(6) }, None),
+            (part, Some("bytes 9-4/10"), Some(6), from(9), None),
+            (part, Some("bytes 4-10/10"), Some(6), from(4), None),
+            (part, None, Some(6), from(4), None),
+            (part, Some("rubbish"), Some(6), from(4), None),
+        ];
+        for (status, range, length, span, expected) in table {
+            assert_eq!(
+                place_answer(status, range, length, span).ok(),
+                expected,
+                "{status} {range:?} {span:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Credentials of the agent: a Docker `config.json` with its helper programs, and the kubelet's credential-provider
+//! plugins. Secrets are never shown, logged or quoted in errors.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "credential files are read where they are understood, seldom and small"
+)]
+
+mod docker;
+mod helper;
+mod kubelet;
+
+use std::{fmt, sync::Arc};
+
+pub use docker::{CredentialsError, DockerFile};
+pub use kubelet::{KubeletError, KubeletProviders};
+
+use crate::types::{RegistryHost, RegistryPattern, RepoName};
+
+/// What the agent shows a registry.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Login {
+    /// A user and a password.
+    Password {
+        /// Who.
+        user: String,
+        /// The secret.
+        secret: String,
+    },
+    /// A refresh token, to be exchanged for access tokens.
+    IdentityToken(String),
+    /// An access token as it is.
+    RegistryToken(String),
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Password { .. } => "Password(..)",
+            Self::IdentityToken(_) => "IdentityToken(..)",
+            Self::RegistryToken(_) => "RegistryToken(..)",
+        })
+    }
+}
+
+/// Everything the agent may show registries. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    docker: Option<Arc<DockerFile>>,
+    kubelet: Option<Arc<KubeletProviders>>,
+    helpers: Arc<helper::Helpers>,
+}
+
+impl Credentials {
+    /// Puts the sources together.
+    pub fn new(docker: Option<DockerFile>, kubelet: Option<KubeletProviders>) -> Self {
+        Self { docker: docker.map(Arc::new), kubelet: kubelet.map(Arc::new), helpers: Arc::default() }
+    }
+
+    /// A registry matched by `pattern` for which there are, or may be, credentials; as a text for people.
+    pub fn covers(&self, pattern: &RegistryPattern) -> Option<String> {
+        if let Some(config) = self.docker.as_ref().map(|file| file.config()) {
+            if let Some(known) = config.registries().find(|known| pattern.closeness(known).is_some()) {
+                return Some(format!("credentials for `{known}`"));
+            }
+            if config.has_store() {
+                return Some("a credential store for any registry (`credsStore`)".into());
+            }
+        }
+        let provider = self.kubelet.as_ref()?.provider_for(pattern)?;
+        Some(format!("the credential provider `{provider}`"))
+    }
+
+    /// The login for a repository; the Docker file before plugins. `fresh` passes over what is cached, because it was
+    /// refused.
+    pub(super) async fn login(&self, registry: &RegistryHost, name: &RepoName, fresh: bool) -> Option<Login> {
+        if let Some(file) = &self.docker {
+            let file = file.clone();
+            let source = tokio::task::spawn_blocking(move || file.config())
+                .await
+                .ok()
+                .and_then(|config| config.source(registry));
+            match source {
+                Some(docker::Source::Login(login)) => return Some(login),
+                Some(docker::Source::Helper(name)) => {
+                    if let Some(login) = self.helpers.login(&name, registry, fresh).await {
+                        return Some(login);
+                    }
+                }
+                None => {}
+            }
+        }
+        self.kubelet.as_ref()?.login(registry, name, fresh).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_never_shows_its_secret() {
+        let login = Login::Password { user: "hunter1".into(), secret: "hunter2".into() };
+        assert!(!format!("{login:?}{:?}", Login::IdentityToken("hunter2".into())).contains("hunter"));
+    }
+}

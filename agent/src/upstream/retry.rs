@@ -1,0 +1,108 @@
+//! When to try again: waits that upstream names, and waits of our own. Pure but for the dice.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, header};
+
+use super::{UpstreamError, text};
+
+/// First pause; doubles with each failure.
+const FIRST: Duration = Duration::from_millis(200);
+
+/// Longest pause while a client may be waiting.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// The pause before another attempt after `failures` in a row, or nothing when it is not worth waiting for: half of
+/// it fixed, half random, so that nodes that failed together do not come back together.
+pub fn backoff(failures: u32, error: &UpstreamError) -> Option<Duration> {
+    let random = RandomState::new().hash_one(failures);
+    pause(failures, error, u16::try_from(random % 1024).unwrap_or(0))
+}
+
+/// `dice` is in 0..1024.
+fn pause(failures: u32, error: &UpstreamError, dice: u16) -> Option<Duration> {
+    if let UpstreamError::Throttled { retry_after, .. } = error {
+        return retry_after.filter(|wait| *wait <= LONGEST);
+    }
+    let full = FIRST.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST);
+    Some(full / 2 + full / 2 * u32::from(dice) / 1024)
+}
+
+/// Until when a 429 or 503 asks to be left alone: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), else a
+/// wait inside the message, as one large registry writes it: `retry-after: 985.86µs, allowed: 44000/minute`.
+pub(super) fn retry_after(headers: &HeaderMap, message: &str, now: SystemTime) -> Option<Duration> {
+    let header = text(headers, header::RETRY_AFTER.as_str()).map(str::trim);
+    header.and_then(|value| parse_header(value, now)).or_else(|| parse_message(message))
+}
+
+fn parse_header(value: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    // A date in the past: nothing to wait for.
+    httpdate::parse_http_date(value).ok().map(|date| date.duration_since(now).unwrap_or_default())
+}
+
+fn parse_message(message: &str) -> Option<Duration> {
+    let rest = message.split("retry-after:").nth(1)?.trim_start();
+    let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let number: f64 = rest[..digits].parse().ok()?;
+    let unit: String = rest[digits..].chars().take_while(|c| c.is_alphabetic()).collect();
+    let seconds = match unit.as_str() {
+        "ns" => 1e-9,
+        "µs" | "μs" | "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number * seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn waits_are_read_in_every_form() {
+        let now = httpdate::parse_http_date("Sat, 21 Nov 2026 10:00:00 GMT").unwrap();
+        let read = |header: Option<&'static str>, message: &str| {
+            let headers = header.map(|value| (header::RETRY_AFTER, HeaderValue::from_static(value)));
+            retry_after(&HeaderMap::from_iter(headers), message, now)
+        };
+        let table = [
+            (Some("60"), "", Some(Duration::from_mins(1))),
+            (Some(" 0 "), "", Some(Duration::ZERO)),
+            (Some("Sat, 21 Nov 2026 10:00:30 GMT"), "", Some(Duration::from_secs(30))),
+            (Some("Sat, 21 Nov 2026 09:00:00 GMT"), "", Some(Duration::ZERO)),
+            (Some("soon"), "", None),
+            (None, "retry-after: 985.86µs, allowed: 44000/minute", Some(Duration::from_nanos(985_860))),
+            (None, "retry-after: 12ms, allowed", Some(Duration::from_millis(12))),
+            (None, "retry-after: 1.5s", Some(Duration::from_millis(1_500))),
+            (None, "retry-after: lots", None),
+            (None, "You have reached your pull rate limit", None),
+            (Some("7"), "retry-after: 12ms", Some(Duration::from_secs(7))),
+        ];
+        for (header, message, expected) in table {
+            assert_eq!(read(header, message), expected, "{header:?} {message:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_are_bounded_and_never_longer_than_it_is_worth() {
+        let broken = UpstreamError::Unavailable { registry: "r".parse().unwrap(), reason: String::new() };
+        let millis = |failures, dice| pause(failures, &broken, dice).unwrap().as_millis();
+        assert_eq!([millis(0, 0), millis(1, 0), millis(2, 0), millis(30, 0)], [100, 200, 400, 2_500]);
+        assert!(millis(0, 1023) < 200 && millis(30, 1023) < 5_000);
+        let throttled =
+            |retry_after| UpstreamError::Throttled { registry: "r".parse().unwrap(), retry_after };
+        assert_eq!(pause(0, &throttled(Some(Duration::from_secs(2))), 0), Some(Duration::from_secs(2)));
+        assert_eq!(pause(0, &throttled(Some(Duration::from_mins(1))), 0), None);
+        assert_eq!(pause(0, &throttled(None), 0), None);
+    }
+}
