@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::digest::Digest;
+use crate::{cache::Content, digest::Digest};
 
 /// The result of a build.
 #[derive(Debug, Default, Serialize)]
@@ -85,13 +85,116 @@ pub struct PushReport {
     pub skipped_bytes: u64,
 }
 
-impl Report {
-    /// One JSON object, indented.
-    pub fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut *out, self)?;
-        writeln!(out)
+/// What a build would do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    /// Where the images would go.
+    pub repository: String,
+    /// Tags and combinations.
+    pub images: Vec<PlannedImage>,
+    /// Cells that would not be built.
+    pub refused: Vec<RefusedReport>,
+    /// The layers over the bases, in the order in which images stack them.
+    pub layers: Vec<PlannedLayer>,
+    /// Uncompressed bytes of all layers, each counted once.
+    pub unique_bytes: u64,
+    /// Uncompressed bytes that the images would have without sharing.
+    pub total_bytes: u64,
+    /// What the user should know about the inputs.
+    pub warnings: Vec<String>,
+}
+
+/// An image of a plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedImage {
+    /// Its tag.
+    pub tag: String,
+    /// Its combination.
+    pub cell: String,
+    /// Its layers over the base.
+    pub layers: usize,
+    /// Their uncompressed bytes.
+    pub bytes: u64,
+}
+
+/// A layer of a plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedLayer {
+    /// What is in it.
+    pub label: String,
+    /// The tags of the images that have it.
+    pub images: Vec<String>,
+    /// How many regular files it holds.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The compressed blob, when the cache has it.
+    pub blob: Option<Content>,
+}
+
+impl PlanReport {
+    /// Adds up what the layers come to.
+    pub fn new(
+        repository: String,
+        images: Vec<(String, String)>,
+        refused: Vec<RefusedReport>,
+        layers: Vec<PlannedLayer>,
+        warnings: Vec<String>,
+    ) -> Self {
+        let image = |(tag, cell): (String, String)| {
+            let own = || layers.iter().filter(|layer| layer.images.contains(&tag));
+            let (count, bytes) = (own().count(), own().map(|layer| layer.bytes).sum());
+            PlannedImage { tag, cell, layers: count, bytes }
+        };
+        let images: Vec<PlannedImage> = images.into_iter().map(image).collect();
+        let unique_bytes = layers.iter().map(|layer| layer.bytes).sum();
+        let total_bytes = images.iter().map(|image| image.bytes).sum();
+        Self { repository, images, refused, layers, unique_bytes, total_bytes, warnings }
     }
 
+    /// For people.
+    pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        for image in &self.images {
+            let (layers, size) = (image.layers, megabytes(image.bytes));
+            writeln!(out, "{}:{}  {}  {layers} layers, {size}", self.repository, image.tag, image.cell)?;
+        }
+        write_refused(out, &self.refused)?;
+        writeln!(out, "layers over the base, lowest first (uncompressed; compressed when built before):")?;
+        for layer in &self.layers {
+            let (size, files, shared) = (megabytes(layer.bytes), layer.files, layer.images.len());
+            let blob = layer.blob.map_or_else(|| "-".to_owned(), |blob| megabytes(blob.size));
+            writeln!(out, "  {size:>10}  {blob:>10}  {files:>6} files  {shared:>3} images  {}", layer.label)?;
+        }
+        write_warnings(out, &self.warnings)?;
+        let (unique, total) = (megabytes(self.unique_bytes), megabytes(self.total_bytes));
+        writeln!(out, "{unique} to store instead of {total}")
+    }
+}
+
+/// One JSON object, indented.
+pub fn write_json(report: &impl Serialize, out: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, report)?;
+    writeln!(out)
+}
+
+fn write_refused(out: &mut impl Write, refused: &[RefusedReport]) -> io::Result<()> {
+    for refused in refused {
+        writeln!(out, "not built: {}", refused.cell)?;
+        for reason in refused.impossible.iter().chain(&refused.untested) {
+            writeln!(out, "  {reason}")?;
+        }
+    }
+    Ok(())
+}
+
+fn write_warnings(out: &mut impl Write, warnings: &[String]) -> io::Result<()> {
+    warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
+}
+
+impl Report {
     /// For people.
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         for image in &self.images {
@@ -103,15 +206,8 @@ impl Report {
                 writeln!(out, "  layer     {size:>9}  {digest}  {}", layer.label)?;
             }
         }
-        for refused in &self.refused {
-            writeln!(out, "not built: {}", refused.cell)?;
-            for reason in refused.impossible.iter().chain(&refused.untested) {
-                writeln!(out, "  {reason}")?;
-            }
-        }
-        for warning in &self.warnings {
-            writeln!(out, "warning: {warning}")?;
-        }
+        write_refused(out, &self.refused)?;
+        write_warnings(out, &self.warnings)?;
         writeln!(out, "written to {}", self.output)?;
         if let Some(push) = &self.push {
             let (sent, bytes) = (push.uploaded.len(), megabytes(push.uploaded_bytes));
@@ -168,7 +264,7 @@ mod tests {
     #[test]
     fn programs_get_one_object() {
         let mut out = Vec::new();
-        report().write_json(&mut out).unwrap();
+        write_json(&report(), &mut out).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["images"][0]["layers"][0]["diffId"], Digest::of(b"").to_string());
         assert!(value.get("push").is_none());

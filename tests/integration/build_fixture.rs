@@ -58,8 +58,13 @@ sources:
 
     /// `hearth build` in this folder, ready to be changed.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.subcommand("build", arguments)
+    }
+
+    /// Another command of `hearth` in this folder.
+    pub fn subcommand(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("hearth").expect("the binary is built"));
-        command.arg("build").args(arguments).current_dir(self.home.path());
+        command.arg(name).args(arguments).current_dir(self.home.path());
         command.env("HEARTH_CACHE_DIR", self.path("cache")).env_remove("SOURCE_DATE_EPOCH");
         command
     }

@@ -81,12 +81,15 @@ pub fn key(tree: &Tree, codec: Codec) -> Digest {
     hasher.finish()
 }
 
+/// The layer of a tree, when an earlier build has written it.
+pub fn known(cache: &Cache, tree: &Tree, codec: Codec) -> Option<Layer> {
+    let layer = cache.note::<Layer>("layers-v1", &key(tree, codec))?;
+    cache.find(Shelf::Blobs, &layer.blob).map(|_| layer)
+}
+
 /// Writes a layer, or finds it in the cache.
 pub fn write(cache: &Cache, tree: &Tree, codec: Codec, jobs: usize, bar: &Bar) -> Result<Layer, LayerError> {
-    let key = key(tree, codec);
-    if let Some(layer) = cache.note::<Layer>("layers-v1", &key)
-        && cache.find(Shelf::Blobs, &layer.blob).is_some()
-    {
+    if let Some(layer) = known(cache, tree, codec) {
         bar.advance(crate::tree::bytes(tree));
         return Ok(layer);
     }
@@ -99,7 +102,7 @@ pub fn write(cache: &Cache, tree: &Tree, codec: Codec, jobs: usize, bar: &Bar) -
         (blob, diff_id.join().expect("hashing does not panic"))
     });
     let layer = Layer { blob: blob?, diff_id: diff_id?, media_type: codec.media_type().to_owned() };
-    cache.leave_note("layers-v1", &key, &layer)?;
+    cache.leave_note("layers-v1", &key(tree, codec), &layer)?;
     Ok(layer)
 }
 

@@ -169,14 +169,15 @@ pub fn unpacked(
         }
     }
     let digest = hasher.finish();
-    let tree = unpack_known(cache, path, digest, flavour, progress)?;
+    let tree = unpack_known(cache, path, &shown, digest, flavour, progress)?;
     Ok((digest, tree))
 }
 
-/// Reads an archive whose digest is known, unless its contents are in the cache.
+/// Reads an archive whose digest is known, unless its contents are in the cache; `shown` is its name for people.
 pub fn unpack_known(
     cache: &Cache,
     path: &Path,
+    shown: &str,
     digest: Digest,
     flavour: Flavour,
     progress: &Progress,
@@ -193,7 +194,6 @@ pub fn unpack_known(
     let file =
         std::fs::File::open(path).map_err(|source| ArchiveError::Open { path: path.to_owned(), source })?;
     let length = file.metadata().map(|meta| meta.len()).unwrap_or_default();
-    let shown = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let bar = progress.bytes(&format!("unpacking {shown}"), length);
     let tree = archive::unpack(cache, bar.reader(file), flavour, archive::Limits::default())?;
     cache.leave_note("trees-v1", &key, &tree)?;

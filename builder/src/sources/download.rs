@@ -184,7 +184,8 @@ pub fn redacted(url: &str) -> String {
     parsed.to_string()
 }
 
-fn last_segment(url: &str) -> String {
+/// The file name in a URL.
+pub fn last_segment(url: &str) -> String {
     let clean = redacted(url);
     clean.rsplit('/').next().unwrap_or(&clean).to_owned()
 }

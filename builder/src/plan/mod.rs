@@ -1,12 +1,9 @@
-//! Decides what is built: the cells of a matrix and the layers of an image. Pure functions only.
+//! Decides what is built: the cells of a matrix, and ([`layers`]) the layers of its images. Pure functions only.
 
-use std::collections::BTreeMap;
-
-use serde::Serialize;
+pub mod layers;
 
 use crate::{
     compat::{self, Verdict},
-    tree::{ImagePath, Tree},
     version::Version,
 };
 
@@ -125,64 +122,9 @@ pub fn cells(axes: &Axes, allow_untested: bool) -> Cells {
     cells
 }
 
-/// Which layer a file goes to. The order is that of the image, the most stable first: JARs are most of the
-/// bytes and are shared by all Javas and Pythons of a Spark version, our own scripts change most often.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LayerName {
-    /// `/opt/spark/jars`.
-    SparkJars,
-    /// The rest of the Spark distribution.
-    Spark,
-    /// Entry point, users and directories.
-    Hearth,
-}
-
-impl LayerName {
-    /// As shown to people and in the image's history.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::SparkJars => "Spark JARs",
-            Self::Spark => "Spark programs, Python package and examples",
-            Self::Hearth => "entry point, user and directories",
-        }
-    }
-}
-
-/// Distributes Spark's files over layers. Each layer names the directories above its files that the base does
-/// not have, so layers can be applied in any order.
-pub fn layers(spark: Tree, hearth: Tree) -> Vec<(LayerName, Tree)> {
-    let mut layers: BTreeMap<LayerName, Tree> = BTreeMap::new();
-    let directories: Tree = spark
-        .iter()
-        .chain(&hearth)
-        .filter(|(_, entry)| entry.kind == crate::tree::Kind::Directory)
-        .map(|(path, entry)| (path.clone(), entry.clone()))
-        .collect();
-    for (path, entry) in spark {
-        let layer = if in_jars(&path) { LayerName::SparkJars } else { LayerName::Spark };
-        layers.entry(layer).or_default().insert(path, entry);
-    }
-    layers.insert(LayerName::Hearth, hearth);
-    for tree in layers.values_mut() {
-        let above: Vec<ImagePath> = tree.keys().flat_map(ImagePath::ancestors).collect();
-        for path in above {
-            if let Some(entry) = directories.get(&path) {
-                tree.entry(path).or_insert_with(|| entry.clone());
-            }
-        }
-    }
-    layers.into_iter().filter(|(_, tree)| !tree.is_empty()).collect()
-}
-
-fn in_jars(path: &ImagePath) -> bool {
-    path.as_str().split('/').any(|part| part == "jars")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::Entry;
 
     fn versions(texts: &[&str]) -> Vec<Version> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -225,30 +167,5 @@ mod tests {
             let error = cell.fill(template).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-    }
-
-    #[test]
-    fn every_layer_has_the_directories_above_its_files() {
-        let mut spark = Tree::new();
-        for path in ["opt/spark", "opt/spark/bin", "opt/spark/jars"] {
-            spark.insert(ImagePath::new(path).unwrap(), Entry::directory(0o755));
-        }
-        spark.insert(ImagePath::known("opt/spark/jars/a.jar"), Entry::symlink("x"));
-        spark.insert(ImagePath::known("opt/spark/bin/b"), Entry::symlink("x"));
-        let mut hearth = Tree::new();
-        hearth.insert(ImagePath::known("opt/spark/work-dir"), Entry::directory(0o775));
-        let shown: Vec<(LayerName, Vec<String>)> = layers(spark, hearth)
-            .into_iter()
-            .map(|(name, tree)| (name, tree.keys().map(ToString::to_string).collect()))
-            .collect();
-        let list = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
-        assert_eq!(
-            shown,
-            [
-                (LayerName::SparkJars, list(&["/opt/spark", "/opt/spark/jars", "/opt/spark/jars/a.jar"])),
-                (LayerName::Spark, list(&["/opt/spark", "/opt/spark/bin", "/opt/spark/bin/b"])),
-                (LayerName::Hearth, list(&["/opt/spark", "/opt/spark/work-dir"])),
-            ]
-        );
     }
 }

@@ -1,0 +1,247 @@
+//! One build, in order: specification, cells, inputs, plan, layers, images, layout, registry.
+
+mod error;
+mod inputs;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+pub use self::error::BuildError;
+use self::inputs::{Inputs, Prepared};
+use crate::{
+    cache::Cache,
+    image::{self, Added, Image},
+    layer::{self, Layer},
+    plan::{
+        self, Cells, Refused,
+        layers::{Files, Limits, Planned},
+    },
+    progress::Progress,
+    publish::{
+        layout::{self, Named},
+        upload::Pusher,
+    },
+    registry::{Registry, Settings},
+    report::{ImageReport, LayerReport, PlanReport, PlannedLayer, PushReport, RefusedReport, Report},
+    sources::download,
+    spec::{self, Matrix, SparkSource},
+    tree,
+};
+
+/// What to build and how; the command line, checked.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The specification.
+    pub spec: PathBuf,
+    /// Where the OCI layout goes; by default `dist` beside the specification.
+    pub output: Option<PathBuf>,
+    /// Whether to push.
+    pub push: bool,
+    /// Whether refused cells are left out instead of failing the build.
+    pub skip_refused: bool,
+    /// The cache.
+    pub cache: PathBuf,
+    /// Threads for compression.
+    pub jobs: usize,
+    /// How to reach registries.
+    pub registries: Settings,
+    /// Replaces the specification's base with this archive or layout.
+    pub base: Option<PathBuf>,
+    /// Replaces the specification's Spark source with this archive.
+    pub spark: Option<PathBuf>,
+    /// `SOURCE_DATE_EPOCH`: the creation time in image configurations.
+    pub epoch: Option<u64>,
+}
+
+/// A specification whose inputs are all in the cache, and what its images will be made of.
+struct Planning {
+    matrix: Matrix,
+    refused: Vec<Refused>,
+    prepared: Vec<Prepared>,
+    layers: Vec<Planned>,
+    warnings: Vec<String>,
+}
+
+/// A finished cell.
+struct Built<'a> {
+    prepared: &'a Prepared,
+    image: Image,
+    labels: Vec<String>,
+}
+
+/// Builds every cell of a specification. Needs a multi-threaded runtime.
+pub async fn run(options: &Options, progress: &Progress) -> Result<Report, BuildError> {
+    let started = Instant::now();
+    let cache = Cache::open(&options.cache)?;
+    let registry = Registry::new(options.registries.clone());
+    let planning = prepare(options, &cache, &registry, progress).await?;
+    let built = blocking(|| images(options, &cache, &planning, progress))?;
+    let output = output(options);
+    let named: Vec<Named<'_>> =
+        built.iter().map(|built| Named { name: &built.prepared.tag, image: &built.image }).collect();
+    blocking(|| layout::write(&cache, &output, &named))?;
+    let push = if options.push {
+        Some(push(&planning.matrix, &registry, &cache, &built, progress).await?)
+    } else {
+        None
+    };
+    Ok(Report {
+        images: built.iter().map(|built| built.report(&planning.matrix)).collect(),
+        refused: planning.refused.iter().map(refused_report).collect(),
+        output: output.display().to_string(),
+        warnings: planning.warnings,
+        push,
+        seconds: seconds(started),
+    })
+}
+
+/// Reads all inputs and says what a build would make of them; nothing is compressed, written or pushed.
+pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, BuildError> {
+    // A plan is where a user looks at refused combinations: they are a part of its answer.
+    let options = Options { skip_refused: true, ..options.clone() };
+    let cache = Cache::open(&options.cache)?;
+    let registry = Registry::new(options.registries.clone());
+    let planning = prepare(&options, &cache, &registry, progress).await?;
+    let codec = planning.matrix.compression;
+    let describe = |planned: &Planned| PlannedLayer {
+        label: planned.label(),
+        images: planned.images.iter().map(|at| planning.prepared[*at].tag.clone()).collect(),
+        files: planned.tree.values().filter(|entry| entry.content().is_some()).count(),
+        bytes: tree::bytes(&planned.tree),
+        blob: layer::known(&cache, &planned.tree, codec).map(|layer| layer.blob),
+    };
+    let layers: Vec<PlannedLayer> = planning.layers.iter().map(describe).collect();
+    let images =
+        planning.prepared.iter().map(|prepared| (prepared.tag.clone(), prepared.cell.name())).collect();
+    let refused = planning.refused.iter().map(refused_report).collect();
+    Ok(PlanReport::new(planning.matrix.repository.to_string(), images, refused, layers, planning.warnings))
+}
+
+async fn prepare(
+    options: &Options,
+    cache: &Cache,
+    registry: &Registry,
+    progress: &Progress,
+) -> Result<Planning, BuildError> {
+    let mut matrix = spec::load(&options.spec)?;
+    replace_sources(&mut matrix, options);
+    let Cells { built, refused } = plan::cells(&matrix.axes, matrix.allow_untested);
+    if built.is_empty() || (!refused.is_empty() && !options.skip_refused) {
+        return Err(BuildError::Refused(refused));
+    }
+    let mut inputs = Inputs::new(options, &matrix, cache, registry, progress);
+    let mut prepared = Vec::new();
+    for cell in &built {
+        prepared.push(inputs.prepare(cell).await?);
+    }
+    let warnings = inputs.warnings;
+    let files: Vec<Files> = prepared.iter().map(|prepared| prepared.files.clone()).collect();
+    let layers = plan::layers::layers(&files, Limits::default());
+    Ok(Planning { matrix, refused, prepared, layers, warnings })
+}
+
+/// Writes the planned layers, each once, and stacks them.
+fn images<'a>(
+    options: &Options,
+    cache: &Cache,
+    planning: &'a Planning,
+    progress: &Progress,
+) -> Result<Vec<Built<'a>>, BuildError> {
+    let mut written: Vec<Layer> = Vec::new();
+    for planned in &planning.layers {
+        let bar = progress.bytes(&planned.label(), tree::bytes(&planned.tree));
+        written.push(layer::write(cache, &planned.tree, planning.matrix.compression, options.jobs, &bar)?);
+    }
+    let stack = |(at, prepared): (usize, &'a Prepared)| {
+        let own = planning.layers.iter().zip(&written).filter(|(planned, _)| planned.images.contains(&at));
+        let added: Vec<Added> =
+            own.map(|(planned, layer)| Added { label: planned.label(), layer: layer.clone() }).collect();
+        let base = &prepared.base;
+        let image = image::assemble(&base.config, &base.layers, &added, &prepared.settings);
+        let labels = base.layers.iter().map(|_| format!("base {}", base.name));
+        let labels = labels.chain(added.into_iter().map(|added| added.label)).collect();
+        Built { prepared, image, labels }
+    };
+    Ok(planning.prepared.iter().enumerate().map(stack).collect())
+}
+
+/// Compression and disk work for seconds: the runtime moves its other tasks away from this thread.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
+
+fn seconds(started: Instant) -> f64 {
+    (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+fn output(options: &Options) -> PathBuf {
+    let beside = || options.spec.parent().unwrap_or(Path::new("")).join("dist");
+    options.output.clone().unwrap_or_else(beside)
+}
+
+fn replace_sources(matrix: &mut Matrix, options: &Options) {
+    if let Some(path) = &options.base {
+        matrix.base = if path.is_dir() {
+            spec::Base::Layout(path.clone(), None)
+        } else {
+            spec::Base::RootFs(path.clone())
+        };
+    }
+    if let Some(path) = &options.spark {
+        matrix.spark = SparkSource::Path(path.clone(), None);
+    }
+}
+
+async fn push(
+    matrix: &Matrix,
+    registry: &Registry,
+    cache: &Cache,
+    built: &[Built<'_>],
+    progress: &Progress,
+) -> Result<PushReport, BuildError> {
+    let client = download::client()
+        .map_err(|source| BuildError::Download { version: built[0].prepared.cell.spark.clone(), source })?;
+    let pusher = Pusher { registry, client: &client, cache, repository: &matrix.repository, progress };
+    let images: Vec<(String, &Image)> =
+        built.iter().map(|built| (built.prepared.tag.clone(), &built.image)).collect();
+    let mut report = PushReport { repository: matrix.repository.to_string(), ..PushReport::default() };
+    for sent in pusher.push(&images).await? {
+        if sent.uploaded {
+            report.uploaded.push(sent.digest);
+            report.uploaded_bytes += sent.size;
+        } else {
+            report.skipped.push(sent.digest);
+            report.skipped_bytes += sent.size;
+        }
+    }
+    Ok(report)
+}
+
+impl Built<'_> {
+    fn report(&self, matrix: &Matrix) -> ImageReport {
+        let layers = self.image.layers.iter().zip(&self.labels).map(|(layer, label)| LayerReport {
+            label: label.clone(),
+            digest: layer.blob.digest,
+            size: layer.blob.size,
+            diff_id: layer.diff_id,
+            media_type: layer.media_type.clone(),
+        });
+        ImageReport {
+            reference: format!("{}:{}", matrix.repository, self.prepared.tag),
+            cell: self.prepared.cell.name(),
+            manifest: self.image.manifest.descriptor.digest,
+            config: self.image.config.descriptor.digest,
+            layers: layers.collect(),
+        }
+    }
+}
+
+fn refused_report(refused: &Refused) -> RefusedReport {
+    RefusedReport {
+        cell: refused.cell.name(),
+        impossible: refused.verdict.impossible.clone(),
+        untested: refused.verdict.untested.clone(),
+    }
+}

@@ -1,0 +1,195 @@
+//! The command line, and what it comes to: checked [`Options`].
+
+use std::{env, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hearth_builder::{build::Options, registry::Settings};
+
+/// Builds reproducible Apache Spark images without a container engine and without root.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Build(BuildArgs),
+    Plan(PlanArgs),
+}
+
+const BUILD_HELP: &str = "\
+Examples:
+  hearth build                                      build ./hearth.yaml into ./dist
+  hearth build -f specs/hearth.yaml --push          build and push
+  hearth build --push --plain-http 127.0.0.1:5000   push to a registry without TLS
+  hearth build --output-format json | jq -r '.images[].manifest'
+
+Environment:
+  SOURCE_DATE_EPOCH   creation time in image configurations (file times in layers never depend on it)
+  HEARTH_LOG          what is logged, such as `debug` or `hearth_builder=debug`
+  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and the configuration of uv are honoured.
+
+Exit codes: 0 done, 1 failed, 2 the command line or the specification has to be changed.";
+
+/// Builds the images of a specification into an OCI image layout, and pushes them with --push.
+#[derive(Debug, Args)]
+#[command(after_help = BUILD_HELP)]
+pub struct BuildArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// The OCI image layout to write or to add to [default: `dist` beside the specification].
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Push to the repository that the specification names. What is there already is not sent again.
+    #[arg(long)]
+    push: bool,
+    /// Build the other combinations when some of the matrix cannot run or are untested.
+    #[arg(long)]
+    skip_refused: bool,
+}
+
+const PLAN_HELP: &str = "\
+Examples:
+  hearth plan                           what ./hearth.yaml comes to
+  hearth plan --output-format json | jq '.uniqueBytes'
+
+Inputs are downloaded and read (the build will need them anyway); nothing is compressed, written or pushed.";
+
+/// Shows what a build would do: images, refused combinations with the reason, layers and who shares them.
+#[derive(Debug, Args)]
+#[command(after_help = PLAN_HELP)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+struct CommonArgs {
+    /// The specification. Its keys are explained in `docker/README.md`.
+    #[arg(short, long, value_name = "FILE", default_value = "hearth.yaml")]
+    file: PathBuf,
+    /// A registry (`host` or `host:port`) that is spoken to without TLS. No host is by itself, not even a
+    /// loopback address. May be given several times.
+    #[arg(long, value_name = "HOST")]
+    plain_http: Vec<String>,
+    /// A Docker `config.json` with credentials [default: the user's, then that of podman].
+    #[arg(long, value_name = "FILE")]
+    docker_config: Option<PathBuf>,
+    /// Where downloads, compressed files and layers are kept between builds
+    /// [default: `$XDG_CACHE_HOME/hearth` or `~/.cache/hearth`].
+    #[arg(long, value_name = "DIR", env = "HEARTH_CACHE_DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Threads for compression [default: the number of processors].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    jobs: Option<u16>,
+    /// Use this file instead of what the specification says: `base=PATH` (a root file system archive or an
+    /// OCI layout) or `spark=PATH` (a pyspark source distribution; `{spark}` stands for the version).
+    #[arg(long, value_name = "NAME=PATH", value_parser = source)]
+    set_source: Vec<(Source, PathBuf)>,
+    /// How the result is written to standard output.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    output_format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Base,
+    Spark,
+}
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// What the environment lacks or has wrong; like a wrong argument, it ends with exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    #[error("SOURCE_DATE_EPOCH is `{0}`, not a number of seconds")]
+    Epoch(String),
+    #[error("neither HOME nor XDG_CACHE_HOME is set: say with --cache-dir where the cache is")]
+    NoHome,
+}
+
+fn source(text: &str) -> Result<(Source, PathBuf), String> {
+    match text.split_once('=') {
+        Some(("base", path)) if !path.is_empty() => Ok((Source::Base, path.into())),
+        Some(("spark", path)) if !path.is_empty() => Ok((Source::Spark, path.into())),
+        _ => Err("expected `base=PATH` or `spark=PATH`".to_owned()),
+    }
+}
+
+impl BuildArgs {
+    /// The options, and how the result is written.
+    pub fn options(self) -> Result<(Options, Format), UsageError> {
+        let (options, format) = self.common.options()?;
+        let (output, push, skip_refused) = (self.output, self.push, self.skip_refused);
+        Ok((Options { output, push, skip_refused, ..options }, format))
+    }
+}
+
+impl PlanArgs {
+    /// The options, and how the result is written.
+    pub fn options(self) -> Result<(Options, Format), UsageError> {
+        self.common.options()
+    }
+}
+
+impl CommonArgs {
+    fn options(self) -> Result<(Options, Format), UsageError> {
+        // The last one counts, as with every other argument.
+        let chosen =
+            |name| self.set_source.iter().rev().find(|(set, _)| *set == name).map(|(_, path)| path.clone());
+        let epoch = match env::var("SOURCE_DATE_EPOCH") {
+            Ok(text) => Some(text.parse().map_err(|_| UsageError::Epoch(text))?),
+            Err(_) => None,
+        };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let options = Options {
+            base: chosen(Source::Base),
+            spark: chosen(Source::Spark),
+            spec: self.file,
+            output: None,
+            push: false,
+            skip_refused: false,
+            cache: self.cache_dir.map_or_else(default_cache, Ok)?,
+            jobs: self.jobs.map_or(processors, usize::from),
+            registries: Settings { plain_http: self.plain_http, docker_config: self.docker_config },
+            epoch,
+        };
+        Ok((options, self.output_format))
+    }
+}
+
+fn default_cache() -> Result<PathBuf, UsageError> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let caches = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    caches.map(|caches| caches.join("hearth")).ok_or(UsageError::NoHome)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sources_are_replaced_by_name() {
+        assert_eq!(source("base=a=b"), Ok((Source::Base, "a=b".into())));
+        assert_eq!(source("spark=x-{spark}.tar.gz"), Ok((Source::Spark, "x-{spark}.tar.gz".into())));
+        for text in ["base", "base=", "jre=x", ""] {
+            assert!(source(text).is_err(), "{text}");
+        }
+    }
+}

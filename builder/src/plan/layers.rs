@@ -1,0 +1,258 @@
+//! Distributes the files of all images of a matrix over layers.
+//!
+//! Files with the same path, bytes, mode and owner are grouped by the set of images that have them, so a layer
+//! holds what exactly these images share and is stored, pushed and pulled once for all of them. Three rules keep
+//! the number of layers sensible:
+//!
+//! * A group below [`Limits::smallest`] that only some images share is not worth a request: each of them gets a
+//!   copy in the layer of its own files. What all images share stays one layer, however small.
+//! * A group above [`Limits::largest`] is cut into parts of about the same size: container runtimes fetch and
+//!   unpack layers in parallel, but each on one stream.
+//! * An image with more than [`Limits::layers`] gets its smallest shared groups as copies, too.
+//!
+//! The order is the same in every image: what most images share lies lowest, so that the snapshots of container
+//! runtimes, which are shared by prefix, are shared as well. Our own scripts lie on top: they change with every
+//! version of hearth and would otherwise invalidate what is above them.
+//!
+//! Every layer names the directories above its files, with their attributes, so no layer depends on another.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
+
+use serde::Serialize;
+
+use crate::tree::{self, Entry, ImagePath, Kind, Tree};
+
+/// Which part of an image a file belongs to; files of different parts share no layer unless one is too small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerName {
+    /// `/opt/spark/jars`.
+    SparkJars,
+    /// The rest of the Spark distribution.
+    Spark,
+    /// Entry point, users and directories.
+    Hearth,
+}
+
+impl LayerName {
+    /// As shown to people and in the image's history.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::SparkJars => "Spark JARs",
+            Self::Spark => "Spark programs, Python package and examples",
+            Self::Hearth => "entry point, user and directories",
+        }
+    }
+}
+
+/// Bounds of a plan, in uncompressed bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Layers of an image, its base's included. Overlay file systems stop at 127.
+    pub layers: usize,
+    /// Smaller groups are copied instead of shared.
+    pub smallest: u64,
+    /// Larger groups are cut.
+    pub largest: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { layers: 24, smallest: 4 << 20, largest: 256 << 20 }
+    }
+}
+
+/// The files that one image adds to its base.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// How many layers the base has.
+    pub base_layers: usize,
+    /// The files, by part.
+    pub parts: BTreeMap<LayerName, Tree>,
+}
+
+impl Files {
+    /// Sorts Spark's and our own files into parts.
+    pub fn new(base_layers: usize, spark: Tree, hearth: Tree) -> Self {
+        let mut parts: BTreeMap<LayerName, Tree> = BTreeMap::from([(LayerName::Hearth, hearth)]);
+        for (path, entry) in spark {
+            let jar = path.as_str().split('/').any(|part| part == "jars");
+            let name = if jar { LayerName::SparkJars } else { LayerName::Spark };
+            parts.entry(name).or_default().insert(path, entry);
+        }
+        Self { base_layers, parts }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (LayerName, &ImagePath, &Entry)> {
+        self.parts.iter().flat_map(|(name, tree)| tree.iter().map(|(path, entry)| (*name, path, entry)))
+    }
+}
+
+/// One layer and the images that have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// What is in it.
+    pub name: LayerName,
+    /// Which part of a group that was cut, and of how many.
+    pub part: (usize, usize),
+    /// The images, by their position.
+    pub images: Vec<usize>,
+    /// The files.
+    pub tree: Tree,
+}
+
+impl Planned {
+    /// As shown to people and in the image's history. It says nothing about the other images: an image must
+    /// not change because another one is added.
+    pub fn label(&self) -> String {
+        match self.part {
+            (_, 1) => self.name.label().to_owned(),
+            (part, of) => format!("{} ({part}/{of})", self.name.label()),
+        }
+    }
+}
+
+/// Groups of files by part and by the images that have them.
+type Groups = BTreeMap<(LayerName, Vec<usize>), Tree>;
+
+/// Plans the layers of all images, in the order in which each image stacks those that it has.
+pub fn layers(images: &[Files], limits: Limits) -> Vec<Planned> {
+    let mut groups = group(images);
+    copy_small(&mut groups, images.len(), limits);
+    join_small(&mut groups, limits);
+    bound_layers(&mut groups, images, limits);
+    let mut planned: Vec<Planned> =
+        groups.into_iter().flat_map(|((name, members), tree)| cut(name, &members, tree, limits)).collect();
+    planned.sort_by_key(|layer| {
+        let top = layer.name == LayerName::Hearth;
+        (top, Reverse(layer.images.len()), layer.name, layer.images.clone(), layer.part)
+    });
+    for layer in &mut planned {
+        add_directories(layer, &images[layer.images[0]]);
+    }
+    planned
+}
+
+fn group(images: &[Files]) -> Groups {
+    let mut members: HashMap<(LayerName, &ImagePath, &Entry, u64), Vec<usize>> = HashMap::new();
+    for (at, files) in images.iter().enumerate() {
+        let directories: BTreeMap<&ImagePath, &Entry> = files
+            .entries()
+            .filter(|(_, _, entry)| entry.kind == Kind::Directory)
+            .map(|(_, path, entry)| (path, entry))
+            .collect();
+        let inhabited: BTreeSet<ImagePath> =
+            files.entries().filter_map(|(_, path, _)| path.parent()).collect();
+        for (name, path, entry) in files.entries() {
+            // Directories come with their files; only empty ones are files of their own.
+            if entry.kind == Kind::Directory && inhabited.contains(path) {
+                continue;
+            }
+            // Files under directories of different attributes cannot share a layer, which names both.
+            let mut lineage = DefaultHasher::new();
+            path.ancestors()
+                .filter_map(|above| directories.get(&above))
+                .for_each(|entry| entry.hash(&mut lineage));
+            members.entry((name, path, entry, lineage.finish())).or_default().push(at);
+        }
+    }
+    let mut groups = Groups::new();
+    for ((name, path, entry, _), members) in members {
+        groups.entry((name, members)).or_default().insert(path.clone(), entry.clone());
+    }
+    groups
+}
+
+/// Gives each image of a group its own copy of the files.
+fn copy(groups: &mut Groups, key: &(LayerName, Vec<usize>)) {
+    let Some(tree) = groups.remove(key) else { return };
+    for image in &key.1 {
+        groups.entry((key.0, vec![*image])).or_default().extend(tree.clone());
+    }
+}
+
+fn copy_small(groups: &mut Groups, images: usize, limits: Limits) {
+    let small: Vec<_> = groups
+        .iter()
+        .filter(|((_, members), tree)| {
+            (2..images).contains(&members.len()) && tree::bytes(tree) < limits.smallest
+        })
+        .map(|(key, _)| key.clone())
+        .collect();
+    for key in small {
+        copy(groups, &key);
+    }
+}
+
+/// Puts Spark's two parts together where one of them is too small for a layer.
+fn join_small(groups: &mut Groups, limits: Limits) {
+    let sets: BTreeSet<Vec<usize>> = groups.keys().map(|(_, members)| members.clone()).collect();
+    for members in sets {
+        let [jars, rest] = [LayerName::SparkJars, LayerName::Spark].map(|name| (name, members.clone()));
+        let size = |key: &(LayerName, Vec<usize>)| groups.get(key).map(tree::bytes);
+        let (Some(jar_bytes), Some(rest_bytes)) = (size(&jars), size(&rest)) else { continue };
+        if jar_bytes.min(rest_bytes) < limits.smallest {
+            let (from, to) = if jar_bytes < rest_bytes { (jars, rest) } else { (rest, jars) };
+            let tree = groups.remove(&from).unwrap_or_default();
+            groups.entry(to).or_default().extend(tree);
+        }
+    }
+}
+
+fn bound_layers(groups: &mut Groups, images: &[Files], limits: Limits) {
+    for (image, files) in images.iter().enumerate() {
+        loop {
+            let own: Vec<_> = groups.iter().filter(|((_, members), _)| members.contains(&image)).collect();
+            let count: usize = own.iter().map(|(_, tree)| parts(tree, limits)).sum();
+            let shared = own.iter().filter(|((_, members), _)| members.len() > 1);
+            let smallest =
+                shared.min_by_key(|(key, tree)| (tree::bytes(tree), *key)).map(|(key, _)| (*key).clone());
+            match smallest {
+                Some(key) if count + files.base_layers > limits.layers => copy(groups, &key),
+                _ => break,
+            }
+        }
+    }
+}
+
+fn parts(tree: &Tree, limits: Limits) -> usize {
+    usize::try_from(tree::bytes(tree).div_ceil(limits.largest.max(1))).unwrap_or(usize::MAX).max(1)
+}
+
+/// Cuts a group into parts of about the same size, in the order of the paths.
+fn cut(name: LayerName, images: &[usize], tree: Tree, limits: Limits) -> Vec<Planned> {
+    let count = parts(&tree, limits);
+    let target = tree::bytes(&tree).div_ceil(count as u64).max(1);
+    let mut trees = vec![Tree::new()];
+    let mut filled = 0;
+    for (path, entry) in tree {
+        let size = entry.content().map_or(0, |content| content.size);
+        // Half of a file over the mark is as good as half a file under it.
+        if filled > 0 && filled + size / 2 > target && trees.len() < count {
+            trees.push(Tree::new());
+            filled = 0;
+        }
+        filled += size;
+        trees.last_mut().expect("there is always one").insert(path, entry);
+    }
+    let of = trees.len();
+    let planned = trees.into_iter().enumerate();
+    planned.map(|(at, tree)| Planned { name, part: (at + 1, of), images: images.to_vec(), tree }).collect()
+}
+
+fn add_directories(layer: &mut Planned, files: &Files) {
+    let above: BTreeSet<ImagePath> = layer.tree.keys().flat_map(ImagePath::ancestors).collect();
+    for (_, path, entry) in files.entries() {
+        if entry.kind == Kind::Directory && above.contains(path) {
+            layer.tree.entry(path.clone()).or_insert_with(|| entry.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "layers_tests.rs"]
+mod tests;

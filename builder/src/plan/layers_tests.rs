@@ -1,0 +1,144 @@
+use super::*;
+use crate::{cache::Content, digest::Digest};
+
+const MB: u64 = 1 << 20;
+
+fn file(content: &str, size: u64) -> Entry {
+    Entry::file(Content { digest: Digest::of(content.as_bytes()), size }, 0o644)
+}
+
+/// An image with JARs (name, content, size) and an entry point.
+fn image(jars: &[(&str, &str, u64)]) -> Files {
+    let mut spark = Tree::new();
+    for directory in ["opt/spark", "opt/spark/jars"] {
+        spark.insert(ImagePath::known(directory), Entry::directory(0o755));
+    }
+    for (name, content, size) in jars {
+        spark.insert(ImagePath::new(&format!("opt/spark/jars/{name}")).unwrap(), file(content, *size));
+    }
+    let hearth = Tree::from([
+        (ImagePath::known("opt/spark"), Entry::directory(0o755)),
+        (ImagePath::known("opt/spark/conf"), Entry::directory(0o755)),
+        (ImagePath::known("opt/entrypoint.sh"), file("entry", 100)),
+    ]);
+    Files::new(1, spark, hearth)
+}
+
+/// What an image gets when its layers are stacked.
+fn stacked(planned: &[Planned], image: usize) -> Tree {
+    let own = planned.iter().filter(|layer| layer.images.contains(&image));
+    own.flat_map(|layer| layer.tree.clone()).collect()
+}
+
+fn shape(planned: &[Planned]) -> Vec<(LayerName, Vec<usize>, u64)> {
+    planned.iter().map(|layer| (layer.name, layer.images.clone(), tree::bytes(&layer.tree) / MB)).collect()
+}
+
+#[test]
+fn what_images_share_is_one_layer_and_lies_lowest() {
+    let images = [
+        image(&[("a", "same", 100 * MB), ("spark", "3.5.8", 50 * MB), ("tiny", "x", MB)]),
+        image(&[("a", "same", 100 * MB), ("spark", "3.5.9", 50 * MB), ("tiny", "x", MB)]),
+    ];
+    let planned = layers(&images, Limits::default());
+    let expected = [
+        (LayerName::SparkJars, vec![0, 1], 101),
+        (LayerName::SparkJars, vec![0], 50),
+        (LayerName::SparkJars, vec![1], 50),
+        (LayerName::Hearth, vec![0, 1], 0),
+    ];
+    assert_eq!(shape(&planned), expected);
+}
+
+#[test]
+fn small_groups_of_some_images_are_copied() {
+    let small = |own: &'static str, shared: &'static str| {
+        image(&[("base", "all", 20 * MB), ("own", own, 30 * MB), ("small", shared, 3 * MB)])
+    };
+    let images = [small("0", "x"), small("1", "x"), small("2", "y")];
+    let planned = layers(&images, Limits::default());
+    let expected = [
+        (LayerName::SparkJars, vec![0, 1, 2], 20),
+        (LayerName::SparkJars, vec![0], 33),
+        (LayerName::SparkJars, vec![1], 33),
+        (LayerName::SparkJars, vec![2], 33),
+        (LayerName::Hearth, vec![0, 1, 2], 0),
+    ];
+    assert_eq!(shape(&planned), expected);
+}
+
+#[test]
+fn giant_groups_are_cut_evenly() {
+    let names: Vec<String> = (0..30).map(|number| format!("{number:02}.jar")).collect();
+    let jars: Vec<(&str, &str, u64)> =
+        names.iter().map(|name| (name.as_str(), name.as_str(), 20 * MB)).collect();
+    let planned = layers(&[image(&jars)], Limits::default());
+    let sizes: Vec<u64> = shape(&planned).iter().map(|(_, _, size)| *size).collect();
+    assert_eq!(sizes, [200, 200, 200, 0]);
+    assert_eq!(planned[1].label(), "Spark JARs (2/3)");
+    assert_eq!(planned[3].label(), "entry point, user and directories");
+}
+
+#[test]
+fn no_image_gets_more_layers_than_allowed() {
+    // Every pair of eight images shares a file of its own: 28 groups, 7 in each image.
+    let images: Vec<Files> = (0..8usize)
+        .map(|image_number| {
+            let names: Vec<String> = (0..8usize)
+                .filter(|other| *other != image_number)
+                .map(|other| format!("{}-{}", image_number.min(other), image_number.max(other)))
+                .collect();
+            let jars: Vec<(&str, &str, u64)> =
+                names.iter().map(|name| (name.as_str(), name.as_str(), 10 * MB)).collect();
+            image(&jars)
+        })
+        .collect();
+    let limits = Limits { layers: 6, ..Limits::default() };
+    let planned = layers(&images, limits);
+    for (number, files) in images.iter().enumerate() {
+        let own = planned.iter().filter(|layer| layer.images.contains(&number)).count();
+        assert!(own + files.base_layers <= 6, "image {number} has {own} layers over its base");
+    }
+}
+
+#[test]
+fn every_image_gets_exactly_its_files() {
+    // A fixed sequence of matrices of all shapes: 1 to 5 images, sizes around every limit.
+    let mut state = 7u64;
+    let mut next = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for _ in 0..300 {
+        let count = 1 + next(5);
+        let images: Vec<Files> = (0..count)
+            .map(|_| {
+                let mut files = image(&[]);
+                let mut spark = Tree::new();
+                for number in 0..12 {
+                    let (version, size) = (next(3), [0, 1, 3, 5, 90, 300][usize::try_from(next(6)).unwrap()]);
+                    if next(4) > 0 {
+                        let directory = ["jars", "bin"][number % 2];
+                        let path = ImagePath::new(&format!("opt/spark/{directory}/{number}")).unwrap();
+                        spark.insert(path, file(&format!("{number} {version} {size}"), size * MB));
+                    }
+                }
+                // Some images own a directory in another way than the others.
+                let mode = if next(3) == 0 { 0o700 } else { 0o755 };
+                spark.insert(ImagePath::known("opt/spark"), Entry::directory(mode));
+                spark.insert(ImagePath::known("opt/spark/bin"), Entry::directory(0o755));
+                spark.insert(ImagePath::known("opt/spark/jars"), Entry::directory(0o755));
+                let mut hearth = files.parts.remove(&LayerName::Hearth).unwrap();
+                hearth.insert(ImagePath::known("opt/spark"), Entry::directory(mode));
+                Files::new(1, spark, hearth)
+            })
+            .collect();
+        let planned = layers(&images, Limits { layers: 8, ..Limits::default() });
+        for (number, files) in images.iter().enumerate() {
+            let expected: Tree =
+                files.entries().map(|(_, path, entry)| (path.clone(), entry.clone())).collect();
+            assert_eq!(stacked(&planned, number), expected, "image {number} of {count}");
+        }
+        assert!(planned.iter().all(|layer| !layer.tree.is_empty()));
+    }
+}
