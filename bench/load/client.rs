@@ -41,7 +41,8 @@ impl Connection {
     /// Fetches the path and checks status and size.
     pub(crate) fn get(&mut self, size: u64) -> Result<Transfer> {
         let started = Instant::now();
-        write!(self.stream, "GET {} HTTP/1.1\r\nHost: bench\r\n\r\n", self.path)?;
+        // One write: a request in pieces would meet Nagle and delayed acknowledgements.
+        self.stream.write_all(format!("GET {} HTTP/1.1\r\nHost: bench\r\n\r\n", self.path).as_bytes())?;
         let mut head = Vec::new();
         let mut got = loop {
             let read = self.stream.read(&mut self.buffer)?;
