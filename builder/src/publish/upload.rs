@@ -19,20 +19,19 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
-use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
-use tokio::sync::Mutex;
+use reqwest::{Body, Client, Method, Response, StatusCode, Url, header};
 
+use super::session::{Failed, Session};
 use crate::{
     cache::{BUFFER, Cache, CacheError, Content, Shelf},
     digest::Digest,
     image::{Document, Image},
     progress::{Bar, Progress},
-    registry::{Authorization, Registry, RegistryError, Repository, plain_http_hint},
+    registry::{Registry, RegistryError, Repository},
     retry,
 };
 
@@ -41,9 +40,6 @@ const PARALLEL: usize = 4;
 
 /// The largest piece that GHCR accepts.
 const CHUNK: u64 = 4 << 20;
-
-/// Error bodies are read up to this length.
-const MESSAGE: usize = 2048;
 
 /// Why a push failed.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +132,7 @@ impl Payload {
 impl Pusher<'_> {
     /// Pushes images under their tags and says what was sent.
     pub async fn push(&self, images: &[(String, &Image)]) -> Result<Vec<Sent>, PushError> {
-        let session = Session { pusher: self, authorization: Mutex::new(None) };
+        let session = Session::new(self);
         let payloads = payloads(images);
         let total = payloads.iter().map(|payload| payload.content().size).sum();
         let bar = self.progress.bytes(&format!("pushing to {}", self.repository), total);
@@ -165,24 +161,6 @@ fn payloads(images: &[(String, &Image)]) -> Vec<Payload> {
         configs.map(|config| Payload::Memory(config.bytes.clone().into(), config.descriptor.digest));
     let mut seen = BTreeSet::new();
     layers.chain(configs).filter(|payload| seen.insert(payload.content().digest)).collect()
-}
-
-struct Session<'a> {
-    pusher: &'a Pusher<'a>,
-    /// Held while a token is fetched, so that requests that start together fetch one.
-    authorization: Mutex<Option<Authorization>>,
-}
-
-/// How an attempt failed.
-enum Failed {
-    Final(PushError),
-    Again(PushError, Option<Duration>),
-}
-
-impl<T: Into<PushError>> From<T> for Failed {
-    fn from(error: T) -> Self {
-        Self::Final(error.into())
-    }
 }
 
 impl Session<'_> {
@@ -340,66 +318,6 @@ impl Session<'_> {
         }
     }
 
-    /// Sends a small request. A 401 is answered once with a fresh token.
-    async fn send(
-        &self,
-        method: Method,
-        url: &str,
-        add: impl Fn(RequestBuilder) -> RequestBuilder,
-    ) -> Result<Response, Failed> {
-        for fresh in [false, true] {
-            let request = add(self.authorized(method.clone(), url).await?).timeout(retry::STALL_TIMEOUT);
-            let answer = request.send().await.map_err(|error| self.network(error))?;
-            if answer.status() != StatusCode::UNAUTHORIZED || fresh {
-                return Ok(answer);
-            }
-            self.forget().await;
-        }
-        unreachable!("the second round returns")
-    }
-
-    async fn authorized(&self, method: Method, url: &str) -> Result<RequestBuilder, Failed> {
-        let mut known = self.authorization.lock().await;
-        let authorization = if let Some(authorization) = &*known {
-            authorization.clone()
-        } else {
-            let fresh = self.pusher.registry.authorize_push(self.pusher.repository).await?;
-            known.insert(fresh).clone()
-        };
-        drop(known);
-        let request = self.pusher.client.request(method, url);
-        // An upload may be redirected to a store that is not the registry: the credentials are not for it.
-        let ours = Url::parse(url).ok().map(|url| url.origin())
-            == Url::parse(&self.url("")).ok().map(|url| url.origin());
-        Ok(match authorization {
-            Authorization::Basic(user, password) if ours => request.basic_auth(user, Some(password)),
-            Authorization::Bearer(token) if ours => request.bearer_auth(token),
-            _ => request,
-        })
-    }
-
-    async fn forget(&self) {
-        *self.authorization.lock().await = None;
-    }
-
-    /// Waits for the answer to a large request as long as its bytes move.
-    async fn watched(&self, request: RequestBuilder, moved: &AtomicU64) -> Result<Response, Failed> {
-        let sending = request.send();
-        tokio::pin!(sending);
-        let mut before = u64::MAX;
-        loop {
-            if let Ok(answer) = tokio::time::timeout(retry::STALL_TIMEOUT, &mut sending).await {
-                return answer.map_err(|error| self.network(error));
-            }
-            let now = moved.load(Ordering::Relaxed);
-            if now == before {
-                let repository = self.pusher.repository.to_string();
-                return Err(Failed::Again(PushError::Stalled { repository }, None));
-            }
-            before = now;
-        }
-    }
-
     fn body(
         &self,
         payload: &Payload,
@@ -419,61 +337,6 @@ impl Session<'_> {
             }
         }
     }
-
-    fn url(&self, rest: &str) -> String {
-        self.pusher.registry.url(self.pusher.repository, rest)
-    }
-
-    fn network(&self, source: reqwest::Error) -> Failed {
-        let repository = self.pusher.repository.to_string();
-        let connect = source.is_connect() && !source.is_timeout();
-        let hint = if connect { plain_http_hint(self.pusher.repository.host()) } else { String::new() };
-        let error = PushError::Network { repository, hint, source: source.without_url() };
-        if connect { Failed::Final(error) } else { Failed::Again(error, None) }
-    }
-
-    async fn refused(&self, what: &str, answer: Response) -> Failed {
-        let status = answer.status();
-        let asked = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let asked = asked.and_then(|value| retry::retry_after(value, SystemTime::now()));
-        let error = PushError::Refused {
-            repository: self.pusher.repository.to_string(),
-            what: what.to_owned(),
-            status,
-            message: message(answer).await,
-        };
-        // A token that has run out during a long upload: the next attempt fetches a new one.
-        // Another request may have noticed first and forgotten it already.
-        let token = matches!(*self.authorization.lock().await, None | Some(Authorization::Bearer(_)));
-        if status == StatusCode::UNAUTHORIZED && token {
-            self.forget().await;
-            return Failed::Again(error, None);
-        }
-        if retry::worth_retrying(status.as_u16()) {
-            Failed::Again(error, asked)
-        } else {
-            Failed::Final(error)
-        }
-    }
-}
-
-/// What the registry says about a refusal, as far as it is text of reasonable length.
-async fn message(mut answer: Response) -> String {
-    let mut bytes = Vec::new();
-    let read = async {
-        while let Ok(Some(chunk)) = answer.chunk().await {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > MESSAGE {
-                break;
-            }
-        }
-    };
-    if tokio::time::timeout(retry::CONNECT_TIMEOUT, read).await.is_err() {
-        return String::new();
-    }
-    bytes.truncate(MESSAGE);
-    let text: String = String::from_utf8_lossy(&bytes).split_whitespace().collect::<Vec<_>>().join(" ");
-    if text.is_empty() { text } else { format!(": {text}") }
 }
 
 fn with_digest(mut location: Url, digest: Digest) -> Url {
@@ -503,7 +366,3 @@ fn pieces(
         }
     })
 }
-
-#[cfg(test)]
-#[path = "upload_tests.rs"]
-mod tests;

@@ -310,5 +310,37 @@ impl Part {
 }
 
 #[cfg(test)]
-#[path = "download_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_urls_are_not_shown() {
+        let url = "https://user:secret@files.example.com/a/pyspark-3.5.9.tar.gz?X-Signature=abc#part";
+        assert_eq!(redacted(url), "https://files.example.com/a/pyspark-3.5.9.tar.gz");
+        assert_eq!(last_segment(url), "pyspark-3.5.9.tar.gz");
+        assert_eq!(redacted("not a url"), "<not a URL>");
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_download_is_continued_and_a_wrong_one_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let expected = Digest::of(b"spark");
+        let mut part = Part::open(&cache, Shelf::Files, expected).await.unwrap();
+        part.write(b"spa").unwrap();
+        drop(part);
+        let mut part = Part::open(&cache, Shelf::Files, expected).await.unwrap();
+        assert_eq!(part.length(), 3);
+        part.write(b"rk").unwrap();
+        let content = part.finish(expected).unwrap();
+        assert_eq!(content, Content { digest: expected, size: 5 });
+        let again = Part::open(&cache, Shelf::Files, expected).await.unwrap();
+        assert_eq!(again.done().unwrap(), Some(content));
+
+        let other = Digest::of(b"other");
+        let mut part = Part::open(&cache, Shelf::Files, other).await.unwrap();
+        part.write(b"wrong").unwrap();
+        assert!(matches!(part.finish(other), Err(PartError::Digest(found)) if found == Digest::of(b"wrong")));
+        assert_eq!(Part::open(&cache, Shelf::Files, other).await.unwrap().length(), 0);
+    }
+}

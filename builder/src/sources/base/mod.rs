@@ -7,14 +7,17 @@
 //!
 //! Everything that is read is checked against the digest that named it.
 
+mod origin;
+
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use self::origin::Manifest;
+pub use self::origin::Origin;
 use super::{
     archive::{self, ArchiveError, Flavour},
     detect::SEARCH_PATH,
@@ -22,12 +25,12 @@ use super::{
     view::View,
 };
 use crate::{
-    cache::{Cache, CacheError, Content, Shelf},
+    cache::{Cache, CacheError, Shelf},
     digest::{Digest, Hasher},
     image::Descriptor,
     layer::{self, Layer, LayerError, codec::Codec},
     progress::Progress,
-    registry::{Registry, RegistryError},
+    registry::RegistryError,
     spec::Platform,
     tree::Tree,
 };
@@ -200,24 +203,6 @@ pub fn unpack_known(
     Ok(tree)
 }
 
-/// Where the parts of a finished image come from.
-#[derive(Debug, Clone, Copy)]
-pub enum Origin<'a> {
-    /// A registry and the reference.
-    Registry(&'a Registry, &'a str),
-    /// An OCI layout and the name of one of its images.
-    Layout(&'a Path, Option<&'a str>),
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-    config: Option<Descriptor>,
-}
-
 /// Brings an image from a registry or a layout into the cache.
 pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base, BaseError> {
     let name = origin.name();
@@ -307,136 +292,9 @@ fn view(context: Context<'_>, layers: &[Layer]) -> Result<View, ScanError> {
     Ok(view)
 }
 
-impl Origin<'_> {
-    fn name(self) -> String {
-        match self {
-            Self::Registry(_, image) => image.to_owned(),
-            Self::Layout(path, _) => {
-                path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-            }
-        }
-    }
-
-    /// The bytes of the outermost manifest or index and their digest.
-    async fn top(self) -> Result<(Vec<u8>, Digest), BaseError> {
-        match self {
-            Self::Registry(registry, image) => {
-                let manifest = registry.manifest(image).await;
-                let (bytes, digest) =
-                    manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
-                Ok((bytes.to_vec(), digest))
-            }
-            Self::Layout(path, wanted) => {
-                let index = read_document(&path.join("index.json"))?;
-                let unsuitable = |problem: String| BaseError::Unsuitable { name: self.name(), problem };
-                let index: Manifest = serde_json::from_slice(&index)
-                    .map_err(|error| unsuitable(format!("its `index.json` cannot be read: {error}")))?;
-                let named =
-                    |entry: &Descriptor| entry.annotations.get("org.opencontainers.image.ref.name").cloned();
-                let names: Vec<String> = index.manifests.iter().filter_map(named).collect();
-                let chosen = match wanted {
-                    Some(wanted) => {
-                        index.manifests.iter().find(|entry| named(entry).as_deref() == Some(wanted))
-                    }
-                    None if index.manifests.len() == 1 => index.manifests.first(),
-                    None => None,
-                };
-                let chosen = chosen.ok_or_else(|| {
-                    unsuitable(format!(
-                        "say with `base.ref` which of its images is meant: `{}`",
-                        names.join("`, `")
-                    ))
-                })?;
-                self.manifest(chosen.digest).await
-            }
-        }
-    }
-
-    async fn manifest(self, digest: Digest) -> Result<(Vec<u8>, Digest), BaseError> {
-        match self {
-            Self::Registry(registry, image) => {
-                let pinned = format!("{}@{digest}", repository_of(image));
-                let manifest = registry.manifest(&pinned).await;
-                let (bytes, digest) =
-                    manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
-                Ok((bytes.to_vec(), digest))
-            }
-            Self::Layout(path, _) => {
-                let path = blob_path(path, digest);
-                let bytes = read_document(&path)?;
-                let found = Digest::of(&bytes);
-                if found == digest { Ok((bytes, digest)) } else { Err(BaseError::Damaged { path, found }) }
-            }
-        }
-    }
-
-    async fn blob(
-        self,
-        context: Context<'_>,
-        digest: Digest,
-        label: &str,
-        size: u64,
-    ) -> Result<Content, BaseError> {
-        if let Some(path) = context.cache.find(Shelf::Blobs, &Content { digest, size }) {
-            tracing::debug!(path = %path.display(), "in the cache");
-            return Ok(Content { digest, size });
-        }
-        let bar = context.progress.bytes(&format!("fetching {label}"), size);
-        match self {
-            Self::Registry(registry, image) => registry
-                .blob(context.cache, image, digest, &bar)
-                .await
-                .map_err(|source| BaseError::Registry { name: self.name(), source }),
-            Self::Layout(path, _) => {
-                let path = blob_path(path, digest);
-                let file = std::fs::File::open(&path)
-                    .map_err(|source| BaseError::Read { path: path.clone(), source })?;
-                let content = context.cache.put(Shelf::Blobs, &mut bar.reader(file))?;
-                let found = content.digest;
-                if found == digest { Ok(content) } else { Err(BaseError::Damaged { path, found }) }
-            }
-        }
-    }
-}
-
-/// A reference without its tag and digest.
-fn repository_of(image: &str) -> &str {
-    let name = image.split('@').next().unwrap_or(image);
-    match name.rsplit_once(':') {
-        // A colon before a slash belongs to the port.
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        _ => name,
-    }
-}
-
-fn blob_path(layout: &Path, digest: Digest) -> PathBuf {
-    layout.join("blobs").join("sha256").join(digest.hex())
-}
-
-fn read_document(path: &Path) -> Result<Vec<u8>, BaseError> {
-    let fail = |source| BaseError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(fail)?;
-    io::Read::read_to_end(&mut io::Read::take(file, DOCUMENT_LIMIT), &mut bytes).map_err(fail)?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn references_lose_tag_and_digest_but_not_the_port() {
-        for (image, expected) in [
-            ("docker.io/library/debian:12", "docker.io/library/debian"),
-            ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b"),
-            ("127.0.0.1:5000/a/b:c", "127.0.0.1:5000/a/b"),
-            ("debian@sha256:00", "debian"),
-            ("debian:12@sha256:00", "debian"),
-        ] {
-            assert_eq!(repository_of(image), expected);
-        }
-    }
 
     #[test]
     fn layers_of_other_kinds_are_refused() {

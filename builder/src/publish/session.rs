@@ -1,0 +1,169 @@
+//! Requests of a push: authorization that is shared and renewed, bounded waits, and what refusals mean.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use tokio::sync::Mutex;
+
+use super::upload::{PushError, Pusher};
+use crate::{
+    registry::{Authorization, plain_http_hint},
+    retry,
+};
+
+/// Error bodies are read up to this length.
+const MESSAGE: usize = 2048;
+
+/// Requests to one repository, with the authorization that they share.
+pub(super) struct Session<'a> {
+    /// What is pushed, and where.
+    pub(super) pusher: &'a Pusher<'a>,
+    /// Held while a token is fetched, so that requests that start together fetch one.
+    authorization: Mutex<Option<Authorization>>,
+}
+
+/// How an attempt failed.
+pub(super) enum Failed {
+    /// The same would happen again.
+    Final(PushError),
+    /// It may go better the next time, after the wait that the server asks for.
+    Again(PushError, Option<Duration>),
+}
+
+impl<T: Into<PushError>> From<T> for Failed {
+    fn from(error: T) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Nothing is known yet.
+    pub(super) fn new(pusher: &'a Pusher<'a>) -> Self {
+        Self { pusher, authorization: Mutex::new(None) }
+    }
+
+    /// Sends a small request. A 401 is answered once with a fresh token.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        add: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, Failed> {
+        for fresh in [false, true] {
+            let request = add(self.authorized(method.clone(), url).await?).timeout(retry::STALL_TIMEOUT);
+            let answer = request.send().await.map_err(|error| self.network(error))?;
+            if answer.status() != StatusCode::UNAUTHORIZED || fresh {
+                return Ok(answer);
+            }
+            self.forget().await;
+        }
+        unreachable!("the second round returns")
+    }
+
+    /// A request with what the registry wants to see.
+    pub(super) async fn authorized(&self, method: Method, url: &str) -> Result<RequestBuilder, Failed> {
+        let mut known = self.authorization.lock().await;
+        let authorization = if let Some(authorization) = &*known {
+            authorization.clone()
+        } else {
+            let fresh = self.pusher.registry.authorize_push(self.pusher.repository).await?;
+            known.insert(fresh).clone()
+        };
+        drop(known);
+        let request = self.pusher.client.request(method, url);
+        // An upload may be redirected to a store that is not the registry: the credentials are not for it.
+        let ours = Url::parse(url).ok().map(|url| url.origin())
+            == Url::parse(&self.url("")).ok().map(|url| url.origin());
+        Ok(match authorization {
+            Authorization::Basic(user, password) if ours => request.basic_auth(user, Some(password)),
+            Authorization::Bearer(token) if ours => request.bearer_auth(token),
+            _ => request,
+        })
+    }
+
+    async fn forget(&self) {
+        *self.authorization.lock().await = None;
+    }
+
+    /// Waits for the answer to a large request as long as its bytes move.
+    pub(super) async fn watched(
+        &self,
+        request: RequestBuilder,
+        moved: &AtomicU64,
+    ) -> Result<Response, Failed> {
+        let sending = request.send();
+        tokio::pin!(sending);
+        let mut before = u64::MAX;
+        loop {
+            if let Ok(answer) = tokio::time::timeout(retry::STALL_TIMEOUT, &mut sending).await {
+                return answer.map_err(|error| self.network(error));
+            }
+            let now = moved.load(Ordering::Relaxed);
+            if now == before {
+                let repository = self.pusher.repository.to_string();
+                return Err(Failed::Again(PushError::Stalled { repository }, None));
+            }
+            before = now;
+        }
+    }
+
+    /// The URL of something in the repository.
+    pub(super) fn url(&self, rest: &str) -> String {
+        self.pusher.registry.url(self.pusher.repository, rest)
+    }
+
+    fn network(&self, source: reqwest::Error) -> Failed {
+        let repository = self.pusher.repository.to_string();
+        let connect = source.is_connect() && !source.is_timeout();
+        let hint = if connect { plain_http_hint(self.pusher.repository.host()) } else { String::new() };
+        let error = PushError::Network { repository, hint, source: source.without_url() };
+        if connect { Failed::Final(error) } else { Failed::Again(error, None) }
+    }
+
+    /// What an answer means that is not the wanted one.
+    pub(super) async fn refused(&self, what: &str, answer: Response) -> Failed {
+        let status = answer.status();
+        let asked = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let asked = asked.and_then(|value| retry::retry_after(value, SystemTime::now()));
+        let error = PushError::Refused {
+            repository: self.pusher.repository.to_string(),
+            what: what.to_owned(),
+            status,
+            message: message(answer).await,
+        };
+        // A token that has run out during a long upload: the next attempt fetches a new one.
+        // Another request may have noticed first and forgotten it already.
+        let token = matches!(*self.authorization.lock().await, None | Some(Authorization::Bearer(_)));
+        if status == StatusCode::UNAUTHORIZED && token {
+            self.forget().await;
+            return Failed::Again(error, None);
+        }
+        if retry::worth_retrying(status.as_u16()) {
+            Failed::Again(error, asked)
+        } else {
+            Failed::Final(error)
+        }
+    }
+}
+
+/// What the registry says about a refusal, as far as it is text of reasonable length.
+async fn message(mut answer: Response) -> String {
+    let mut bytes = Vec::new();
+    let read = async {
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MESSAGE {
+                break;
+            }
+        }
+    };
+    if tokio::time::timeout(retry::CONNECT_TIMEOUT, read).await.is_err() {
+        return String::new();
+    }
+    bytes.truncate(MESSAGE);
+    let text: String = String::from_utf8_lossy(&bytes).split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.is_empty() { text } else { format!(": {text}") }
+}

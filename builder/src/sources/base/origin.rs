@@ -1,0 +1,170 @@
+//! The two places that finished images come from: registries and OCI layouts.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{BaseError, Context, DOCUMENT_LIMIT};
+use crate::{
+    cache::{Content, Shelf},
+    digest::Digest,
+    image::Descriptor,
+    registry::Registry,
+};
+
+/// Where the parts of a finished image come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// A registry and the reference.
+    Registry(&'a Registry, &'a str),
+    /// An OCI layout and the name of one of its images.
+    Layout(&'a Path, Option<&'a str>),
+}
+
+/// A manifest or an index, as far as a base needs it.
+#[derive(Deserialize)]
+pub(super) struct Manifest {
+    #[serde(default)]
+    pub(super) manifests: Vec<Descriptor>,
+    #[serde(default)]
+    pub(super) layers: Vec<Descriptor>,
+    pub(super) config: Option<Descriptor>,
+}
+
+impl Origin<'_> {
+    /// What the base is called.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Registry(_, image) => image.to_owned(),
+            Self::Layout(path, _) => {
+                path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+            }
+        }
+    }
+
+    /// The bytes of the outermost manifest or index and their digest.
+    pub(super) async fn top(self) -> Result<(Vec<u8>, Digest), BaseError> {
+        match self {
+            Self::Registry(registry, image) => {
+                let manifest = registry.manifest(image).await;
+                let (bytes, digest) =
+                    manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
+                Ok((bytes.to_vec(), digest))
+            }
+            Self::Layout(path, wanted) => {
+                let index = read_document(&path.join("index.json"))?;
+                let unsuitable = |problem: String| BaseError::Unsuitable { name: self.name(), problem };
+                let index: Manifest = serde_json::from_slice(&index)
+                    .map_err(|error| unsuitable(format!("its `index.json` cannot be read: {error}")))?;
+                let named =
+                    |entry: &Descriptor| entry.annotations.get("org.opencontainers.image.ref.name").cloned();
+                let names: Vec<String> = index.manifests.iter().filter_map(named).collect();
+                let chosen = match wanted {
+                    Some(wanted) => {
+                        index.manifests.iter().find(|entry| named(entry).as_deref() == Some(wanted))
+                    }
+                    None if index.manifests.len() == 1 => index.manifests.first(),
+                    None => None,
+                };
+                let chosen = chosen.ok_or_else(|| {
+                    unsuitable(format!(
+                        "say with `base.ref` which of its images is meant: `{}`",
+                        names.join("`, `")
+                    ))
+                })?;
+                self.manifest(chosen.digest).await
+            }
+        }
+    }
+
+    /// The bytes of a manifest or index by digest.
+    pub(super) async fn manifest(self, digest: Digest) -> Result<(Vec<u8>, Digest), BaseError> {
+        match self {
+            Self::Registry(registry, image) => {
+                let pinned = format!("{}@{digest}", repository_of(image));
+                let manifest = registry.manifest(&pinned).await;
+                let (bytes, digest) =
+                    manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
+                Ok((bytes.to_vec(), digest))
+            }
+            Self::Layout(path, _) => {
+                let path = blob_path(path, digest);
+                let bytes = read_document(&path)?;
+                let found = Digest::of(&bytes);
+                if found == digest { Ok((bytes, digest)) } else { Err(BaseError::Damaged { path, found }) }
+            }
+        }
+    }
+
+    /// Brings a blob into the cache.
+    pub(super) async fn blob(
+        self,
+        context: Context<'_>,
+        digest: Digest,
+        label: &str,
+        size: u64,
+    ) -> Result<Content, BaseError> {
+        if let Some(path) = context.cache.find(Shelf::Blobs, &Content { digest, size }) {
+            tracing::debug!(path = %path.display(), "in the cache");
+            return Ok(Content { digest, size });
+        }
+        let bar = context.progress.bytes(&format!("fetching {label}"), size);
+        match self {
+            Self::Registry(registry, image) => registry
+                .blob(context.cache, image, digest, &bar)
+                .await
+                .map_err(|source| BaseError::Registry { name: self.name(), source }),
+            Self::Layout(path, _) => {
+                let path = blob_path(path, digest);
+                let file = std::fs::File::open(&path)
+                    .map_err(|source| BaseError::Read { path: path.clone(), source })?;
+                let content = context.cache.put(Shelf::Blobs, &mut bar.reader(file))?;
+                let found = content.digest;
+                if found == digest { Ok(content) } else { Err(BaseError::Damaged { path, found }) }
+            }
+        }
+    }
+}
+
+/// A reference without its tag and digest.
+fn repository_of(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    match name.rsplit_once(':') {
+        // A colon before a slash belongs to the port.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+fn blob_path(layout: &Path, digest: Digest) -> PathBuf {
+    layout.join("blobs").join("sha256").join(digest.hex())
+}
+
+fn read_document(path: &Path) -> Result<Vec<u8>, BaseError> {
+    let fail = |source| BaseError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(fail)?;
+    io::Read::read_to_end(&mut io::Read::take(file, DOCUMENT_LIMIT), &mut bytes).map_err(fail)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_lose_tag_and_digest_but_not_the_port() {
+        for (image, expected) in [
+            ("docker.io/library/debian:12", "docker.io/library/debian"),
+            ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b"),
+            ("127.0.0.1:5000/a/b:c", "127.0.0.1:5000/a/b"),
+            ("debian@sha256:00", "debian"),
+            ("debian:12@sha256:00", "debian"),
+        ] {
+            assert_eq!(repository_of(image), expected);
+        }
+    }
+}
