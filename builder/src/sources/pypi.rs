@@ -5,7 +5,7 @@
 //! The scratch project declares the package's metadata itself (`tool.uv.dependency-metadata`); without that,
 //! uv would download 300 MB and run the package's `setup.py` only to learn its dependencies.
 //!
-//! An index that is configured for pip only is handed over: see [`pip_index`].
+//! An index that is configured for pip only is handed over: see `pip_index`.
 
 use std::{
     path::{Path, PathBuf},
