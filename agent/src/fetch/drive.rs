@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 
 use super::{
     FetchError, Fetcher,
@@ -171,6 +171,9 @@ impl Driver {
     async fn fill(&mut self) -> Result<(), FetchError> {
         let flight = self.flight.clone();
         self.learn_size_for_range().await?;
+        // Kept over the turns of the loop: readers wake it far more often than it ticks.
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             match self.step() {
                 Step::Complete => return Ok(()),
@@ -188,7 +191,7 @@ impl Driver {
                     }
                 }
                 () = flight.wanted.notified() => {}
-                () = tokio::time::sleep(TICK) => self.tick(),
+                _ = ticks.tick() => self.tick(),
             }
         }
     }

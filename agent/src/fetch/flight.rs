@@ -111,11 +111,15 @@ impl Drop for Passenger {
 }
 
 impl Passenger {
-    /// Whether its range lies outside of a blob of `size` bytes.
-    fn wants_nothing_of(&self, size: u64) -> bool {
+    /// Whether all that its range names in a blob of `size` bytes can be sent as it is: the part is there and not of
+    /// the held-back end, or the range lies outside of the blob.
+    fn is_served_by(&self, partial: &Partial, size: u64) -> bool {
         let demand = self.flight.demand();
         let want = demand.wants.iter().find(|want| want.id == self.id);
-        want.is_some_and(|want| matches!(want.range, RangeHeader::One(range) if range.within(size).is_none()))
+        let Some(RangeHeader::One(range)) = want.map(|want| want.range) else { return false };
+        range
+            .within(size)
+            .is_none_or(|range| range.end <= size.saturating_sub(HELD_BACK) && partial.gaps(range).is_empty())
     }
 
     /// Notes how far its reader has come, so that the next bytes are fetched for it.
@@ -282,7 +286,7 @@ impl Flight {
             }
             if let Some((partial, size)) =
                 self.partial.get().and_then(|partial| Some((partial, partial.size()?)))
-                && passenger.wants_nothing_of(size)
+                && passenger.is_served_by(partial, size)
             {
                 return Ok(Content::Growing(Growing::new(partial.clone(), progress, size, passenger)));
             }

@@ -129,7 +129,12 @@ fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
     for want in view.wants {
         let Some(gap) = view.have.gaps(within(want, size)).into_iter().next() else { continue };
         let at = gap.start;
-        let covering = view.lanes.iter().position(|lane| lane.position <= at && at < lane.end);
+        // The closest one: a silent lane and its rival are after the same bytes.
+        let lanes = view.lanes.iter().enumerate();
+        let covering = lanes
+            .filter(|(_, lane)| lane.position <= at && at < lane.end)
+            .max_by_key(|(_, lane)| lane.position);
+        let covering = covering.map(|(index, _)| index);
         let cut = match covering {
             Some(lane) if at - view.lanes[lane].position <= NEAR => continue,
             covering => covering,
@@ -358,6 +363,16 @@ mod tests {
             (
                 "a reader just ahead waits",
                 Case { lanes: vec![lane(pieces(0..100))], wants: vec![pieces(1..2)], ..Case::default() },
+                Step::Wait,
+            ),
+            (
+                "a reader just ahead of a rival waits for the rival",
+                Case {
+                    lanes: vec![LaneView { rivalled: true, ..silent(pieces(1..100)) }, lane(pieces(9..100))],
+                    have: vec![pieces(0..9)],
+                    wants: vec![pieces(9..10)],
+                    ..Case::default()
+                },
                 Step::Wait,
             ),
             (

@@ -4,6 +4,7 @@ mod auth;
 mod faults;
 mod listings;
 mod outage;
+mod pieces;
 mod ranges;
 mod restart;
 mod routes;
