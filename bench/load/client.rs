@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use crate::rivals::Contestant;
+
 /// A transfer that stands still for so long has failed.
 const SILENCE: Duration = Duration::from_mins(1);
 const BUFFER: usize = 256 << 10;
@@ -94,13 +96,15 @@ pub(crate) fn burst(
     Ok(transfers)
 }
 
-/// [`burst`] beside the asynchronous part of the program.
+/// [`burst`] of a contestant's blob, beside the asynchronous part of the program. A failure carries the contestant's log.
 pub(crate) async fn burst_aside(
-    address: SocketAddr,
-    path: String,
+    one: &Contestant,
+    digest: &str,
     size: u64,
     clients: u64,
     times: u32,
 ) -> Result<Vec<Transfer>> {
-    tokio::task::spawn_blocking(move || burst(address, &path, size, clients, times)).await?
+    let (address, path) = (one.address, one.path(digest));
+    let transfers = tokio::task::spawn_blocking(move || burst(address, &path, size, clients, times)).await?;
+    transfers.with_context(|| format!("{} failed; its log:\n{}", one.name, one.log()))
 }

@@ -46,6 +46,14 @@ impl Contestant {
         format!("/v2/{REPOSITORY}/blobs/{digest}{}", self.query)
     }
 
+    /// What it logged, for the message of a failed measurement.
+    pub(crate) fn log(&self) -> String {
+        match &self.process {
+            Process::Agent(agent) => agent.log(),
+            Process::Rival(daemon) => daemon.printed(),
+        }
+    }
+
     /// Its process.
     pub(crate) fn id(&self) -> u32 {
         match &self.process {

@@ -41,7 +41,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
             let index = (turn + round as usize) % contestants.len();
             let one = &contestants[index];
             let mark = upstream.log().len();
-            let transfers = burst_aside(one.address, one.path(&digest), size, arguments.clients, 1).await?;
+            let transfers = burst_aside(one, &digest, size, arguments.clients, 1).await?;
             let gets = upstream.log().since(mark).blob_gets();
             let firsts: Vec<_> = transfers.iter().map(|transfer| milliseconds(transfer.first_byte)).collect();
             let last = transfers.iter().map(|transfer| transfer.total).max().context("there are clients")?;

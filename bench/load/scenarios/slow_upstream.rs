@@ -31,7 +31,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
             let index = (turn + round as usize) % contestants.len();
             let one = &contestants[index];
             let mark = upstream.log().len();
-            let transfers = burst_aside(one.address, one.path(&digest), size, 1, 1).await?;
+            let transfers = burst_aside(one, &digest, size, 1, 1).await?;
             times[index] = seconds(transfers.first().context("there is a client")?.total);
             report.detail(&format!("{} s", one.name), times[index]);
             #[expect(clippy::cast_precision_loss, reason = "a handful")]

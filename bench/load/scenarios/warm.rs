@@ -48,8 +48,8 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     }
     for contestant in &contestants {
         // Into the agent's store, and everything into the page cache.
-        burst_aside(contestant.address, contestant.path(&bulk), size, 1, 1).await?;
-        burst_aside(contestant.address, contestant.path(&small), SMALL, 1, 1).await?;
+        burst_aside(contestant, &bulk, size, 1, 1).await?;
+        burst_aside(contestant, &small, SMALL, 1, 1).await?;
     }
     for round in 0..arguments.rounds {
         let mut measured = [None, None];
@@ -83,7 +83,7 @@ fn publish(upstream: &FakeUpstream, digest: &str, to: &std::path::Path) -> Resul
 async fn measure(one: &Contestant, bulk: &str, small: &str, size: u64, clients: u64) -> Result<Measured> {
     let before = processor_seconds(one.id())?;
     let started = Instant::now();
-    burst_aside(one.address, one.path(bulk), size, clients, TIMES).await?;
+    burst_aside(one, bulk, size, clients, TIMES).await?;
     let took = started.elapsed().as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let bytes = (size * clients * u64::from(TIMES)) as f64;
