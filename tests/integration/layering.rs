@@ -46,13 +46,21 @@ fn sources(below: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut open = vec![root().join(below)];
     while let Some(directory) = open.pop() {
-        for entry in fs::read_dir(&directory).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(&directory).expect("the sources are readable and named in UTF-8") {
+            let path = entry.expect("the sources are readable and named in UTF-8").path();
             if path.is_dir() {
                 open.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-                found.push((name, fs::read_to_string(&path).unwrap()));
+                let name = path
+                    .strip_prefix(root())
+                    .expect("the sources are readable and named in UTF-8")
+                    .to_str()
+                    .expect("the sources are readable and named in UTF-8")
+                    .to_owned();
+                found.push((
+                    name,
+                    fs::read_to_string(&path).expect("the sources are readable and named in UTF-8"),
+                ));
             }
         }
     }
@@ -119,8 +127,12 @@ fn names_crate(text: &str, name: &str) -> bool {
 fn modules_of_the_agent_depend_in_one_direction() {
     let mut wrong = Vec::new();
     for (path, text) in sources("agent/src") {
-        let below = path.strip_prefix("agent/src/").unwrap();
-        let module = below.split('/').next().unwrap().trim_end_matches(".rs");
+        let below = path.strip_prefix("agent/src/").expect("the sources are readable and named in UTF-8");
+        let module = below
+            .split('/')
+            .next()
+            .expect("the sources are readable and named in UTF-8")
+            .trim_end_matches(".rs");
         let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
             wrong.push(format!("{path}: module `{module}` is not in the table"));
             continue;
@@ -150,7 +162,8 @@ fn each_outside_crate_has_one_home() {
 #[test]
 fn the_builder_and_the_agent_meet_only_over_the_protocol() {
     for (package, other) in [("agent", "builder"), ("builder", "agent")] {
-        let manifest = fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
+        let manifest = fs::read_to_string(root().join(package).join("Cargo.toml"))
+            .expect("the sources are readable and named in UTF-8");
         let depends = manifest
             .lines()
             .any(|line| line.starts_with(&format!("{other}.")) || line.starts_with(&format!("{other} ")));

@@ -1,7 +1,7 @@
 //! Configuration: one YAML file, every key also as an environment variable and a flag, checked before anything starts.
 //!
 //! Flags win over the environment, the environment wins over the file, the file over the defaults. Every key is a row
-//! of [`keys::KEYS`]; the file's shape is [`raw::Raw`]; [`Config`] is what is left when everything has been checked.
+//! of [`keys::KEYS`]; the file's shape is in `raw`; [`Config`] is what is left when everything has been checked.
 
 mod credentials;
 mod error;

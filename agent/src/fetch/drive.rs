@@ -61,7 +61,7 @@ async fn fail(fetcher: &Fetcher, flight: &Arc<Flight>, error: FetchError) {
         _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
     }
     if let FetchError::Corrupt { origins, .. } = &error {
-        fetcher.suspect(digest, origins);
+        fetcher.0.liars.note(digest, origins);
     } else if let Some(partial) = flight.partial().cloned()
         && let Err(error) = blocking(move || partial.park()).await
     {

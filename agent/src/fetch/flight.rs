@@ -24,6 +24,7 @@ use super::{
 use crate::{
     store::{Blob, Partial, StoreError},
     types::{ByteRange, Descriptor, Digest, RangeHeader, Repository, Role},
+    upstream::Distrust,
 };
 
 /// Blobs up to this size are sent only when they are verified, as configurations are.
@@ -52,8 +53,8 @@ pub(super) struct Flight {
     digest: Digest,
     /// What a manifest said about the digest.
     described: Option<Descriptor>,
-    /// Hosts that sent wrong bytes for this digest before; asked last.
-    suspects: Vec<String>,
+    /// Who sent wrong bytes for this digest before.
+    distrust: Distrust,
     demand: Mutex<Demand>,
     /// Someone wants something new.
     pub(super) wanted: Notify,
@@ -134,11 +135,11 @@ impl Passenger {
 }
 
 impl Flight {
-    pub(super) fn new(digest: Digest, described: Option<Descriptor>, suspects: Vec<String>) -> Self {
+    pub(super) fn new(digest: Digest, described: Option<Descriptor>, distrust: Distrust) -> Self {
         Self {
             digest,
             described,
-            suspects,
+            distrust,
             demand: Mutex::new(Demand {
                 sources: Vec::new(),
                 whole: false,
@@ -171,8 +172,8 @@ impl Flight {
         &self.digest
     }
 
-    pub(super) fn suspects(&self) -> &[String] {
-        &self.suspects
+    pub(super) fn distrust(&self) -> &Distrust {
+        &self.distrust
     }
 
     pub(super) fn described_size(&self) -> Option<u64> {

@@ -184,7 +184,7 @@ impl Run {
         let source = &self.order.source;
         let _permit = upstream.transfer_permit(&source.registry).await;
         let body =
-            upstream.blob(source, self.flight.digest(), self.order.span, self.flight.suspects()).await?;
+            upstream.blob(source, self.flight.digest(), self.order.span, self.flight.distrust()).await?;
         if body.offset != self.order.span.start {
             upstream.note_no_ranges(&source.registry);
             if !self.order.alone {

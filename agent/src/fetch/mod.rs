@@ -15,6 +15,7 @@ mod flight;
 mod keyed;
 mod known;
 mod lane;
+mod liars;
 mod reader;
 mod schedule;
 mod tags;
@@ -34,6 +35,7 @@ pub use flight::TransferStatus;
 use flight::{Flight, Passenger};
 use keyed::KeyedLocks;
 use known::Known;
+use liars::Liars;
 pub use reader::{Content, ContentReader};
 use tags::TagSlot;
 
@@ -96,13 +98,10 @@ struct Inner {
     manifests: KeyedLocks<(Repository, Digest)>,
     tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
     known: Known,
-    suspects: Mutex<HashMap<Digest, Vec<String>>>,
+    liars: Liars,
     absent: Absent<(Repository, Digest)>,
     slots: tokio::sync::Semaphore,
 }
-
-/// Digests whose liars are remembered.
-const MAX_SUSPECTS: usize = 1_024;
 
 /// Blobs fetched at once; further ones wait their turn.
 const MAX_FLIGHTS: usize = 64;
@@ -128,7 +127,7 @@ impl Fetcher {
             manifests: KeyedLocks::default(),
             tags: Mutex::default(),
             known: Known::default(),
-            suspects: Mutex::default(),
+            liars: Liars::default(),
             absent: Absent::default(),
             slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
         }))
@@ -155,7 +154,7 @@ impl Fetcher {
             inner.metrics.count_content(Kind::blob, found);
             match flight.ready(passenger).await {
                 Err(FetchError::Corrupt { .. } | FetchError::Changed(_) | FetchError::Parked) if again => {
-                    again = false
+                    again = false;
                 }
                 Err(error) => {
                     inner.absent.note(&(repository.clone(), *digest), &error, inner.config.negative);
@@ -209,22 +208,13 @@ impl Fetcher {
         {
             return (flight.clone(), passenger, Found::joined);
         }
-        let suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
-        let flight = Arc::new(Flight::new(*digest, self.0.known.get(digest), suspects.unwrap_or_default()));
+        let distrust = self.0.liars.distrust(digest);
+        let flight = Arc::new(Flight::new(*digest, self.0.known.get(digest), distrust));
         let passenger = flight.board(repository, range, rest).expect("a new flight is open");
         flights.insert(*digest, flight.clone());
         drop(flights);
         drive::start(self.clone(), flight.clone());
         (flight, passenger, Found::miss)
-    }
-
-    /// Remembers who sent wrong bytes for a digest, so that the next flight asks others first.
-    fn suspect(&self, digest: &Digest, origins: &[String]) {
-        let mut suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner);
-        if suspects.len() >= MAX_SUSPECTS {
-            suspects.clear();
-        }
-        suspects.insert(*digest, origins.to_vec());
     }
 
     /// Blobs under way.

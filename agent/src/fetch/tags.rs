@@ -125,7 +125,7 @@ impl Fetcher {
         }
     }
 
-    /// HEAD, which costs no quota; GET only when the registry's HEAD does not say enough. With a last known meaning
+    /// HEAD, which costs no quota; GET only for a manifest that is not here yet. With a last known meaning
     /// at hand the wait is half of what the client is given, so that it still gets that.
     async fn ask_upstream(
         &self,
@@ -137,18 +137,28 @@ impl Fetcher {
         let asked = tokio::time::timeout(limit, async {
             let reference = Reference::Tag(tag.clone());
             let head = self.0.upstream.manifest_head(repository, &reference).await?;
-            if let (Some(digest), Some(media_type), Some(size)) = (head.digest, head.media_type, head.size) {
-                return Ok((digest, media_type, size));
+            // The client's next request is for this manifest, and it comes back here only if it can be had: some
+            // clients choose their mirror once, by this answer.
+            if let Some(digest) = head.digest {
+                match self.manifest_by_digest(repository, &digest).await {
+                    Err(FetchError::NotFound(_)) => {}
+                    manifest => return manifest,
+                }
             }
             let manifest = self.0.upstream.manifest(repository, &reference).await?;
             self.keep_manifest(repository, &manifest).await?;
-            Ok::<_, FetchError>((manifest.digest, manifest.media_type, manifest.bytes.len() as u64))
+            Ok::<_, FetchError>(manifest)
         });
-        let (digest, media_type, size) = asked.await.unwrap_or_else(|_| {
+        let manifest = asked.await.unwrap_or_else(|_| {
             let reason = format!("did not answer within {limit:?}");
             Err(UpstreamError::Unavailable { registry: repository.registry.clone(), reason }.into())
         })?;
-        Ok(TagRecord { digest, media_type: media_type.as_str().to_owned(), size, confirmed: unix_now() })
+        Ok(TagRecord {
+            digest: manifest.digest,
+            media_type: manifest.media_type.as_str().to_owned(),
+            size: manifest.bytes.len() as u64,
+            confirmed: unix_now(),
+        })
     }
 
     async fn keep_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {

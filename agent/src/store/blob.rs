@@ -87,7 +87,7 @@ fn open_cached(path: &Path) -> Result<File, Errno> {
     rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).map(File::from)
 }
 
-/// Reads the next bytes at `position`, at most [`CHUNK`] and not past `end`. A file that is shorter than `end` is an
+/// Reads the next bytes at `position`, at most 256 KiB and not past `end`. A file that is shorter than `end` is an
 /// error, never a short success.
 pub async fn read_chunk(file: &Arc<File>, position: u64, end: u64) -> io::Result<Bytes> {
     let wanted = usize::try_from(end.saturating_sub(position)).unwrap_or(CHUNK).min(CHUNK);

@@ -45,6 +45,8 @@ pub struct Partial {
     /// Held while bytes are written, so that no byte is ever written twice: what was hashed from memory is what
     /// lies in the file.
     writing: Mutex<()>,
+    /// Held while the map is saved: two lanes may have reason to at once.
+    saving: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -105,6 +107,7 @@ impl Partial {
             state: Mutex::new(State { have, size, unsaved: 0 }),
             hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0 }),
             writing: Mutex::new(()),
+            saving: Mutex::new(()),
         })
     }
 
@@ -200,7 +203,11 @@ impl Partial {
         if gaps == [offset..end] {
             self.hash_written(offset, chunks);
         }
-        if due { self.save_map() } else { Ok(()) }
+        // The map is a convenience of the next process; the transfer does not fail for it.
+        if due && let Err(error) = self.save_map() {
+            tracing::warn!(digest = %self.digest.short(), %error, "map of a partial blob not saved");
+        }
+        Ok(())
     }
 
     fn write_gap(&self, offset: u64, chunks: &[Bytes], gap: &Range<u64>) -> Result<(), StoreError> {
@@ -295,6 +302,8 @@ impl Partial {
     }
 
     fn save_map(&self) -> Result<(), StoreError> {
+        // Before the snapshot, so that an older one never replaces a newer one.
+        let _saving = guard(&self.saving);
         let map = {
             let state = guard(&self.state);
             Map { size: state.size, have: state.have.iter().map(|range| (range.start, range.end)).collect() }
@@ -397,6 +406,31 @@ mod tests {
         partial.set_size(6).unwrap();
         partial.write(1, &[Bytes::from_static(b"bc")]).unwrap();
         partial.write(0, &[Bytes::from_static(b"aX"), Bytes::from_static(b"Xdef")]).unwrap();
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn many_lanes_save_the_map_at_once_and_none_fails() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let content = Bytes::from(bytes(1_000));
+        let partial = store.partial(&Digest::of(&content)).unwrap();
+        partial.set_size(1_000).unwrap();
+        std::thread::scope(|scope| {
+            for lane in 0..4_u64 {
+                let (partial, content) = (&partial, &content);
+                scope.spawn(move || {
+                    for at in 0..250 {
+                        let at = lane * 250 + at;
+                        let index = usize::try_from(at).unwrap();
+                        partial.write(at, &[content.slice(index..=index)]).unwrap();
+                        partial.save_map().unwrap();
+                    }
+                });
+            }
+        });
+        let (size, have) = read_map(&partial.map_path, 1_000);
+        assert_eq!((size, have.total()), (Some(1_000), 1_000));
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
     }
 

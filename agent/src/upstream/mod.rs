@@ -201,6 +201,15 @@ impl BlobBody {
     }
 }
 
+/// Endpoints, by their names in [`BlobBody::origin`], that sent wrong bytes for a blob.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Distrust {
+    /// Asked when all others have failed.
+    pub last: Vec<String>,
+    /// Not asked.
+    pub never: Vec<String>,
+}
+
 /// Every registry the agent may talk to.
 #[derive(Debug)]
 pub struct Upstream {
@@ -256,7 +265,7 @@ impl Upstream {
     }
 
     async fn send(&self, repository: &Repository, ask: &Ask) -> Result<Reply, UpstreamError> {
-        self.registry(&repository.registry)?.send(&repository.name, ask, &[]).await
+        self.registry(&repository.registry)?.send(&repository.name, ask, &Distrust::default()).await
     }
 
     /// A place among the transfers of a registry; waits until one is free.
@@ -294,7 +303,9 @@ impl Upstream {
         let headers = reply.headers();
         Ok(ManifestHead {
             digest: text(headers, "docker-content-digest").and_then(|value| value.parse().ok()),
-            media_type: text(headers, header::CONTENT_TYPE.as_str()).and_then(MediaType::parse),
+            media_type: text(headers, header::CONTENT_TYPE.as_str())
+                .and_then(MediaType::parse)
+                .filter(is_manifest_type),
             size: reply.content_length(),
         })
     }
@@ -343,7 +354,7 @@ impl Upstream {
             // Presigned URLs are bound to the method: where HEAD leads to one that is for GET, the first byte tells.
             Err(UpstreamError::Unavailable { .. }) => {
                 let first = Span { start: 0, end: Some(1) };
-                Ok(self.blob(repository, digest, first, &[]).await?.size)
+                Ok(self.blob(repository, digest, first, &Distrust::default()).await?.size)
             }
             Err(error) => Err(error),
         }
@@ -357,10 +368,10 @@ impl Upstream {
         repository: &Repository,
         digest: &Digest,
         span: Span,
-        suspects: &[String],
+        distrust: &Distrust,
     ) -> Result<BlobBody, UpstreamError> {
         let ask = Ask::blob(Method::GET, digest, Some(span));
-        let reply = self.registry(&repository.registry)?.send(&repository.name, &ask, suspects).await?;
+        let reply = self.registry(&repository.registry)?.send(&repository.name, &ask, distrust).await?;
         let origin = reply.origin().to_owned();
         let range = text(reply.headers(), "content-range");
         let placed = place_answer(reply.status(), range, reply.content_length(), span)
@@ -440,10 +451,12 @@ fn unavailable(repository: &Repository, reason: String) -> UpstreamError {
 /// Registries that send no usable type (`text/plain`, `application/octet-stream`) are corrected by the document.
 fn usable_type(sent: Option<MediaType>, bytes: &[u8]) -> Option<MediaType> {
     let document = crate::types::media_type_of(bytes)?;
-    match sent {
-        Some(sent) if sent.as_str().ends_with("json") && sent.as_str() != "application/json" => Some(sent),
-        _ => Some(document),
-    }
+    Some(sent.filter(is_manifest_type).unwrap_or(document))
+}
+
+/// Types that name a kind of manifest; `text/html`, `application/json` and the like do not.
+fn is_manifest_type(media_type: &MediaType) -> bool {
+    media_type.as_str().ends_with("json") && media_type.as_str() != "application/json"
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    Private, RegistryConfig, UpstreamError,
+    Distrust, Private, RegistryConfig, UpstreamError,
     ask::Ask,
     breaker::Breaker,
     budget::{Budget, BudgetStatus, Class},
@@ -124,13 +124,13 @@ impl Registry {
         &self,
         name: &RepoName,
         ask: &Ask,
-        suspects: &[String],
+        distrust: &Distrust,
     ) -> Result<Reply, UpstreamError> {
         let deadline = Instant::now() + self.shared.header_limit;
         let attempts = if ask.kind == Kind::blob && ask.method == Method::GET { 1 } else { ATTEMPTS };
         let mut failures = 0;
         loop {
-            let error = match self.try_endpoints(name, ask, suspects).await {
+            let error = match self.try_endpoints(name, ask, distrust).await {
                 Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. })) => error,
                 settled => return settled,
             };
@@ -148,12 +148,13 @@ impl Registry {
         &self,
         name: &RepoName,
         ask: &Ask,
-        suspects: &[String],
+        distrust: &Distrust,
     ) -> Result<Reply, UpstreamError> {
-        let is_suspect = |watched: &&Watched| {
-            suspects.iter().any(|origin| origin.split(' ').next() == Some(watched.endpoint.name()))
+        let named = |origins: &[String], watched: &Watched| {
+            origins.iter().any(|origin| origin.split(' ').next() == Some(watched.endpoint.name()))
         };
-        let (last, first): (Vec<_>, Vec<_>) = self.endpoints.iter().partition(is_suspect);
+        let asked = self.endpoints.iter().filter(|watched| !named(&distrust.never, watched));
+        let (last, first): (Vec<_>, Vec<_>) = asked.partition(|watched| named(&distrust.last, watched));
         let mut failed = None;
         for watched in first.into_iter().chain(last) {
             match self.try_endpoint(watched, name, ask).await {
@@ -164,7 +165,9 @@ impl Registry {
                 settled => return settled,
             }
         }
-        Err(failed.unwrap_or_else(|| self.unavailable("no endpoint is configured".into())))
+        Err(failed.unwrap_or_else(|| {
+            self.unavailable("every endpoint sent wrong bytes for it a moment ago".into())
+        }))
     }
 
     async fn try_endpoint(

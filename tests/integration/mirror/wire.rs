@@ -101,9 +101,13 @@ async fn nothing_is_content_encoded_whatever_the_client_accepts() {
 #[tokio::test]
 async fn rubbish_does_not_disturb_the_others() {
     let (_upstream, agent) = start().await;
-    for rubbish in
-        [&b"\r\n\r\n"[..], b"GET", b"GET / HTTP/9.9\r\n\r\n", b"\0\0\0\0\0\0\0\0\r\n\r\n", &[b'a'; 100_000]]
-    {
+    for rubbish in [
+        &b"\r\n\r\n"[..],
+        b"GET",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\0\0\0\0\0\0\0\0\r\n\r\n",
+        &vec![b'a'; 100_000],
+    ] {
         if let Ok(mut exchange) = Exchange::open(agent.mirror(), rubbish, Duration::from_millis(300)).await {
             exchange.ending().await;
         }
