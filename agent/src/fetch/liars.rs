@@ -14,7 +14,7 @@ use crate::{types::Digest, upstream::Distrust};
 const LIES: u32 = 2;
 
 /// For how long it is not asked, and after which lies are forgotten.
-const MEMORY: Duration = Duration::from_secs(10);
+const MEMORY: Duration = Duration::from_secs(5);
 
 /// Digests remembered at most.
 const MOST: usize = 1_024;

@@ -33,6 +33,20 @@ async fn start() -> (FakeUpstream, Agent) {
     (upstream, agent)
 }
 
+/// The first answer that is not 503, as a client gets it that keeps trying.
+async fn when_available(request: impl Fn() -> reqwest::RequestBuilder) -> Response {
+    let trying = async {
+        loop {
+            let response = request().send().await.expect("an answer");
+            if response.status() != 503 {
+                return response;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), trying).await.expect("503 does not last")
+}
+
 /// Status and error code of an answer, which must have the error body of the distribution protocol.
 async fn refusal(response: Response) -> (u16, String) {
     let status = response.status().as_u16();
