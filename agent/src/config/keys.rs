@@ -85,8 +85,9 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "fetch.parallelFrom",
-        default: "64MiB",
-        meaning: "blobs from this size on may use several connections",
+        default: "512MiB",
+        meaning: "blobs from this size on may use several connections; below it, one plain request is what every registry \
+                  counts least, and an image's layers fill the link side by side",
     },
     Key {
         path: "fetch.wholeOnRange",
