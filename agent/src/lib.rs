@@ -12,6 +12,7 @@
 //! | [`fetch`] | one flight per digest, growing reads, tag resolution |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
+//! | [`peers`] | the cut of blobs between agents and the ranking of members: pure, not used by `fetch` yet |
 //! | [`types`] | the protocol's words as types |
 //! | [`metrics`], [`task`] | counters; the one place that starts tasks |
 //!
@@ -27,6 +28,7 @@ pub mod config;
 pub mod fetch;
 pub mod http;
 pub mod metrics;
+pub mod peers;
 pub mod store;
 pub mod task;
 pub mod types;

@@ -8,4 +8,5 @@ mod build_push;
 mod cli;
 mod layering;
 mod mirror;
+mod peers;
 mod registry;

@@ -1,0 +1,3 @@
+//! Agents among themselves.
+
+mod vectors;
