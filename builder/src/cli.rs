@@ -3,7 +3,10 @@
 use std::{env, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hearth_builder::{build::Options, registry::Settings};
+use hearth_builder::{
+    build::{Change, Options},
+    registry::Settings,
+};
 
 /// Builds reproducible Apache Spark images without a container engine and without root.
 #[derive(Debug, Parser)]
@@ -17,6 +20,7 @@ pub struct Cli {
 pub enum Command {
     Build(BuildArgs),
     Plan(PlanArgs),
+    Lock(LockArgs),
 }
 
 const BUILD_HELP: &str = "\
@@ -48,6 +52,9 @@ pub struct BuildArgs {
     /// Build the other combinations when some of the matrix cannot run or are untested.
     #[arg(long)]
     skip_refused: bool,
+    /// Fail when there is no lock.
+    #[arg(long)]
+    locked: bool,
 }
 
 const PLAN_HELP: &str = "\
@@ -63,6 +70,37 @@ Inputs are downloaded and read (the build will need them anyway); nothing is com
 pub struct PlanArgs {
     #[command(flatten)]
     common: CommonArgs,
+    /// Also show what a node would download that has the images of this lock.
+    #[arg(long, value_name = "LOCK")]
+    against: Option<PathBuf>,
+}
+
+const LOCK_HELP: &str = "\
+Examples:
+  hearth lock                                 write hearth.lock beside hearth.yaml
+  hearth lock --check                         fail when it is stale (for CI)
+  hearth lock --upgrade 'base base.tar'       look up this input anew and leave the others alone
+
+What is locked stays as it is: inputs by digest, and the layers of images that are there already.
+Builds use the lock from then on, and need no network when the cache has the inputs.
+
+Exit codes: 0 done or current, 1 failed or stale, 2 the command line or the specification has to be changed.";
+
+/// Writes down every input by digest and every layer by its files, so that builds come to the same later.
+#[derive(Debug, Args)]
+#[command(after_help = LOCK_HELP)]
+pub struct LockArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Write nothing; fail when the lock is not what it would be now.
+    #[arg(long)]
+    check: bool,
+    /// Look up this input anew, by its name in the lock. May be given several times.
+    #[arg(long, value_name = "NAME", conflicts_with = "check")]
+    upgrade: Vec<String>,
+    /// Lock the other combinations when some of the matrix cannot run or are untested.
+    #[arg(long)]
+    skip_refused: bool,
 }
 
 #[derive(Debug, Args)]
@@ -70,6 +108,9 @@ struct CommonArgs {
     /// The specification. Its keys are explained in `docker/README.md`.
     #[arg(short, long, value_name = "FILE", default_value = "hearth.yaml")]
     file: PathBuf,
+    /// The lock [default: beside the specification, `hearth.lock` for `hearth.yaml`, when it is there].
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// A registry (`host` or `host:port`) that is spoken to without TLS. No host is by itself, not even a
     /// loopback address. May be given several times.
     #[arg(long, value_name = "HOST")]
@@ -113,6 +154,8 @@ pub enum Format {
 pub enum UsageError {
     #[error("SOURCE_DATE_EPOCH is `{0}`, not a number of seconds")]
     Epoch(String),
+    #[error("a lock is made of the specification's own sources: leave --set-source out")]
+    LockedSources,
     #[error("neither HOME nor XDG_CACHE_HOME is set: say with --cache-dir where the cache is")]
     NoHome,
 }
@@ -129,15 +172,28 @@ impl BuildArgs {
     /// The options, and how the result is written.
     pub fn options(self) -> Result<(Options, Format), UsageError> {
         let (options, format) = self.common.options()?;
-        let (output, push, skip_refused) = (self.output, self.push, self.skip_refused);
-        Ok((Options { output, push, skip_refused, ..options }, format))
+        let (output, push, skip_refused, locked) = (self.output, self.push, self.skip_refused, self.locked);
+        Ok((Options { output, push, skip_refused, locked, ..options }, format))
     }
 }
 
 impl PlanArgs {
     /// The options, and how the result is written.
     pub fn options(self) -> Result<(Options, Format), UsageError> {
-        self.common.options()
+        let (options, format) = self.common.options()?;
+        Ok((Options { against: self.against, ..options }, format))
+    }
+}
+
+impl LockArgs {
+    /// The options, what to do, and how the result is written.
+    pub fn options(self) -> Result<(Options, Change, Format), UsageError> {
+        let (options, format) = self.common.options()?;
+        if options.base.is_some() || options.spark.is_some() {
+            return Err(UsageError::LockedSources);
+        }
+        let change = Change { check: self.check, upgrade: self.upgrade };
+        Ok((Options { skip_refused: self.skip_refused, ..options }, change, format))
     }
 }
 
@@ -158,6 +214,9 @@ impl CommonArgs {
             output: None,
             push: false,
             skip_refused: false,
+            lock: self.lock,
+            locked: false,
+            against: None,
             cache: self.cache_dir.map_or_else(default_cache, Ok)?,
             jobs: self.jobs.map_or(processors, usize::from),
             registries: Settings { plain_http: self.plain_http, docker_config: self.docker_config },

@@ -11,6 +11,7 @@
 //! | --- | --- |
 //! | [`build`] | the order of the steps; the only file that names every other module |
 //! | [`spec`] | `hearth.yaml`: parsing and every check that needs no other input |
+//! | [`lock`] | `hearth.lock`: inputs by digest, layers as they were planned |
 //! | [`plan`] | pure decisions: cells of the matrix, files to layers |
 //! | [`compat`] | pure: which Spark runs with which Java, Scala and Python |
 //! | [`sources`] | reading what images are made of: archives, packages, bases |
@@ -35,6 +36,7 @@ pub mod compat;
 pub mod digest;
 pub mod image;
 pub mod layer;
+pub mod lock;
 pub mod plan;
 pub mod progress;
 pub mod publish;

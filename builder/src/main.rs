@@ -53,6 +53,7 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let mut out = Vec::new();
+    let mut stale = false;
     match command {
         Command::Build(arguments) => {
             let (options, format) = arguments.options()?;
@@ -70,6 +71,17 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
                 Format::Json => report::write_json(&report, &mut out)?,
             }
         }
+        Command::Lock(arguments) => {
+            let (options, change, format) = arguments.options()?;
+            let report = runtime.block_on(build::lock(&options, &change, progress))?;
+            match format {
+                Format::Text => report.write_text(&mut out)?,
+                Format::Json => report::write_json(&report, &mut out)?,
+            }
+            stale = report.stale();
+        }
     }
-    io::stdout().lock().write_all(&out).context("cannot write the report")
+    io::stdout().lock().write_all(&out).context("cannot write the report")?;
+    anyhow::ensure!(!stale, "the lock is stale: run `hearth lock`");
+    Ok(())
 }

@@ -103,6 +103,73 @@ pub struct PlanReport {
     pub total_bytes: u64,
     /// What the user should know about the inputs.
     pub warnings: Vec<String>,
+    /// What a node would download that has the images of an old lock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<Against>,
+}
+
+/// A plan held against the lock of images that nodes have already.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Against {
+    /// The old lock.
+    pub lock: String,
+    /// What each image needs that the old ones did not have.
+    pub images: Vec<AgainstImage>,
+    /// Uncompressed bytes of all new layers, each counted once; without bases.
+    pub unique_bytes: u64,
+}
+
+/// What one image needs that the old ones did not have.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgainstImage {
+    /// Its tag.
+    pub tag: String,
+    /// New layers over the base.
+    pub layers: usize,
+    /// Their uncompressed bytes.
+    pub bytes: u64,
+    /// Whether the base is another one.
+    pub base_is_new: bool,
+}
+
+/// What became of a lock.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LockReport {
+    /// The file.
+    pub lock: String,
+    /// How many inputs it has.
+    pub inputs: usize,
+    /// How many layers it has.
+    pub layers: usize,
+    /// What is different from before; nothing when it is current.
+    pub changes: Vec<String>,
+    /// Whether it was only checked.
+    pub checked: bool,
+    /// What the user should know about the inputs.
+    pub warnings: Vec<String>,
+}
+
+impl LockReport {
+    /// Whether a check found it stale.
+    pub fn stale(&self) -> bool {
+        self.checked && !self.changes.is_empty()
+    }
+
+    /// For people.
+    pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        self.changes.iter().try_for_each(|change| writeln!(out, "  {change}"))?;
+        write_warnings(out, &self.warnings)?;
+        let (lock, inputs, layers) = (&self.lock, self.inputs, self.layers);
+        let what = match (self.checked, self.changes.is_empty()) {
+            (_, true) => "is current",
+            (true, false) => "is stale",
+            (false, false) => "was written",
+        };
+        writeln!(out, "{lock} {what}: {inputs} inputs, {layers} layers")
+    }
 }
 
 /// An image of a plan.
@@ -152,7 +219,7 @@ impl PlanReport {
         let images: Vec<PlannedImage> = images.into_iter().map(image).collect();
         let unique_bytes = layers.iter().map(|layer| layer.bytes).sum();
         let total_bytes = images.iter().map(|image| image.bytes).sum();
-        Self { repository, images, refused, layers, unique_bytes, total_bytes, warnings }
+        Self { repository, images, refused, layers, unique_bytes, total_bytes, warnings, against: None }
     }
 
     /// For people.
@@ -169,6 +236,14 @@ impl PlanReport {
             writeln!(out, "  {size:>10}  {blob:>10}  {files:>6} files  {shared:>3} images  {}", layer.label)?;
         }
         write_warnings(out, &self.warnings)?;
+        if let Some(against) = &self.against {
+            writeln!(out, "a node with the images of {} would download (uncompressed):", against.lock)?;
+            for image in &against.images {
+                let (size, layers, tag) = (megabytes(image.bytes), image.layers, &image.tag);
+                let base = if image.base_is_new { ", and another base" } else { "" };
+                writeln!(out, "  {size:>10}  {layers:>3} layers  {tag}{base}")?;
+            }
+        }
         let (unique, total) = (megabytes(self.unique_bytes), megabytes(self.total_bytes));
         writeln!(out, "{unique} to store instead of {total}")
     }

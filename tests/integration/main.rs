@@ -3,6 +3,7 @@
 mod build;
 mod build_entrypoint;
 mod build_fixture;
+mod build_lock;
 mod build_matrix;
 mod build_push;
 mod cli;

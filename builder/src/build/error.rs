@@ -6,6 +6,7 @@ use crate::{
     cache::CacheError,
     digest::Digest,
     layer::LayerError,
+    lock::LockError,
     plan::Refused,
     publish::{layout::LayoutError, upload::PushError},
     runtime::RuntimeError,
@@ -26,6 +27,9 @@ pub enum BuildError {
     /// Cells are refused.
     #[error("{}", refusals(.0))]
     Refused(Vec<Refused>),
+    /// The lock does not fit.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The base cannot be used.
     #[error(transparent)]
     Base(#[from] BaseError),
@@ -106,6 +110,8 @@ impl BuildError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Spec(_) | Self::Refused(_) | Self::Unsuitable { .. } => 2,
+            Self::Lock(LockError::Read { .. } | LockError::Write { .. } | LockError::Changed { .. }) => 1,
+            Self::Lock(_) => 2,
             _ => 1,
         }
     }

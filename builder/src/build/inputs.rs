@@ -10,6 +10,7 @@ use crate::{
     cache::{Cache, Content, Shelf},
     digest::Digest,
     image,
+    lock::Pins,
     plan::{Cell, layers::Files},
     progress::Progress,
     registry::Registry,
@@ -51,6 +52,8 @@ pub struct Inputs<'a> {
     progress: &'a Progress,
     bases: HashMap<String, Base>,
     sparks: HashMap<Version, Archive>,
+    /// What was used, held against the lock.
+    pub pins: Pins,
     /// What the user should know about the inputs.
     pub warnings: Vec<String>,
 }
@@ -71,9 +74,10 @@ impl<'a> Inputs<'a> {
         cache: &'a Cache,
         registry: &'a Registry,
         progress: &'a Progress,
+        pins: Pins,
     ) -> Self {
         let (bases, sparks) = (HashMap::new(), HashMap::new());
-        Self { options, matrix, cache, registry, progress, bases, sparks, warnings: Vec::new() }
+        Self { options, matrix, cache, registry, progress, bases, sparks, pins, warnings: Vec::new() }
     }
 
     /// Reads everything that a cell needs.
@@ -93,7 +97,7 @@ impl<'a> Inputs<'a> {
     }
 
     fn assemble(
-        &self,
+        &mut self,
         cell: &Cell,
         base: Base,
         found: &Found,
@@ -116,7 +120,7 @@ impl<'a> Inputs<'a> {
         Ok(Prepared { cell: cell.clone(), tag, base, files, settings })
     }
 
-    fn lay_out(&self, cell: &Cell, archive: &Archive) -> Result<Distribution, BuildError> {
+    fn lay_out(&mut self, cell: &Cell, archive: &Archive) -> Result<Distribution, BuildError> {
         let fail = |source| BuildError::Archive { path: archive.path.clone(), source };
         let (cache, progress) = (self.cache, self.progress);
         let source = if let Some(digest) = archive.digest {
@@ -130,10 +134,20 @@ impl<'a> Inputs<'a> {
             {
                 return Err(BuildError::Pinned { path: path.clone(), found: digest, expected: *expected });
             }
+            // A file that the command line puts in the place of the specification's is not what was locked.
+            if self.options.spark.is_none() {
+                self.pins.used(&spark_name(cell), digest, &self.relative(&archive.path))?;
+            }
             tree
         };
         spark::lay_out(cache, &source, &cell.spark, cell.scala.as_ref())
             .map_err(|source| BuildError::Spark { path: archive.path.clone(), source })
+    }
+
+    /// A path as the lock names it: the same wherever the specification lies.
+    fn relative(&self, path: &Path) -> String {
+        let directory = self.options.spec.parent().unwrap_or(Path::new(""));
+        path.strip_prefix(directory).unwrap_or(path).display().to_string()
     }
 
     async fn base(&mut self, cell: &Cell) -> Result<Base, BuildError> {
@@ -152,7 +166,9 @@ impl<'a> Inputs<'a> {
         if let Some(base) = self.bases.get(&key) {
             return Ok(base.clone());
         }
-        let base = match &self.matrix.base {
+        let origin = self.relative(Path::new(&key));
+        let name = format!("base {origin}");
+        let mut base = match &self.matrix.base {
             spec::Base::RootFs(archive) => {
                 blocking(|| base::from_archive(context, &path(archive), self.matrix.compression))?
             }
@@ -160,8 +176,21 @@ impl<'a> Inputs<'a> {
                 let name = name.as_ref().map(|name| fill(cell, name));
                 base::from_image(context, Origin::Layout(&path(directory), name.as_deref())).await?
             }
-            spec::Base::Image(_) => base::from_image(context, Origin::Registry(self.registry, &key)).await?,
+            spec::Base::Image(_) => {
+                // A tag may have moved since: the locked manifest is asked for by its digest.
+                let reference = match self.pins.get(&name)? {
+                    Some(pin) => base::pinned(&key, pin.digest),
+                    None => key.clone(),
+                };
+                base::from_image(context, Origin::Registry(self.registry, &reference)).await?
+            }
         };
+        if matches!(self.matrix.base, spec::Base::Image(_)) {
+            base.name.clone_from(&key);
+        }
+        if self.options.base.is_none() {
+            self.pins.used(&name, base.digest, &origin)?;
+        }
         self.bases.insert(key, base.clone());
         Ok(base)
     }
@@ -178,6 +207,11 @@ impl<'a> Inputs<'a> {
             }
             SparkSource::Url(url, digest) => self.download(cell, &fill(cell, url), *digest).await?,
             SparkSource::PyPi(package) => {
+                if let Some(pin) = self.pins.get(&spark_name(cell))? {
+                    let archive = self.download(cell, &pin.origin, pin.digest).await?;
+                    self.sparks.insert(cell.spark.clone(), archive.clone());
+                    return Ok(archive);
+                }
                 let bar = self.progress.step(&format!("looking for {package} {}", cell.spark));
                 let located = pypi::locate(package, &cell.spark, cell.python.as_ref())
                     .await
@@ -190,14 +224,23 @@ impl<'a> Inputs<'a> {
         Ok(archive)
     }
 
-    async fn download(&self, cell: &Cell, url: &str, digest: Digest) -> Result<Archive, BuildError> {
+    async fn download(&mut self, cell: &Cell, url: &str, digest: Digest) -> Result<Archive, BuildError> {
         let fail = |source| BuildError::Download { version: cell.spark.clone(), source };
         let client = download::client().map_err(fail)?;
         let content: Content =
             download::fetch(&client, self.cache, url, digest, self.progress).await.map_err(fail)?;
+        // The index's URLs hold no secrets; one that the user wrote may, and the specification has it anyway.
+        let from_index = matches!(self.matrix.spark, SparkSource::PyPi(_));
+        let origin = if from_index { url.to_owned() } else { download::redacted(url) };
+        self.pins.used(&spark_name(cell), digest, &origin)?;
         let path = self.cache.path(Shelf::Files, &content.digest);
         Ok(Archive { path, name: download::last_segment(url), digest: Some(digest) })
     }
+}
+
+/// How a Spark is called in the lock.
+fn spark_name(cell: &Cell) -> String {
+    format!("spark {}", cell.spark)
 }
 
 /// The specification has checked every template with every cell.

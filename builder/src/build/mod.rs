@@ -2,20 +2,28 @@
 
 mod error;
 mod inputs;
+mod locking;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-pub use self::error::BuildError;
 use self::inputs::{Inputs, Prepared};
+pub use self::{
+    error::BuildError,
+    locking::{Change, lock},
+};
 use crate::{
     cache::Cache,
+    digest::Digest,
     image::{self, Added, Image},
     layer::{self, Layer},
+    lock::{Lock, LockError, Pins},
     plan::{
         self, Cells, Refused,
+        frozen::fingerprint,
         layers::{Files, Limits, Planned},
     },
     progress::Progress,
@@ -24,7 +32,10 @@ use crate::{
         upload::Pusher,
     },
     registry::{Registry, Settings},
-    report::{ImageReport, LayerReport, PlanReport, PlannedLayer, PushReport, RefusedReport, Report},
+    report::{
+        Against, AgainstImage, ImageReport, LayerReport, PlanReport, PlannedLayer, PushReport, RefusedReport,
+        Report,
+    },
     sources::download,
     spec::{self, Matrix, SparkSource},
     tree,
@@ -41,6 +52,12 @@ pub struct Options {
     pub push: bool,
     /// Whether refused cells are left out instead of failing the build.
     pub skip_refused: bool,
+    /// The lock; by default it lies beside the specification and has its name.
+    pub lock: Option<PathBuf>,
+    /// Whether there must be a lock.
+    pub locked: bool,
+    /// For a plan: the lock of images that a node has already.
+    pub against: Option<PathBuf>,
     /// The cache.
     pub cache: PathBuf,
     /// Threads for compression.
@@ -62,6 +79,8 @@ struct Planning {
     prepared: Vec<Prepared>,
     layers: Vec<Planned>,
     warnings: Vec<String>,
+    /// The inputs that were used, in the form of a lock.
+    lock: Lock,
 }
 
 /// A finished cell.
@@ -76,7 +95,12 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
     let started = Instant::now();
     let cache = Cache::open(&options.cache)?;
     let registry = Registry::new(options.registries.clone());
-    let planning = prepare(options, &cache, &registry, progress).await?;
+    let lock = read_lock(options)?;
+    let planning = prepare(options, &cache, &registry, progress, lock.as_ref(), true).await?;
+    if let Some(lock) = &lock {
+        lock.check_codec(&lock_path(options), planning.matrix.compression)?;
+        complete(lock, &planning)?;
+    }
     let built = blocking(|| images(options, &cache, &planning, progress))?;
     let output = output(options);
     let named: Vec<Named<'_>> =
@@ -103,7 +127,16 @@ pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, 
     let options = Options { skip_refused: true, ..options.clone() };
     let cache = Cache::open(&options.cache)?;
     let registry = Registry::new(options.registries.clone());
-    let planning = prepare(&options, &cache, &registry, progress).await?;
+    let against = match &options.against {
+        None => None,
+        Some(path) => {
+            let lock = Lock::read(path)?.ok_or_else(|| LockError::Absent { path: path.clone() })?;
+            Some((path, lock))
+        }
+    };
+    // A plan is also where a user sees what a stale lock comes to: new inputs are looked up.
+    let lock = read_lock(&options)?;
+    let planning = prepare(&options, &cache, &registry, progress, lock.as_ref(), false).await?;
     let codec = planning.matrix.compression;
     let describe = |planned: &Planned| PlannedLayer {
         label: planned.label(),
@@ -116,7 +149,55 @@ pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, 
     let images =
         planning.prepared.iter().map(|prepared| (prepared.tag.clone(), prepared.cell.name())).collect();
     let refused = planning.refused.iter().map(refused_report).collect();
-    Ok(PlanReport::new(planning.matrix.repository.to_string(), images, refused, layers, planning.warnings))
+    let against = against.map(|(path, lock)| compare(&path.display().to_string(), &lock, &planning));
+    let repository = planning.matrix.repository.to_string();
+    let report = PlanReport::new(repository, images, refused, layers, planning.warnings);
+    Ok(PlanReport { against, ..report })
+}
+
+/// What a node that has the images of an old lock would download for each image, in uncompressed bytes.
+fn compare(name: &str, old: &Lock, planning: &Planning) -> Against {
+    let had: BTreeSet<Digest> = old.layers.iter().map(|layer| layer.tree).collect();
+    let bases: BTreeSet<Digest> = old.inputs.values().map(|pin| pin.digest).collect();
+    let new: Vec<bool> =
+        planning.layers.iter().map(|layer| !had.contains(&fingerprint(&layer.tree))).collect();
+    let image = |(at, prepared): (usize, &Prepared)| {
+        let own = planning.layers.iter().zip(&new).filter(|(layer, new)| **new && layer.images.contains(&at));
+        let (count, bytes) =
+            own.fold((0, 0), |(count, bytes), (layer, _)| (count + 1, bytes + tree::bytes(&layer.tree)));
+        let base_is_new = !bases.contains(&prepared.base.digest);
+        AgainstImage { tag: prepared.tag.clone(), layers: count, bytes, base_is_new }
+    };
+    let unique = planning.layers.iter().zip(&new).filter(|(_, new)| **new);
+    Against {
+        lock: name.to_owned(),
+        images: planning.prepared.iter().enumerate().map(image).collect(),
+        unique_bytes: unique.map(|(layer, _)| tree::bytes(&layer.tree)).sum(),
+    }
+}
+
+/// Where the lock lies: `hearth.yaml` has `hearth.lock`.
+fn lock_path(options: &Options) -> PathBuf {
+    options.lock.clone().unwrap_or_else(|| options.spec.with_extension("lock"))
+}
+
+fn read_lock(options: &Options) -> Result<Option<Lock>, LockError> {
+    let path = lock_path(options);
+    match Lock::read(&path)? {
+        None if options.locked || options.lock.is_some() => Err(LockError::Absent { path }),
+        lock => Ok(lock),
+    }
+}
+
+/// A build writes only layers of its lock: anything else would come to other images elsewhere.
+fn complete(lock: &Lock, planning: &Planning) -> Result<(), LockError> {
+    let known: BTreeSet<Digest> = lock.layers.iter().map(|layer| layer.tree).collect();
+    match planning.layers.iter().find(|layer| !known.contains(&fingerprint(&layer.tree))) {
+        None => Ok(()),
+        Some(layer) => {
+            Err(LockError::Stale { what: format!("the layer \"{}\" as it is now", layer.label()) })
+        }
+    }
 }
 
 async fn prepare(
@@ -124,6 +205,8 @@ async fn prepare(
     cache: &Cache,
     registry: &Registry,
     progress: &Progress,
+    lock: Option<&Lock>,
+    strict: bool,
 ) -> Result<Planning, BuildError> {
     let mut matrix = spec::load(&options.spec)?;
     replace_sources(&mut matrix, options);
@@ -131,15 +214,17 @@ async fn prepare(
     if built.is_empty() || (!refused.is_empty() && !options.skip_refused) {
         return Err(BuildError::Refused(refused));
     }
-    let mut inputs = Inputs::new(options, &matrix, cache, registry, progress);
+    let mut inputs = Inputs::new(options, &matrix, cache, registry, progress, Pins::new(lock, strict));
     let mut prepared = Vec::new();
     for cell in &built {
         prepared.push(inputs.prepare(cell).await?);
     }
-    let warnings = inputs.warnings;
+    let (warnings, pins) = (inputs.warnings, inputs.pins.seen);
     let files: Vec<Files> = prepared.iter().map(|prepared| prepared.files.clone()).collect();
-    let layers = plan::layers::layers(&files, Limits::default());
-    Ok(Planning { matrix, refused, prepared, layers, warnings })
+    let frozen = lock.map(|lock| lock.layers.as_slice()).unwrap_or_default();
+    let layers = plan::layers::layers(&files, frozen, Limits::default());
+    let lock = Lock::new(matrix.compression, pins, &layers);
+    Ok(Planning { matrix, refused, prepared, layers, warnings, lock })
 }
 
 /// Writes the planned layers, each once, and stacks them.

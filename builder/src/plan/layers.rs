@@ -22,12 +22,13 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::frozen::{self, Frozen};
 use crate::tree::{self, Entry, ImagePath, Kind, Tree};
 
 /// Which part of an image a file belongs to; files of different parts share no layer unless one is too small.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayerName {
     /// `/opt/spark/jars`.
@@ -87,7 +88,8 @@ impl Files {
         Self { base_layers, parts }
     }
 
-    fn entries(&self) -> impl Iterator<Item = (LayerName, &ImagePath, &Entry)> {
+    /// Every file with its part.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (LayerName, &ImagePath, &Entry)> {
         self.parts.iter().flat_map(|(name, tree)| tree.iter().map(|(path, entry)| (*name, path, entry)))
     }
 }
@@ -119,12 +121,14 @@ impl Planned {
 /// Groups of files by part and by the images that have them.
 type Groups = BTreeMap<(LayerName, Vec<usize>), Tree>;
 
-/// Plans the layers of all images, in the order in which each image stacks those that it has.
-pub fn layers(images: &[Files], limits: Limits) -> Vec<Planned> {
-    let mut groups = group(images);
+/// Plans the layers of all images, in the order in which each image stacks those that it has. What `frozen`
+/// layers cover stays in them; the rest is grouped.
+pub fn layers(images: &[Files], frozen: &[Frozen], limits: Limits) -> Vec<Planned> {
+    let (kept, claimed) = frozen::claim(frozen, images);
+    let mut groups = group(images, &claimed);
     copy_small(&mut groups, images.len(), limits);
     join_small(&mut groups, limits);
-    bound_layers(&mut groups, images, limits);
+    bound_layers(&mut groups, images, &kept, limits);
     let mut planned: Vec<Planned> =
         groups.into_iter().flat_map(|((name, members), tree)| cut(name, &members, tree, limits)).collect();
     planned.sort_by_key(|layer| {
@@ -134,10 +138,18 @@ pub fn layers(images: &[Files], limits: Limits) -> Vec<Planned> {
     for layer in &mut planned {
         add_directories(layer, &images[layer.images[0]]);
     }
-    planned
+    // The order among kept layers is that of the lock: another one would be another image.
+    let (mut stacked, mut tops): (Vec<Planned>, Vec<Planned>) =
+        kept.into_iter().partition(|layer| layer.name != LayerName::Hearth);
+    let (new, new_tops): (Vec<Planned>, Vec<Planned>) =
+        planned.into_iter().partition(|layer| layer.name != LayerName::Hearth);
+    stacked.extend(new);
+    tops.extend(new_tops);
+    stacked.extend(tops);
+    stacked
 }
 
-fn group(images: &[Files]) -> Groups {
+fn group(images: &[Files], claimed: &[BTreeSet<ImagePath>]) -> Groups {
     let mut members: HashMap<(LayerName, &ImagePath, &Entry, u64), Vec<usize>> = HashMap::new();
     for (at, files) in images.iter().enumerate() {
         let directories: BTreeMap<&ImagePath, &Entry> = files
@@ -149,7 +161,8 @@ fn group(images: &[Files]) -> Groups {
             files.entries().filter_map(|(_, path, _)| path.parent()).collect();
         for (name, path, entry) in files.entries() {
             // Directories come with their files; only empty ones are files of their own.
-            if entry.kind == Kind::Directory && inhabited.contains(path) {
+            let comes_along = entry.kind == Kind::Directory && inhabited.contains(path);
+            if comes_along || claimed[at].contains(path) {
                 continue;
             }
             // Files under directories of different attributes cannot share a layer, which names both.
@@ -203,8 +216,9 @@ fn join_small(groups: &mut Groups, limits: Limits) {
     }
 }
 
-fn bound_layers(groups: &mut Groups, images: &[Files], limits: Limits) {
+fn bound_layers(groups: &mut Groups, images: &[Files], kept: &[Planned], limits: Limits) {
     for (image, files) in images.iter().enumerate() {
+        let fixed = files.base_layers + kept.iter().filter(|layer| layer.images.contains(&image)).count();
         loop {
             let own: Vec<_> = groups.iter().filter(|((_, members), _)| members.contains(&image)).collect();
             let count: usize = own.iter().map(|(_, tree)| parts(tree, limits)).sum();
@@ -212,7 +226,7 @@ fn bound_layers(groups: &mut Groups, images: &[Files], limits: Limits) {
             let smallest =
                 shared.min_by_key(|(key, tree)| (tree::bytes(tree), *key)).map(|(key, _)| (*key).clone());
             match smallest {
-                Some(key) if count + files.base_layers > limits.layers => copy(groups, &key),
+                Some(key) if count + fixed > limits.layers => copy(groups, &key),
                 _ => break,
             }
         }

@@ -40,7 +40,7 @@ fn what_images_share_is_one_layer_and_lies_lowest() {
         image(&[("a", "same", 100 * MB), ("spark", "3.5.8", 50 * MB), ("tiny", "x", MB)]),
         image(&[("a", "same", 100 * MB), ("spark", "3.5.9", 50 * MB), ("tiny", "x", MB)]),
     ];
-    let planned = layers(&images, Limits::default());
+    let planned = layers(&images, &[], Limits::default());
     let expected = [
         (LayerName::SparkJars, vec![0, 1], 101),
         (LayerName::SparkJars, vec![0], 50),
@@ -56,7 +56,7 @@ fn small_groups_of_some_images_are_copied() {
         image(&[("base", "all", 20 * MB), ("own", own, 30 * MB), ("small", shared, 3 * MB)])
     };
     let images = [small("0", "x"), small("1", "x"), small("2", "y")];
-    let planned = layers(&images, Limits::default());
+    let planned = layers(&images, &[], Limits::default());
     let expected = [
         (LayerName::SparkJars, vec![0, 1, 2], 20),
         (LayerName::SparkJars, vec![0], 33),
@@ -72,7 +72,7 @@ fn giant_groups_are_cut_evenly() {
     let names: Vec<String> = (0..30).map(|number| format!("{number:02}.jar")).collect();
     let jars: Vec<(&str, &str, u64)> =
         names.iter().map(|name| (name.as_str(), name.as_str(), 20 * MB)).collect();
-    let planned = layers(&[image(&jars)], Limits::default());
+    let planned = layers(&[image(&jars)], &[], Limits::default());
     let sizes: Vec<u64> = shape(&planned).iter().map(|(_, _, size)| *size).collect();
     assert_eq!(sizes, [200, 200, 200, 0]);
     assert_eq!(planned[1].label(), "Spark JARs (2/3)");
@@ -94,7 +94,7 @@ fn no_image_gets_more_layers_than_allowed() {
         })
         .collect();
     let limits = Limits { layers: 6, ..Limits::default() };
-    let planned = layers(&images, limits);
+    let planned = layers(&images, &[], limits);
     for (number, files) in images.iter().enumerate() {
         let own = planned.iter().filter(|layer| layer.images.contains(&number)).count();
         assert!(own + files.base_layers <= 6, "image {number} has {own} layers over its base");
@@ -133,7 +133,7 @@ fn every_image_gets_exactly_its_files() {
                 Files::new(1, spark, hearth)
             })
             .collect();
-        let planned = layers(&images, Limits { layers: 8, ..Limits::default() });
+        let planned = layers(&images, &[], Limits { layers: 8, ..Limits::default() });
         for (number, files) in images.iter().enumerate() {
             let expected: Tree =
                 files.entries().map(|(_, path, entry)| (path.clone(), entry.clone())).collect();
@@ -141,4 +141,57 @@ fn every_image_gets_exactly_its_files() {
         }
         assert!(planned.iter().all(|layer| !layer.tree.is_empty()));
     }
+}
+
+fn shared_and_own(version: &'static str) -> Files {
+    image(&[
+        ("a", "same", 100 * MB),
+        ("b", "also same", 60 * MB),
+        ("spark", version, 50 * MB),
+        ("tiny", "x", MB),
+    ])
+}
+
+#[test]
+fn an_added_image_leaves_the_frozen_layers_of_the_others_alone() {
+    let old = [shared_and_own("3.5.8"), shared_and_own("3.5.9")];
+    let before = layers(&old, &[], Limits::default());
+    let frozen: Vec<Frozen> = before.iter().map(Frozen::of).collect();
+    assert_eq!(layers(&old, &frozen, Limits::default()), before, "a lock changes nothing by itself");
+
+    // Without the lock this image splits the shared layer: it has only one of its two JARs.
+    let newcomer = image(&[("a", "same", 100 * MB), ("b", "other", 60 * MB), ("spark", "4.0.0", 50 * MB)]);
+    let new = [newcomer, old[0].clone(), old[1].clone()];
+    let after = layers(&new, &frozen, Limits::default());
+    for (number, files) in new.iter().enumerate() {
+        let expected: Tree = files.entries().map(|(_, path, entry)| (path.clone(), entry.clone())).collect();
+        assert_eq!(stacked(&after, number), expected, "image {number}");
+    }
+    let stack = |planned: &[Planned], image: usize| -> Vec<(String, Tree)> {
+        let own = planned.iter().filter(|layer| layer.images.contains(&image));
+        own.map(|layer| (layer.label(), layer.tree.clone())).collect()
+    };
+    for image in 0..2 {
+        assert_eq!(stack(&after, image + 1), stack(&before, image));
+        assert_ne!(stack(&layers(&new, &[], Limits::default()), image + 1), stack(&before, image));
+    }
+    // The entry point is the same file everywhere: the newcomer uses the frozen layer.
+    assert_eq!(after.last().map(|layer| layer.images.len()), Some(3));
+}
+
+#[test]
+fn a_removed_or_changed_image_leaves_the_others_alone() {
+    let old = [shared_and_own("3.5.8"), shared_and_own("3.5.9")];
+    let before = layers(&old, &[], Limits::default());
+    let frozen: Vec<Frozen> = before.iter().map(Frozen::of).collect();
+    let digests = |planned: &[Planned], image: usize| -> Vec<Digest> {
+        let own = planned.iter().filter(|layer| layer.images.contains(&image));
+        own.map(|layer| frozen::fingerprint(&layer.tree)).collect()
+    };
+    let alone = layers(&old[1..], &frozen, Limits::default());
+    assert_eq!(digests(&alone, 0), digests(&before, 1));
+    let changed = [shared_and_own("3.5.10"), old[1].clone()];
+    let after = layers(&changed, &frozen, Limits::default());
+    assert_eq!(digests(&after, 1), digests(&before, 1));
+    assert_eq!(digests(&after, 0)[0], digests(&before, 0)[0], "what did not change is still shared");
 }

@@ -1,5 +1,6 @@
 //! Decides what is built: the cells of a matrix, and ([`layers`]) the layers of its images. Pure functions only.
 
+pub mod frozen;
 pub mod layers;
 
 use crate::{

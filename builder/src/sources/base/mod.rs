@@ -17,7 +17,7 @@ use std::{
 use serde_json::{Value, json};
 
 use self::origin::Manifest;
-pub use self::origin::Origin;
+pub use self::origin::{Origin, pinned};
 use super::{
     archive::{self, ArchiveError, Flavour},
     detect::SEARCH_PATH,
@@ -207,7 +207,7 @@ pub fn unpack_known(
 pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base, BaseError> {
     let name = origin.name();
     let unsuitable = |problem: String| BaseError::Unsuitable { name: name.clone(), problem };
-    let (manifest, digest) = resolve(origin, context.platform).await?;
+    let (manifest, digest) = resolve(context, origin).await?;
     let config = manifest.config.ok_or_else(|| unsuitable("its manifest has no configuration".to_owned()))?;
     let content = origin.blob(context, config.digest, "the base's configuration", config.size).await?;
     let file = context.cache.open_content(Shelf::Blobs, &content)?;
@@ -236,9 +236,10 @@ pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base
 }
 
 /// Follows indexes to the manifest of the platform; gives that manifest's digest.
-async fn resolve(origin: Origin<'_>, platform: Platform) -> Result<(Manifest, Digest), BaseError> {
+async fn resolve(context: Context<'_>, origin: Origin<'_>) -> Result<(Manifest, Digest), BaseError> {
+    let platform = context.platform;
     let unsuitable = |problem: String| BaseError::Unsuitable { name: origin.name(), problem };
-    let (mut bytes, mut digest) = origin.top().await?;
+    let (mut bytes, mut digest) = origin.top(context.cache).await?;
     for _ in 0..DEPTH {
         let manifest: Manifest = serde_json::from_slice(&bytes)
             .map_err(|error| unsuitable(format!("its manifest cannot be read: {error}")))?;
@@ -253,7 +254,7 @@ async fn resolve(origin: Origin<'_>, platform: Platform) -> Result<(Manifest, Di
             manifest.manifests.iter().find(fits).ok_or_else(|| {
                 unsuitable(format!("it has no image for `linux/{}`", platform.architecture()))
             })?;
-        (bytes, digest) = origin.manifest(chosen.digest).await?;
+        (bytes, digest) = origin.manifest(context.cache, chosen.digest).await?;
     }
     Err(unsuitable(format!("its indexes are nested more than {DEPTH} deep")))
 }

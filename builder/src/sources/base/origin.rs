@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{BaseError, Context, DOCUMENT_LIMIT};
 use crate::{
-    cache::{Content, Shelf},
+    cache::{Cache, Content, Shelf},
     digest::Digest,
     image::Descriptor,
     registry::Registry,
@@ -46,12 +46,18 @@ impl Origin<'_> {
     }
 
     /// The bytes of the outermost manifest or index and their digest.
-    pub(super) async fn top(self) -> Result<(Vec<u8>, Digest), BaseError> {
+    pub(super) async fn top(self, cache: &Cache) -> Result<(Vec<u8>, Digest), BaseError> {
         match self {
             Self::Registry(registry, image) => {
+                if let Some((_, digest)) = image.split_once('@')
+                    && let Ok(digest) = digest.parse()
+                {
+                    return self.manifest(cache, digest).await;
+                }
                 let manifest = registry.manifest(image).await;
                 let (bytes, digest) =
                     manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
+                cache.put(Shelf::Blobs, &mut &bytes[..])?;
                 Ok((bytes.to_vec(), digest))
             }
             Self::Layout(path, wanted) => {
@@ -75,19 +81,30 @@ impl Origin<'_> {
                         names.join("`, `")
                     ))
                 })?;
-                self.manifest(chosen.digest).await
+                self.manifest(cache, chosen.digest).await
             }
         }
     }
 
     /// The bytes of a manifest or index by digest.
-    pub(super) async fn manifest(self, digest: Digest) -> Result<(Vec<u8>, Digest), BaseError> {
+    pub(super) async fn manifest(
+        self,
+        cache: &Cache,
+        digest: Digest,
+    ) -> Result<(Vec<u8>, Digest), BaseError> {
         match self {
             Self::Registry(registry, image) => {
-                let pinned = format!("{}@{digest}", repository_of(image));
+                // What a digest names does not change: a build with a lock needs no registry.
+                if let Ok(bytes) = read_document(&cache.path(Shelf::Blobs, &digest))
+                    && Digest::of(&bytes) == digest
+                {
+                    return Ok((bytes, digest));
+                }
+                let pinned = pinned(image, digest);
                 let manifest = registry.manifest(&pinned).await;
                 let (bytes, digest) =
                     manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
+                cache.put(Shelf::Blobs, &mut &bytes[..])?;
                 Ok((bytes.to_vec(), digest))
             }
             Self::Layout(path, _) => {
@@ -127,6 +144,11 @@ impl Origin<'_> {
             }
         }
     }
+}
+
+/// A reference to one manifest of an image's repository.
+pub fn pinned(image: &str, digest: Digest) -> String {
+    format!("{}@{digest}", repository_of(image))
 }
 
 /// A reference without its tag and digest.

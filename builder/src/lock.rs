@@ -1,0 +1,307 @@
+//! `hearth.lock`: what a specification came to, so that it comes to the same again, anywhere and later.
+//!
+//! ```text
+//! version, codec, headers    who reads it, and how layers are written: other bytes need another lock
+//! inputs                     name -> digest and origin: "spark 3.5.9", "base base.tar"
+//! layers                     every layer by its files, lowest first
+//! ```
+//!
+//! A build takes inputs from the cache or from their origin and checks their digests; nothing is looked up
+//! anew. Layers of the lock are kept as they are ([`crate::plan::frozen`]): a new cell gets those that fit it
+//! and new ones for the rest. The file is JSON in one form, written aside and renamed.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    layer::{codec::Codec, header},
+    plan::{frozen::Frozen, layers::Planned},
+};
+
+const VERSION: u32 = 1;
+
+/// A lock of a hundred images has a few megabytes.
+const LIMIT: u64 = 256 << 20;
+
+/// What a specification came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lock {
+    version: u32,
+    /// The codec with its version and level.
+    codec: String,
+    /// The version of the writer of tar headers.
+    headers: u32,
+    /// Inputs by name.
+    pub inputs: BTreeMap<String, Pin>,
+    /// Layers, lowest first.
+    pub layers: Vec<Frozen>,
+}
+
+/// One input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pin {
+    /// SHA-256 of the archive, or of the image's manifest.
+    pub digest: Digest,
+    /// Where it came from.
+    pub origin: String,
+}
+
+/// What is wrong with a lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// It cannot be read.
+    #[error("cannot read the lock `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be written.
+    #[error("cannot write the lock `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what this version of hearth reads.
+    #[error("the lock `{}` cannot be used: {problem}; make it again with `hearth lock`", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The specification asks for something that was not locked.
+    #[error("the lock does not have {what}: the specification has changed; run `hearth lock`")]
+    Stale {
+        /// What is missing.
+        what: String,
+    },
+    /// An input is no longer what was locked.
+    #[error(
+        "`{name}` has the digest `{found}`, but `{expected}` is locked: bring the old one back, or take the new one with `hearth lock --upgrade '{name}'`"
+    )]
+    Changed {
+        /// The input.
+        name: String,
+        /// What is there.
+        found: Digest,
+        /// What was locked.
+        expected: Digest,
+    },
+    /// `--upgrade` names nothing.
+    #[error("the lock has no input `{name}`: it has `{known}`")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// There is none where one is needed.
+    #[error("there is no lock `{}`: make it with `hearth lock`", path.display())]
+    Absent {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Lock {
+    /// What was planned, in the form of a lock.
+    pub fn new(codec: Codec, inputs: BTreeMap<String, Pin>, layers: &[Planned]) -> Self {
+        let layers = layers.iter().map(Frozen::of).collect();
+        Self { version: VERSION, codec: codec.id().to_owned(), headers: header::VERSION, inputs, layers }
+    }
+
+    /// Reads a lock; `None` when there is none.
+    pub fn read(path: &Path) -> Result<Option<Self>, LockError> {
+        let fail = |source| LockError::Read { path: path.to_owned(), source };
+        let unusable = |problem: String| LockError::Unusable { path: path.to_owned(), problem };
+        let length = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(fail)?.len(),
+        };
+        if length > LIMIT {
+            return Err(unusable(format!("it has {length} bytes")));
+        }
+        let text = fs::read(path).map_err(fail)?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        match value["version"].as_u64() {
+            Some(version) if version == u64::from(VERSION) => {}
+            _ => return Err(unusable(format!("its version is not {VERSION}"))),
+        }
+        serde_json::from_value(value).map(Some).map_err(|error| unusable(error.to_string()))
+    }
+
+    /// Writes the lock aside and renames it.
+    pub fn write(&self, path: &Path) -> Result<(), LockError> {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let write = || {
+            let mut file = tempfile::Builder::new()
+                .prefix(".hearth-")
+                .tempfile_in(directory.unwrap_or_else(|| Path::new(".")))?;
+            file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+            let mut text = serde_json::to_vec_pretty(self)?;
+            text.push(b'\n');
+            file.write_all(&text)?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| error.error)
+        };
+        write().map(drop).map_err(|source| LockError::Write { path: path.to_owned(), source })
+    }
+
+    /// Whether layers would be written as when the lock was made.
+    pub fn check_codec(&self, path: &Path, codec: Codec) -> Result<(), LockError> {
+        if self.codec == codec.id() && self.headers == header::VERSION {
+            return Ok(());
+        }
+        let problem = format!(
+            "its layers were written with `{}` and headers {}, but now it would be `{}` and headers {}",
+            self.codec,
+            self.headers,
+            codec.id(),
+            header::VERSION
+        );
+        Err(LockError::Unusable { path: path.to_owned(), problem })
+    }
+
+    /// Forgets inputs, so that they are looked up anew.
+    pub fn forget(&mut self, names: &[String]) -> Result<(), LockError> {
+        for name in names {
+            if self.inputs.remove(name).is_none() {
+                let known = self.inputs.keys().cloned().collect::<Vec<_>>().join("`, `");
+                return Err(LockError::Unknown { name: name.clone(), known });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is different in `newer`, in words.
+    pub fn differences(&self, newer: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        if (&self.codec, self.headers) != (&newer.codec, newer.headers) {
+            found.push(format!("layers are written with `{}` instead of `{}`", newer.codec, self.codec));
+        }
+        for (name, pin) in &newer.inputs {
+            match self.inputs.get(name) {
+                None => found.push(format!("`{name}` is new")),
+                Some(old) if old.digest != pin.digest => found.push(format!("`{name}` has changed")),
+                Some(old) if old.origin != pin.origin => found.push(format!("`{name}` has moved")),
+                Some(_) => {}
+            }
+        }
+        let gone = self.inputs.keys().filter(|name| !newer.inputs.contains_key(*name));
+        found.extend(gone.map(|name| format!("`{name}` is no longer needed")));
+        let missing = |from: &Self, other: &Self| {
+            from.layers.iter().filter(|layer| !other.layers.iter().any(|known| known == *layer)).count()
+        };
+        let (added, removed) = (missing(newer, self), missing(self, newer));
+        if added + removed > 0 {
+            found.push(format!("{added} layers are new and {removed} are gone"));
+        } else if found.is_empty() && self != newer {
+            found.push("its layers are in another order".to_owned());
+        }
+        found
+    }
+}
+
+/// The inputs of one run, held against the lock.
+#[derive(Debug, Default)]
+pub struct Pins {
+    known: BTreeMap<String, Pin>,
+    /// Whether an input that was not locked is an error.
+    strict: bool,
+    /// Everything that was used.
+    pub seen: BTreeMap<String, Pin>,
+}
+
+impl Pins {
+    /// The pins of a lock.
+    pub fn new(lock: Option<&Lock>, strict: bool) -> Self {
+        let known = lock.map(|lock| lock.inputs.clone()).unwrap_or_default();
+        Self { known, strict: strict && lock.is_some(), seen: BTreeMap::new() }
+    }
+
+    /// What was locked under this name.
+    pub fn get(&self, name: &str) -> Result<Option<Pin>, LockError> {
+        match self.known.get(name) {
+            None if self.strict => Err(LockError::Stale { what: format!("`{name}`") }),
+            found => Ok(found.cloned()),
+        }
+    }
+
+    /// Notes what was used, and refuses what is not what was locked.
+    pub fn used(&mut self, name: &str, digest: Digest, origin: &str) -> Result<(), LockError> {
+        if let Some(locked) = self.get(name)?
+            && locked.digest != digest
+        {
+            return Err(LockError::Changed { name: name.to_owned(), found: digest, expected: locked.digest });
+        }
+        self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned() });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(inputs: &[(&str, &str)]) -> Lock {
+        let pin = |text: &str| Pin { digest: Digest::of(text.as_bytes()), origin: "somewhere".to_owned() };
+        let inputs = inputs.iter().map(|(name, text)| ((*name).to_owned(), pin(text))).collect();
+        Lock::new(Codec::Gzip, inputs, &[])
+    }
+
+    #[test]
+    fn a_lock_reads_back_what_it_wrote_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hearth.lock");
+        assert_eq!(Lock::read(&path).unwrap(), None);
+        let written = lock(&[("spark 3.5.9", "a")]);
+        written.write(&path).unwrap();
+        assert_eq!(Lock::read(&path).unwrap(), Some(written.clone()));
+        for text in ["", "{", "{\"version\": 2}", "{\"version\": 1}"] {
+            fs::write(&path, text).unwrap();
+            let error = Lock::read(&path).unwrap_err().to_string();
+            assert!(error.contains("hearth.lock") && error.contains("`hearth lock`"), "{error}");
+        }
+        assert!(written.check_codec(&path, Codec::Gzip).is_ok());
+        assert!(written.check_codec(&path, Codec::Zstd).is_err());
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let old = lock(&[("base base.tar", "a"), ("spark 3.5.8", "b"), ("same", "c")]);
+        let new = lock(&[("base base.tar", "z"), ("spark 3.5.9", "b"), ("same", "c")]);
+        let expected =
+            ["`base base.tar` has changed", "`spark 3.5.9` is new", "`spark 3.5.8` is no longer needed"];
+        assert_eq!(old.differences(&new), expected);
+        assert!(old.differences(&old).is_empty());
+    }
+
+    #[test]
+    fn inputs_are_held_against_the_lock() {
+        let locked = lock(&[("a", "a")]);
+        let mut strict = Pins::new(Some(&locked), true);
+        assert!(strict.used("a", Digest::of(b"a"), "x").is_ok());
+        assert!(matches!(strict.used("a", Digest::of(b"b"), "x"), Err(LockError::Changed { .. })));
+        assert!(matches!(strict.used("b", Digest::of(b"b"), "x"), Err(LockError::Stale { .. })));
+        assert!(Pins::new(Some(&locked), false).used("b", Digest::of(b"b"), "x").is_ok());
+        assert!(Pins::new(None, true).used("b", Digest::of(b"b"), "x").is_ok());
+        assert!(locked.clone().forget(&["a".to_owned()]).is_ok());
+        assert!(matches!(locked.clone().forget(&["b".to_owned()]), Err(LockError::Unknown { .. })));
+    }
+}
