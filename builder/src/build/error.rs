@@ -109,9 +109,15 @@ impl BuildError {
     /// 2 for what the user has to change in the specification, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Spec(_) | Self::Refused(_) | Self::Unsuitable { .. } => 2,
-            Self::Lock(LockError::Read { .. } | LockError::Write { .. } | LockError::Changed { .. }) => 1,
-            Self::Lock(_) => 2,
+            Self::Spec(_)
+            | Self::Refused(_)
+            | Self::Unsuitable { .. }
+            | Self::Lock(
+                LockError::Unusable { .. }
+                | LockError::Stale { .. }
+                | LockError::Unknown { .. }
+                | LockError::Absent { .. },
+            ) => 2,
             _ => 1,
         }
     }

@@ -44,7 +44,7 @@ impl Frozen {
         let mut tree = Tree::new();
         for (directory, names) in &self.files {
             for name in names {
-                let path = ImagePath::new(&format!("{directory}/{name}").trim_start_matches('/')).ok()?;
+                let path = ImagePath::new(format!("{directory}/{name}").trim_start_matches('/')).ok()?;
                 let found = entries.get(path.as_str())?;
                 let wanted = only.and_then(|tree| tree.get(&path));
                 let entry = match wanted {
