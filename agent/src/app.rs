@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     fetch::Fetcher,
+    gc::Collector,
     http::{Admin, Latch, Mirror, Readiness, Server},
     metrics::Metrics,
     store::{Store, StoreError},
@@ -133,6 +134,8 @@ impl App {
         let admin_task =
             self.tasks.spawn("admin", self.admin.serve_admin(admin, connections.clone(), last.clone()));
         let usage_task = self.tasks.spawn("usage", flush_usage(self.store.clone(), stop.clone()));
+        let collector = Collector::new(self.store.clone(), self.metrics.clone());
+        let gc_task = self.tasks.spawn("gc", collector.run(stop.clone()));
         let mirror = Mirror::new(
             self.fetcher,
             self.upstream,
@@ -147,6 +150,7 @@ impl App {
         last.cancel();
         admin_task.await?;
         usage_task.await?;
+        gc_task.await?;
         self.tasks.finished().await;
         if let Err(error) = rebuild.await? {
             tracing::warn!(%error, "index not rebuilt");

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main -> app -> http -> fetch -> { store, upstream } -> types
+//!             -> gc ------------> store
 //! ```
 //!
 //! | module | owns |
@@ -10,6 +11,7 @@
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`) and admin |
 //! | [`fetch`] | one flight per digest, growing reads, tag resolution |
+//! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
 //! | [`peers`] | the cut of blobs between agents and the ranking of members: pure, not used by `fetch` yet |
@@ -26,6 +28,7 @@
 pub mod app;
 pub mod config;
 pub mod fetch;
+pub mod gc;
 pub mod http;
 pub mod metrics;
 pub mod peers;

@@ -10,6 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use hearth_agent::{
     app::App,
     config::{self, Config, Log},
+    gc,
+    store::Store,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,10 @@ fn main() -> ExitCode {
         Some(("config", _)) => print(&config::explain()),
         Some(("run", arguments)) => match load(arguments) {
             Ok(config) => run(config),
+            Err(error) => complain(&error.to_string(), BAD_USAGE),
+        },
+        Some(("gc", arguments)) => match load(arguments) {
+            Ok(config) => collect(&config, arguments.get_flag("dry-run")),
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
         _ => unreachable!("clap requires a subcommand and knows only these"),
@@ -41,6 +47,10 @@ fn command() -> Command {
         .action(ArgAction::SetTrue)
         .required(true)
         .help("Print every key with its default and meaning");
+    let dry_run = Arg::new("dry-run")
+        .long("dry-run")
+        .action(ArgAction::SetTrue)
+        .help("Print what would go and why; remove nothing");
     Command::new("hearth-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Registry mirror and image cache for one node")
@@ -49,9 +59,17 @@ fn command() -> Command {
         .subcommand(
             Command::new("run")
                 .about("Serve until SIGTERM or SIGINT")
-                .arg(file)
+                .arg(file.clone())
                 .args(config::flags())
                 .after_help("Examples:\n  hearth-agent run --config /etc/hearth/agent.yaml\n  hearth-agent run --data-dir /tmp/hearth --registries '[{host: \"*\"}]'\n  HEARTH_LOG_FORMAT=json hearth-agent run --config agent.yaml"),
+        )
+        .subcommand(
+            Command::new("gc")
+                .about("Evict what the store's limits do not leave room for; for a stopped agent's directory (a running one does it itself)")
+                .arg(file)
+                .arg(dry_run)
+                .args(config::flags())
+                .after_help("Example:\n  hearth-agent gc --dry-run --config /etc/hearth/agent.yaml --store-limit 10GiB"),
         )
         .subcommand(Command::new("config").about("About the configuration").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
 }
@@ -62,6 +80,20 @@ fn load(arguments: &ArgMatches) -> Result<Config, config::ConfigError> {
     config::load(arguments.get_one::<PathBuf>("config").cloned(), variable, |path| {
         arguments.get_one::<String>(path).cloned()
     })
+}
+
+fn collect(config: &Config, dry_run: bool) -> ExitCode {
+    telemetry(&config.log);
+    let collected = Store::open(&config.store).and_then(|store| {
+        store.rebuild_index_if_needed()?;
+        let plan = gc::run_once(&store, dry_run);
+        store.close();
+        plan
+    });
+    match collected {
+        Ok(plan) => print(&gc::describe(&plan)),
+        Err(error) => complain(&format!("{:#}", anyhow::Error::from(error)), 1),
+    }
 }
 
 fn run(config: Config) -> ExitCode {

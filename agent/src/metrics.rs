@@ -104,6 +104,12 @@ pub struct Metrics {
     pub flights: Gauge,
     /// Open client connections of the mirror.
     pub connections: Gauge,
+    /// Bytes that may be held now.
+    pub store_allowed: Gauge,
+    /// Images evicted.
+    pub evicted_images: Counter,
+    /// Bytes that eviction freed.
+    pub evicted_bytes: Counter,
     /// Whole blobs in the store.
     pub store_blobs: Gauge,
     /// Bytes of whole blobs in the store.
@@ -145,6 +151,16 @@ impl Default for Metrics {
         registry.register("flights", "Blobs under way", flights.clone());
         let connections = Gauge::default();
         registry.register("mirror_connections", "Open client connections of the mirror", connections.clone());
+        let store_allowed = Gauge::default();
+        registry.register(
+            "store_allowed_bytes",
+            "Bytes that the store may hold now, by its limit and by the space to leave free",
+            store_allowed.clone(),
+        );
+        let evicted_images = Counter::default();
+        registry.register("evicted_images", "Images evicted", evicted_images.clone());
+        let evicted_bytes = Counter::default();
+        registry.register("evicted_bytes", "Bytes freed by eviction", evicted_bytes.clone());
         let store_blobs = Gauge::default();
         registry.register("store_blobs", "Whole, verified blobs in the store", store_blobs.clone());
         let store_bytes = Gauge::default();
@@ -161,6 +177,9 @@ impl Default for Metrics {
             rate_remaining,
             flights,
             connections,
+            store_allowed,
+            evicted_images,
+            evicted_bytes,
             store_blobs,
             store_bytes,
         }

@@ -22,6 +22,23 @@ pub const KEYS: &[Key] = &[
         meaning: "directory of the store; one agent per directory",
     },
     Key {
+        path: "store.limit",
+        default: "50%",
+        meaning: "most that the store holds: a size (`200GiB`) or a share of its file system; above it images are evicted",
+    },
+    Key {
+        path: "store.minFree",
+        default: "20%",
+        meaning: "space of the file system that is left to others: a size or a share; the kubelet begins to remove images \
+                  when less than 15% is free",
+    },
+    Key {
+        path: "store.highWatermark",
+        default: "95%",
+        meaning: "share of what may be held above which the images that were not used for the longest time are evicted",
+    },
+    Key { path: "store.lowWatermark", default: "85%", meaning: "share at which eviction ends" },
+    Key {
         path: "mirror.listen",
         default: "127.0.0.1:5050",
         meaning: "address for the container runtime of this node",

@@ -167,8 +167,21 @@ fn check(raw: Raw, origins: &Origins) -> Result<Config, ConfigError> {
                 .0
         };
     }
+    let high = value!(store.high_watermark).0;
+    let low =
+        raw.store.low_watermark.or(defaults.store.low_watermark).expect("`store.lowWatermark` has a default");
+    if low.value.0.0 > high {
+        let problem = format!("`store.lowWatermark`: must not be above `store.highWatermark` ({high}%)");
+        return Err(origins.error("store.lowWatermark", Some(low.referenced), problem));
+    }
     Ok(Config {
         store: store::Config {
+            limits: store::Limits {
+                limit: value!(store.limit).0,
+                min_free: value!(store.min_free).0,
+                high,
+                low: low.value.0.0,
+            },
             data_dir: raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default"),
         },
         upstream: upstream::Config {

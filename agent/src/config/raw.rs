@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
 
-use crate::types::{RegistryHost, RegistryPattern, parse_duration, parse_size};
+use crate::types::{Amount, RegistryHost, RegistryPattern, parse_duration, parse_percent, parse_size};
 
 macro_rules! section {
     ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
@@ -39,6 +39,7 @@ impl<T> Merge for Option<T> {
 
 section!(Raw {
     data_dir: Option<PathBuf>,
+    store: RawStore,
     mirror: Listener,
     peer: Listener,
     admin: Listener,
@@ -49,6 +50,12 @@ section!(Raw {
     fetch: RawFetch,
     limits: RawLimits,
     log: RawLog,
+});
+section!(RawStore {
+    limit: Option<Text<Space>>,
+    min_free: Option<Text<Space>>,
+    high_watermark: Option<Text<Percent>>,
+    low_watermark: Option<Spanned<Text<Percent>>>,
 });
 section!(Listener { listen: Option<Text<Address>> });
 section!(RawCredentials {
@@ -153,6 +160,16 @@ from_text!(
     } else {
         parse_duration(text).map(Some).map_err(|error| format!("{error}, or write `forever`"))
     }
+);
+from_text!(
+    /// A size, or a share of the file system.
+    Space(Amount),
+    str::parse
+);
+from_text!(
+    /// A percentage.
+    Percent(u8),
+    parse_percent
 );
 from_text!(
     /// A number of bytes.

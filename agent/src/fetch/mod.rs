@@ -310,9 +310,7 @@ impl Fetcher {
     async fn stored_bytes(&self, digest: &Digest) -> Result<Option<Bytes>, FetchError> {
         let Some(blob) = self.0.store.blob(digest).await? else { return Ok(None) };
         let bytes = blob.read_all().await.map_err(|error| FetchError::Disk(Arc::new(error)))?;
-        let mut hasher = digest.algorithm().hasher();
-        hasher.update(&bytes);
-        if hasher.finish() != *digest {
+        if digest.verify(&bytes).is_err() {
             tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetched again");
             return Ok(None);
         }

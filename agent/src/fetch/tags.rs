@@ -91,10 +91,12 @@ impl Fetcher {
         let failed = state.failed.map(|at| at.elapsed());
         match step(age, failed, self.0.config.freshness, self.0.config.max_stale) {
             Step::Use => {
+                self.note_use(state.record.as_ref());
                 self.0.metrics.count_content(Kind::tag, if waited { Found::joined } else { Found::hit });
                 return answer(state.record.as_ref(), false);
             }
             Step::UseStale => {
+                self.note_use(state.record.as_ref());
                 self.0.metrics.count_content(Kind::tag, Found::stale);
                 return answer(state.record.as_ref(), true);
             }
@@ -122,6 +124,13 @@ impl Fetcher {
                 answer(state.record.as_ref(), true)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// An image that is asked for by its tag alone, because the runtime has the rest, is in use all the same.
+    fn note_use(&self, record: Option<&TagRecord>) {
+        if let Some(record) = record {
+            self.0.store.note_use(&record.digest);
         }
     }
 
@@ -158,6 +167,7 @@ impl Fetcher {
             media_type: manifest.media_type.as_str().to_owned(),
             size: manifest.bytes.len() as u64,
             confirmed: unix_now(),
+            pinned: false,
         })
     }
 
@@ -232,6 +242,7 @@ mod tests {
             media_type: "a/b".into(),
             size: 0,
             confirmed: unix_now() + 1_000,
+            pinned: false,
         };
         assert_eq!(age(&record, None), Duration::MAX);
     }

@@ -18,7 +18,7 @@ use rustix::{
     io::{Errno, ReadWriteFlags},
 };
 
-use super::{StoreError, paths::Paths};
+use super::{StoreError, paths::Paths, usage::Hold};
 use crate::types::Digest;
 
 /// Most bytes that one [`read_chunk`] returns.
@@ -32,13 +32,19 @@ const POOLED: usize = 64;
 pub struct Blob {
     file: Arc<File>,
     size: u64,
+    /// Keeps it from eviction while it is open.
+    _hold: Option<Arc<Hold>>,
 }
 
 impl Blob {
     /// Wraps a file of the store; callers vouch for its verification.
     pub(super) fn of(file: File) -> io::Result<Self> {
         let size = file.metadata()?.len();
-        Ok(Self { file: Arc::new(file), size })
+        Ok(Self { file: Arc::new(file), size, _hold: None })
+    }
+
+    pub(super) fn held(self, hold: Hold) -> Self {
+        Self { _hold: Some(Arc::new(hold)), ..self }
     }
 
     /// Its size in bytes.

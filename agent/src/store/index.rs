@@ -106,6 +106,37 @@ impl Index {
         }
     }
 
+    /// Every blob that is known, with size and last use.
+    pub(super) fn entries(&self) -> Vec<(Digest, u64, u64)> {
+        let Some(trees) = &self.trees else { return Vec::new() };
+        let entries = trees.blobs.iter().filter_map(Result::ok);
+        entries
+            .filter_map(|(key, value)| {
+                let (size, used) = decode(&value)?;
+                Some((digest_of(&key)?, size, used))
+            })
+            .collect()
+    }
+
+    /// Forgets a blob that is about to be removed.
+    pub(super) fn remove(&self, digest: &Digest) {
+        let Some(trees) = &self.trees else { return };
+        match trees.blobs.remove(key(digest)) {
+            Ok(Some(value)) => {
+                let size = decode(&value).map_or(0, |(size, _)| size);
+                let less = |count: &AtomicU64, by| {
+                    let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+                        Some(now.saturating_sub(by))
+                    });
+                };
+                less(&self.blobs, 1);
+                less(&self.bytes, size);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(digest = %digest.short(), %error, "index entry not removed"),
+        }
+    }
+
     pub(super) fn touch(&self, used: Vec<(Digest, u64)>) {
         let Some(trees) = &self.trees else { return };
         for (digest, second) in used {

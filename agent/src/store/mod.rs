@@ -25,11 +25,13 @@
 #![expect(clippy::disallowed_methods, reason = "the store is where files are touched")]
 
 mod blob;
+mod facts;
 mod index;
 mod partial;
 mod paths;
 mod ranges;
 mod refs;
+mod space;
 mod usage;
 
 use std::{
@@ -39,10 +41,12 @@ use std::{
 };
 
 pub use blob::{Blob, read_chunk};
+pub use facts::{BlobFact, PartialFact, RefFact, RefName};
 pub use index::Totals;
 pub use partial::{Finish, Partial};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
+pub use space::{FileSystem, Limits, Space};
 
 use crate::types::{Digest, Mismatch, Repository, Tag};
 use index::Index;
@@ -102,6 +106,8 @@ impl StoreError {
 pub struct Config {
     /// The data directory; made when missing.
     pub data_dir: PathBuf,
+    /// How much it may hold.
+    pub limits: Limits,
 }
 
 const FORMAT: &str = "hearth-store-v1";
@@ -114,7 +120,10 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     paths: Paths,
     index: Index,
-    usage: UsageLog,
+    usage: Arc<UsageLog>,
+    limits: Limits,
+    /// Held while references are written or removed, so that none is written into a directory that is being removed.
+    references: std::sync::Mutex<()>,
     /// Released by [`Store::close`], or by the kernel when the process ends.
     lock: fs::File,
 }
@@ -130,26 +139,25 @@ impl Store {
         check_format(&paths)?;
         empty_directory(&paths.temporary())?;
         let index = Index::open(&paths);
-        Ok(Self(Arc::new(Inner { paths, index, usage: UsageLog::default(), lock })))
+        Ok(Self(Arc::new(Inner {
+            paths,
+            index,
+            usage: Arc::default(),
+            limits: config.limits,
+            references: std::sync::Mutex::default(),
+            lock,
+        })))
     }
 
     /// Opens a blob for reading; `None` when it is not here.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let found = blob::open(&self.0.paths, digest).await?;
-        if found.is_some() {
-            self.0.usage.note(digest);
-        }
-        Ok(found)
+        Ok(found.map(|blob| blob.held(self.0.usage.hold(digest))))
     }
 
     /// Stores content that is whole in memory (a manifest), after checking it. Blocking.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
-        let mut hasher = digest.algorithm().hasher();
-        hasher.update(bytes);
-        let found = hasher.finish();
-        if found != *digest {
-            return Err(Box::new(Mismatch { expected: *digest, found }).into());
-        }
+        digest.verify(bytes)?;
         let target = self.0.paths.blob(digest);
         if target.exists() {
             return Ok(());
@@ -172,9 +180,18 @@ impl Store {
         tokio::task::spawn_blocking(move || refs::read(&path)).await?
     }
 
+    /// Notes that a manifest was used though it was not opened: a client asked what its tag means.
+    pub fn note_use(&self, digest: &Digest) {
+        self.0.usage.note(digest);
+    }
+
     /// Remembers what a tag means. Blocking.
     pub fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
-        refs::write(&self.0.paths, &self.0.paths.tag(repository, tag), record)
+        let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let path = self.0.paths.tag(repository, tag);
+        // A pin is the tag's, whatever upstream makes it mean.
+        let pinned = record.pinned || refs::read::<TagRecord>(&path)?.is_some_and(|old| old.pinned);
+        refs::write(&self.0.paths, &path, &TagRecord { pinned, ..record.clone() })
     }
 
     /// Forgets a tag: upstream says that it does not exist. Blocking.
@@ -199,6 +216,7 @@ impl Store {
         digest: &Digest,
         record: &ManifestRecord,
     ) -> Result<(), StoreError> {
+        let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         refs::write(&self.0.paths, &self.0.paths.manifest(repository, digest), record)
     }
 
@@ -271,7 +289,8 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap();
+        let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
+            .unwrap();
         (directory, store)
     }
 
@@ -289,7 +308,8 @@ mod tests {
     #[test]
     fn a_second_agent_on_the_same_directory_is_refused() {
         let (directory, _store) = store();
-        let second = Store::open(&Config { data_dir: directory.path().to_owned() });
+        let second =
+            Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() });
         assert!(matches!(second, Err(StoreError::Locked(_))));
     }
 
@@ -297,7 +317,8 @@ mod tests {
     fn a_directory_of_another_format_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("format"), "hearth-store-v9").unwrap();
-        let error = Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap_err();
+        let error = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
+            .unwrap_err();
         assert!(matches!(error, StoreError::Format { .. }), "{error}");
     }
 
@@ -307,11 +328,18 @@ mod tests {
         let repository =
             Repository { registry: "r.test:5000".parse().unwrap(), name: "a/b".parse().unwrap() };
         let tag: Tag = "v1".parse().unwrap();
-        let record = TagRecord { digest: Digest::of(b"m"), media_type: "a/b".into(), size: 1, confirmed: 7 };
+        let record = TagRecord {
+            digest: Digest::of(b"m"),
+            media_type: "a/b".into(),
+            size: 1,
+            confirmed: 7,
+            pinned: false,
+        };
         store.set_tag(&repository, &tag, &record).unwrap();
         store.close();
         drop(store);
-        let store = Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap();
+        let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
+            .unwrap();
         assert_eq!(store.tag(&repository, &tag).await.unwrap(), Some(record));
         store.remove_tag(&repository, &tag).unwrap();
         store.remove_tag(&repository, &tag).unwrap();
@@ -323,7 +351,13 @@ mod tests {
         let (_directory, store) = store();
         let repository = Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
         let tag: Tag = "v1".parse().unwrap();
-        let record = TagRecord { digest: Digest::of(b"m"), media_type: "a/b".into(), size: 1, confirmed: 7 };
+        let record = TagRecord {
+            digest: Digest::of(b"m"),
+            media_type: "a/b".into(),
+            size: 1,
+            confirmed: 7,
+            pinned: false,
+        };
         store.set_tag(&repository, &tag, &record).unwrap();
         fs::write(store.0.paths.tag(&repository, &tag), "{\"dig").unwrap();
         assert_eq!(store.tag(&repository, &tag).await.unwrap(), None);
@@ -353,7 +387,9 @@ mod tests {
                     fs::write(&index, b"not a directory").unwrap();
                 }
             }
-            let store = Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap();
+            let store =
+                Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
+                    .unwrap();
             assert!(store.blob(&Digest::of(b"one")).await.unwrap().is_some(), "{damage}: hits need no index");
             store.rebuild_index_if_needed().unwrap();
             assert_eq!(store.totals(), Totals { blobs: 2, bytes: 8 }, "{damage}");
@@ -367,7 +403,8 @@ mod tests {
         store.rebuild_index_if_needed().unwrap();
         store.close();
         drop(store);
-        let store = Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap();
+        let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
+            .unwrap();
         assert_eq!(store.totals(), Totals { blobs: 1, bytes: 3 });
     }
 }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Blob, RangeSet, Store, StoreError,
     paths::{self, Mode},
+    usage::Hold,
 };
 use crate::types::{Digest, Hasher, Mismatch};
 
@@ -47,6 +48,8 @@ pub struct Partial {
     writing: Mutex<()>,
     /// Held while the map is saved: two lanes may have reason to at once.
     saving: Mutex<()>,
+    /// Keeps the digest from eviction while the transfer goes on, and from the moment it is whole.
+    _hold: Hold,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,7 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Partial {
     pub(super) fn open(store: Store, digest: &Digest) -> Result<Self, StoreError> {
+        let hold = store.0.usage.hold(digest);
         let data_path = store.0.paths.partial_data(digest);
         let map_path = store.0.paths.partial_map(digest);
         let file = File::options()
@@ -108,6 +112,7 @@ impl Partial {
             hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0 }),
             writing: Mutex::new(()),
             saving: Mutex::new(()),
+            _hold: hold,
         })
     }
 
@@ -285,7 +290,8 @@ impl Partial {
         paths::publish(&self.data_path, &target, Mode::ReadOnly)?;
         remove_if_there(&self.map_path)?;
         let blob = Blob::of(self.file.try_clone().map_err(StoreError::io("reopen", &target))?)
-            .map_err(StoreError::io("inspect", &target))?;
+            .map_err(StoreError::io("inspect", &target))?
+            .held(self.store.0.usage.hold(&self.digest));
         self.store.0.index.insert(&self.digest, blob.size());
         Ok(blob)
     }
@@ -339,10 +345,13 @@ fn read_map(path: &PathBuf, length: u64) -> (Option<u64>, RangeSet) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Config, *};
+    use super::{
+        super::{Config, Limits},
+        *,
+    };
 
     fn store(directory: &tempfile::TempDir) -> Store {
-        Store::open(&Config { data_dir: directory.path().to_owned() }).unwrap()
+        Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() }).unwrap()
     }
 
     fn bytes(length: usize) -> Vec<u8> {

@@ -59,7 +59,7 @@ impl Paths {
         self.blobs(digest.algorithm()).join(&hex[..2]).join(hex)
     }
 
-    fn partials(&self) -> PathBuf {
+    pub(super) fn partials(&self) -> PathBuf {
         self.root.join("partial-v1")
     }
 

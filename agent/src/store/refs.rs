@@ -23,6 +23,9 @@ pub struct TagRecord {
     pub size: u64,
     /// Second since 1970 at which upstream last confirmed it.
     pub confirmed: u64,
+    /// Kept by hand: the image is never evicted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// A manifest that a repository has.

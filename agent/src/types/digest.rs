@@ -100,6 +100,16 @@ impl Digest {
         }
     }
 
+    /// Checks bytes that are whole in memory against this digest.
+    pub fn verify(&self, bytes: &[u8]) -> Result<(), Box<Mismatch>> {
+        let mut hasher = self.algorithm().hasher();
+        hasher.update(bytes);
+        match hasher.finish() {
+            found if found == *self => Ok(()),
+            found => Err(Box::new(Mismatch { expected: *self, found })),
+        }
+    }
+
     /// First twelve hex digits, for logs.
     pub fn short(&self) -> ShortDigest<'_> {
         ShortDigest(self)
@@ -228,5 +238,15 @@ mod tests {
         hasher.update(b"he");
         hasher.update(b"arth");
         assert_eq!(hasher.finish(), Digest::of(b"hearth"));
+    }
+
+    #[test]
+    fn bytes_are_checked_with_the_algorithm_of_the_digest() {
+        let mut hasher = Algorithm::Sha512.hasher();
+        hasher.update(b"hearth");
+        for digest in [Digest::of(b"hearth"), hasher.finish()] {
+            assert!(digest.verify(b"hearth").is_ok());
+            assert_eq!(digest.verify(b"heart").unwrap_err().expected, digest);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Words of the protocol as types: whatever is a string on the wire is parsed once, at the edge, and cannot be
 //! mixed up afterwards. Nothing here does I/O.
 
+mod amount;
 mod digest;
 mod duration;
 mod manifest;
@@ -8,6 +9,7 @@ mod name;
 mod range;
 mod size;
 
+pub use amount::{Amount, parse_percent, share};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
 pub use duration::{DurationError, parse_duration};
 pub use manifest::{

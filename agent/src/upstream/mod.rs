@@ -322,10 +322,8 @@ impl Upstream {
         let bytes = read_whole(repository, reply, MAX_MANIFEST_BYTES).await?;
         let digest = match reference {
             Reference::Digest(wanted) => {
-                let mut hasher = wanted.algorithm().hasher();
-                hasher.update(&bytes);
-                let found = hasher.finish();
-                if found != *wanted {
+                if let Err(mismatch) = wanted.verify(&bytes) {
+                    let found = mismatch.found;
                     self.count_mismatch(&repository.registry);
                     tracing::warn!(%repository, digest = %wanted.short(), origin, "manifest does not match its digest");
                     return Err(unavailable(
@@ -333,7 +331,7 @@ impl Upstream {
                         format!("`{origin}` sent a manifest that hashes to `{found}`, not to `{wanted}`"),
                     ));
                 }
-                found
+                *wanted
             }
             Reference::Tag(_) => Digest::of(&bytes),
         };

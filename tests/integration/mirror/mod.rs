@@ -1,6 +1,7 @@
 //! The mirror as clients see it: one agent in process, one fake upstream, real HTTP between them.
 
 mod auth;
+mod eviction;
 mod faults;
 mod listings;
 mod outage;

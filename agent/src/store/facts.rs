@@ -1,0 +1,225 @@
+//! What is in the store, for those who decide what stays, and the ways to take it out. All functions block.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::PoisonError,
+};
+
+use super::{ManifestRecord, Space, Store, StoreError, TagRecord, paths::Paths, refs, space};
+use crate::types::{Algorithm, Digest, MAX_MANIFEST_BYTES, RegistryHost, Repository, Tag};
+
+/// A whole blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobFact {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Second since 1970 of its last use.
+    pub used: u64,
+    /// Someone reads it, or it is being transferred.
+    pub held: bool,
+}
+
+/// By what a reference names a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RefName {
+    /// A tag.
+    Tag(Tag),
+    /// The digest itself.
+    Digest,
+}
+
+/// A repository's word that it has a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RefFact {
+    /// Where.
+    pub repository: Repository,
+    /// By what name.
+    pub name: RefName,
+    /// Which manifest.
+    pub digest: Digest,
+    /// Kept by hand.
+    pub pinned: bool,
+}
+
+impl std::fmt::Display for RefFact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.name {
+            RefName::Tag(tag) => write!(f, "{}:{tag}", self.repository),
+            RefName::Digest => write!(f, "{}@{}", self.repository, self.digest),
+        }
+    }
+}
+
+/// A transfer that has not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartialFact {
+    /// What will be there.
+    pub digest: Digest,
+    /// Bytes that it takes on disk.
+    pub bytes: u64,
+    /// Second since 1970 of its last byte.
+    pub modified: u64,
+    /// It goes on now.
+    pub held: bool,
+}
+
+impl Store {
+    /// Every blob; use times are those of the last flush.
+    pub fn blobs(&self) -> Vec<BlobFact> {
+        let fact =
+            |(digest, size, used)| BlobFact { digest, size, used, held: self.0.usage.is_open(&digest) };
+        self.0.index.entries().into_iter().map(fact).collect()
+    }
+
+    /// Every reference.
+    pub fn references(&self) -> Result<Vec<RefFact>, StoreError> {
+        let mut found = Vec::new();
+        for registry in list(&self.0.paths.refs())? {
+            let host = name_of(&registry).and_then(|name| name.parse::<RegistryHost>().ok());
+            let Some(host) = host else { continue };
+            let mut open = vec![(registry, String::new())];
+            while let Some((directory, name)) = open.pop() {
+                for path in list(&directory)? {
+                    let Some(part) = name_of(&path) else { continue };
+                    let below = if name.is_empty() { part.to_owned() } else { format!("{name}/{part}") };
+                    match (part, name.parse()) {
+                        ("_tags" | "_manifests", Ok(name)) => {
+                            let repository = Repository { registry: host.clone(), name };
+                            references_in(&path, &repository, &mut found)?;
+                        }
+                        _ if path.is_dir() => open.push((path, below)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every partial blob.
+    pub fn partials(&self) -> Result<Vec<PartialFact>, StoreError> {
+        let mut found = Vec::new();
+        for path in list(&self.0.paths.partials())? {
+            let digest = name_of(&path).and_then(|name| name.strip_suffix(".data")).and_then(|name| {
+                let (algorithm, hex) = name.split_once('-')?;
+                let algorithm = Algorithm::ALL.into_iter().find(|one| one.as_str() == algorithm)?;
+                Digest::from_parts(algorithm, hex)
+            });
+            // It may have been finished since.
+            let (Some(digest), Ok(metadata)) = (digest, fs::metadata(&path)) else { continue };
+            let modified = u64::try_from(metadata.mtime()).unwrap_or(0);
+            let held = self.0.usage.is_open(&digest);
+            // `st_blocks` counts units of 512 bytes on every file system (stat(3type)).
+            found.push(PartialFact { digest, bytes: metadata.blocks() * 512, modified, held });
+        }
+        Ok(found)
+    }
+
+    /// How the store stands against its bounds, and how much has to go.
+    pub fn space(&self, partials: &[PartialFact]) -> Result<(Space, u64), StoreError> {
+        let file_system = space::file_system(self.0.paths.root())?;
+        let used = self.totals().bytes + partials.iter().map(|partial| partial.bytes).sum::<u64>();
+        let space = self.0.limits.space(file_system, used);
+        Ok((space, self.0.limits.excess(space)))
+    }
+
+    /// A manifest's bytes; `None` when it is not here or cannot be one.
+    pub fn read_small(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let path = self.0.paths.blob(digest);
+        let size = fs::metadata(&path).ok()?.len();
+        if size > MAX_MANIFEST_BYTES {
+            return None;
+        }
+        fs::read(&path).ok().filter(|bytes| digest.verify(bytes).is_ok())
+    }
+
+    /// Takes a blob out unless someone has it open: index, then file. A reader that comes in between keeps its file.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
+        if self.0.usage.is_open(digest) {
+            return Ok(false);
+        }
+        self.0.index.remove(digest);
+        refs::remove(&self.0.paths.blob(digest)).map(|()| true)
+    }
+
+    /// Takes a partial blob out unless its transfer goes on.
+    pub fn remove_partial(&self, digest: &Digest) -> Result<bool, StoreError> {
+        if self.0.usage.is_open(digest) {
+            return Ok(false);
+        }
+        refs::remove(&self.0.paths.partial_map(digest))?;
+        refs::remove(&self.0.paths.partial_data(digest)).map(|()| true)
+    }
+
+    /// Takes a reference out, and the directories that it leaves empty. One that means something else by now stays.
+    pub fn remove_reference(&self, reference: &RefFact) -> Result<(), StoreError> {
+        let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = match &reference.name {
+            RefName::Tag(tag) => {
+                let path = self.0.paths.tag(&reference.repository, tag);
+                let now = refs::read::<TagRecord>(&path)?;
+                if now.is_some_and(|record| record.digest != reference.digest) {
+                    return Ok(());
+                }
+                path
+            }
+            RefName::Digest => self.0.paths.manifest(&reference.repository, &reference.digest),
+        };
+        refs::remove(&path)?;
+        remove_empty_above(&self.0.paths, &path);
+        Ok(())
+    }
+}
+
+fn remove_empty_above(paths: &Paths, path: &Path) {
+    let root = paths.refs();
+    let above = path.ancestors().skip(1).take_while(|directory| *directory != root);
+    for directory in above {
+        // The first that is not empty ends it.
+        if fs::remove_dir(directory).is_err() {
+            return;
+        }
+    }
+}
+
+fn references_in(
+    directory: &Path,
+    repository: &Repository,
+    found: &mut Vec<RefFact>,
+) -> Result<(), StoreError> {
+    let tags = directory.ends_with("_tags");
+    for path in list(directory)? {
+        let Some(name) = name_of(&path) else { continue };
+        let fact = if tags {
+            let (Ok(tag), Some(record)) = (name.parse(), refs::read::<TagRecord>(&path)?) else { continue };
+            (RefName::Tag(tag), record.digest, record.pinned)
+        } else {
+            let (Ok(digest), Some(_)) = (name.parse(), refs::read::<ManifestRecord>(&path)?) else {
+                continue;
+            };
+            (RefName::Digest, digest, false)
+        };
+        let (name, digest, pinned) = fact;
+        found.push(RefFact { repository: repository.clone(), name, digest, pinned });
+    }
+    Ok(())
+}
+
+/// Paths in a directory; none when it is gone.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()).map_err(StoreError::io("list", directory)))
+            .collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(StoreError::io("list", directory)(error)),
+    }
+}
+
+fn name_of(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
+}

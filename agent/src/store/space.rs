@@ -1,0 +1,106 @@
+//! How much the store may hold. The decision is pure; the measuring is one `statvfs`.
+
+use std::path::Path;
+
+use super::StoreError;
+use crate::types::{Amount, share};
+
+/// The configuration's bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most that is held.
+    pub limit: Amount,
+    /// Space of the file system that is left to others.
+    pub min_free: Amount,
+    /// Eviction begins above this share of what may be held, in percent.
+    pub high: u8,
+    /// And ends below this one.
+    pub low: u8,
+}
+
+impl Default for Limits {
+    /// No bounds at all.
+    fn default() -> Self {
+        Self { limit: Amount::Percent(100), min_free: Amount::Bytes(0), high: 95, low: 85 }
+    }
+}
+
+/// A file system's size and what is left of it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its size.
+    pub total: u64,
+    /// What may still be written.
+    pub available: u64,
+}
+
+/// How the store stands against its bounds, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Held: whole blobs and partial ones.
+    pub used: u64,
+    /// What may be held now.
+    pub allowed: u64,
+}
+
+impl Limits {
+    /// What a store that holds `used` bytes may hold: the limit, or less when the floor of free space asks for it.
+    /// Pure.
+    pub fn space(&self, file_system: FileSystem, used: u64) -> Space {
+        let floor = self.min_free.of(file_system.total);
+        let by_floor = (used.saturating_add(file_system.available)).saturating_sub(floor);
+        let by_limit = self.limit.of(file_system.total);
+        Space { used, allowed: by_floor.min(by_limit) }
+    }
+
+    /// Bytes to evict: none up to the high watermark, else down to the low one. Pure.
+    pub fn excess(&self, space: Space) -> u64 {
+        if space.used <= share(space.allowed, self.high) {
+            return 0;
+        }
+        space.used - share(space.allowed, self.low).min(space.used)
+    }
+}
+
+pub(super) fn file_system(path: &Path) -> Result<FileSystem, StoreError> {
+    let stat = rustix::fs::statvfs(path).map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(FileSystem { total: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn limits(limit: Amount, min_free: Amount) -> Limits {
+        Limits { limit, min_free, high: 95, low: 85 }
+    }
+
+    #[test]
+    fn the_smaller_of_limit_and_floor_counts() {
+        let disk = FileSystem { total: 100 * GIB, available: 30 * GIB };
+        for (limit, min_free, used, allowed) in [
+            (Amount::Percent(100), Amount::Bytes(0), 10 * GIB, 40 * GIB),
+            (Amount::Percent(100), Amount::Percent(20), 10 * GIB, 20 * GIB),
+            (Amount::Percent(15), Amount::Percent(20), 10 * GIB, 15 * GIB),
+            (Amount::Bytes(GIB), Amount::Bytes(0), 10 * GIB, GIB),
+            // Others have filled the disk: even what is held is too much.
+            (Amount::Percent(100), Amount::Percent(35), 10 * GIB, 5 * GIB),
+            (Amount::Percent(100), Amount::Percent(90), 10 * GIB, 0),
+        ] {
+            let space = limits(limit, min_free).space(disk, used);
+            assert_eq!(space, Space { used, allowed }, "{limit:?} {min_free:?}");
+        }
+    }
+
+    #[test]
+    fn eviction_begins_above_the_high_watermark_and_goes_to_the_low_one() {
+        let limits = limits(Amount::Percent(100), Amount::Bytes(0));
+        for (used, excess) in [(0, 0), (95, 0), (96, 11), (200, 115)] {
+            assert_eq!(limits.excess(Space { used, allowed: 100 }), excess, "{used}");
+        }
+        assert_eq!(limits.excess(Space { used: 7, allowed: 0 }), 7, "never more than there is");
+    }
+}
