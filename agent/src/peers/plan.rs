@@ -124,7 +124,7 @@ impl Window {
     }
 
     /// A piece to ask for, if one is left in the window; it counts as asked from now on.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn take(&mut self) -> Option<u64> {
         let end = (self.first + WINDOW).min(self.state.len() as u64);
         let missing = |piece: &u64| self.state_of(*piece) == Some(State::Missing);
         let count = (self.first..end).filter(missing).count() as u64;
@@ -279,7 +279,7 @@ mod tests {
             let mut given_back = false;
             while !window.is_complete() {
                 let first = (0..pieces).find(|piece| !window.has(*piece)).unwrap();
-                let piece = window.next().unwrap();
+                let piece = window.take().unwrap();
                 prop_assert!(piece < first + WINDOW && !window.has(piece));
                 if piece == lost && !given_back {
                     given_back = true;
@@ -291,7 +291,7 @@ mod tests {
             }
             asked.sort_unstable();
             prop_assert_eq!(asked, (0..pieces).collect::<Vec<_>>());
-            prop_assert_eq!(window.next(), None);
+            prop_assert_eq!(window.take(), None);
         }
     }
 }

@@ -1,0 +1,455 @@
+//! One blob, N nodes, in simulated time. Ranking, layout, piece order, routes and answers are the agent's own code;
+//! links, deaths and upstream are modelled:
+//!
+//! * a link is full duplex and carries one piece at a time each way, first come first served;
+//! * upstream gives every connection the same rate; a fetcher reads the stripes of its slot one after the other;
+//! * a request takes one latency; a dead member is stepped over after [`PATIENCE`].
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+};
+
+use hearth_agent::peers::{
+    layout::{Layout, SLOTS},
+    plan::{Answer, Role, Standing, Target, Window, answer, targets},
+    rank::{Ranking, Subject},
+};
+
+/// Requests that a node has under way.
+const ASKS: u32 = 16;
+/// One way between two nodes, in nanoseconds.
+const LATENCY: u64 = 500_000;
+/// After this long without an answer a member counts as dead, in nanoseconds.
+const PATIENCE: u64 = 1_000_000_000;
+
+/// Whom a node asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Its parent in the piece's tree.
+    Forest,
+    /// The piece's one owner: plain rendezvous hashing.
+    Owner,
+}
+
+/// What is simulated.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) nodes: u32,
+    pub(crate) rule: Rule,
+    pub(crate) size: u64,
+    /// Bytes a second of a node's link.
+    pub(crate) link: u64,
+    /// Bytes a second of one connection upstream.
+    pub(crate) connection: u64,
+    /// Share of the nodes that die on the way.
+    pub(crate) lost: f64,
+    /// Share of the nodes whose link is four times slower.
+    pub(crate) slow: f64,
+    /// Share of the nodes that want the blob.
+    pub(crate) taking: f64,
+    /// Nodes begin within this many nanoseconds.
+    pub(crate) spread: u64,
+    pub(crate) seed: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// Longest time of a healthy, living node from its beginning to its last piece, over the time that its link needs, or
+    /// upstream when that is what all wait for.
+    pub(crate) last_over_bound: f64,
+    pub(crate) median_over_bound: f64,
+    /// Bytes read upstream over the blob.
+    pub(crate) upstream: f64,
+    /// Largest upload of a node over the blob.
+    pub(crate) max_upload: f64,
+    /// What a node that wants nothing received, on average, over the blob.
+    pub(crate) bystander: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Start(u32),
+    Die(u32),
+    /// `from`, `to`, piece, place in the route of `from`, and whether the tree ends there or is left there.
+    Request(u32, u32, u64, usize, As),
+    /// `from` (or itself when it came from upstream), `to`, piece.
+    Arrive(u32, u32, u64),
+    /// Nobody answered: node, piece, place in its route.
+    GiveUp(u32, u64, usize),
+}
+
+/// [`Role`] with an order, for the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum As {
+    Parent,
+    Root,
+    Source,
+}
+
+impl From<Role> for As {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Parent => Self::Parent,
+            Role::Root => Self::Root,
+            Role::Source => Self::Source,
+        }
+    }
+}
+
+impl From<As> for Role {
+    fn from(role: As) -> Self {
+        match role {
+            As::Parent => Self::Parent,
+            As::Root => Self::Root,
+            As::Source => Self::Source,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    window: Window,
+    takes: bool,
+    dead: bool,
+    begun: u64,
+    done: Option<u64>,
+    slow: u64,
+    asks: u32,
+    up_free: u64,
+    down_free: u64,
+    sent: u64,
+    received: u64,
+    /// Where in the route the pieces that are asked for stand.
+    asked: HashMap<u64, usize>,
+    /// Members that did not answer: not asked again.
+    gone: HashSet<u32>,
+    /// Pieces that are being read upstream.
+    reading: HashSet<u64>,
+    /// When the connection of each slot is free again.
+    upstream_free: Vec<u64>,
+}
+
+pub(crate) struct Simulation {
+    world: World,
+    layout: Layout,
+    ranking: Ranking,
+    subject: Subject,
+    fetchers: Vec<Vec<u32>>,
+    names: Vec<String>,
+    nodes: Vec<Node>,
+    waiting: HashMap<(u32, u64), Vec<u32>>,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    tick: u64,
+    random: u64,
+    read: u64,
+}
+
+impl Simulation {
+    pub(crate) fn run(world: World) -> Outcome {
+        let mut simulation = Self::new(world);
+        simulation.begin();
+        while let Some(Reverse((now, _, event))) = simulation.events.pop() {
+            simulation.apply(now, event);
+        }
+        simulation.outcome()
+    }
+
+    fn new(world: World) -> Self {
+        let layout = Layout::new(world.size);
+        let names: Vec<_> = (0..world.nodes).map(|at| format!("node-{at:06}")).collect();
+        let ranking = Ranking::new(names.iter().map(|name| (name.as_str(), "")));
+        let subject = Subject::of(&format!("sha256:{:064x}", world.seed));
+        let fetchers = (0..SLOTS).map(|slot| ranking.fetchers(&subject, slot, 8)).collect();
+        let node = |at: u32| Node {
+            window: Window::new(
+                &layout,
+                world.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(at) << 17),
+            ),
+            takes: true,
+            dead: false,
+            begun: 0,
+            done: None,
+            slow: 1,
+            asks: 0,
+            up_free: 0,
+            down_free: 0,
+            sent: 0,
+            received: 0,
+            asked: HashMap::new(),
+            gone: HashSet::new(),
+            reading: HashSet::new(),
+            upstream_free: (0..SLOTS).map(|_| 0).collect(),
+        };
+        let nodes = (0..world.nodes).map(node).collect();
+        let random = world.seed.wrapping_add(1) | 1;
+        Self {
+            world,
+            layout,
+            ranking,
+            subject,
+            fetchers,
+            names,
+            nodes,
+            waiting: HashMap::new(),
+            events: BinaryHeap::new(),
+            tick: 0,
+            random,
+            read: 0,
+        }
+    }
+
+    fn dice(&mut self) -> f64 {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        #[expect(clippy::cast_precision_loss, reason = "dice")]
+        let dice = (self.random >> 11) as f64 / (1_u64 << 53) as f64;
+        dice
+    }
+
+    fn at(&mut self, when: u64, event: Event) {
+        self.tick += 1;
+        self.events.push(Reverse((when, self.tick, event)));
+    }
+
+    fn time(bytes: u64, rate: u64) -> u64 {
+        bytes * 1_000 / (rate / 1_000_000).max(1)
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "dice"
+    )]
+    fn begin(&mut self) {
+        let bound = Self::time(self.world.size, self.world.link);
+        for at in 0..self.world.nodes {
+            let takes = at == 0 || self.dice() < self.world.taking;
+            let slow = at != 0 && self.dice() < self.world.slow;
+            let begun = (self.dice() * self.world.spread as f64) as u64;
+            let dies = at != 0 && self.dice() < self.world.lost;
+            let death = begun + (self.dice() * bound as f64) as u64;
+            let node = &mut self.nodes[at as usize];
+            node.takes = takes;
+            node.slow = if slow { 4 } else { 1 };
+            node.begun = begun;
+            if takes {
+                self.at(begun, Event::Start(at));
+            }
+            if dies {
+                self.at(death, Event::Die(at));
+            }
+        }
+    }
+
+    fn apply(&mut self, now: u64, event: Event) {
+        match event {
+            Event::Start(me) => {
+                for slot in 0..SLOTS {
+                    if self.fetchers[usize::try_from(slot).unwrap_or(0)].first() == Some(&me) {
+                        self.read_slot(now, me, slot);
+                    }
+                }
+                self.pump(now, me);
+            }
+            Event::Die(me) => self.die(now, me),
+            Event::Request(from, to, piece, place, role) => {
+                self.request(now, (from, to), piece, place, role.into());
+            }
+            Event::Arrive(from, to, piece) => self.arrive(now, from, to, piece),
+            Event::GiveUp(me, piece, place) => {
+                let node = &self.nodes[me as usize];
+                if !node.dead && !node.window.has(piece) && node.asked.get(&piece) == Some(&place) {
+                    self.note_gone(me, piece, place);
+                    self.ask(now, me, piece, place + 1);
+                }
+            }
+        }
+    }
+
+    /// Those who wait for it notice after a while.
+    fn die(&mut self, now: u64, me: u32) {
+        self.nodes[me as usize].dead = true;
+        let mut held: Vec<_> = self.waiting.keys().filter(|(at, _)| *at == me).copied().collect();
+        held.sort_unstable();
+        for key in held {
+            for waiting in self.waiting.remove(&key).unwrap_or_default() {
+                if let Some(place) = self.nodes[waiting as usize].asked.get(&key.1).copied() {
+                    self.at(now + PATIENCE, Event::GiveUp(waiting, key.1, place));
+                }
+            }
+        }
+    }
+
+    /// Asks for more while there is room.
+    fn pump(&mut self, now: u64, me: u32) {
+        loop {
+            let node = &mut self.nodes[me as usize];
+            if node.dead || !node.takes || node.asks >= ASKS || now < node.begun {
+                return;
+            }
+            let Some(piece) = node.window.take() else { return };
+            if !node.reading.contains(&piece) {
+                node.asks += 1;
+                self.ask(now, me, piece, 0);
+            }
+        }
+    }
+
+    fn ask(&mut self, now: u64, me: u32, piece: u64, place: usize) {
+        let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
+        let route = targets(&self.ranking, &self.subject, piece, me, &self.fetchers[slot]);
+        // The plain rule leaves the tree out: everybody goes to the owner.
+        let skipped = match self.world.rule {
+            Rule::Forest => 0,
+            Rule::Owner => route
+                .iter()
+                .position(|target| !matches!(target, Target::Member(_, Role::Parent)))
+                .unwrap_or(0),
+        };
+        let gone = &self.nodes[me as usize].gone;
+        let known = |place: &usize| matches!(route.get(skipped + place), Some(Target::Member(member, _)) if gone.contains(member));
+        let place = (place..route.len()).find(|place| !known(place)).unwrap_or(place);
+        self.nodes[me as usize].asked.insert(piece, place);
+        match route.get(skipped + place) {
+            Some(Target::Member(member, role)) => {
+                self.at(now + LATENCY, Event::Request(me, *member, piece, place, (*role).into()));
+            }
+            Some(Target::Upstream) | None => self.read_piece(now, me, piece),
+        }
+    }
+
+    /// Whoever was asked last and is dead is remembered as such.
+    fn note_gone(&mut self, me: u32, piece: u64, place: usize) {
+        let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
+        let route = targets(&self.ranking, &self.subject, piece, me, &self.fetchers[slot]);
+        if let Some(Target::Member(member, _)) = route.get(place)
+            && self.nodes[*member as usize].dead
+        {
+            self.nodes[me as usize].gone.insert(*member);
+        }
+    }
+
+    fn request(&mut self, now: u64, (from, to): (u32, u32), piece: u64, place: usize, role: Role) {
+        if self.nodes[to as usize].dead {
+            self.at(now + PATIENCE, Event::GiveUp(from, piece, place));
+            return;
+        }
+        let height = |at: u32| self.subject.height(piece, &self.names[at as usize], "");
+        let higher = height(to) > height(from);
+        let node = &self.nodes[to as usize];
+        let fetching = (node.takes && now >= node.begun) || node.asked.contains_key(&piece);
+        let standing = Standing { has: node.window.has(piece), fetching, higher, relays: true, full: false };
+        let slot = self.layout.slot(piece);
+        match answer(role, &standing) {
+            Answer::Send => self.send(now, to, from, piece),
+            Answer::Wait | Answer::Relay => {
+                self.waiting.entry((to, piece)).or_default().push(from);
+                let node = &mut self.nodes[to as usize];
+                if node.window.ask(piece) && !node.reading.contains(&piece) {
+                    node.asks += 1;
+                    self.ask(now, to, piece, 0);
+                }
+            }
+            Answer::Read => {
+                self.waiting.entry((to, piece)).or_default().push(from);
+                if self.fetchers[usize::try_from(slot).unwrap_or(0)].first() == Some(&to) {
+                    self.read_slot(now, to, slot);
+                }
+                self.read_piece(now, to, piece);
+            }
+            Answer::NoPart | Answer::Busy => self.at(now + LATENCY, Event::GiveUp(from, piece, place)),
+        }
+    }
+
+    /// One connection for all stripes of a slot, one after the other.
+    fn read_slot(&mut self, now: u64, me: u32, slot: u64) {
+        for piece in 0..self.layout.pieces() {
+            if self.layout.slot(piece) == slot {
+                self.read_piece(now, me, piece);
+            }
+        }
+    }
+
+    fn read_piece(&mut self, now: u64, me: u32, piece: u64) {
+        let bytes = self.layout.bytes(piece);
+        let span = Self::time(bytes.end - bytes.start, self.world.connection);
+        let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
+        let node = &mut self.nodes[me as usize];
+        if node.window.has(piece) || !node.reading.insert(piece) {
+            return;
+        }
+        let free = &mut node.upstream_free[slot];
+        *free = now.max(*free) + span;
+        let when = *free;
+        self.at(when, Event::Arrive(me, me, piece));
+    }
+
+    fn send(&mut self, now: u64, from: u32, to: u32, piece: u64) {
+        let bytes = self.layout.bytes(piece);
+        let span = Self::time(bytes.end - bytes.start, self.world.link);
+        let source = &mut self.nodes[from as usize];
+        let begin = now.max(source.up_free);
+        source.up_free = begin + span * source.slow;
+        source.sent += bytes.end - bytes.start;
+        let sent = source.up_free;
+        let target = &mut self.nodes[to as usize];
+        target.down_free = (begin.max(target.down_free) + span * target.slow).max(sent);
+        target.received += bytes.end - bytes.start;
+        let when = target.down_free + LATENCY;
+        self.at(when, Event::Arrive(from, to, piece));
+    }
+
+    fn arrive(&mut self, now: u64, from: u32, to: u32, piece: u64) {
+        if self.nodes[to as usize].dead {
+            return;
+        }
+        if self.nodes[from as usize].dead {
+            // Cut off on the way.
+            let place = self.nodes[to as usize].asked.get(&piece).copied().unwrap_or(0);
+            self.at(now, Event::GiveUp(to, piece, place));
+            return;
+        }
+        if from == to {
+            let bytes = self.layout.bytes(piece);
+            self.read += bytes.end - bytes.start;
+        }
+        let node = &mut self.nodes[to as usize];
+        if !node.window.arrived(piece) {
+            return;
+        }
+        if node.asked.remove(&piece).is_some() {
+            node.asks = node.asks.saturating_sub(1);
+        }
+        if node.takes && node.window.is_complete() {
+            node.done = Some(now);
+        }
+        for waiting in self.waiting.remove(&(to, piece)).unwrap_or_default() {
+            self.send(now, to, waiting, piece);
+        }
+        self.pump(now, to);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "figures")]
+    fn outcome(&self) -> Outcome {
+        let size = self.world.size as f64;
+        let bound = Self::time(self.world.size, self.world.link.min(self.world.connection * SLOTS)) as f64;
+        let living = || self.nodes.iter().filter(|node| node.takes && !node.dead);
+        assert!(living().all(|node| node.done.is_some()), "a living node never finished");
+        let fast = living().filter(|node| node.slow == 1);
+        let mut times: Vec<_> =
+            fast.filter_map(|node| Some((node.done? - node.begun) as f64 / bound)).collect();
+        times.sort_by(f64::total_cmp);
+        let idle: Vec<_> =
+            self.nodes.iter().filter(|node| !node.takes).map(|node| node.received as f64 / size).collect();
+        Outcome {
+            last_over_bound: times.last().copied().unwrap_or(0.0),
+            median_over_bound: times.get(times.len() / 2).copied().unwrap_or(0.0),
+            upstream: self.read as f64 / size,
+            max_upload: self.nodes.iter().map(|node| node.sent).max().unwrap_or(0) as f64 / size,
+            bystander: if idle.is_empty() { 0.0 } else { idle.iter().sum::<f64>() / idle.len() as f64 },
+        }
+    }
+}
