@@ -310,7 +310,7 @@ impl Driver {
         let error = match setback {
             Setback::Fatal(error) => return Err(error),
             Setback::NoRanges => return Ok(()),
-            Setback::Refused(_) | Setback::Broken(_) | Setback::Shorter(_) if !self.lanes.is_empty() => {
+            Setback::Refused(_) | Setback::Broken(_) | Setback::Changed(_) if !self.lanes.is_empty() => {
                 // The others go on; upstream bears no more of them.
                 self.growth.settle_at(self.lanes.len());
                 self.not_before = Some(Instant::now() + OTHERS_PAUSE);
@@ -320,7 +320,7 @@ impl Driver {
                 self.next_source(error);
                 return Ok(());
             }
-            Setback::Shorter(error) => {
+            Setback::Changed(error) => {
                 let partial = self.partial.clone();
                 blocking(move || partial.forget()).await?;
                 return Err(FetchError::Changed(error.to_string()));

@@ -72,7 +72,7 @@ impl From<UpstreamError> for FetchError {
             UpstreamError::NotFound { .. } => Self::NotFound(text),
             UpstreamError::Denied { .. } => Self::Denied(text),
             UpstreamError::Throttled { retry_after, .. } => Self::NotNow { reason: text, retry_after },
-            UpstreamError::Shorter { .. } | UpstreamError::Unavailable { .. } => {
+            UpstreamError::Changed { .. } | UpstreamError::Unavailable { .. } => {
                 Self::NotNow { reason: text, retry_after: None }
             }
         }

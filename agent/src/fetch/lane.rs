@@ -50,8 +50,8 @@ pub(super) enum Setback {
     Refused(FetchError),
     /// It may do at another attempt.
     Broken(UpstreamError),
-    /// It has no bytes where we expect them: what it said of the size, now or before, was wrong.
-    Shorter(UpstreamError),
+    /// What it said of the content, now or before, was wrong: its size, or which version it has.
+    Changed(UpstreamError),
     /// It answers a range with everything, and someone is reading everything already.
     NoRanges,
     /// No source will do.
@@ -63,7 +63,7 @@ impl From<UpstreamError> for Setback {
         match error {
             UpstreamError::NotFound { .. } | UpstreamError::Denied { .. } => Self::Refused(error.into()),
             UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. } => Self::Broken(error),
-            UpstreamError::Shorter { .. } => Self::Shorter(error),
+            UpstreamError::Changed { .. } => Self::Changed(error),
         }
     }
 }
@@ -183,8 +183,12 @@ impl Run {
         let upstream = &self.fetcher.0.upstream;
         let source = &self.order.source;
         let _permit = upstream.transfer_permit(&source.registry).await;
-        let body =
-            upstream.blob(source, self.flight.digest(), self.order.span, self.flight.distrust()).await?;
+        let known = self.partial.validators();
+        let (digest, distrust) = (self.flight.digest(), self.flight.distrust());
+        let body = upstream.blob(source, digest, self.order.span, &known, distrust).await?;
+        if let Some(validator) = &body.validator {
+            self.partial.note_validator(validator);
+        }
         if body.offset != self.order.span.start {
             upstream.note_no_ranges(&source.registry);
             if !self.order.alone {

@@ -184,11 +184,17 @@ pub(super) struct Growth {
     target: usize,
     most: usize,
     rate_before: f64,
+    /// Measurements in a row that showed no gain.
+    disappointments: u32,
     settled: bool,
 }
 
 /// A doubling must bring at least this factor to be followed by another.
 const WORTH_IT: f64 = 1.3;
+
+/// So many measurements in a row must show no gain before more connections are given up: a single one may have met a
+/// pause of the disk or of another process.
+const CONVINCED: u32 = 3;
 
 /// One connection that brings this many bytes a second is not what holds the transfer up.
 const FAST_LANE: f64 = 150e6;
@@ -198,7 +204,7 @@ const TOO_LATE: Duration = Duration::from_millis(600);
 
 impl Growth {
     pub(super) fn new(most: usize) -> Self {
-        Self { target: 1, most: most.max(1), rate_before: 0.0, settled: most <= 1 }
+        Self { target: 1, most: most.max(1), rate_before: 0.0, disappointments: 0, settled: most <= 1 }
     }
 
     pub(super) fn target(&self) -> usize {
@@ -219,9 +225,11 @@ impl Growth {
             return;
         }
         if rate < self.rate_before * WORTH_IT {
-            self.settled = true;
+            self.disappointments += 1;
+            self.settled = self.disappointments >= CONVINCED;
             return;
         }
+        self.disappointments = 0;
         self.rate_before = rate;
         self.target = (self.target * 2).min(self.most);
         self.settled = self.target == self.most;
@@ -421,9 +429,16 @@ mod tests {
         assert_eq!(growth.target(), 8);
         let mut growth = Growth::new(8);
         growth.measured(75e6, u64::MAX);
-        growth.measured(80e6, u64::MAX);
+        for _ in 0..3 {
+            growth.measured(80e6, u64::MAX);
+        }
         growth.measured(200e6, u64::MAX);
         assert_eq!(growth.target(), 2, "the second connection brought nothing");
+        let mut growth = Growth::new(8);
+        growth.measured(75e6, u64::MAX);
+        growth.measured(80e6, u64::MAX);
+        growth.measured(150e6, u64::MAX);
+        assert_eq!(growth.target(), 4, "one measurement may be noise");
         let mut growth = Growth::new(8);
         growth.measured(75e6, 10_000_000);
         growth.measured(400e6, u64::MAX);

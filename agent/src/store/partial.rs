@@ -25,10 +25,13 @@ use super::{
     paths::{self, Mode},
     usage::Hold,
 };
-use crate::types::{Digest, Hasher, Mismatch};
+use crate::types::{Digest, Hasher, Mismatch, Validator};
 
 /// Bytes after which the map is saved again: one piece.
 const SAVE_EVERY: u64 = 4 * 1024 * 1024;
+
+/// Senders whose versions are remembered; more than any registry has endpoints and storage hosts behind them.
+const MAX_VALIDATORS: usize = 16;
 
 /// Bytes read at once when the hash catches up from the file.
 const READ_BACK: usize = 256 * 1024;
@@ -56,6 +59,7 @@ pub struct Partial {
 struct State {
     have: RangeSet,
     size: Option<u64>,
+    validators: Vec<Validator>,
     unsaved: u64,
 }
 
@@ -66,10 +70,12 @@ struct Running {
 }
 
 /// The map as it lies on disk.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Map {
     size: Option<u64>,
     have: Vec<(u64, u64)>,
+    #[serde(default)]
+    validators: Vec<Validator>,
 }
 
 /// How a complete partial blob ended.
@@ -101,14 +107,19 @@ impl Partial {
             .open(&data_path)
             .map_err(StoreError::io("open", &data_path))?;
         let length = file.metadata().map_err(StoreError::io("inspect", &data_path))?.len();
-        let (size, have) = read_map(&map_path, length);
+        let map = read_map(&map_path, length);
         Ok(Self {
             store,
             digest: *digest,
             data_path,
             map_path,
             file: Arc::new(file),
-            state: Mutex::new(State { have, size, unsaved: 0 }),
+            state: Mutex::new(State {
+                have: RangeSet::from_ranges(map.have.iter().map(|(start, end)| *start..*end)),
+                size: map.size,
+                validators: map.validators,
+                unsaved: 0,
+            }),
             hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0 }),
             writing: Mutex::new(()),
             saving: Mutex::new(()),
@@ -165,6 +176,7 @@ impl Partial {
         state.size = Some(size);
         if changed {
             state.have = RangeSet::default();
+            state.validators.clear();
             drop(state);
             tracing::warn!(digest = %self.digest.short(), size, "size of a partial blob changed upstream: starting over");
             self.restart_hash();
@@ -173,10 +185,25 @@ impl Partial {
         Ok(())
     }
 
+    /// Which versions of the content its bytes are of, by who sent them.
+    pub fn validators(&self) -> Vec<Validator> {
+        guard(&self.state).validators.clone()
+    }
+
+    /// Remembers a version; the first one of each sender, for as long as its bytes are kept.
+    pub fn note_validator(&self, validator: &Validator) {
+        let mut state = guard(&self.state);
+        let known = state.validators.iter().any(|known| known.origin == validator.origin);
+        if !known && state.validators.len() < MAX_VALIDATORS {
+            state.validators.push(validator.clone());
+        }
+    }
+
     /// Forgets everything, the size too: nothing that was said of this content can be trusted.
     pub fn forget(&self) -> Result<(), StoreError> {
         let _writing = guard(&self.writing);
-        *guard(&self.state) = State { have: RangeSet::default(), size: None, unsaved: 0 };
+        *guard(&self.state) =
+            State { have: RangeSet::default(), size: None, validators: Vec::new(), unsaved: 0 };
         self.restart_hash();
         self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))?;
         self.save_map()
@@ -312,7 +339,11 @@ impl Partial {
         let _saving = guard(&self.saving);
         let map = {
             let state = guard(&self.state);
-            Map { size: state.size, have: state.have.iter().map(|range| (range.start, range.end)).collect() }
+            Map {
+                size: state.size,
+                have: state.have.iter().map(|range| (range.start, range.end)).collect(),
+                validators: state.validators.clone(),
+            }
         };
         let bytes = serde_json::to_vec(&map).expect("numbers are always valid JSON");
         let aside = self.map_path.with_extension("map-new");
@@ -329,18 +360,12 @@ fn remove_if_there(path: &PathBuf) -> Result<(), StoreError> {
 }
 
 /// A missing or damaged map means that nothing is there; ranges past the file's end are not believed.
-fn read_map(path: &PathBuf, length: u64) -> (Option<u64>, RangeSet) {
+fn read_map(path: &PathBuf, length: u64) -> Map {
     let map = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Map>(&bytes).ok());
-    let Some(map) = map else { return (None, RangeSet::default()) };
-    let sane = map
-        .have
-        .iter()
-        .all(|(start, end)| start < end && *end <= length && map.size.is_none_or(|size| *end <= size));
-    if sane {
-        (map.size, RangeSet::from_ranges(map.have.iter().map(|(start, end)| *start..*end)))
-    } else {
-        (map.size, RangeSet::default())
-    }
+    let Some(map) = map else { return Map::default() };
+    let fits = |end: u64| end <= length && map.size.is_none_or(|size| end <= size);
+    let sane = map.have.iter().all(|(start, end)| start < end && fits(*end));
+    if sane { map } else { Map { size: map.size, ..Map::default() } }
 }
 
 #[cfg(test)]
@@ -438,8 +463,8 @@ mod tests {
                 });
             }
         });
-        let (size, have) = read_map(&partial.map_path, 1_000);
-        assert_eq!((size, have.total()), (Some(1_000), 1_000));
+        let map = read_map(&partial.map_path, 1_000);
+        assert_eq!((map.size, map.have), (Some(1_000), vec![(0, 1_000)]));
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
     }
 

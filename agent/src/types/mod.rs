@@ -8,6 +8,7 @@ mod manifest;
 mod name;
 mod range;
 mod size;
+mod validator;
 
 pub use amount::{Amount, parse_percent, share};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
@@ -19,3 +20,4 @@ pub use manifest::{
 pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
 pub use range::{ByteRange, RangeHeader};
 pub use size::{SizeError, parse_size};
+pub use validator::Validator;

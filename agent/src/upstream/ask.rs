@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::{
     metrics::Kind,
-    types::{Digest, MANIFEST_ACCEPT, Reference},
+    types::{Digest, MANIFEST_ACCEPT, Reference, Validator},
 };
 
 /// Which bytes of a blob are asked for.
@@ -71,16 +71,25 @@ pub(super) struct Ask {
     pub(super) query: Option<String>,
     pub(super) kind: Kind,
     pub(super) headers: HeaderMap,
+    /// For a part: the versions that the other parts are of.
+    pub(super) conditions: Vec<Validator>,
 }
 
 impl Ask {
     pub(super) fn manifest(method: Method, reference: &Reference) -> Self {
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]);
-        Self { method, path: format!("manifests/{reference}"), query: None, kind: Kind::manifest, headers }
+        Self {
+            method,
+            path: format!("manifests/{reference}"),
+            query: None,
+            kind: Kind::manifest,
+            headers,
+            conditions: Vec::new(),
+        }
     }
 
-    pub(super) fn blob(method: Method, digest: &Digest, span: Option<Span>) -> Self {
-        let mut headers = HeaderMap::new();
+    pub(super) fn blob(method: Method, digest: &Digest, span: Option<Span>, known: &[Validator]) -> Self {
+        let (mut headers, mut conditions) = (HeaderMap::new(), Vec::new());
         if let Some(span) = span.filter(|span| *span != Span::WHOLE) {
             let last = span.end.map_or(String::new(), |end| end.saturating_sub(1).to_string());
             let value = format!("bytes={}-{last}", span.start);
@@ -88,8 +97,9 @@ impl Ask {
                 header::RANGE,
                 HeaderValue::try_from(value).expect("digits are a valid header value"),
             );
+            conditions = known.to_vec();
         }
-        Self { method, path: format!("blobs/{digest}"), query: None, kind: Kind::blob, headers }
+        Self { method, path: format!("blobs/{digest}"), query: None, kind: Kind::blob, headers, conditions }
     }
 }
 

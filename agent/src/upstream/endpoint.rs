@@ -208,10 +208,14 @@ impl Endpoint {
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
-        let response = self.request(&ask.method, url, headers, ask.kind, None).await?;
         // The endpoint first: it answers for what it redirects to.
         let origin =
             if at_registry { self.name.clone() } else { format!("{} through {}", self.name, authority(url)) };
+        let condition = ask.conditions.iter().find(|known| known.origin == origin);
+        if let Some(value) = condition.and_then(|known| HeaderValue::from_str(&known.etag).ok()) {
+            headers.insert(header::IF_RANGE, value);
+        }
+        let response = self.request(&ask.method, url, headers, ask.kind, None).await?;
         if let Some(encoding) = text(response.headers(), header::CONTENT_ENCODING.as_str())
             && !encoding.eq_ignore_ascii_case("identity")
             && response.status().is_success()
@@ -272,9 +276,10 @@ impl Endpoint {
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(reply),
             StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry: self.registry.clone() }),
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err(UpstreamError::Shorter { registry: self.registry.clone() })
-            }
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(UpstreamError::Changed {
+                registry: self.registry.clone(),
+                reason: "it ends before the bytes that were asked for".to_owned(),
+            }),
             StatusCode::TOO_MANY_REQUESTS => {
                 let headers = reply.headers().clone();
                 let retry_after = retry::retry_after(&headers, &message(reply).await, SystemTime::now());

@@ -40,7 +40,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     metrics::{Kind, Metrics, RegistryLabels},
-    types::{Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, RegistryPattern, Repository},
+    types::{
+        Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, RegistryPattern, Repository,
+        Validator,
+    },
 };
 
 /// Sent with every request to a registry, so that an agent that reaches itself in a circle notices.
@@ -77,11 +80,14 @@ pub enum UpstreamError {
         /// For how long, when it said so.
         retry_after: Option<Duration>,
     },
-    /// The registry's content ends before the range that was asked for.
-    #[error("`{registry}` has fewer bytes than it said before")]
-    Shorter {
+    /// The registry's content is another one than before: it ends before the range that was asked for, or bears
+    /// another entity tag.
+    #[error("`{registry}` has other content than before: {reason}")]
+    Changed {
         /// Which registry.
         registry: RegistryHost,
+        /// How that was seen.
+        reason: String,
     },
     /// Unreachable, silent, broken, or answering nonsense.
     #[error("`{registry}` cannot be read now: {reason}")]
@@ -191,6 +197,8 @@ pub struct BlobBody {
     pub size: Option<u64>,
     /// The host that sends the bytes, for blame.
     pub origin: String,
+    /// Which version of the content this is, when the host says so.
+    pub validator: Option<Validator>,
     reply: Reply,
 }
 
@@ -347,12 +355,12 @@ impl Upstream {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        match self.send(repository, &Ask::blob(Method::HEAD, digest, None)).await {
+        match self.send(repository, &Ask::blob(Method::HEAD, digest, None, &[])).await {
             Ok(reply) => Ok(reply.content_length()),
             // Presigned URLs are bound to the method: where HEAD leads to one that is for GET, the first byte tells.
             Err(UpstreamError::Unavailable { .. }) => {
                 let first = Span { start: 0, end: Some(1) };
-                Ok(self.blob(repository, digest, first, &Distrust::default()).await?.size)
+                Ok(self.blob(repository, digest, first, &[], &Distrust::default()).await?.size)
             }
             Err(error) => Err(error),
         }
@@ -360,21 +368,31 @@ impl Upstream {
 
     /// Opens a blob's body from `span.start` on, up to `span.end` when that is known and not the blob's end.
     ///
-    /// An upstream that ignores the range answers from the beginning; the body's `offset` says so.
+    /// An upstream that ignores the range answers from the beginning; the body's `offset` says so. `known` is what was
+    /// sent of this content before: a host that now has another version of it is an error of its own.
     pub async fn blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         span: Span,
+        known: &[Validator],
         distrust: &Distrust,
     ) -> Result<BlobBody, UpstreamError> {
-        let ask = Ask::blob(Method::GET, digest, Some(span));
+        let ask = Ask::blob(Method::GET, digest, Some(span), known);
         let reply = self.registry(&repository.registry)?.send(&repository.name, &ask, distrust).await?;
         let origin = reply.origin().to_owned();
         let range = text(reply.headers(), "content-range");
         let placed = place_answer(reply.status(), range, reply.content_length(), span)
             .map_err(|reason| unavailable(repository, format!("`{origin}`: {reason}")))?;
-        Ok(BlobBody { offset: placed.0, size: placed.1, origin, reply })
+        let validator =
+            text(reply.headers(), header::ETAG.as_str()).and_then(|tag| Validator::of(&origin, tag));
+        if let Some(now) = &validator
+            && let Some(before) = known.iter().find(|before| before.origin == now.origin && *before != now)
+        {
+            let reason = format!("`{origin}` sent version {} before and {} now", before.etag, now.etag);
+            return Err(UpstreamError::Changed { registry: repository.registry.clone(), reason });
+        }
+        Ok(BlobBody { offset: placed.0, size: placed.1, origin, validator, reply })
     }
 
     /// A tag list or the referrers of a digest, as upstream gives it.
@@ -391,6 +409,7 @@ impl Upstream {
             query: query.map(str::to_owned),
             kind,
             headers: HeaderMap::new(),
+            conditions: Vec::new(),
         };
         let reply = self.send(repository, &ask).await?;
         let mut headers = HeaderMap::new();
