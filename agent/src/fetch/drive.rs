@@ -27,8 +27,12 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long throughput is measured before another number of lanes is tried.
 const WINDOW: Duration = Duration::from_millis(250);
 
-/// Attempts in a row that bring no new byte before a source is given up.
+/// Attempts in a row that bring next to nothing before a source is given up.
 const MAX_BARREN: u32 = 4;
+
+/// What an attempt must bring to count as progress, in bytes: a source that sends two bytes and hangs up is not to be
+/// asked a hundred thousand times.
+const PROGRESS: u64 = 64 * 1024;
 
 /// Pause after a lane failed while others go on.
 const OTHERS_PAUSE: Duration = Duration::from_secs(1);
@@ -328,8 +332,11 @@ impl Driver {
             Setback::Broken(error) => error,
         };
         let total = self.partial.total();
-        self.barren = if total > self.total_at_setback { 0 } else { self.barren + 1 };
-        self.total_at_setback = total;
+        if total >= self.total_at_setback.saturating_add(PROGRESS) {
+            (self.barren, self.total_at_setback) = (0, total);
+        } else {
+            self.barren += 1;
+        }
         let pause = backoff(self.barren, &error);
         match pause {
             Some(pause) if self.barren < MAX_BARREN => {

@@ -50,6 +50,9 @@ pub(super) fn place_answer(
     if first != span.start || span.end.is_some_and(|end| last >= end) {
         return Err(format!("bytes {first}-{last} were sent instead of those asked for"));
     }
+    if let Some(length) = length.filter(|length| *length != last - first + 1) {
+        return Err(format!("bytes {first}-{last} were announced with a body of {length}"));
+    }
     Ok((first, size))
 }
 
@@ -121,6 +124,8 @@ mod tests {
             (part, Some("bytes 4-9/*"), Some(6), from(4), Some((4, None))),
             (part, Some("bytes 4-5/10"), Some(2), Span { start: 4, end: Some(6) }, Some((4, Some(10)))),
             (part, Some("bytes 0-9/10"), Some(10), Span::WHOLE, None),
+            (part, Some("bytes 4-9/10"), None, from(4), Some((4, Some(10)))),
+            (part, Some("bytes 4-9/10"), Some(2), from(4), None),
             (part, Some("bytes 3-9/10"), Some(7), from(4), None),
             (part, Some("bytes 4-9/10"), Some(6), Span { start: 4, end: Some(6) }, None),
             (part, Some("bytes 9-4/10"), Some(6), from(9), None),

@@ -3,14 +3,14 @@
 //! Whatever the fault: an answer comes within the limit, it is one of those expected, 429 never gets through, 404 only
 //! when upstream said 404, what is sent as complete is right, and once upstream is well again the content is served.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, path::Path, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use kit::{
     agent::{Agent, AgentConfig, assert_store_is_right, blob_path, manifest_path},
-    registry::{FakeUpstream, Fault, Layer, MANIFEST, On, RedirectTo, Where, sha256},
-    wire::{Ending, exchange, get},
+    registry::{FakeUpstream, Fault, FaultHandle, Layer, On, RedirectTo, Where, sha256},
+    wire::{Ending, Exchange, exchange, get},
 };
 
 /// The limit to the first header in these tests; the product's default is 5 s.
@@ -41,9 +41,6 @@ enum Outcome {
 
 use Outcome::{Denied, NotFound, NotNow, Served, Short};
 
-/// A blob of which a hundred bytes arrive a second is slow, not broken: it would be served for an hour.
-const NOT_ASKED: &[Outcome] = &[];
-
 struct Case {
     fault: Fault,
     /// For manifests by tag and by digest.
@@ -65,13 +62,13 @@ fn cases() -> Vec<Case> {
         case(Fault::Delay(Duration::from_mins(1)), &[NotNow], &[NotNow]),
         case(Fault::Close, &[NotNow], &[NotNow]),
         case(Fault::Reset, &[NotNow], &[NotNow]),
-        case(Fault::Stall(100, Duration::from_mins(1)), &[NotNow], NOT_ASKED),
+        case(Fault::Stall(100, Duration::from_mins(1)), &[NotNow], &[NotNow, Short]),
         case(Fault::Stall(100_000, Duration::from_mins(1)), &[Served], &[Served]),
-        case(Fault::Cut(100), &[NotNow], NOT_ASKED),
+        case(Fault::Cut(100), &[NotNow], &[NotNow, Short]),
         case(Fault::Cut(100_000), &[Served], &[Served]),
         case(Fault::CutReset(100_000), &[Served], &[Served]),
-        case(Fault::CutReset(100), &[NotNow], NOT_ASKED),
-        case(Fault::LengthOff(1_000), &[NotNow], NOT_ASKED),
+        case(Fault::CutReset(100), &[NotNow], &[NotNow, Short]),
+        case(Fault::LengthOff(1_000), &[NotNow], &[NotNow, Short]),
         case(Fault::LengthOff(-100), &[NotNow], &[NotNow, Short]),
         case(Fault::Extra(10), &[Served], &[Served]),
         case(Fault::Corrupt(Where::First), &[NotNow], &[NotNow, Short]),
@@ -122,9 +119,30 @@ enum Ask {
     DigestGet,
     BlobGet,
     BlobHead,
+    /// The fault meets the request for the rest of a blob whose first connection broke off.
+    BlobMidway,
+    /// It meets the request for the rest of a blob of which an earlier process left the beginning.
+    BlobResumed,
 }
 
-const ASKS: [Ask; 5] = [Ask::TagGet, Ask::TagHead, Ask::DigestGet, Ask::BlobGet, Ask::BlobHead];
+const ASKS: [Ask; 7] = [
+    Ask::TagGet,
+    Ask::TagHead,
+    Ask::DigestGet,
+    Ask::BlobGet,
+    Ask::BlobHead,
+    Ask::BlobMidway,
+    Ask::BlobResumed,
+];
+
+impl Ask {
+    fn is_head(self) -> bool {
+        matches!(self, Self::TagHead | Self::BlobHead)
+    }
+}
+
+/// Bytes of a blob that are there before the fault, where there are any.
+const BEGUN: u64 = 100_000;
 
 /// One piece of content and one way to ask for it, in a repository of its own.
 struct Subject<'a> {
@@ -165,42 +183,167 @@ impl Subject<'_> {
     }
 }
 
-/// Asks during and after the fault; what went wrong, if anything.
-async fn run(upstream: &FakeUpstream, agent: &Agent, case: &Case, ask: Ask) -> Result<(), String> {
-    let expected = if matches!(ask, Ask::BlobGet | Ask::BlobHead) { case.blob } else { case.manifest };
-    if expected == NOT_ASKED {
-        return Ok(());
+/// Makes what a way to ask needs to be there before the fault: the beginning of a blob. Gives the agent to ask.
+async fn begin(
+    upstream: &FakeUpstream,
+    config: &AgentConfig,
+    agent: Agent,
+    ask: Ask,
+    path: &str,
+    digest: &str,
+) -> Agent {
+    let first = On::blob().get().whole().reference(digest);
+    match ask {
+        Ask::BlobMidway => {
+            upstream.fault(first, Fault::Cut(BEGUN)).times(1);
+            agent
+        }
+        Ask::BlobResumed => {
+            let stall = Fault::Stall(BEGUN, Duration::from_mins(1));
+            // Also the request that the agent sends while it drains.
+            let rest =
+                upstream.fault(On::blob().ranged().reference(digest), Fault::Delay(Duration::from_mins(1)));
+            let stalled = [upstream.fault(first, stall), rest];
+            let request = get(path, "");
+            let opened = Exchange::open(agent.mirror(), request.as_bytes(), HEALED).await;
+            let mut client = opened.expect("the agent accepts connections");
+            client.head().await.expect("an answer");
+            client.read(usize::try_from(BEGUN).expect("small")).await.expect("the beginning");
+            drop(client);
+            let home = agent.stop().await;
+            stalled.iter().for_each(FaultHandle::clear);
+            Agent::start_in(config, home).await
+        }
+        _ => agent,
     }
+}
+
+/// What happened under a fault.
+struct Seen {
+    outcome: Outcome,
+    shown: String,
+    /// Requests that upstream got for it.
+    requests: usize,
+    /// Bytes of the blob on disk afterwards, whole or not.
+    kept: u64,
+}
+
+/// Asks during and after the fault; what went wrong, if anything, and the agent for the next one.
+async fn run(
+    upstream: &FakeUpstream,
+    config: &AgentConfig,
+    agent: Agent,
+    case: &Case,
+    ask: Ask,
+) -> (Agent, Result<(), String>) {
     let repository = format!("fault/{}", format!("{ask:?}").to_lowercase());
     let image = upstream.image(&repository, "v1", [Layer::random(ask as u64, SIZE)]).await;
     let (layer, length) = image.layers[0].clone();
     let (path, digest, length) = match ask {
         Ask::TagGet | Ask::TagHead => (manifest_path(&repository, "v1"), image.digest, image.size),
         Ask::DigestGet => (manifest_path(&repository, &image.digest), image.digest, image.size),
-        Ask::BlobGet | Ask::BlobHead => (blob_path(&repository, &layer), layer, length),
+        _ => (blob_path(&repository, &layer), layer, length),
     };
-    let method = if matches!(ask, Ask::TagHead | Ask::BlobHead) { "HEAD" } else { "GET" };
+    let agent = begin(upstream, config, agent, ask, &path, &digest).await;
+    let method = if ask.is_head() { "HEAD" } else { "GET" };
     let request = get(&path, "").replacen("GET", method, 1);
-    let subject = Subject { agent, request, digest, length };
     let fault = upstream.fault(On::any().repository(&repository), case.fault.clone());
-    let described = || format!("{:?} on {ask:?}", Brief(&case.fault));
+    let mark = upstream.log().len();
+    let subject = Subject { agent: &agent, request, digest, length };
     let (outcome, shown) = subject.ask().await;
-    // A HEAD meets no fault of a body, and where upstream leaves out the length it has no answer.
-    let without_body = method == "HEAD" && matches!(outcome, Served | NotNow);
-    if !expected.contains(&outcome) && !without_body {
-        return Err(format!("{}: {outcome:?} ({shown}), expected {expected:?}", described()));
-    }
+    let requests = upstream.log().since(mark).filter(|entry| entry.target.repository == repository).len();
+    let seen = Seen { outcome, shown, requests, kept: kept(&agent.data(), &subject.digest) };
+    let mut wrong = judge(case, ask, &seen);
     fault.clear();
-    let until = tokio::time::Instant::now() + HEALED;
-    loop {
-        let (outcome, shown) = subject.ask().await;
-        if outcome == Served {
-            return Ok(());
+    let healed = async {
+        while subject.ask().await.0 != Served {
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        if tokio::time::Instant::now() > until {
-            return Err(format!("{}: not served after upstream healed: {outcome:?} ({shown})", described()));
+    };
+    if tokio::time::timeout(HEALED, healed).await.is_err() {
+        wrong.push("not served after upstream healed".into());
+    }
+    let described = || format!("{:?} on {ask:?}: {}", Brief(&case.fault), wrong.join("; "));
+    let verdict = if wrong.is_empty() { Ok(()) } else { Err(described()) };
+    (agent, verdict)
+}
+
+/// Bytes of a blob that lie in the store: as itself, or as a partial one.
+fn kept(data: &Path, digest: &str) -> u64 {
+    let hex = digest.trim_start_matches("sha256:");
+    let whole = data.join("blobs-v1/sha256").join(&hex[..2]).join(hex);
+    let partial = data.join(format!("partial-v1/sha256-{hex}.data"));
+    [whole, partial].iter().filter_map(|path| std::fs::metadata(path).ok()).map(|found| found.len()).sum()
+}
+
+/// What is wrong with what was seen.
+fn judge(case: &Case, ask: Ask, seen: &Seen) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let expected = case.expected(ask);
+    // A HEAD meets no fault of a body, and where upstream leaves out the length it has no answer.
+    let without_body = ask.is_head() && matches!(seen.outcome, Served | NotNow);
+    if !expected.contains(&seen.outcome) && !without_body {
+        wrong.push(format!("{:?} ({}), expected {expected:?}", seen.outcome, seen.shown));
+    }
+    let most = case.most_requests(ask, seen.outcome);
+    if seen.requests > most {
+        wrong.push(format!("{} requests upstream, expected at most {most}", seen.requests));
+    }
+    let kept = case.kept(ask, seen.outcome);
+    if !kept.contains(&seen.kept) {
+        wrong.push(format!("{} bytes on disk, expected {kept:?}", seen.kept));
+    }
+    wrong
+}
+
+impl Case {
+    /// What a client may see.
+    fn expected(&self, ask: Ask) -> Vec<Outcome> {
+        // The two that are about the rest of a blob only.
+        let blob = match self.fault {
+            Fault::WrongOffset(_) if matches!(ask, Ask::BlobMidway | Ask::BlobResumed) => &[NotNow],
+            _ => self.blob,
+        };
+        match ask {
+            Ask::TagGet | Ask::TagHead | Ask::DigestGet => self.manifest.to_vec(),
+            Ask::BlobGet | Ask::BlobHead | Ask::BlobResumed => blob.to_vec(),
+            // The header of a success has left: whatever is not served ends early.
+            Ask::BlobMidway => {
+                blob.iter().map(|outcome| if *outcome == Served { Served } else { Short }).collect()
+            }
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
+    /// Requests that upstream gets until the client has its answer. What upstream settles is not asked again; what it
+    /// cannot do now is tried a few times.
+    fn most_requests(&self, ask: Ask, outcome: Outcome) -> usize {
+        let begun = usize::from(ask == Ask::BlobMidway);
+        // A tag is asked for by HEAD first.
+        let found = 1 + usize::from(matches!(ask, Ask::TagGet | Ask::TagHead));
+        match (outcome, &self.fault) {
+            (Denied | NotFound, _) => 1 + begun,
+            (_, Fault::Redirect(_, RedirectTo::Loop)) => 30,
+            (Served, Fault::Cut(_) | Fault::CutReset(_) | Fault::Stall(..)) => found + 2 + begun,
+            (Served, _) => found + begun,
+            _ => 6,
+        }
+    }
+
+    /// Bytes on disk once the client has its answer.
+    fn kept(&self, ask: Ask, outcome: Outcome) -> RangeInclusive<u64> {
+        let begun = matches!(ask, Ask::BlobMidway | Ask::BlobResumed);
+        match (outcome, &self.fault) {
+            (Served, _) if ask == Ask::BlobHead => 0..=0,
+            // The last byte may reach the client a moment before the file has its final name.
+            (Served, _) => 1..=SIZE,
+            // Known to be wrong, or not to be what it was: nothing is kept.
+            (_, Fault::Corrupt(_)) => 0..=0,
+            (_, Fault::Status(416 | 200, ..) | Fault::Replace(_)) => 0..=SIZE,
+            // Bytes that may well be right are kept for the next try.
+            (_, Fault::Cut(_) | Fault::CutReset(_) | Fault::Stall(..) | Fault::LengthOff(_)) => 0..=SIZE,
+            _ if begun => BEGUN..=BEGUN,
+            _ => 0..=0,
+        }
     }
 }
 
@@ -215,10 +358,13 @@ fn impatient(upstream: &FakeUpstream) -> AgentConfig {
 /// All ways to ask, one after the other, on an agent that knows nothing of other faults.
 async fn run_all(case: Case) -> Vec<String> {
     let upstream = FakeUpstream::start().await;
-    let agent = Agent::start(&impatient(&upstream)).await;
+    let config = impatient(&upstream);
+    let mut agent = Agent::start(&config).await;
     let mut wrong = Vec::new();
     for ask in ASKS {
-        wrong.extend(run(&upstream, &agent, &case, ask).await.err());
+        let (same, verdict) = run(&upstream, &config, agent, &case, ask).await;
+        agent = same;
+        wrong.extend(verdict.err());
     }
     assert_store_is_right(&agent.data());
     wrong
@@ -258,33 +404,4 @@ async fn a_length_that_upstream_claimed_wrongly_is_forgotten_when_it_heals() {
         }
     };
     tokio::time::timeout(HEALED, healed).await.expect("the blob is served once upstream is well");
-}
-
-#[tokio::test]
-async fn a_tag_that_moves_between_head_and_get_gives_one_of_the_two_whole() {
-    let upstream = FakeUpstream::start().await;
-    let agent = Agent::start(&AgentConfig::for_upstream(&upstream).with("tags: { freshness: 0s }")).await;
-    let old = upstream.image("team/app", "v1", [Layer::random(1, 10)]).await;
-    let new = upstream.image("team/app", "other", [Layer::random(2, 10)]).await;
-    let path = manifest_path("team/app", "v1");
-    let before = agent.head(&path).await.headers()["docker-content-digest"].clone();
-    assert_eq!(before, old.digest.as_str());
-    let bytes = std::fs::read(upstream.blob_file(&new.config).expect("there")).expect("readable");
-    assert!(!bytes.is_empty());
-    let moved = agent.get(&manifest_path("team/app", "other")).await.bytes().await.expect("a manifest");
-    upstream.manifest("team/app", "v1", MANIFEST, moved);
-    let response = agent.get(&path).await;
-    assert_eq!(response.headers()["docker-content-digest"], new.digest.as_str());
-    assert_eq!(sha256(&response.bytes().await.expect("a manifest")), new.digest);
-    // The old one can still be had by its digest, from the store.
-    assert_eq!(agent.get(&manifest_path("team/app", &old.digest)).await.status(), 200);
-}
-
-#[tokio::test]
-async fn a_manifest_larger_than_the_limit_of_the_specification_is_refused() {
-    let (upstream, agent) = super::start().await;
-    let padding = "x".repeat(5 << 20);
-    let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": MANIFEST, "annotations": { "padding": padding } });
-    upstream.manifest("team/app", "v1", MANIFEST, manifest.to_string());
-    assert_eq!(super::refusal(agent.get(&manifest_path("team/app", "v1")).await).await.0, 503);
 }

@@ -4,6 +4,7 @@ mod auth;
 mod eviction;
 mod faults;
 mod listings;
+mod manifests;
 mod outage;
 mod pieces;
 mod ranges;
