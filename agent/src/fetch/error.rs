@@ -72,9 +72,9 @@ impl From<UpstreamError> for FetchError {
             UpstreamError::NotFound { .. } => Self::NotFound(text),
             UpstreamError::Denied { .. } => Self::Denied(text),
             UpstreamError::Throttled { retry_after, .. } => Self::NotNow { reason: text, retry_after },
-            UpstreamError::Changed { .. } | UpstreamError::Unavailable { .. } => {
-                Self::NotNow { reason: text, retry_after: None }
-            }
+            UpstreamError::Changed { .. }
+            | UpstreamError::Distrusted { .. }
+            | UpstreamError::Unavailable { .. } => Self::NotNow { reason: text, retry_after: None },
         }
     }
 }

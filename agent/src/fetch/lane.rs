@@ -61,7 +61,9 @@ pub(super) enum Setback {
 impl From<UpstreamError> for Setback {
     fn from(error: UpstreamError) -> Self {
         match error {
-            UpstreamError::NotFound { .. } | UpstreamError::Denied { .. } => Self::Refused(error.into()),
+            UpstreamError::NotFound { .. }
+            | UpstreamError::Denied { .. }
+            | UpstreamError::Distrusted { .. } => Self::Refused(error.into()),
             UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. } => Self::Broken(error),
             UpstreamError::Changed { .. } => Self::Changed(error),
         }

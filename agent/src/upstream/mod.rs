@@ -89,6 +89,12 @@ pub enum UpstreamError {
         /// How that was seen.
         reason: String,
     },
+    /// Every endpoint sent wrong bytes for this content a moment ago: asking again at once would bring them again.
+    #[error("every endpoint of `{registry}` sent wrong bytes for it a moment ago")]
+    Distrusted {
+        /// Which registry.
+        registry: RegistryHost,
+    },
     /// Unreachable, silent, broken, or answering nonsense.
     #[error("`{registry}` cannot be read now: {reason}")]
     Unavailable {

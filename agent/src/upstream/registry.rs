@@ -165,9 +165,7 @@ impl Registry {
                 settled => return settled,
             }
         }
-        Err(failed.unwrap_or_else(|| {
-            self.unavailable("every endpoint sent wrong bytes for it a moment ago".into())
-        }))
+        Err(failed.unwrap_or_else(|| UpstreamError::Distrusted { registry: self.host.clone() }))
     }
 
     async fn try_endpoint(

@@ -337,8 +337,8 @@ impl Case {
             // The last byte may reach the client a moment before the file has its final name.
             (Served, _) => 1..=SIZE,
             // Known to be wrong, or not to be what it was: nothing is kept.
-            (_, Fault::Corrupt(_)) => 0..=0,
-            (_, Fault::Status(416 | 200, ..) | Fault::Replace(_)) => 0..=SIZE,
+            (_, Fault::Corrupt(_) | Fault::Status(416 | 200, ..)) => 0..=0,
+            (_, Fault::Replace(_)) => 0..=BEGUN,
             // Bytes that may well be right are kept for the next try.
             (_, Fault::Cut(_) | Fault::CutReset(_) | Fault::Stall(..) | Fault::LengthOff(_)) => 0..=SIZE,
             _ if begun => BEGUN..=BEGUN,

@@ -7,6 +7,7 @@ mod listings;
 mod manifests;
 mod outage;
 mod pieces;
+mod property;
 mod ranges;
 mod restart;
 mod routes;

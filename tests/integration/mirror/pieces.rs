@@ -1,10 +1,10 @@
 //! Transfers over pieces: several connections, ranges before the rest, silent connections, kills.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kit::{
     agent::{Agent, AgentConfig, assert_store_is_right, blob_path},
-    registry::{FakeUpstream, Fault, On, sha256},
+    registry::{FakeUpstream, Fault, FaultHandle, On, sha256},
 };
 use reqwest::StatusCode;
 use tempfile::TempDir;
@@ -190,4 +190,60 @@ async fn two_hundred_kills_cost_less_than_a_piece_each_and_never_a_wrong_byte() 
     assert_store_is_right(&home.path().join("data"));
     let again = upstream.log().blob_gets().bytes().saturating_sub(size);
     assert!(again <= KILLS * PIECE, "{again} bytes fetched again");
+}
+
+/// Leaves the beginning of a blob in a store, as a connection does that broke off when upstream was switched off.
+async fn leave_beginning(upstream: &FakeUpstream, config: &AgentConfig, digest: &str) -> Arc<TempDir> {
+    let agent = Agent::start(config).await;
+    let broken = [
+        upstream.fault(On::blob().get().whole(), Fault::Cut(PIECE)),
+        upstream.fault(On::blob().get(), Fault::status(503)),
+    ];
+    let response = agent.get(&blob_path(REPOSITORY, digest)).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    response.bytes().await.expect_err("the body ends early");
+    broken.iter().for_each(FaultHandle::clear);
+    agent.stop().await
+}
+
+#[tokio::test]
+async fn the_rest_of_a_blob_is_asked_for_on_the_condition_that_it_is_still_the_same_version() {
+    let upstream = FakeUpstream::start().await;
+    let digest = upstream.random_blob(REPOSITORY, 1, 3 * PIECE).await;
+    let config = AgentConfig::for_upstream(&upstream);
+    let home = leave_beginning(&upstream, &config, &digest).await;
+    let mark = upstream.log().len();
+
+    let agent = Agent::start_in(&config, home).await;
+    assert_eq!(sha256(&fetch(&agent, &digest).await), digest);
+
+    let gets = upstream.log().since(mark).blob_gets();
+    let conditions: Vec<_> = gets.iter().map(|get| get.header("if-range").map(str::to_owned)).collect();
+    assert_eq!(conditions, [Some(format!("\"{digest}\""))], "{}", gets.describe());
+    assert_eq!(gets.bytes(), 2 * PIECE, "{}", gets.describe());
+}
+
+#[tokio::test]
+async fn an_upstream_that_has_another_version_by_now_is_read_from_the_beginning() {
+    let upstream = FakeUpstream::start().await;
+    let digest = upstream.random_blob(REPOSITORY, 1, 3 * PIECE).await;
+    let config = AgentConfig::for_upstream(&upstream);
+    let home = leave_beginning(&upstream, &config, &digest).await;
+    // What lies there is of a version that upstream has not any more; and wrong, as such bytes are.
+    let file = |end: &str| {
+        let name = format!("{}.{end}", digest.replace(':', "-"));
+        home.path().join("data/partial-v1").join(name)
+    };
+    let map = std::fs::read_to_string(file("map")).expect("a map");
+    assert!(map.contains(&digest), "{map}");
+    std::fs::write(file("map"), map.replace(&digest, "an older one")).expect("writable");
+    std::fs::write(file("data"), vec![7; usize::try_from(PIECE).expect("small")]).expect("writable");
+    let mark = upstream.log().len();
+
+    let agent = Agent::start_in(&config, home).await;
+    assert_eq!(sha256(&fetch(&agent, &digest).await), digest);
+
+    let gets = upstream.log().since(mark).blob_gets();
+    assert_eq!(gets.len(), 2, "the one that showed it, and one for everything: {}", gets.describe());
+    assert_store_is_right(&agent.data());
 }
