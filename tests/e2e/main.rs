@@ -14,6 +14,7 @@
 //! An image needs `docker-registry` and the fixtures of the kit, which need root and `mmdebstrap` the first time.
 
 mod support;
+mod trust;
 
 mod buildah;
 mod burst;

@@ -84,9 +84,15 @@ pub struct AgentProcess {
 impl AgentProcess {
     /// Starts the real binary with this configuration file, which must ask for JSON logs, and waits until it listens.
     pub async fn start(config: &Path) -> anyhow::Result<Self> {
+        Self::start_with(config, &[]).await
+    }
+
+    /// [`Self::start`] with more variables in its environment.
+    pub async fn start_with(config: &Path, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut child = Command::new(binary("hearth-agent")?)
             .args(["run", "--config"])
             .arg(config)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
