@@ -28,7 +28,7 @@ pub(crate) async fn start(work: &Path, upstream: &FakeUpstream, count: usize) ->
         let dir = work.join(format!("node-{number}"));
         let config = format!(
             "dataDir: {}\nmirror: {{ listen: 127.0.0.1:0 }}\npeer: {{ listen: 127.0.0.1:0 }}\nadmin: {{ listen: 127.0.0.1:0 }}\n\
-             log: {{ format: json, filter: info }}\nregistries:\n  - host: {REGISTRY}\n    endpoints: [{}]\n",
+             log: {{ format: json, filter: info }}\nstore: {{ minFree: \"0\" }}\nregistries:\n  - host: {REGISTRY}\n    endpoints: [{}]\n",
             dir.join("data").display(),
             upstream.url()
         );

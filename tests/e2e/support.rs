@@ -71,6 +71,7 @@ impl Agent {
              peer: {{ listen: \"127.0.0.1:0\" }}\n\
              admin: {{ listen: \"127.0.0.1:0\" }}\n\
              log: {{ format: json }}\n\
+             store: {{ minFree: \"0\" }}\n\
              registries:\n  - host: {REGISTRY}\n    endpoints: [\"http://{upstream}\"]\n",
             directory.path().join("data").display(),
         );

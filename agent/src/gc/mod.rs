@@ -72,7 +72,7 @@ pub fn make_plan(store: &Store) -> Result<Plan, StoreError> {
     let (_, wanted) = store.space(&partials)?;
     // Without a need, only given-up transfers can go, and images need not be read.
     let images = if wanted > 0 { images(store)? } else { Vec::new() };
-    let blobs = if wanted > 0 { store.blobs() } else { Vec::new() };
+    let blobs = if wanted > 0 { store.blobs()? } else { Vec::new() };
     Ok(plan(&View { now: unix_now(), wanted, blobs: &blobs, partials: &partials, images: &images }))
 }
 

@@ -69,10 +69,10 @@ pub struct PartialFact {
 
 impl Store {
     /// Every blob; use times are those of the last flush.
-    pub fn blobs(&self) -> Vec<BlobFact> {
+    pub fn blobs(&self) -> Result<Vec<BlobFact>, StoreError> {
         let fact =
             |(digest, size, used)| BlobFact { digest, size, used, held: self.0.usage.is_open(&digest) };
-        self.0.index.entries().into_iter().map(fact).collect()
+        Ok(self.0.index.entries(&self.0.paths)?.into_iter().map(fact).collect())
     }
 
     /// Every reference.

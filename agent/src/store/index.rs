@@ -106,16 +106,23 @@ impl Index {
         }
     }
 
-    /// Every blob that is known, with size and last use.
-    pub(super) fn entries(&self) -> Vec<(Digest, u64, u64)> {
-        let Some(trees) = &self.trees else { return Vec::new() };
+    /// Every blob with size and last use. Without an index the files themselves, and when they were made.
+    pub(super) fn entries(&self, paths: &Paths) -> Result<Vec<(Digest, u64, u64)>, StoreError> {
+        let Some(trees) = &self.trees else {
+            let mut found = Vec::new();
+            for algorithm in Algorithm::ALL {
+                walk(&paths.blobs(algorithm), algorithm, &mut |digest, size, made| {
+                    found.push((digest, size, made));
+                })?;
+            }
+            return Ok(found);
+        };
         let entries = trees.blobs.iter().filter_map(Result::ok);
-        entries
-            .filter_map(|(key, value)| {
-                let (size, used) = decode(&value)?;
-                Some((digest_of(&key)?, size, used))
-            })
-            .collect()
+        let known = entries.filter_map(|(key, value)| {
+            let (size, used) = decode(&value)?;
+            Some((digest_of(&key)?, size, used))
+        });
+        Ok(known.collect())
     }
 
     /// Forgets a blob that is about to be removed.
@@ -283,4 +290,31 @@ fn encode(size: u64, used: u64) -> [u8; 16] {
 fn decode(value: &[u8]) -> Option<(u64, u64)> {
     let (size, used) = value.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*size), u64::from_be_bytes(used.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_index_the_files_say_what_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path());
+        for directory in paths.directories() {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let digest = Digest::of(b"x");
+        let path = paths.blob(&digest);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, b"x").unwrap();
+        let none = Index {
+            trees: None,
+            stale: AtomicBool::new(true),
+            blobs: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        };
+        let found: Vec<_> =
+            none.entries(&paths).unwrap().into_iter().map(|(digest, size, _)| (digest, size)).collect();
+        assert_eq!(found, [(digest, 1)], "eviction finds blobs although their index cannot be opened");
+    }
 }
