@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main -> app -> http -> fetch -> { store, upstream } -> types
-//!             -> gc ------------> store
+//!             -> gc -> images --> store
 //! ```
 //!
 //! | module | owns |
@@ -11,6 +11,7 @@
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`) and admin |
 //! | [`fetch`] | one flight per digest, growing reads, tag resolution |
+//! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
@@ -30,6 +31,7 @@ pub mod config;
 pub mod fetch;
 pub mod gc;
 pub mod http;
+pub mod images;
 pub mod metrics;
 pub mod peers;
 pub mod store;

@@ -13,16 +13,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "config", "fetch", "gc", "http", "metrics", "peers", "prepull", "store", "task", "types",
-            "upstream",
+            "config", "fetch", "gc", "http", "images", "metrics", "peers", "prepull", "store", "task",
+            "types", "upstream",
         ],
     ),
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["fetch", "gc", "http", "peers", "prepull", "store", "types", "upstream"]),
-    ("http", &["fetch", "metrics", "store", "task", "types", "upstream"]),
+    ("http", &["fetch", "images", "metrics", "store", "task", "types", "upstream"]),
     ("prepull", &["fetch", "metrics", "store", "task", "types"]),
     ("fetch", &["metrics", "peers", "store", "task", "types", "upstream"]),
-    ("gc", &["metrics", "store", "task", "types"]),
+    ("gc", &["images", "metrics", "store", "task", "types"]),
+    ("images", &["store", "types"]),
     ("store", &["types"]),
     ("peers", &["metrics", "task", "types"]),
     ("upstream", &["metrics", "task", "types"]),

@@ -310,8 +310,8 @@ impl Flight {
         match phase {
             Phase::Verified | Phase::Done => true,
             Phase::Streaming => {
-                let whole_first =
-                    size <= SMALL || self.described.is_some_and(|known| known.role != Role::Layer);
+                let whole_first = size <= SMALL
+                    || self.described.is_some_and(|known| !matches!(known.role, Role::Layer | Role::Foreign));
                 !whole_first && partial.total() > 0
             }
             Phase::Connecting | Phase::Failed(_) => false,

@@ -355,7 +355,7 @@ impl Fetcher {
         let (store, repository, kept) = (self.0.store.clone(), repository.clone(), manifest.clone());
         let stored = tokio::task::spawn_blocking(move || {
             store.put(&kept.digest, &kept.bytes)?;
-            let record = ManifestRecord { media_type: kept.media_type.as_str().to_owned() };
+            let record = ManifestRecord::new(kept.media_type.as_str());
             store.set_manifest(&repository, &kept.digest, &record)
         })
         .await

@@ -31,6 +31,10 @@ struct TagState {
     failed: Option<Instant>,
     /// Upstream said that it does not exist.
     absent: Option<(Instant, String)>,
+    /// The store's count of changes when the record was read.
+    changes: u64,
+    /// The record could not be written: the disk does not know better.
+    unwritten: bool,
 }
 
 /// What to do about a tag before anyone is asked. Pure.
@@ -79,6 +83,7 @@ impl Fetcher {
         let slot = self.tag_slot(repository, tag);
         let waited = slot.0.try_lock().is_err();
         let mut state = slot.0.lock().await;
+        self.read_again_after_changes(repository, tag, &mut state).await?;
         if let Some((_, reason)) =
             state.absent.as_ref().filter(|(at, _)| at.elapsed() < self.0.config.negative)
         {
@@ -88,8 +93,10 @@ impl Fetcher {
             state.record = self.0.store.tag(repository, tag).await?;
         }
         let age = state.record.as_ref().map(|record| age(record, state.confirmed));
+        let kept = state.record.as_ref().is_some_and(TagRecord::is_kept);
+        let max_stale = if kept { None } else { self.0.config.max_stale };
         let failed = state.failed.map(|at| at.elapsed());
-        match step(age, failed, self.0.config.freshness, self.0.config.max_stale) {
+        match step(age, failed, self.0.config.freshness, max_stale) {
             Step::Use => {
                 self.note_use(state.record.as_ref());
                 self.0.metrics.count_content(Kind::tag, if waited { Found::joined } else { Found::hit });
@@ -105,18 +112,26 @@ impl Fetcher {
         match self.ask_upstream(repository, tag, state.record.is_some()).await {
             Ok(record) => {
                 self.0.metrics.count_content(Kind::tag, Found::miss);
-                self.keep_tag(repository, tag, &record).await;
-                *state =
-                    TagState { record: Some(record), confirmed: Some(Instant::now()), ..TagState::default() };
+                let unwritten = !self.keep_tag(repository, tag, &record).await;
+                let pinned = state.record.as_ref().is_some_and(|old| old.pinned);
+                *state = TagState {
+                    record: Some(TagRecord { pinned, ..record }),
+                    confirmed: Some(Instant::now()),
+                    changes: state.changes,
+                    unwritten,
+                    ..TagState::default()
+                };
                 answer(state.record.as_ref(), false)
             }
-            Err(FetchError::NotFound(reason)) => {
+            Err(FetchError::NotFound(reason)) if !kept => {
                 self.forget_tag(repository, tag).await;
-                *state = TagState { absent: Some((Instant::now(), reason.clone())), ..TagState::default() };
+                let absent = Some((Instant::now(), reason.clone()));
+                *state = TagState { absent, changes: state.changes, ..TagState::default() };
                 Err(FetchError::NotFound(reason))
             }
-            Err(error @ FetchError::NotNow { .. })
-                if age.is_some_and(|age| usable(age, self.0.config.max_stale)) =>
+            Err(error)
+                if stands_in(&error, state.record.as_ref())
+                    && age.is_some_and(|age| usable(age, max_stale)) =>
             {
                 tracing::warn!(%repository, %tag, error = %error, "upstream cannot confirm the tag: last known digest is served");
                 self.0.metrics.count_content(Kind::tag, Found::stale);
@@ -125,6 +140,29 @@ impl Fetcher {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Someone pinned, removed or imported references: what was remembered of this one may be wrong.
+    async fn read_again_after_changes(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        state: &mut TagState,
+    ) -> Result<(), FetchError> {
+        let changes = self.0.store.reference_changes();
+        if changes == state.changes || state.unwritten {
+            return Ok(());
+        }
+        let record = self.0.store.tag(repository, tag).await?;
+        let same =
+            |old: &TagRecord, new: &TagRecord| old.digest == new.digest && old.imported == new.imported;
+        match (&state.record, record) {
+            (Some(old), Some(new)) if same(old, &new) => state.record = Some(new),
+            (None, None) => {}
+            (_, record) => *state = TagState { record, ..TagState::default() },
+        }
+        state.changes = changes;
+        Ok(())
     }
 
     /// An image that is asked for by its tag alone, because the runtime has the rest, is in use all the same.
@@ -168,16 +206,20 @@ impl Fetcher {
             size: manifest.bytes.len() as u64,
             confirmed: unix_now(),
             pinned: false,
+            imported: false,
         })
     }
 
-    async fn keep_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
+    /// Whether the record is on disk.
+    async fn keep_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> bool {
         let (store, repository, tag, record) =
             (self.0.store.clone(), repository.clone(), tag.clone(), record.clone());
         let written = tokio::task::spawn_blocking(move || store.set_tag(&repository, &tag, &record)).await;
-        if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
-            tracing::error!(error = %chain(&error), "tag not remembered on disk");
+        let written = written.unwrap_or_else(|error| Err(error.into()));
+        if let Err(error) = &written {
+            tracing::error!(error = %chain(error), "tag not remembered on disk");
         }
+        written.is_ok()
     }
 
     async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
@@ -186,6 +228,18 @@ impl Fetcher {
         if let Err(error) = removed.unwrap_or_else(|error| Err(error.into())) {
             tracing::error!(error = %chain(&error), "deleted tag not forgotten on disk");
         }
+    }
+}
+
+/// Whether the last known meaning may be given although upstream answered with this: always while it has no answer; of
+/// a tag that is kept by hand also when it does not know it, and of one that was brought by hand even when the agent
+/// may not ask for it: it did not come from there. Pure.
+fn stands_in(error: &FetchError, record: Option<&TagRecord>) -> bool {
+    match error {
+        FetchError::NotNow { .. } => true,
+        FetchError::NotFound(_) => record.is_some_and(TagRecord::is_kept),
+        FetchError::Denied(_) => record.is_some_and(|record| record.imported),
+        _ => false,
     }
 }
 
@@ -236,6 +290,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_by_hand_outlives_upstreams_no() {
+        let record = |pinned, imported| TagRecord {
+            digest: crate::types::Digest::of(b""),
+            media_type: "a/b".into(),
+            size: 0,
+            confirmed: 0,
+            pinned,
+            imported,
+        };
+        let not_now = FetchError::NotNow { reason: String::new(), retry_after: None };
+        let (not_found, denied) = (FetchError::NotFound(String::new()), FetchError::Denied(String::new()));
+        for (pinned, imported, on_not_found, on_denied) in
+            [(false, false, false, false), (true, false, true, false), (false, true, true, true)]
+        {
+            let record = record(pinned, imported);
+            let stands = |error| stands_in(error, Some(&record));
+            assert!(stands(&not_now));
+            assert_eq!((stands(&not_found), stands(&denied)), (on_not_found, on_denied), "{record:?}");
+        }
+    }
+
+    #[test]
     fn a_record_from_the_future_is_never_fresh() {
         let record = TagRecord {
             digest: crate::types::Digest::of(b""),
@@ -243,6 +319,7 @@ mod tests {
             size: 0,
             confirmed: unix_now() + 1_000,
             pinned: false,
+            imported: false,
         };
         assert_eq!(age(&record, None), Duration::MAX);
     }

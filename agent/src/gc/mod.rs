@@ -6,18 +6,17 @@
 mod plan;
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt::Write as _,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub use plan::{Image, Plan, Step, View, plan};
+pub use plan::{Plan, Step, View, plan};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    images,
     metrics::Metrics,
-    store::{RefFact, Store, StoreError},
-    types::{Digest, ManifestLinks, Role},
+    store::{Store, StoreError},
 };
 
 /// How often the store is measured: a `statvfs` and a look at the unfinished transfers.
@@ -25,9 +24,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often transfers that were given up are looked for while there is room.
 const ROUNDS_BETWEEN_SWEEPS: u32 = 120;
-
-/// Indexes within indexes that are followed.
-const MAX_DEPTH: u32 = 3;
 
 /// The loop. See the module's text.
 #[derive(Debug)]
@@ -71,7 +67,7 @@ pub fn make_plan(store: &Store) -> Result<Plan, StoreError> {
     let partials = store.partials()?;
     let (_, wanted) = store.space(&partials)?;
     // Without a need, only given-up transfers can go, and images need not be read.
-    let images = if wanted > 0 { images(store)? } else { Vec::new() };
+    let images = if wanted > 0 { images::all(store)? } else { Vec::new() };
     let blobs = if wanted > 0 { store.blobs()? } else { Vec::new() };
     Ok(plan(&View { now: unix_now(), wanted, blobs: &blobs, partials: &partials, images: &images }))
 }
@@ -161,113 +157,6 @@ fn carry_out(store: &Store, metrics: &Metrics, step: &Step) -> Result<(), StoreE
     }
 }
 
-/// Every image: manifests that are named, without those that are part of another one and have no tag of their own.
-fn images(store: &Store) -> Result<Vec<Image>, StoreError> {
-    let mut named: HashMap<Digest, Vec<RefFact>> = HashMap::new();
-    for reference in store.references()? {
-        named.entry(reference.digest).or_default().push(reference);
-    }
-    Ok(group(named, &|digest| {
-        let bytes = store.read_small(digest)?;
-        ManifestLinks::parse(&bytes).ok()
-    }))
-}
-
-/// Puts references together to images. Pure but for `links`.
-fn group(
-    mut named: HashMap<Digest, Vec<RefFact>>,
-    links: &dyn Fn(&Digest) -> Option<ManifestLinks>,
-) -> Vec<Image> {
-    let mut images: Vec<Image> = named
-        .keys()
-        .map(|digest| {
-            let (mut content, mut seen) = (Vec::new(), HashSet::new());
-            gather(digest, true, MAX_DEPTH, links, &mut content, &mut seen);
-            Image { digest: *digest, references: Vec::new(), content }
-        })
-        .collect();
-    let tagged = |references: &[RefFact]| {
-        references.iter().any(|reference| matches!(reference.name, crate::store::RefName::Tag(_)))
-    };
-    // A part's record goes and stays with the whole.
-    let mut parts: HashMap<Digest, Digest> = HashMap::new();
-    for image in &images {
-        for part in image.content.iter().skip(1) {
-            if named.get(part).is_some_and(|references| !tagged(references)) {
-                parts.insert(*part, image.digest);
-            }
-        }
-    }
-    images.retain(|image| !parts.contains_key(&image.digest));
-    for image in &mut images {
-        image.references = named.remove(&image.digest).unwrap_or_default();
-        for part in image.content.iter().skip(1).filter(|part| parts.contains_key(*part)) {
-            image.references.extend(named.remove(part).unwrap_or_default());
-        }
-    }
-    images.sort_by_key(|image| image.digest);
-    images
-}
-
-fn gather(
-    digest: &Digest,
-    manifest: bool,
-    depth: u32,
-    links: &dyn Fn(&Digest) -> Option<ManifestLinks>,
-    content: &mut Vec<Digest>,
-    seen: &mut HashSet<Digest>,
-) {
-    if !seen.insert(*digest) {
-        return;
-    }
-    content.push(*digest);
-    if !manifest || depth == 0 {
-        return;
-    }
-    for descriptor in links(digest).map(|links| links.descriptors).unwrap_or_default() {
-        gather(&descriptor.digest, descriptor.role == Role::Manifest, depth - 1, links, content, seen);
-    }
-}
-
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{store::RefName, types::Descriptor};
-
-    fn named(name: RefName, digest: Digest) -> RefFact {
-        let repository =
-            crate::types::Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
-        RefFact { repository, name, digest, pinned: false }
-    }
-
-    #[test]
-    fn a_manifest_of_an_index_is_part_of_it_unless_it_has_a_tag() {
-        let [index, child, tagged, layer] = [b"i", b"c", b"t", b"l"].map(|text| Digest::of(text));
-        let links = |digest: &Digest| {
-            let link = |digest, role| Descriptor { digest, size: 1, role };
-            let descriptors = if *digest == index {
-                vec![link(child, Role::Manifest), link(tagged, Role::Manifest), link(index, Role::Manifest)]
-            } else {
-                vec![link(layer, Role::Layer)]
-            };
-            Some(ManifestLinks { descriptors })
-        };
-        let mut references: HashMap<Digest, Vec<RefFact>> = [index, child, tagged]
-            .into_iter()
-            .map(|digest| (digest, vec![named(RefName::Digest, digest)]))
-            .collect();
-        for (digest, tag) in [(index, "v1"), (tagged, "v1-amd64")] {
-            references.get_mut(&digest).unwrap().push(named(RefName::Tag(tag.parse().unwrap()), digest));
-        }
-        let images = group(references, &links);
-        let find = |digest| images.iter().find(|image| image.digest == digest);
-        assert_eq!(images.len(), 2);
-        assert_eq!(find(index).unwrap().content, [index, child, layer, tagged]);
-        assert_eq!(find(index).unwrap().references.len(), 3, "with the record of its part");
-        assert_eq!(find(tagged).unwrap().content, [tagged, layer]);
-    }
 }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
+    images::{Image, naming},
     store::{BlobFact, PartialFact, RefFact},
     types::Digest,
 };
@@ -15,17 +16,6 @@ const PARTIAL_AGE: u64 = 24 * 60 * 60;
 
 /// What nothing names may be named in a moment: ten minutes.
 const GRACE: u64 = 10 * 60;
-
-/// A manifest that is named, and everything that it names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Image {
-    /// Its manifest or index.
-    pub digest: Digest,
-    /// Who names it or a part of it.
-    pub references: Vec<RefFact>,
-    /// Itself, the manifests in it, configurations, layers; each once, here or not.
-    pub content: Vec<Digest>,
-}
 
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,10 +65,7 @@ pub struct View<'a> {
 pub fn plan(view: &View<'_>) -> Plan {
     let mut plan = Plan::default();
     take_partials(view, &mut plan);
-    let mut named: HashMap<Digest, u32> = HashMap::new();
-    for digest in view.images.iter().flat_map(|image| &image.content) {
-        *named.entry(*digest).or_default() += 1;
-    }
+    let named = naming(view.images);
     take_orphans(view, &named, &mut plan);
     take_images(view, named, &mut plan);
     plan
@@ -118,22 +105,14 @@ fn take_images(view: &View<'_>, mut named: HashMap<Digest, u32>, plan: &mut Plan
     let blobs: HashMap<Digest, &BlobFact> = view.blobs.iter().map(|blob| (blob.digest, blob)).collect();
     let in_flight: HashSet<Digest> =
         view.partials.iter().filter(|partial| partial.held).map(|partial| partial.digest).collect();
-    // The use of a blob speaks for an image only when no other image needs it.
-    let own = |image: &Image| -> Vec<&BlobFact> {
-        let exclusive = image.content.iter().filter(|digest| named.get(*digest) == Some(&1));
-        exclusive.filter_map(|digest| blobs.get(digest).copied()).collect()
-    };
     let mut candidates = Vec::new();
     for image in view.images {
-        let own = own(image);
-        let busy =
-            own.iter().any(|blob| blob.held) || image.content.iter().any(|digest| in_flight.contains(digest));
-        if busy || image.references.iter().any(|reference| reference.pinned) {
+        let busy = image.own(&named).filter_map(|digest| blobs.get(digest)).any(|blob| blob.held)
+            || image.content.iter().any(|digest| in_flight.contains(digest));
+        if busy || image.is_pinned() {
             continue;
         }
-        let root = blobs.get(&image.digest).map_or(0, |blob| blob.used);
-        let used = own.iter().map(|blob| blob.used).fold(root, u64::max);
-        candidates.push((used, image));
+        candidates.push((image.last_use(&named, &blobs), image));
     }
     candidates.sort_by_key(|(used, image)| (*used, image.digest));
     for (used, image) in candidates {
@@ -154,10 +133,17 @@ fn take_images(view: &View<'_>, mut named: HashMap<Digest, u32>, plan: &mut Plan
         plan.steps.push(Step::Image {
             digest: image.digest,
             used,
-            references: image.references.clone(),
+            references: references_that_go(image, &named),
             blobs: going,
         });
     }
+}
+
+/// Its references, without a part's that another image needs as well: that one could not be pulled without.
+fn references_that_go(image: &Image, left: &HashMap<Digest, u32>) -> Vec<RefFact> {
+    let needed =
+        |digest: &Digest| *digest != image.digest && left.get(digest).is_some_and(|count| *count > 0);
+    image.references.iter().filter(|reference| !needed(&reference.digest)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -32,6 +32,13 @@ pub enum RefName {
     Digest,
 }
 
+impl RefName {
+    /// Whether it is a tag.
+    pub fn is_tag(&self) -> bool {
+        matches!(self, Self::Tag(_))
+    }
+}
+
 /// A repository's word that it has a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RefFact {
@@ -171,7 +178,31 @@ impl Store {
         };
         refs::remove(&path)?;
         remove_empty_above(&self.0.paths, &path);
+        self.note_reference_change();
         Ok(())
+    }
+
+    /// Pins a reference, or takes its pin away. `false` when it is not there, or means something else by now.
+    pub fn set_pin(&self, reference: &RefFact, pinned: bool) -> Result<bool, StoreError> {
+        let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = &self.0.paths;
+        match &reference.name {
+            RefName::Tag(tag) => {
+                let path = paths.tag(&reference.repository, tag);
+                let now = refs::read::<TagRecord>(&path)?;
+                let Some(now) = now.filter(|record| record.digest == reference.digest) else {
+                    return Ok(false);
+                };
+                refs::write(paths, &path, &TagRecord { pinned, ..now })?;
+            }
+            RefName::Digest => {
+                let path = paths.manifest(&reference.repository, &reference.digest);
+                let Some(now) = refs::read::<ManifestRecord>(&path)? else { return Ok(false) };
+                refs::write(paths, &path, &ManifestRecord { pinned, ..now })?;
+            }
+        }
+        self.note_reference_change();
+        Ok(true)
     }
 }
 
@@ -198,10 +229,10 @@ fn references_in(
             let (Ok(tag), Some(record)) = (name.parse(), refs::read::<TagRecord>(&path)?) else { continue };
             (RefName::Tag(tag), record.digest, record.pinned)
         } else {
-            let (Ok(digest), Some(_)) = (name.parse(), refs::read::<ManifestRecord>(&path)?) else {
+            let (Ok(digest), Some(record)) = (name.parse(), refs::read::<ManifestRecord>(&path)?) else {
                 continue;
             };
-            (RefName::Digest, digest, false)
+            (RefName::Digest, digest, record.pinned)
         };
         let (name, digest, pinned) = fact;
         found.push(RefFact { repository: repository.clone(), name, digest, pinned });

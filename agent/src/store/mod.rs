@@ -37,7 +37,10 @@ mod usage;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 pub use blob::{Blob, read_chunk};
@@ -124,6 +127,8 @@ struct Inner {
     limits: Limits,
     /// Held while references are written or removed, so that none is written into a directory that is being removed.
     references: std::sync::Mutex<()>,
+    /// Counts changes of references that were not made for a client's request.
+    changes: AtomicU64,
     /// Released by [`Store::close`], or by the kernel when the process ends.
     lock: fs::File,
 }
@@ -145,6 +150,7 @@ impl Store {
             usage: Arc::default(),
             limits: config.limits,
             references: std::sync::Mutex::default(),
+            changes: AtomicU64::new(0),
             lock,
         })))
     }
@@ -194,9 +200,12 @@ impl Store {
         refs::write(&self.0.paths, &path, &TagRecord { pinned, ..record.clone() })
     }
 
-    /// Forgets a tag: upstream says that it does not exist. Blocking.
+    /// Forgets a tag: upstream says that it does not exist. One that is kept by hand stays. Blocking.
     pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
-        refs::remove(&self.0.paths.tag(repository, tag))
+        let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let path = self.0.paths.tag(repository, tag);
+        let kept = refs::read::<TagRecord>(&path)?.is_some_and(|record| record.is_kept());
+        if kept { Ok(()) } else { refs::remove(&path) }
     }
 
     /// What is known of a manifest within a repository; `None` when this repository is not known to have it.
@@ -217,7 +226,19 @@ impl Store {
         record: &ManifestRecord,
     ) -> Result<(), StoreError> {
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        refs::write(&self.0.paths, &self.0.paths.manifest(repository, digest), record)
+        let path = self.0.paths.manifest(repository, digest);
+        let pinned = record.pinned || refs::read::<ManifestRecord>(&path)?.is_some_and(|old| old.pinned);
+        refs::write(&self.0.paths, &path, &ManifestRecord { pinned, ..record.clone() })
+    }
+
+    /// Goes up whenever references were pinned, removed or imported: who remembers one looks again.
+    pub fn reference_changes(&self) -> u64 {
+        self.0.changes.load(Ordering::Acquire)
+    }
+
+    /// Tells those who remember references that some are different now.
+    pub fn note_reference_change(&self) {
+        self.0.changes.fetch_add(1, Ordering::Release);
     }
 
     /// How much is stored, as far as the index has counted.
@@ -334,6 +355,7 @@ mod tests {
             size: 1,
             confirmed: 7,
             pinned: false,
+            imported: false,
         };
         store.set_tag(&repository, &tag, &record).unwrap();
         store.close();
@@ -341,9 +363,15 @@ mod tests {
         let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
             .unwrap();
         assert_eq!(store.tag(&repository, &tag).await.unwrap(), Some(record));
+        let fact = store.references().unwrap().remove(0);
+        assert!(store.set_pin(&fact, true).unwrap());
+        store.remove_tag(&repository, &tag).unwrap();
+        assert!(store.tag(&repository, &tag).await.unwrap().unwrap().pinned, "a pinned tag stays");
+        assert!(store.set_pin(&fact, false).unwrap());
         store.remove_tag(&repository, &tag).unwrap();
         store.remove_tag(&repository, &tag).unwrap();
         assert_eq!(store.tag(&repository, &tag).await.unwrap(), None);
+        assert!(!store.set_pin(&fact, true).unwrap());
     }
 
     #[tokio::test]
@@ -357,6 +385,7 @@ mod tests {
             size: 1,
             confirmed: 7,
             pinned: false,
+            imported: false,
         };
         store.set_tag(&repository, &tag, &record).unwrap();
         fs::write(store.0.paths.tag(&repository, &tag), "{\"dig").unwrap();

@@ -26,6 +26,16 @@ pub struct TagRecord {
     /// Kept by hand: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// Brought by hand, and never confirmed by upstream since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub imported: bool,
+}
+
+impl TagRecord {
+    /// Someone wants it here whatever upstream says of it.
+    pub fn is_kept(&self) -> bool {
+        self.pinned || self.imported
+    }
 }
 
 /// A manifest that a repository has.
@@ -34,6 +44,16 @@ pub struct TagRecord {
 pub struct ManifestRecord {
     /// Its media type, as upstream gave it.
     pub media_type: String,
+    /// Kept by hand: the image is never evicted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
+}
+
+impl ManifestRecord {
+    /// A manifest that nobody pinned.
+    pub fn new(media_type: &str) -> Self {
+        Self { media_type: media_type.to_owned(), pinned: false }
+    }
 }
 
 /// Reads a record. A file that is damaged (a crash before our fsync order existed, another program) counts as

@@ -41,6 +41,8 @@ pub enum Role {
     Config,
     /// A layer, or any other blob.
     Layer,
+    /// A layer that registries need not have: it names other places to get it from, or may not be distributed.
+    Foreign,
     /// Another manifest, in an index.
     Manifest,
 }
@@ -92,14 +94,25 @@ struct RawManifest {
 
 #[derive(Deserialize)]
 struct RawDescriptor {
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
     digest: String,
     size: u64,
+    #[serde(default)]
+    urls: Vec<String>,
 }
 
 impl RawDescriptor {
     /// Descriptors with digests that we cannot check are left out: they are no content of ours.
     fn known(&self, role: Role) -> Option<Descriptor> {
         Some(Descriptor { digest: self.digest.parse().ok()?, size: self.size, role })
+    }
+
+    /// OCI image specification, "Non-Distributable Layers"; Docker calls them foreign.
+    fn is_foreign(&self) -> bool {
+        !self.urls.is_empty()
+            || self.media_type.contains(".nondistributable.")
+            || self.media_type.contains(".foreign.")
     }
 }
 
@@ -111,8 +124,9 @@ impl ManifestLinks {
             return Err(ManifestError::SchemaOne);
         }
         let config = raw.config.iter().filter_map(|descriptor| descriptor.known(Role::Config));
-        let layers =
-            raw.layers.iter().chain(&raw.blobs).filter_map(|descriptor| descriptor.known(Role::Layer));
+        let layers = raw.layers.iter().chain(&raw.blobs).filter_map(|descriptor| {
+            descriptor.known(if descriptor.is_foreign() { Role::Foreign } else { Role::Layer })
+        });
         let children =
             raw.manifests.iter().flatten().filter_map(|descriptor| descriptor.known(Role::Manifest));
         Ok(Self { descriptors: config.chain(layers).chain(children).collect() })
@@ -147,7 +161,7 @@ mod tests {
         let links = ManifestLinks::parse(text.as_bytes()).unwrap();
         assert_eq!(links.descriptors.len(), 2);
         assert_eq!((links.descriptors[0].role, links.descriptors[0].size), (Role::Config, 7));
-        assert_eq!((links.descriptors[1].role, links.descriptors[1].size), (Role::Layer, 9));
+        assert_eq!((links.descriptors[1].role, links.descriptors[1].size), (Role::Foreign, 9));
         assert_eq!(media_type_of(text.as_bytes()).unwrap().as_str(), OCI_MANIFEST);
     }
 

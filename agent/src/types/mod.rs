@@ -4,6 +4,7 @@
 mod amount;
 mod digest;
 mod duration;
+mod image;
 mod manifest;
 mod name;
 mod range;
@@ -13,6 +14,7 @@ mod validator;
 pub use amount::{Amount, parse_percent, share};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
 pub use duration::{DurationError, parse_duration};
+pub use image::ImageName;
 pub use manifest::{
     Descriptor, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, ManifestError, ManifestLinks, MediaType, Role,
     media_type_of,
