@@ -33,6 +33,12 @@ pub(crate) fn commit() -> String {
     if changed { format!("{commit}-dirty") } else { commit }
 }
 
+/// Waits until everything written so far is on the disk. What one contestant wrote must not slow the next one down:
+/// with enough unwritten pages Linux makes whoever writes next wait for the disk.
+pub(crate) async fn settle_disk() -> Result<()> {
+    tokio::task::spawn_blocking(rustix::fs::sync).await.context("the disk was not synced")
+}
+
 /// Processor seconds of a process and its children so far.
 pub(crate) fn processor_seconds(id: u32) -> Result<f64> {
     let mut ticks =

@@ -12,8 +12,9 @@ use super::{
     FetchError, Fetcher,
     error::chain,
     flight::{Flight, Phase, blocking},
+    growth::Growth,
     lane::{self, Event, Lane, News, Order, Setback},
-    schedule::{self, Growth, LaneView, Step, View},
+    schedule::{self, LaneView, Step, View},
 };
 use crate::{
     store::{Finish, Partial, StoreError},
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// How often lanes are looked at when they tell nothing.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(50);
 
 /// How long throughput is measured before another number of lanes is tried.
 const WINDOW: Duration = Duration::from_millis(250);
@@ -141,6 +142,8 @@ struct Driver {
     not_before: Option<Instant>,
     growth: Growth,
     window: Option<(Instant, u64)>,
+    /// What the lane that filled its span last brought, in bytes per second.
+    pace: Option<u64>,
     origins: Vec<String>,
     hashing: Option<JoinHandle<Result<(), StoreError>>>,
 }
@@ -166,6 +169,7 @@ impl Driver {
             not_before: None,
             growth: Growth::new(most),
             window: None,
+            pace: None,
             origins: Vec::new(),
             hashing: None,
         }
@@ -237,6 +241,7 @@ impl Driver {
             whole: whole || !ranges,
             target,
             most,
+            pace: self.pace,
         })
     }
 
@@ -276,7 +281,6 @@ impl Driver {
         let order =
             Order { id: self.next_lane, source, span: Span { start, end }, alone: self.lanes.is_empty() };
         self.next_lane += 1;
-        self.window = None;
         self.lanes.push(lane::start(&self.fetcher, &self.flight, &self.partial, order, self.sender.clone()));
         Ok(())
     }
@@ -299,10 +303,13 @@ impl Driver {
                 self.flight.enter(Phase::Streaming);
             }
             News::Ended(outcome) => {
-                self.lanes.remove(at);
-                self.window = None;
-                if let Err(setback) = outcome {
-                    self.set_back(setback).await?;
+                let lane = self.lanes.remove(at);
+                match outcome {
+                    Ok(()) => self.pace = Some(lane.view().rate),
+                    Err(setback) => {
+                        self.window = None;
+                        self.set_back(setback).await?;
+                    }
                 }
             }
         }
@@ -365,20 +372,26 @@ impl Driver {
         }
     }
 
+    /// One measurement at a time, from the moment all lanes of the target bring bytes. Lanes that hand over to their
+    /// successors meanwhile are part of what is measured.
     fn measure(&mut self) {
         let total = self.partial.total();
-        let steady = self.lanes.len() == self.growth.target() && self.lanes.iter().all(|lane| lane.streaming);
-        match self.window {
-            Some((since, before)) if steady && since.elapsed() >= WINDOW => {
-                #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-                let rate = (total - before.min(total)) as f64 / since.elapsed().as_secs_f64();
-                let left = self.partial.size().unwrap_or(total).saturating_sub(total);
-                self.growth.measured(rate, left);
-                self.window = Some((Instant::now(), total));
-            }
-            Some(_) if steady => {}
-            _ => self.window = steady.then(|| (Instant::now(), total)),
+        let Some((since, before)) = self.window else {
+            let steady =
+                self.lanes.len() >= self.growth.target() && self.lanes.iter().all(|lane| lane.streaming);
+            self.window = steady.then(|| (Instant::now(), total));
+            return;
+        };
+        if since.elapsed() < WINDOW {
+            return;
         }
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let rate = (total - before.min(total)) as f64 / since.elapsed().as_secs_f64();
+        let left = self.partial.size().unwrap_or(total).saturating_sub(total);
+        let target = self.growth.target();
+        self.growth.measured(rate, left);
+        tracing::trace!(digest = %self.flight.digest().short(), lanes = target, bytes_per_second = rate, left, next = self.growth.target(), "throughput measured");
+        self.window = (self.growth.target() == target).then(|| (Instant::now(), total));
     }
 
     /// Ends the lanes that are left (rivals that lost) and says who brought the bytes.

@@ -79,6 +79,8 @@ impl From<FetchError> for Setback {
 /// Where a lane is, shared between its task and the flight.
 #[derive(Debug)]
 struct Place {
+    /// Where it began.
+    start: AtomicU64,
     position: AtomicU64,
     end: AtomicU64,
     started: Instant,
@@ -105,10 +107,14 @@ impl Drop for Lane {
 impl Lane {
     pub(super) fn view(&self) -> LaneView {
         let last = Duration::from_millis(self.place.last.load(Ordering::Relaxed));
+        let (age, position) = (self.place.started.elapsed(), self.place.position.load(Ordering::Acquire));
+        let brought = position.saturating_sub(self.place.start.load(Ordering::Acquire));
         LaneView {
-            position: self.place.position.load(Ordering::Acquire),
+            position,
             end: self.place.end.load(Ordering::Acquire),
-            silent: self.place.started.elapsed().saturating_sub(last),
+            silent: age.saturating_sub(last),
+            age,
+            rate: u64::try_from(u128::from(brought) * 1000 / age.as_millis().max(1)).unwrap_or(u64::MAX),
             rivalled: self.rivalled,
         }
     }
@@ -143,6 +149,7 @@ pub(super) fn start(
     events: mpsc::Sender<Event>,
 ) -> Lane {
     let place = Arc::new(Place {
+        start: AtomicU64::new(order.span.start),
         position: AtomicU64::new(order.span.start),
         end: AtomicU64::new(order.span.end.or(partial.size()).unwrap_or(u64::MAX)),
         started: Instant::now(),
@@ -196,6 +203,7 @@ impl Run {
             if !self.order.alone {
                 return Err(Setback::NoRanges);
             }
+            self.place.start.store(body.offset, Ordering::Release);
             self.place.position.store(body.offset, Ordering::Release);
         }
         self.learn_size(&body).await?;

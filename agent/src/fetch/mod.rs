@@ -12,6 +12,7 @@ mod absent;
 mod drive;
 mod error;
 mod flight;
+mod growth;
 mod keyed;
 mod known;
 mod lane;

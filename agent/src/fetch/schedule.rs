@@ -1,9 +1,11 @@
 //! Which bytes the next connection should bring. Pure: values in, a decision out.
 //!
-//! A flight has lanes, each one connection that fills a span from its start. The first lane takes everything. More
-//! are opened while they make the whole faster, by splitting what the slowest end has left; what a waiting reader
-//! needs comes before everything else; a lane that has gone silent gets a rival for the rest of its span, and the
-//! first to bring a byte wins.
+//! A flight has lanes, each one connection that fills a span from its start. The first lane takes everything. As soon
+//! as several make the whole faster, the blob is handed out in strides from its beginning: the lanes stay close
+//! together, so that hashing and streaming to a client go on beside the transfer instead of after it. Strides get
+//! shorter towards the end, where all lanes should finish at once. What a waiting reader needs comes before everything
+//! else; a lane that has gone silent or fell far behind gets a rival for the rest of its span, and the first to bring
+//! a byte wins.
 
 use std::{ops::Range, time::Duration};
 
@@ -18,8 +20,15 @@ const NEAR: u64 = 2 * PIECE;
 /// A lane with less than this left is not worth splitting.
 const SPLIT_FROM: u64 = 4 * PIECE;
 
+/// Least and most that a lane is given at once when there are several. Each costs a request, of which registries
+/// count some; each is read back and hashed when those before it are there.
+const STRIDE: (u64, u64) = (4 * PIECE, 16 * PIECE);
+
 /// A lane without a byte for this long gets a rival.
 pub(super) const SILENT: Duration = Duration::from_secs(2);
+
+/// A lane that is slower than the one that ended last by this factor, and has more than [`SILENT`] to go, gets one too.
+const FAR_BEHIND: u64 = 4;
 
 /// One lane as the schedule sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +39,10 @@ pub(super) struct LaneView {
     pub(super) end: u64,
     /// Since when it has brought nothing.
     pub(super) silent: Duration,
+    /// For how long it has been at work.
+    pub(super) age: Duration,
+    /// What it brought on average, in bytes per second.
+    pub(super) rate: u64,
     /// Another lane is already after the same bytes.
     pub(super) rivalled: bool,
 }
@@ -51,6 +64,8 @@ pub(super) struct View<'a> {
     pub(super) target: usize,
     /// Most lanes allowed.
     pub(super) most: usize,
+    /// What the lane that filled its span last brought on average, in bytes per second.
+    pub(super) pace: Option<u64>,
 }
 
 /// What to do next.
@@ -103,15 +118,35 @@ pub(super) fn next(view: &View<'_>) -> Step {
         let waiting = view.wants.iter().any(|want| !view.have.gaps(within(want, size)).is_empty());
         return if waiting || !view.lanes.is_empty() { Step::Wait } else { Step::Satisfied };
     }
-    if view.lanes.len() < view.target.max(1)
-        && let Some(span) = free.into_iter().next()
+    if view.lanes.len() < view.most
+        && let Some(step) = rival(view)
     {
-        return Step::open(span);
+        return step;
     }
-    if view.lanes.len() >= view.most {
+    if view.lanes.len() >= view.target.max(1) {
         return Step::Wait;
     }
-    rival(view.lanes).or_else(|| split(view)).unwrap_or(Step::Wait)
+    let stride = stride(missing.iter().map(|gap| gap.end - gap.start).sum(), view.target);
+    match free.into_iter().next() {
+        Some(gap) => Step::open(gap.start..stride_end(&gap, stride)),
+        None => split(view, stride).unwrap_or(Step::Wait),
+    }
+}
+
+/// How much a lane is given at once: a fair share of what is missing, within limits.
+fn stride(missing: u64, target: usize) -> u64 {
+    if target <= 1 {
+        return u64::MAX;
+    }
+    let share = missing / target as u64;
+    share.next_multiple_of(PIECE).clamp(STRIDE.0, STRIDE.1)
+}
+
+/// Where the first stride of a gap ends; a small remainder goes with it.
+fn stride_end(gap: &Range<u64>, stride: u64) -> u64 {
+    let end = gap.start.saturating_add(stride);
+    let end = end - end % PIECE;
+    if gap.end.saturating_sub(end) < stride / 2 { gap.end } else { end }
 }
 
 fn within(want: &Range<u64>, size: u64) -> Range<u64> {
@@ -156,84 +191,30 @@ fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
     None
 }
 
-/// A second try for the rest of a silent lane.
-fn rival(lanes: &[LaneView]) -> Option<Step> {
-    let at = lanes.iter().position(|lane| lane.silent >= SILENT && !lane.rivalled && lane.end != u64::MAX)?;
-    let lane = &lanes[at];
+/// A second try for the rest of a lane that brings nothing, or next to nothing.
+fn rival(view: &View<'_>) -> Option<Step> {
+    let stuck = |lane: &LaneView| lane.silent >= SILENT || is_far_behind(lane, view.pace);
+    let at = view.lanes.iter().position(|lane| !lane.rivalled && lane.end != u64::MAX && stuck(lane))?;
+    let lane = &view.lanes[at];
     Some(Step::Open { start: lane.position, end: Some(lane.end), cut: None, rivals: Some(at) })
 }
 
-/// The later half of the lane that has most left.
-fn split(view: &View<'_>) -> Option<Step> {
-    if view.lanes.len() >= view.target {
-        return None;
-    }
+fn is_far_behind(lane: &LaneView, pace: Option<u64>) -> bool {
+    let slow = pace.is_some_and(|pace| lane.rate < pace / FAR_BEHIND);
+    let left = lane.end.saturating_sub(lane.position);
+    slow && lane.age >= SILENT && left / lane.rate.max(1) > SILENT.as_secs()
+}
+
+/// The next stride of the lane that has most left, or its later half.
+fn split(view: &View<'_>, stride: u64) -> Option<Step> {
     let (at, lane) =
         view.lanes.iter().enumerate().max_by_key(|(_, lane)| lane.end.saturating_sub(lane.position))?;
     let left = lane.end - lane.position;
     if left < SPLIT_FROM {
         return None;
     }
-    let middle = (lane.position + left / 2).div_ceil(PIECE) * PIECE;
-    Some(Step::Open { start: middle, end: Some(lane.end), cut: Some(at), rivals: None })
-}
-
-/// Finds the number of lanes at which more of them bring nothing: doubles while the throughput grows.
-#[derive(Clone, Debug)]
-pub(super) struct Growth {
-    target: usize,
-    most: usize,
-    rate_before: f64,
-    /// Measurements in a row that showed no gain.
-    disappointments: u32,
-    settled: bool,
-}
-
-/// A doubling must bring at least this factor to be followed by another.
-const WORTH_IT: f64 = 1.3;
-
-/// So many measurements in a row must show no gain before more connections are given up: a single one may have met a
-/// pause of the disk or of another process.
-const CONVINCED: u32 = 3;
-
-/// One connection that brings this many bytes a second is not what holds the transfer up.
-const FAST_LANE: f64 = 150e6;
-
-/// With less than this left to wait, another connection would come too late.
-const TOO_LATE: Duration = Duration::from_millis(600);
-
-impl Growth {
-    pub(super) fn new(most: usize) -> Self {
-        Self { target: 1, most: most.max(1), rate_before: 0.0, disappointments: 0, settled: most <= 1 }
-    }
-
-    pub(super) fn target(&self) -> usize {
-        self.target
-    }
-
-    /// Upstream bears no more than this: stop growing.
-    pub(super) fn settle_at(&mut self, lanes: usize) {
-        self.target = lanes.clamp(1, self.most);
-        self.settled = true;
-    }
-
-    /// Takes one measurement, made while `target` lanes were all bringing bytes: bytes a second, and bytes left.
-    pub(super) fn measured(&mut self, rate: f64, left: u64) {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let (lanes, left) = (self.target as f64, left as f64);
-        if self.settled || left < rate * TOO_LATE.as_secs_f64() || rate > lanes * FAST_LANE {
-            return;
-        }
-        if rate < self.rate_before * WORTH_IT {
-            self.disappointments += 1;
-            self.settled = self.disappointments >= CONVINCED;
-            return;
-        }
-        self.disappointments = 0;
-        self.rate_before = rate;
-        self.target = (self.target * 2).min(self.most);
-        self.settled = self.target == self.most;
-    }
+    let start = (lane.position + stride.min(left / 2)).div_ceil(PIECE) * PIECE;
+    Some(Step::Open { start, end: Some(stride_end(&(start..lane.end), stride)), cut: Some(at), rivals: None })
 }
 
 #[cfg(test)]
@@ -243,7 +224,8 @@ mod tests {
     use super::*;
 
     fn lane(span: Range<u64>) -> LaneView {
-        LaneView { position: span.start, end: span.end, silent: Duration::ZERO, rivalled: false }
+        let (age, rate) = (Duration::ZERO, 0);
+        LaneView { position: span.start, end: span.end, silent: Duration::ZERO, age, rate, rivalled: false }
     }
 
     fn pieces(range: Range<u64>) -> Range<u64> {
@@ -257,6 +239,7 @@ mod tests {
         wants: Vec<Range<u64>>,
         whole: bool,
         target: usize,
+        pace: Option<u64>,
     }
 
     impl Default for Case {
@@ -268,6 +251,7 @@ mod tests {
                 wants: vec![],
                 whole: true,
                 target: 1,
+                pace: None,
             }
         }
     }
@@ -283,6 +267,7 @@ mod tests {
                 whole: self.whole,
                 target: self.target,
                 most: 8,
+                pace: self.pace,
             })
         }
     }
@@ -321,19 +306,29 @@ mod tests {
                 Step::Wait,
             ),
             (
-                "at target two the rest is split",
+                "at target two the next stride goes to another",
                 Case { lanes: vec![lane(pieces(0..100))], target: 2, ..Case::default() },
-                open(pieces(50..100), Some(0), None),
+                open(pieces(16..32), Some(0), None),
             ),
             (
                 "the largest rest is split",
                 Case {
-                    lanes: vec![lane(pieces(40..50)), lane(pieces(60..100))],
-                    have: vec![pieces(0..40), pieces(50..60)],
+                    lanes: vec![lane(pieces(90..92)), lane(pieces(92..100))],
+                    have: vec![pieces(0..90)],
                     target: 3,
                     ..Case::default()
                 },
-                open(pieces(80..100), Some(1), None),
+                open(pieces(96..100), Some(1), None),
+            ),
+            (
+                "strides are shorter towards the end",
+                Case {
+                    lanes: vec![lane(pieces(70..76))],
+                    have: vec![pieces(0..70)],
+                    target: 5,
+                    ..Case::default()
+                },
+                open(pieces(76..82), None, None),
             ),
             (
                 "a small rest is not",
@@ -347,13 +342,32 @@ mod tests {
             ),
             (
                 "a free gap comes before a split",
-                Case { lanes: vec![lane(pieces(50..100))], target: 2, ..Case::default() },
-                open(pieces(0..50), None, None),
+                Case { lanes: vec![lane(pieces(12..100))], target: 2, ..Case::default() },
+                open(pieces(0..12), None, None),
             ),
             (
                 "a silent lane gets a rival",
                 Case { lanes: vec![silent(pieces(0..100))], ..Case::default() },
                 open(pieces(0..100), None, Some(0)),
+            ),
+            (
+                "so does one that crawls while others run",
+                Case {
+                    lanes: vec![LaneView { age: SILENT, rate: 1000, ..lane(pieces(0..100)) }],
+                    pace: Some(75_000_000),
+                    ..Case::default()
+                },
+                open(pieces(0..100), None, Some(0)),
+            ),
+            (
+                "but not one that will be there soon",
+                Case {
+                    lanes: vec![LaneView { age: SILENT, rate: PIECE, ..lane(pieces(98..100)) }],
+                    have: vec![pieces(0..98)],
+                    pace: Some(100 * PIECE),
+                    ..Case::default()
+                },
+                Step::Wait,
             ),
             (
                 "but only one",
@@ -420,31 +434,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn lanes_double_while_the_throughput_grows() {
-        let mut growth = Growth::new(8);
-        growth.measured(75e6, u64::MAX);
-        growth.measured(150e6, u64::MAX);
-        growth.measured(300e6, u64::MAX);
-        assert_eq!(growth.target(), 8);
-        let mut growth = Growth::new(8);
-        growth.measured(75e6, u64::MAX);
-        for _ in 0..3 {
-            growth.measured(80e6, u64::MAX);
-        }
-        growth.measured(200e6, u64::MAX);
-        assert_eq!(growth.target(), 2, "the second connection brought nothing");
-        let mut growth = Growth::new(8);
-        growth.measured(75e6, u64::MAX);
-        growth.measured(80e6, u64::MAX);
-        growth.measured(150e6, u64::MAX);
-        assert_eq!(growth.target(), 4, "one measurement may be noise");
-        let mut growth = Growth::new(8);
-        growth.measured(75e6, 10_000_000);
-        growth.measured(400e6, u64::MAX);
-        assert_eq!(growth.target(), 1, "too late, or fast enough");
-    }
-
     proptest! {
         /// Simulated lanes that bring random amounts, stall or die: every byte arrives, and the number of requests
         /// stays in proportion.
@@ -459,7 +448,7 @@ mod tests {
             let mut opened = 0;
             for (pick, bytes, fate) in seed.into_iter().cycle().take(40_000) {
                 loop {
-                    match next(&View { size: Some(size), have: &have, lanes: &lanes, wants: &wants, whole: true, target, most: 8 }) {
+                    match next(&View { size: Some(size), have: &have, lanes: &lanes, wants: &wants, whole: true, target, most: 8, pace: None }) {
                         Step::Complete => {
                             prop_assert_eq!(have.total(), size);
                             return Ok(());

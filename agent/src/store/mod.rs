@@ -113,6 +113,14 @@ pub struct Config {
     pub limits: Limits,
 }
 
+#[cfg(test)]
+impl Config {
+    /// With the limits that hold unless configured.
+    pub(crate) fn of(data_dir: &Path) -> Self {
+        Self { data_dir: data_dir.to_owned(), limits: Limits::default() }
+    }
+}
+
 const FORMAT: &str = "hearth-store-v1";
 
 /// The node's content store. Cheap to clone.
@@ -310,9 +318,12 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
-            .unwrap();
+        let store = Store::open(&Config::of(directory.path())).unwrap();
         (directory, store)
+    }
+
+    fn record() -> TagRecord {
+        TagRecord { digest: Digest::of(b"m"), media_type: "a/b".into(), size: 1, confirmed: 7, pinned: false }
     }
 
     #[tokio::test]
@@ -329,8 +340,7 @@ mod tests {
     #[test]
     fn a_second_agent_on_the_same_directory_is_refused() {
         let (directory, _store) = store();
-        let second =
-            Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() });
+        let second = Store::open(&Config::of(directory.path()));
         assert!(matches!(second, Err(StoreError::Locked(_))));
     }
 
@@ -338,8 +348,7 @@ mod tests {
     fn a_directory_of_another_format_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("format"), "hearth-store-v9").unwrap();
-        let error = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
-            .unwrap_err();
+        let error = Store::open(&Config::of(directory.path())).unwrap_err();
         assert!(matches!(error, StoreError::Format { .. }), "{error}");
     }
 
@@ -349,19 +358,11 @@ mod tests {
         let repository =
             Repository { registry: "r.test:5000".parse().unwrap(), name: "a/b".parse().unwrap() };
         let tag: Tag = "v1".parse().unwrap();
-        let record = TagRecord {
-            digest: Digest::of(b"m"),
-            media_type: "a/b".into(),
-            size: 1,
-            confirmed: 7,
-            pinned: false,
-            imported: false,
-        };
+        let record = record();
         store.set_tag(&repository, &tag, &record).unwrap();
         store.close();
         drop(store);
-        let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
-            .unwrap();
+        let store = Store::open(&Config::of(directory.path())).unwrap();
         assert_eq!(store.tag(&repository, &tag).await.unwrap(), Some(record));
         let fact = store.references().unwrap().remove(0);
         assert!(store.set_pin(&fact, true).unwrap());
@@ -379,14 +380,7 @@ mod tests {
         let (_directory, store) = store();
         let repository = Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
         let tag: Tag = "v1".parse().unwrap();
-        let record = TagRecord {
-            digest: Digest::of(b"m"),
-            media_type: "a/b".into(),
-            size: 1,
-            confirmed: 7,
-            pinned: false,
-            imported: false,
-        };
+        let record = record();
         store.set_tag(&repository, &tag, &record).unwrap();
         fs::write(store.0.paths.tag(&repository, &tag), "{\"dig").unwrap();
         assert_eq!(store.tag(&repository, &tag).await.unwrap(), None);
@@ -416,9 +410,7 @@ mod tests {
                     fs::write(&index, b"not a directory").unwrap();
                 }
             }
-            let store =
-                Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
-                    .unwrap();
+            let store = Store::open(&Config::of(directory.path())).unwrap();
             assert!(store.blob(&Digest::of(b"one")).await.unwrap().is_some(), "{damage}: hits need no index");
             store.rebuild_index_if_needed().unwrap();
             assert_eq!(store.totals(), Totals { blobs: 2, bytes: 8 }, "{damage}");
@@ -432,8 +424,7 @@ mod tests {
         store.rebuild_index_if_needed().unwrap();
         store.close();
         drop(store);
-        let store = Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() })
-            .unwrap();
+        let store = Store::open(&Config::of(directory.path())).unwrap();
         assert_eq!(store.totals(), Totals { blobs: 1, bytes: 3 });
     }
 }

@@ -370,13 +370,10 @@ fn read_map(path: &PathBuf, length: u64) -> Map {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{Config, Limits},
-        *,
-    };
+    use super::{super::Config, *};
 
     fn store(directory: &tempfile::TempDir) -> Store {
-        Store::open(&Config { data_dir: directory.path().to_owned(), limits: Limits::default() }).unwrap()
+        Store::open(&Config::of(directory.path())).unwrap()
     }
 
     fn bytes(length: usize) -> Vec<u8> {

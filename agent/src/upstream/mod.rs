@@ -7,12 +7,15 @@
 //! Invariants: no `Authorization` leaves for another origin than the one that asked for it; link-local and metadata
 //! addresses are never dialled; every wait has a limit; bodies are never decoded, so that ranges and digests stay true.
 
+mod answer;
 mod ask;
 mod auth;
 mod breaker;
 mod budget;
+mod config;
 mod credentials;
 mod endpoint;
+mod error;
 mod guard;
 mod redirect;
 mod registry;
@@ -21,18 +24,19 @@ mod retry;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::Url;
 
+pub use answer::{BlobBody, Distrust, Listing, Manifest, ManifestHead};
 pub use ask::Span;
 use ask::{Ask, place_answer};
 pub use budget::{BudgetStatus, Class};
+pub use config::{Config, DEFAULT_CONNECTIONS, Private, RegistryConfig};
 pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders};
 use endpoint::Reply;
+pub use error::UpstreamError;
 use registry::Registry;
 pub use registry::{EndpointStatus, RegistryStatus};
 pub use retry::backoff;
@@ -40,10 +44,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     metrics::{Kind, Metrics, RegistryLabels},
-    types::{
-        Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, RegistryPattern, Repository,
-        Validator,
-    },
+    types::{Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, Repository, Validator},
 };
 
 /// Sent with every request to a registry, so that an agent that reaches itself in a circle notices.
@@ -54,175 +55,6 @@ const MAX_REGISTRIES: usize = 1_024;
 
 /// Answers to tag lists and referrers that are larger than this are refused, in bytes.
 const MAX_LISTING_BYTES: u64 = 16 * 1024 * 1024;
-
-/// Why upstream could not give what was asked, by what the caller can do about it.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// The registry itself says that it does not exist.
-    #[error("`{registry}` does not have it")]
-    NotFound {
-        /// Which registry.
-        registry: RegistryHost,
-    },
-    /// The registry does not let these credentials read it.
-    #[error("`{registry}` denies access: {reason}")]
-    Denied {
-        /// Which registry.
-        registry: RegistryHost,
-        /// What it said.
-        reason: String,
-    },
-    /// Too many requests.
-    #[error("`{registry}` is throttling")]
-    Throttled {
-        /// Which registry.
-        registry: RegistryHost,
-        /// For how long, when it said so.
-        retry_after: Option<Duration>,
-    },
-    /// The registry's content is another one than before: it ends before the range that was asked for, or bears
-    /// another entity tag.
-    #[error("`{registry}` has other content than before: {reason}")]
-    Changed {
-        /// Which registry.
-        registry: RegistryHost,
-        /// How that was seen.
-        reason: String,
-    },
-    /// Every endpoint sent wrong bytes for this content a moment ago: asking again at once would bring them again.
-    #[error("every endpoint of `{registry}` sent wrong bytes for it a moment ago")]
-    Distrusted {
-        /// Which registry.
-        registry: RegistryHost,
-    },
-    /// Unreachable, silent, broken, or answering nonsense.
-    #[error("`{registry}` cannot be read now: {reason}")]
-    Unavailable {
-        /// Which registry.
-        registry: RegistryHost,
-        /// What happened, with its causes.
-        reason: String,
-    },
-}
-
-/// What the agent does with images that anonymous users cannot read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Private {
-    /// Not served: the container runtime goes upstream with the pod's own secret.
-    Decline,
-    /// The agent's own credentials decide for everyone on the node.
-    Agent,
-}
-
-/// One entry of the configuration's `registries`.
-#[derive(Clone, Debug)]
-pub struct RegistryConfig {
-    /// Which registries it speaks for.
-    pub pattern: RegistryPattern,
-    /// Base URLs in order; empty means `https://<host>`.
-    pub endpoints: Vec<Url>,
-    /// What to do with private images.
-    pub private: Private,
-    /// Most transfers of blobs at once.
-    pub connections: usize,
-    /// Certificate authorities beyond the system's.
-    pub authorities: Vec<reqwest::Certificate>,
-    /// The agent's own certificate and key.
-    pub identity: Option<reqwest::Identity>,
-}
-
-impl RegistryConfig {
-    /// An entry with nothing but its pattern and policy.
-    pub fn of(pattern: RegistryPattern, private: Private) -> Self {
-        Self {
-            pattern,
-            endpoints: Vec::new(),
-            private,
-            connections: DEFAULT_CONNECTIONS,
-            authorities: Vec::new(),
-            identity: None,
-        }
-    }
-}
-
-/// Transfers of blobs from one registry at once, unless configured.
-pub const DEFAULT_CONNECTIONS: usize = 24;
-
-/// Limits and credentials of the upstream side.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The registries that are served; all others are refused.
-    pub registries: Vec<RegistryConfig>,
-    /// Longest wait for a connection.
-    pub connect: Duration,
-    /// Longest wait for the header of an answer.
-    pub header: Duration,
-    /// Longest silence inside a body.
-    pub idle: Duration,
-    /// Credentials, if any.
-    pub credentials: Credentials,
-}
-
-/// A manifest, complete and verified.
-#[derive(Clone, Debug)]
-pub struct Manifest {
-    /// What it hashes to.
-    pub digest: Digest,
-    /// Its media type.
-    pub media_type: MediaType,
-    /// Its bytes.
-    pub bytes: Bytes,
-}
-
-/// What upstream says of a manifest without sending it.
-#[derive(Clone, Debug)]
-pub struct ManifestHead {
-    /// The digest, when the registry sends one.
-    pub digest: Option<Digest>,
-    /// Its media type, when usable.
-    pub media_type: Option<MediaType>,
-    /// Its size in bytes, when sent.
-    pub size: Option<u64>,
-}
-
-/// A listing that is passed on as it is.
-#[derive(Clone, Debug)]
-pub struct Listing {
-    /// `Content-Type`, `Link` and `OCI-Filters-Applied`, as far as present.
-    pub headers: HeaderMap,
-    /// The document.
-    pub bytes: Bytes,
-}
-
-/// Part of a blob on its way.
-#[derive(Debug)]
-pub struct BlobBody {
-    /// Where its first byte belongs.
-    pub offset: u64,
-    /// The whole blob's size in bytes, when upstream says so.
-    pub size: Option<u64>,
-    /// The host that sends the bytes, for blame.
-    pub origin: String,
-    /// Which version of the content this is, when the host says so.
-    pub validator: Option<Validator>,
-    reply: Reply,
-}
-
-impl BlobBody {
-    /// The next bytes; `None` at the end of the body. Cancel-safe.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        self.reply.chunk().await
-    }
-}
-
-/// Endpoints, by their names in [`BlobBody::origin`], that sent wrong bytes for a blob.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Distrust {
-    /// Asked when all others have failed.
-    pub last: Vec<String>,
-    /// Not asked.
-    pub never: Vec<String>,
-}
 
 /// Every registry the agent may talk to.
 #[derive(Debug)]

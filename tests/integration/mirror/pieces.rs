@@ -192,26 +192,28 @@ async fn two_hundred_kills_cost_less_than_a_piece_each_and_never_a_wrong_byte() 
     assert!(again <= KILLS * PIECE, "{again} bytes fetched again");
 }
 
-/// Leaves the beginning of a blob in a store, as a connection does that broke off when upstream was switched off.
-async fn leave_beginning(upstream: &FakeUpstream, config: &AgentConfig, digest: &str) -> Arc<TempDir> {
-    let agent = Agent::start(config).await;
+/// An upstream with a blob, and a store with the beginning of it: left by a connection that broke off when upstream was
+/// switched off.
+async fn with_a_beginning() -> (FakeUpstream, AgentConfig, Arc<TempDir>, String) {
+    let upstream = FakeUpstream::start().await;
+    let digest = upstream.random_blob(REPOSITORY, 1, 3 * PIECE).await;
+    let config = AgentConfig::for_upstream(&upstream);
+    let agent = Agent::start(&config).await;
     let broken = [
         upstream.fault(On::blob().get().whole(), Fault::Cut(PIECE)),
         upstream.fault(On::blob().get(), Fault::status(503)),
     ];
-    let response = agent.get(&blob_path(REPOSITORY, digest)).await;
+    let response = agent.get(&blob_path(REPOSITORY, &digest)).await;
     assert_eq!(response.status(), StatusCode::OK);
     response.bytes().await.expect_err("the body ends early");
     broken.iter().for_each(FaultHandle::clear);
-    agent.stop().await
+    let home = agent.stop().await;
+    (upstream, config, home, digest)
 }
 
 #[tokio::test]
 async fn the_rest_of_a_blob_is_asked_for_on_the_condition_that_it_is_still_the_same_version() {
-    let upstream = FakeUpstream::start().await;
-    let digest = upstream.random_blob(REPOSITORY, 1, 3 * PIECE).await;
-    let config = AgentConfig::for_upstream(&upstream);
-    let home = leave_beginning(&upstream, &config, &digest).await;
+    let (upstream, config, home, digest) = with_a_beginning().await;
     let mark = upstream.log().len();
 
     let agent = Agent::start_in(&config, home).await;
@@ -225,10 +227,7 @@ async fn the_rest_of_a_blob_is_asked_for_on_the_condition_that_it_is_still_the_s
 
 #[tokio::test]
 async fn an_upstream_that_has_another_version_by_now_is_read_from_the_beginning() {
-    let upstream = FakeUpstream::start().await;
-    let digest = upstream.random_blob(REPOSITORY, 1, 3 * PIECE).await;
-    let config = AgentConfig::for_upstream(&upstream);
-    let home = leave_beginning(&upstream, &config, &digest).await;
+    let (upstream, config, home, digest) = with_a_beginning().await;
     // What lies there is of a version that upstream has not any more; and wrong, as such bytes are.
     let file = |end: &str| {
         let name = format!("{}.{end}", digest.replace(':', "-"));
