@@ -1,23 +1,28 @@
 //! One request to one endpoint of a registry: authentication, redirects, limits, and the reading of the status.
 
+mod reply;
+mod token;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
 use super::{
     AGENT_HEADER, UpstreamError,
     ask::Ask,
-    auth::{self, Challenge, TokenAnswer, TokenCache, TokenKey},
+    auth::{self, Challenge, TokenCache, TokenKey},
     credentials::{Credentials, Login},
     guard, redirect, retry, text,
 };
+pub(super) use reply::Reply;
+use reply::causes;
+
 use crate::{
-    metrics::{Kind, Metrics, RegistryLabels, UpstreamLabels},
+    metrics::{Kind, Metrics, UpstreamLabels},
     types::{RegistryHost, RepoName},
 };
 
@@ -48,68 +53,6 @@ pub(super) struct Endpoint {
     shared: Arc<Shared>,
     /// The last challenge seen, so that the next request can bring its token at once.
     challenge: Mutex<Option<Challenge>>,
-}
-
-/// An answer whose header has arrived.
-#[derive(Debug)]
-pub(super) struct Reply {
-    response: reqwest::Response,
-    registry: RegistryHost,
-    origin: String,
-    idle_limit: Duration,
-    metrics: Metrics,
-}
-
-impl Reply {
-    pub(super) fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    pub(super) fn headers(&self) -> &HeaderMap {
-        self.response.headers()
-    }
-
-    pub(super) fn origin(&self) -> &str {
-        &self.origin
-    }
-
-    /// The header's value: for HEAD there is no body to measure.
-    pub(super) fn content_length(&self) -> Option<u64> {
-        text(self.headers(), header::CONTENT_LENGTH.as_str())?.parse().ok()
-    }
-
-    /// The next bytes of the body; `None` at its end. A body that ends before its `Content-Length` is an error.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        let next = tokio::time::timeout(self.idle_limit, self.response.chunk()).await;
-        match next {
-            Ok(Ok(Some(bytes))) => {
-                let labels = RegistryLabels { registry: self.registry.to_string() };
-                self.metrics.upstream_bytes.get_or_create(&labels).inc_by(bytes.len() as u64);
-                Ok(Some(bytes))
-            }
-            Ok(Ok(None)) => Ok(None),
-            Ok(Err(error)) => Err(self.broken(format!("`{}` broke off: {}", self.origin, causes(&error)))),
-            Err(_) => Err(self.broken(format!("`{}` sent nothing for {:?}", self.origin, self.idle_limit))),
-        }
-    }
-
-    fn broken(&self, reason: String) -> UpstreamError {
-        UpstreamError::Unavailable { registry: self.registry.clone(), reason }
-    }
-}
-
-/// An error and its causes, in one line, without URLs (they may be presigned).
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(cause) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    if text.is_empty() { "transport error".to_owned() } else { text }
 }
 
 impl Endpoint {
@@ -341,76 +284,6 @@ impl Endpoint {
             .ok_or_else(|| self.unavailable("its token is not usable as a header".into()))?;
         *token = Some(fetched);
         Ok(Some(header))
-    }
-
-    async fn fetch_token(&self, key: &TokenKey) -> Result<auth::Token, UpstreamError> {
-        let mut url = Url::parse(&key.realm)
-            .map_err(|error| self.unavailable(format!("its token realm is not a URL: {error}")))?;
-        if !matches!(url.scheme(), "http" | "https")
-            || (url.scheme() == "http" && self.base.scheme() == "https")
-        {
-            return Err(self
-                .unavailable("its token realm is neither https nor as safe as the registry itself".into()));
-        }
-        let response = self.token_request(&mut url, key).await?;
-        let host = url.host_str().unwrap_or_default().to_owned();
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(self.denied(&format!("`{host}` gives no token ({})", response.status())));
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after = retry::retry_after(response.headers(), "", SystemTime::now());
-                return Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after });
-            }
-            status => return Err(self.unavailable(format!("token endpoint `{host}` answered {status}"))),
-        }
-        let bytes = bounded_body(response, 64 * 1024, self.shared.idle_limit).await;
-        let answer: Option<TokenAnswer> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        answer
-            .and_then(|answer| answer.into_token(Instant::now()))
-            .ok_or_else(|| self.unavailable(format!("token endpoint `{host}` sent no token")))
-    }
-
-    /// GET with Basic or nothing; POST with an identity token, and where GET is not known (token specification,
-    /// "Requesting a Token"; OAuth2 token specification).
-    async fn token_request(&self, url: &mut Url, key: &TokenKey) -> Result<reqwest::Response, UpstreamError> {
-        let service = key.service.as_deref().unwrap_or_default();
-        let mut form =
-            vec![("service", service), ("scope", key.scope.as_str()), ("client_id", "hearth-agent")];
-        match &key.login {
-            Some(Login::IdentityToken(token)) => {
-                form.extend([("grant_type", "refresh_token"), ("refresh_token", token.as_str())]);
-                return self.token_post(url, &form).await;
-            }
-            Some(Login::Password { user, secret }) => {
-                form.extend([
-                    ("grant_type", "password"),
-                    ("username", user.as_str()),
-                    ("password", secret.as_str()),
-                ]);
-            }
-            Some(Login::RegistryToken(_)) | None => {}
-        }
-        let bare = url.clone();
-        if !service.is_empty() {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        url.query_pairs_mut().append_pair("scope", &key.scope);
-        let headers = key.login.as_ref().and_then(basic).map(|value| (header::AUTHORIZATION, value));
-        let response =
-            self.request(&Method::GET, url, HeaderMap::from_iter(headers), Kind::token, None).await?;
-        let unknown = matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
-        if unknown && key.login.is_some() { self.token_post(&bare, &form).await } else { Ok(response) }
-    }
-
-    async fn token_post(&self, url: &Url, form: &[(&str, &str)]) -> Result<reqwest::Response, UpstreamError> {
-        let mut encoded = url.clone();
-        encoded.query_pairs_mut().clear().extend_pairs(form);
-        let body = encoded.query().unwrap_or_default().to_owned();
-        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
-        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, form)]);
-        self.request(&Method::POST, url, headers, Kind::token, Some(body)).await
     }
 
     fn denied(&self, reason: &str) -> UpstreamError {

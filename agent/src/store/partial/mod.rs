@@ -8,6 +8,8 @@
 //!
 //! All functions block and belong on the blocking pool, except [`Partial::end_from`] and [`Partial::size`].
 
+mod map;
+
 use std::{
     fs::{self, File},
     io,
@@ -18,7 +20,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+
+use map::Map;
 
 use super::{
     Blob, RangeSet, Store, StoreError,
@@ -69,15 +72,6 @@ struct Running {
     position: u64,
 }
 
-/// The map as it lies on disk.
-#[derive(Default, Serialize, Deserialize)]
-struct Map {
-    size: Option<u64>,
-    have: Vec<(u64, u64)>,
-    #[serde(default)]
-    validators: Vec<Validator>,
-}
-
 /// How a complete partial blob ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -107,7 +101,7 @@ impl Partial {
             .open(&data_path)
             .map_err(StoreError::io("open", &data_path))?;
         let length = file.metadata().map_err(StoreError::io("inspect", &data_path))?.len();
-        let map = read_map(&map_path, length);
+        let map = Map::read(&map_path, length);
         Ok(Self {
             store,
             digest: *digest,
@@ -345,10 +339,7 @@ impl Partial {
                 validators: state.validators.clone(),
             }
         };
-        let bytes = serde_json::to_vec(&map).expect("numbers are always valid JSON");
-        let aside = self.map_path.with_extension("map-new");
-        fs::write(&aside, bytes).map_err(StoreError::io("write", &aside))?;
-        fs::rename(&aside, &self.map_path).map_err(StoreError::io("rename into", &self.map_path))
+        map.write(&self.map_path)
     }
 }
 
@@ -357,15 +348,6 @@ fn remove_if_there(path: &PathBuf) -> Result<(), StoreError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
         _ => Ok(()),
     }
-}
-
-/// A missing or damaged map means that nothing is there; ranges past the file's end are not believed.
-fn read_map(path: &PathBuf, length: u64) -> Map {
-    let map = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Map>(&bytes).ok());
-    let Some(map) = map else { return Map::default() };
-    let fits = |end: u64| end <= length && map.size.is_none_or(|size| end <= size);
-    let sane = map.have.iter().all(|(start, end)| start < end && fits(*end));
-    if sane { map } else { Map { size: map.size, ..Map::default() } }
 }
 
 #[cfg(test)]
@@ -460,7 +442,7 @@ mod tests {
                 });
             }
         });
-        let map = read_map(&partial.map_path, 1_000);
+        let map = Map::read(&partial.map_path, 1_000);
         assert_eq!((map.size, map.have), (Some(1_000), vec![(0, 1_000)]));
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
     }

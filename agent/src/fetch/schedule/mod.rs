@@ -1,0 +1,221 @@
+//! Which bytes the next connection should bring. Pure: values in, a decision out.
+//!
+//! A flight has lanes, each one connection that fills a span from its start. The first lane takes everything. As soon
+//! as several make the whole faster, the blob is handed out in strides from its beginning: the lanes stay close
+//! together, so that hashing and streaming to a client go on beside the transfer instead of after it. Strides get
+//! shorter towards the end, where all lanes should finish at once. What a waiting reader needs comes before everything
+//! else; a lane that has gone silent or fell far behind gets a rival for the rest of its span, and the first to bring
+//! a byte wins.
+
+use std::{ops::Range, time::Duration};
+
+use crate::store::RangeSet;
+
+/// Spans start and end on multiples of this, so that peers and resumed transfers meet on the same lines.
+pub(super) use crate::peers::layout::PIECE;
+
+/// A reader whose next byte is within this distance ahead of a lane waits for that lane.
+const NEAR: u64 = 2 * PIECE;
+
+/// A lane with less than this left is not worth splitting.
+const SPLIT_FROM: u64 = 4 * PIECE;
+
+/// Least and most that a lane is given at once when there are several. Each costs a request, of which registries
+/// count some; each is read back and hashed when those before it are there.
+const STRIDE: (u64, u64) = (4 * PIECE, 16 * PIECE);
+
+/// A lane without a byte for this long gets a rival.
+pub(super) const SILENT: Duration = Duration::from_secs(2);
+
+/// A lane that is slower than the one that ended last by this factor, and has more than [`SILENT`] to go, gets one too.
+const FAR_BEHIND: u64 = 4;
+
+/// One lane as the schedule sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LaneView {
+    /// Its next byte.
+    pub(super) position: u64,
+    /// One past its last byte; `u64::MAX` while the size is not known.
+    pub(super) end: u64,
+    /// Since when it has brought nothing.
+    pub(super) silent: Duration,
+    /// For how long it has been at work.
+    pub(super) age: Duration,
+    /// What it brought on average, in bytes per second.
+    pub(super) rate: u64,
+    /// Another lane is already after the same bytes.
+    pub(super) rivalled: bool,
+}
+
+/// Everything a decision needs.
+#[derive(Debug)]
+pub(super) struct View<'a> {
+    /// The blob's size, once known.
+    pub(super) size: Option<u64>,
+    /// What is there.
+    pub(super) have: &'a RangeSet,
+    /// What is on its way.
+    pub(super) lanes: &'a [LaneView],
+    /// What readers wait for, the longest waiting first.
+    pub(super) wants: &'a [Range<u64>],
+    /// Everything is to be fetched, not only what readers wait for.
+    pub(super) whole: bool,
+    /// Lanes that make the transfer fastest, as far as known.
+    pub(super) target: usize,
+    /// Most lanes allowed.
+    pub(super) most: usize,
+    /// What the lane that filled its span last brought on average, in bytes per second.
+    pub(super) pace: Option<u64>,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Open a lane; `cut` names the lane that now ends where the new one begins.
+    Open {
+        /// First byte.
+        start: u64,
+        /// One past the last byte; `None` means to the end.
+        end: Option<u64>,
+        /// Index of the lane to shorten to `start`.
+        cut: Option<usize>,
+        /// Index of the silent lane that this one rivals.
+        rivals: Option<usize>,
+    },
+    /// Wait for news.
+    Wait,
+    /// All bytes are there.
+    Complete,
+    /// What was wanted is there; nobody wants the rest.
+    Satisfied,
+}
+
+impl Step {
+    fn open(span: Range<u64>) -> Self {
+        Self::Open { start: span.start, end: Some(span.end), cut: None, rivals: None }
+    }
+}
+
+/// Decides; called again until it says something other than `Open`.
+pub(super) fn next(view: &View<'_>) -> Step {
+    let Some(size) = view.size else {
+        let start = view.have.end_from(0);
+        return if view.lanes.is_empty() {
+            Step::Open { start, end: None, cut: None, rivals: None }
+        } else {
+            Step::Wait
+        };
+    };
+    let missing = view.have.gaps(0..size);
+    if missing.is_empty() {
+        return Step::Complete;
+    }
+    let free = free(&missing, view.lanes);
+    if let Some(step) = for_reader(view, size) {
+        return step;
+    }
+    if !view.whole {
+        let waiting = view.wants.iter().any(|want| !view.have.gaps(within(want, size)).is_empty());
+        return if waiting || !view.lanes.is_empty() { Step::Wait } else { Step::Satisfied };
+    }
+    if view.lanes.len() < view.most
+        && let Some(step) = rival(view)
+    {
+        return step;
+    }
+    if view.lanes.len() >= view.target.max(1) {
+        return Step::Wait;
+    }
+    let stride = stride(missing.iter().map(|gap| gap.end - gap.start).sum(), view.target);
+    match free.into_iter().next() {
+        Some(gap) => Step::open(gap.start..stride_end(&gap, stride)),
+        None => split(view, stride).unwrap_or(Step::Wait),
+    }
+}
+
+/// How much a lane is given at once: a fair share of what is missing, within limits.
+fn stride(missing: u64, target: usize) -> u64 {
+    if target <= 1 {
+        return u64::MAX;
+    }
+    let share = missing / target as u64;
+    share.next_multiple_of(PIECE).clamp(STRIDE.0, STRIDE.1)
+}
+
+/// Where the first stride of a gap ends; a small remainder goes with it.
+fn stride_end(gap: &Range<u64>, stride: u64) -> u64 {
+    let end = gap.start.saturating_add(stride);
+    let end = end - end % PIECE;
+    if gap.end.saturating_sub(end) < stride / 2 { gap.end } else { end }
+}
+
+fn within(want: &Range<u64>, size: u64) -> Range<u64> {
+    want.start.min(size)..want.end.min(size)
+}
+
+/// Missing bytes that no lane is after.
+fn free(missing: &[Range<u64>], lanes: &[LaneView]) -> Vec<Range<u64>> {
+    let claimed = RangeSet::from_ranges(lanes.iter().map(|lane| lane.position..lane.end));
+    missing.iter().flat_map(|gap| claimed.gaps(gap.clone())).collect()
+}
+
+/// A lane for the first reader whose next byte no lane will bring soon.
+fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
+    for want in view.wants {
+        let Some(gap) = view.have.gaps(within(want, size)).into_iter().next() else { continue };
+        let at = gap.start;
+        // The closest one: a silent lane and its rival are after the same bytes.
+        let lanes = view.lanes.iter().enumerate();
+        let covering = lanes
+            .filter(|(_, lane)| lane.position <= at && at < lane.end)
+            .max_by_key(|(_, lane)| lane.position);
+        let covering = covering.map(|(index, _)| index);
+        let cut = match covering {
+            Some(lane) if at - view.lanes[lane].position <= NEAR => continue,
+            covering => covering,
+        };
+        // One lane beyond the target: a waiting client comes before the best number of connections.
+        if view.lanes.len() >= view.most.max(view.target + 1) {
+            return None;
+        }
+        let start = (at - at % PIECE).max(cut.map_or(0, |lane| view.lanes[lane].position));
+        let start = view.have.end_from(start).min(at);
+        let next_lane = view.lanes.iter().map(|lane| lane.position).filter(|position| *position > at).min();
+        let wanted_end = gap.end.div_ceil(PIECE).saturating_mul(PIECE).min(size);
+        let end = match cut {
+            Some(lane) => view.lanes[lane].end.min(size),
+            None => wanted_end.min(next_lane.unwrap_or(size)),
+        };
+        return Some(Step::Open { start, end: Some(end), cut, rivals: None });
+    }
+    None
+}
+
+/// A second try for the rest of a lane that brings nothing, or next to nothing.
+fn rival(view: &View<'_>) -> Option<Step> {
+    let stuck = |lane: &LaneView| lane.silent >= SILENT || is_far_behind(lane, view.pace);
+    let at = view.lanes.iter().position(|lane| !lane.rivalled && lane.end != u64::MAX && stuck(lane))?;
+    let lane = &view.lanes[at];
+    Some(Step::Open { start: lane.position, end: Some(lane.end), cut: None, rivals: Some(at) })
+}
+
+fn is_far_behind(lane: &LaneView, pace: Option<u64>) -> bool {
+    let slow = pace.is_some_and(|pace| lane.rate < pace / FAR_BEHIND);
+    let left = lane.end.saturating_sub(lane.position);
+    slow && lane.age >= SILENT && left / lane.rate.max(1) > SILENT.as_secs()
+}
+
+/// The next stride of the lane that has most left, or its later half.
+fn split(view: &View<'_>, stride: u64) -> Option<Step> {
+    let (at, lane) =
+        view.lanes.iter().enumerate().max_by_key(|(_, lane)| lane.end.saturating_sub(lane.position))?;
+    let left = lane.end - lane.position;
+    if left < SPLIT_FROM {
+        return None;
+    }
+    let start = (lane.position + stride.min(left / 2)).div_ceil(PIECE) * PIECE;
+    Some(Step::Open { start, end: Some(stride_end(&(start..lane.end), stride)), cut: Some(at), rivals: None })
+}
+
+#[cfg(test)]
+mod tests;
