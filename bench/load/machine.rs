@@ -6,18 +6,25 @@ use anyhow::{Context, Result};
 
 /// Processor, number of them, memory, kernel.
 pub(crate) fn describe() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':'))
-            .map(|(_, value)| value.trim().to_owned())
-            .unwrap_or_default()
-    };
     let model = field(&read("/proc/cpuinfo"), "model name");
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kib: u64 = field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0);
+    let kib = meminfo_kib("MemTotal");
     let kernel = read("/proc/sys/kernel/osrelease");
     format!("{processors} x {model}, {} GiB, Linux {}", kib >> 20, kernel.trim())
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The value after `name` in a file of lines like `name : value`.
+fn field(text: &str, name: &str) -> String {
+    let line = text.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+}
+
+fn meminfo_kib(name: &str) -> u64 {
+    field(&read("/proc/meminfo"), name).trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
 /// The commit that was measured, marked when the tree had changes.
@@ -33,10 +40,28 @@ pub(crate) fn commit() -> String {
     if changed { format!("{commit}-dirty") } else { commit }
 }
 
-/// Waits until everything written so far is on the disk. What one contestant wrote must not slow the next one down:
-/// with enough unwritten pages Linux makes whoever writes next wait for the disk.
-pub(crate) async fn settle_disk() -> Result<()> {
-    tokio::task::spawn_blocking(rustix::fs::sync).await.context("the disk was not synced")
+/// Makes turns equal: `bytes` of memory are touched and given back, for a hypervisor may hand memory out at its first
+/// use only, at a tenth of a disk's speed; and what was written so far goes to the disk, for with enough unwritten pages
+/// Linux makes whoever writes next wait.
+pub(crate) async fn settle(bytes: u64) -> Result<()> {
+    let settled = tokio::task::spawn_blocking(move || {
+        touch(bytes);
+        rustix::fs::sync();
+    });
+    settled.await.context("the machine was not settled")
+}
+
+fn touch(bytes: u64) {
+    const BLOCK: usize = 64 << 20;
+    const PAGE: usize = 4096;
+    let available = meminfo_kib("MemAvailable") << 10;
+    let blocks = usize::try_from(bytes.min(available / 2)).unwrap_or(0).div_ceil(BLOCK);
+    let mut held = Vec::with_capacity(blocks);
+    for _ in 0..blocks {
+        let mut block = vec![0_u8; BLOCK];
+        block.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
+        held.push(std::hint::black_box(block));
+    }
 }
 
 /// Processor seconds of a process and its children so far.

@@ -6,7 +6,7 @@ use super::{milliseconds, seconds, world};
 use crate::{
     Arguments,
     client::burst_aside,
-    machine::settle_disk,
+    machine::settle,
     report::{Report, median_of},
     rivals::{self, REPOSITORY},
 };
@@ -41,7 +41,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         for turn in 0..contestants.len() {
             let index = (turn + round as usize) % contestants.len();
             let one = &contestants[index];
-            settle_disk().await?;
+            settle(2 * size).await?;
             let mark = upstream.log().len();
             let transfers = burst_aside(one, &digest, size, arguments.clients, 1).await?;
             let gets = upstream.log().since(mark).blob_gets();

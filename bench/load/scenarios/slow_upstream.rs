@@ -6,7 +6,7 @@ use super::{seconds, world};
 use crate::{
     Arguments,
     client::burst_aside,
-    machine::settle_disk,
+    machine::settle,
     report::Report,
     rivals::{self, REPOSITORY},
 };
@@ -31,7 +31,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         for turn in 0..contestants.len() {
             let index = (turn + round as usize) % contestants.len();
             let one = &contestants[index];
-            settle_disk().await?;
+            settle(2 * size).await?;
             let mark = upstream.log().len();
             let transfers = burst_aside(one, &digest, size, 1, 1).await?;
             times[index] = seconds(transfers.first().context("there is a client")?.total);
