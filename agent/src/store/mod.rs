@@ -323,7 +323,14 @@ mod tests {
     }
 
     fn record() -> TagRecord {
-        TagRecord { digest: Digest::of(b"m"), media_type: "a/b".into(), size: 1, confirmed: 7, pinned: false }
+        TagRecord {
+            digest: Digest::of(b"m"),
+            media_type: "a/b".into(),
+            size: 1,
+            confirmed: 7,
+            pinned: false,
+            imported: false,
+        }
     }
 
     #[tokio::test]
