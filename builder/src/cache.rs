@@ -6,6 +6,7 @@
 //! <cache>/blobs-v1/ab/abcd..            finished layers and base layers, by SHA-256
 //! <cache>/layers-v1/<key>.json          which blob a layer plan came to
 //! <cache>/trees-v1/<key>.json           what an archive or a base layer holds
+//! <cache>/checked-v1/<key>.json         which file another checksum than SHA-256 names
 //! <cache>/downloads-v1/<key>.part       downloads under way; resumed by the next run
 //! <cache>/tmp-v1/                       files being written
 //! ```
@@ -98,8 +99,16 @@ impl Cache {
     /// Opens the cache, makes what is missing and removes what killed runs left half-written.
     pub fn open(root: &Path) -> Result<Self, CacheError> {
         let cache = Self { root: root.to_owned() };
-        for name in ["files-v1", "members-v1", "blobs-v1", "layers-v1", "trees-v1", "downloads-v1", "tmp-v1"]
-        {
+        for name in [
+            "files-v1",
+            "members-v1",
+            "blobs-v1",
+            "layers-v1",
+            "trees-v1",
+            "checked-v1",
+            "downloads-v1",
+            "tmp-v1",
+        ] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| cache.fault("create", &path, source))?;
         }

@@ -21,6 +21,8 @@ pub enum Command {
     Build(BuildArgs),
     Plan(PlanArgs),
     Lock(LockArgs),
+    /// Prints the JSON schema of `hearth.yaml`, for editors and checks.
+    Schema,
 }
 
 const BUILD_HELP: &str = "\
@@ -126,9 +128,12 @@ struct CommonArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     jobs: Option<u16>,
     /// Use this file instead of what the specification says: `base=PATH` (a root file system archive or an
-    /// OCI layout) or `spark=PATH` (a pyspark source distribution; `{spark}` stands for the version).
+    /// OCI layout) or `spark=PATH` (a release archive or pyspark source distribution; `{spark}` stands for the version).
     #[arg(long, value_name = "NAME=PATH", value_parser = source)]
     set_source: Vec<(Source, PathBuf)>,
+    /// Ask no server for inputs: everything has to be in the cache.
+    #[arg(long)]
+    offline: bool,
     /// How the result is written to standard output.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
     output_format: Format,
@@ -219,6 +224,7 @@ impl CommonArgs {
             against: None,
             cache: self.cache_dir.map_or_else(default_cache, Ok)?,
             jobs: self.jobs.map_or(processors, usize::from),
+            offline: self.offline,
             registries: Settings { plain_http: self.plain_http, docker_config: self.docker_config },
             epoch,
         };

@@ -212,13 +212,7 @@ mod tests {
     use super::*;
 
     fn cell(spark: &str, java: &str, scala: &str, python: &str) -> Cell {
-        let version = |text: &str| text.parse::<Version>().ok();
-        Cell {
-            spark: spark.parse().unwrap(),
-            java: java.parse().unwrap(),
-            scala: version(scala),
-            python: version(python),
-        }
+        Cell { scala: scala.parse().ok(), ..crate::plan::cell(spark, java, python) }
     }
 
     #[test]

@@ -25,6 +25,11 @@ impl Digest {
         hex::encode(self.0)
     }
 
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Twelve digits, for log lines.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..6])

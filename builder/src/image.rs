@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{cache::Content, digest::Digest, layer::Layer};
+use crate::{cache::Content, digest::Digest, layer::Layer, platform::Platform};
 
 /// The media type of image manifests.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of indexes over the manifests of several platforms.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// The media type of image configurations.
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
@@ -95,6 +97,20 @@ pub struct Image {
     pub manifest: Document,
 }
 
+/// What a tag points to: the manifest of the only platform, or the index over those of several.
+pub fn tagged(images: &[(Platform, &Image)]) -> Document {
+    if let [(_, image)] = images {
+        return image.manifest.clone();
+    }
+    let entry = |(platform, image): &(Platform, &Image)| {
+        let mut object = image.manifest.descriptor.to_json();
+        object["platform"] = json!({ "architecture": platform.architecture(), "os": "linux" });
+        object
+    };
+    let manifests: Vec<Value> = images.iter().map(entry).collect();
+    Document::new(INDEX, &json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }))
+}
+
 /// What the builder sets in an image.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -108,6 +124,8 @@ pub struct Settings {
     pub user: String,
     /// The program that containers start with.
     pub entrypoint: Vec<String>,
+    /// Its arguments when a container is started with none.
+    pub command: Option<Vec<String>>,
     /// Where they start.
     pub working_directory: String,
     /// When the image was made, as RFC 3339.
@@ -151,7 +169,10 @@ fn configuration(base: &Value, base_layers: &[Layer], added: &[Added], settings:
     runtime.insert("User".to_owned(), json!(settings.user));
     runtime.insert("Entrypoint".to_owned(), json!(settings.entrypoint));
     // The base's command would become an argument of our entry point.
-    runtime.remove("Cmd");
+    match &settings.command {
+        Some(command) => runtime.insert("Cmd".to_owned(), json!(command)),
+        None => runtime.remove("Cmd"),
+    };
     runtime.insert("WorkingDir".to_owned(), json!(settings.working_directory));
     config["config"] = Value::Object(runtime);
     config["created"] = json!(settings.created);
@@ -211,6 +232,15 @@ pub fn env<'a>(config: &'a Value, name: &str) -> Option<&'a str> {
         .filter_map(|text| text.split_once('='))
         .find(|(known, _)| *known == name)
         .map(|(_, value)| value)
+}
+
+/// The grammar of tags in the OCI distribution specification.
+pub fn is_tag(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.len() <= 128
+        && bytes.next().is_some_and(word)
+        && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 /// JSON with sorted keys and no white space.
@@ -320,5 +350,20 @@ mod tests {
         let base = json!({ "history": [{ "created_by": "squashed" }] });
         assert_eq!(history(&base, 2, &[], "now").len(), 2);
         assert_eq!(history(&json!({}), 0, &[], "now").len(), 0);
+    }
+
+    #[test]
+    fn a_tag_points_to_a_manifest_or_to_the_index_of_its_platforms() {
+        let image = |name: &str| {
+            let added = [Added { label: name.to_owned(), layer: layer(name) }];
+            assemble(&json!({}), &[], &added, &Settings::default())
+        };
+        let (amd64, arm64) = (image("a"), image("b"));
+        assert_eq!(tagged(&[(Platform::Arm64, &arm64)]), arm64.manifest);
+        let index = tagged(&[(Platform::Amd64, &amd64), (Platform::Arm64, &arm64)]);
+        let value: Value = serde_json::from_slice(&index.bytes).unwrap();
+        assert_eq!(index.descriptor.media_type, INDEX);
+        assert_eq!(value["manifests"][1]["platform"]["architecture"], "arm64");
+        assert_eq!(value["manifests"][0]["digest"], amd64.manifest.descriptor.digest.to_string());
     }
 }

@@ -32,12 +32,14 @@
 
 pub mod build;
 pub mod cache;
+pub mod checksum;
 pub mod compat;
 pub mod digest;
 pub mod image;
 pub mod layer;
 pub mod lock;
 pub mod plan;
+pub mod platform;
 pub mod progress;
 pub mod publish;
 pub mod registry;
@@ -48,3 +50,11 @@ pub mod sources;
 pub mod spec;
 pub mod tree;
 pub mod version;
+
+/// The word that was probably meant; `None` when none is near.
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |known: &str| strsim::damerau_levenshtein(&word.to_lowercase(), &known.to_lowercase());
+    let (distance, near) = known.iter().map(|known| (distance(known), *known)).min()?;
+    // Half of the letters wrong is no misspelling any more.
+    (distance * 2 <= near.len().max(word.len())).then_some(near)
+}

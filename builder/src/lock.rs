@@ -102,6 +102,18 @@ pub enum LockError {
         /// What was locked.
         expected: Digest,
     },
+    /// Two inputs have the same name.
+    #[error(
+        "`{name}` is used with the digests `{expected}` and `{found}`: two cells need different files of one name"
+    )]
+    Twice {
+        /// The input.
+        name: String,
+        /// What is there now.
+        found: Digest,
+        /// What was there before.
+        expected: Digest,
+    },
     /// `--upgrade` names nothing.
     #[error("the lock has no input `{name}`: it has `{known}`")]
     Unknown {
@@ -178,13 +190,16 @@ impl Lock {
         Err(LockError::Unusable { path: path.to_owned(), problem })
     }
 
-    /// Forgets inputs, so that they are looked up anew.
+    /// Forgets inputs, so that they are looked up anew: a request with everything that it came to, whether it is
+    /// named itself or a part of it.
     pub fn forget(&mut self, names: &[String]) -> Result<(), LockError> {
+        let known: Vec<String> = self.inputs.keys().cloned().collect();
         for name in names {
-            if self.inputs.remove(name).is_none() {
-                let known = self.inputs.keys().cloned().collect::<Vec<_>>().join("`, `");
-                return Err(LockError::Unknown { name: name.clone(), known });
+            if !known.contains(name) {
+                return Err(LockError::Unknown { name: name.clone(), known: known.join("`, `") });
             }
+            let request = name.split_once(PART).map_or(name.as_str(), |(request, _)| request);
+            self.inputs.retain(|known, _| known != request && !is_part(known, request));
         }
         Ok(())
     }
@@ -218,6 +233,17 @@ impl Lock {
     }
 }
 
+/// The name of a part of a request: `wheels requirements.txt: numpy-2.0.0.whl`.
+pub fn part(request: &str, name: &str) -> String {
+    format!("{request}{PART}{name}")
+}
+
+const PART: &str = ": ";
+
+fn is_part(name: &str, request: &str) -> bool {
+    name.strip_prefix(request).is_some_and(|rest| rest.starts_with(PART))
+}
+
 /// The inputs of one run, held against the lock.
 #[derive(Debug, Default)]
 pub struct Pins {
@@ -243,12 +269,34 @@ impl Pins {
         }
     }
 
+    /// What a request came to, as part and pin; `None` when it is new or another one.
+    pub fn resolved(&self, request: &str, digest: Digest) -> Result<Option<Vec<(String, Pin)>>, LockError> {
+        if self.known.get(request).is_some_and(|pin| pin.digest == digest) {
+            let parts = self.known.iter().filter(|(name, _)| is_part(name, request));
+            let part = |name: &String| name[request.len() + PART.len()..].to_owned();
+            return Ok(Some(parts.map(|(name, pin)| (part(name), pin.clone())).collect()));
+        }
+        if self.strict {
+            return Err(LockError::Stale { what: format!("`{request}` as it is now") });
+        }
+        Ok(None)
+    }
+
+    /// Notes a request; another one than before is a change of the specification and no surprise.
+    pub fn request(&mut self, request: &str, digest: Digest, origin: &str) {
+        self.seen.insert(request.to_owned(), Pin { digest, origin: origin.to_owned() });
+    }
+
     /// Notes what was used, and refuses what is not what was locked.
     pub fn used(&mut self, name: &str, digest: Digest, origin: &str) -> Result<(), LockError> {
         if let Some(locked) = self.get(name)?
             && locked.digest != digest
         {
             return Err(LockError::Changed { name: name.to_owned(), found: digest, expected: locked.digest });
+        }
+        if let Some(other) = self.seen.get(name).filter(|pin| pin.digest != digest) {
+            let (name, expected) = (name.to_owned(), other.digest);
+            return Err(LockError::Twice { name, found: digest, expected });
         }
         self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned() });
         Ok(())
@@ -303,5 +351,24 @@ mod tests {
         assert!(Pins::new(None, true).used("b", Digest::of(b"b"), "x").is_ok());
         assert!(locked.clone().forget(&["a".to_owned()]).is_ok());
         assert!(matches!(locked.clone().forget(&["b".to_owned()]), Err(LockError::Unknown { .. })));
+    }
+
+    #[test]
+    fn a_request_is_remembered_with_what_it_came_to() {
+        let locked = lock(&[("wheels r.txt", "r"), ("wheels r.txt: a.whl", "a"), ("wheels r.txt2", "x")]);
+        let strict = Pins::new(Some(&locked), true);
+        let parts = strict.resolved("wheels r.txt", Digest::of(b"r")).unwrap().unwrap();
+        assert_eq!(parts.len(), 1);
+        assert_eq!((parts[0].0.as_str(), parts[0].1.digest), ("a.whl", Digest::of(b"a")));
+        assert!(matches!(strict.resolved("wheels r.txt", Digest::of(b"s")), Err(LockError::Stale { .. })));
+        assert_eq!(Pins::new(Some(&locked), false).resolved("wheels r.txt", Digest::of(b"s")).unwrap(), None);
+        for name in ["wheels r.txt", "wheels r.txt: a.whl"] {
+            let mut lock = locked.clone();
+            lock.forget(&[name.to_owned()]).unwrap();
+            assert_eq!(lock.inputs.keys().collect::<Vec<_>>(), ["wheels r.txt2"]);
+        }
+        let mut pins = Pins::default();
+        pins.used("a", Digest::of(b"1"), "x").unwrap();
+        assert!(matches!(pins.used("a", Digest::of(b"2"), "x"), Err(LockError::Twice { .. })));
     }
 }

@@ -12,7 +12,7 @@ use clap::Parser as _;
 use hearth_builder::{
     build::{self, BuildError},
     progress::Progress,
-    report,
+    report, spec,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +55,7 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
     let mut out = Vec::new();
     let mut stale = false;
     match command {
+        Command::Schema => out.extend(spec::schema().into_bytes()),
         Command::Build(arguments) => {
             let (options, format) = arguments.options()?;
             let report = runtime.block_on(build::run(&options, progress))?;

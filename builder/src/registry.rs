@@ -25,10 +25,11 @@ use oci_client::{
 
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
+    checksum::Checksum,
     digest::Digest,
     progress::Bar,
     retry,
-    sources::download::{Part, PartError},
+    sources::part::{Part, PartError},
 };
 
 /// A credential helper that asks a person something would wait for ever.
@@ -131,7 +132,7 @@ pub enum RegistryError {
         /// What was asked for.
         what: String,
         /// What came.
-        found: Digest,
+        found: String,
     },
     /// The cache failed.
     #[error(transparent)]
@@ -249,6 +250,7 @@ impl Registry {
         match reference.digest() {
             Some(expected) if expected != found.to_string() => {
                 let host = reference.registry().to_owned();
+                let found = found.to_string();
                 Err(RegistryError::Digest { host, what: image.to_owned(), found })
             }
             _ => Ok((bytes, found)),
@@ -266,7 +268,7 @@ impl Registry {
         let reference = parse(image)?;
         let credentials = self.credentials(reference.resolve_registry()).await?;
         self.oci.store_auth_if_needed(reference.resolve_registry(), &credentials).await;
-        let mut part = Part::open(cache, Shelf::Blobs, digest).await?;
+        let mut part = Part::open(cache, Shelf::Blobs, Checksum::Sha256(digest)).await?;
         if let Some(content) = part.done()? {
             bar.advance(content.size);
             return Ok(content);
@@ -283,12 +285,12 @@ impl Registry {
                 }
             }
         }
-        part.finish(digest).map_err(|error| match error {
+        part.finish().map_err(|error| match error {
             PartError::Cache(error) => error.into(),
-            PartError::Digest(found) => RegistryError::Digest {
+            PartError::Checksum(found) => RegistryError::Digest {
                 host: reference.registry().to_owned(),
                 what: digest.to_string(),
-                found,
+                found: found.to_string(),
             },
         })
     }

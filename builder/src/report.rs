@@ -1,6 +1,9 @@
 //! What a build tells its user in the end: a table for people, JSON for programs.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
 use serde::Serialize;
 
@@ -12,6 +15,8 @@ use crate::{cache::Content, digest::Digest};
 pub struct Report {
     /// The images, in the order of the matrix.
     pub images: Vec<ImageReport>,
+    /// Every tag with what it points to: a manifest, or the index over those of several platforms.
+    pub tags: BTreeMap<String, Digest>,
     /// Cells that were not built.
     pub refused: Vec<RefusedReport>,
     /// The OCI layout that holds them.
@@ -33,6 +38,8 @@ pub struct ImageReport {
     pub reference: String,
     /// The cell.
     pub cell: String,
+    /// Its platform.
+    pub platform: String,
     /// The digest to pull it by.
     pub manifest: Digest,
     /// The digest of its configuration, which container runtimes call the image id.
@@ -274,7 +281,7 @@ impl Report {
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         for image in &self.images {
             writeln!(out, "{}", image.reference)?;
-            writeln!(out, "  {}", image.cell)?;
+            writeln!(out, "  {} ({})", image.cell, image.platform)?;
             writeln!(out, "  manifest  {}", image.manifest)?;
             for layer in &image.layers {
                 let (size, digest) = (megabytes(layer.size), layer.digest.short());
@@ -283,6 +290,9 @@ impl Report {
         }
         write_refused(out, &self.refused)?;
         write_warnings(out, &self.warnings)?;
+        for (tag, digest) in &self.tags {
+            writeln!(out, "{tag}  {digest}")?;
+        }
         writeln!(out, "written to {}", self.output)?;
         if let Some(push) = &self.push {
             let (sent, bytes) = (push.uploaded.len(), megabytes(push.uploaded_bytes));
@@ -319,6 +329,7 @@ mod tests {
         let image = ImageReport {
             reference: "registry.example.com/spark:3.5.9".to_owned(),
             cell: "Spark 3.5.9, Java 17".to_owned(),
+            platform: "linux/amd64".to_owned(),
             manifest: digest,
             config: digest,
             layers: vec![layer],

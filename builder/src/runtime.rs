@@ -6,27 +6,39 @@
 //! /opt/spark/hearth.env               what the entry point must know about this Spark line
 //! /opt/spark/conf                     empty: a mount point for configuration
 //! /opt/spark/work-dir                 0775, owner 185, group 0: also writable for user ids that a cluster picks
+//! /opt/java, /opt/python              runtimes that the specification brings along
+//! /opt/python-packages                Python packages, on `PYTHONPATH`
 //! /etc/passwd, /etc/group             the base's, with `spark` (185) added when it is missing
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     cache::{Cache, CacheError, Shelf},
     compat::{self, Executor},
     image::{self, Settings},
-    plan::Cell,
+    plan::{Cell, layers::LayerName},
     sources::{
         base::Base,
         detect::{Found, SEARCH_PATH},
         spark::Distribution,
         view::View,
     },
-    tree::{Entry, ImagePath, Tree},
+    spec::Recipe,
+    tree::{Entry, ImagePath, Kind, Tree},
 };
 
 const ENTRYPOINT: &str = include_str!("../../docker/spark/entrypoint.sh");
 const DECOMMISSION: &str = include_str!("../../docker/spark/decom.sh");
+
+/// Where a Java runtime lies that the base does not have.
+pub const JAVA: &str = "opt/java";
+
+/// Where a Python lies that the base does not have.
+pub const PYTHON: &str = "opt/python";
+
+/// Where Python packages lie, as `pip install --target` puts them.
+pub const WHEELS: &str = "opt/python-packages";
 
 /// The user and group of Spark in every public image: operators and pod security settings name it.
 const USER: u64 = 185;
@@ -37,6 +49,9 @@ pub enum RuntimeError {
     /// The base has something in the way.
     #[error("the base has something other than a directory at `{0}`, where files must go")]
     Blocked(ImagePath),
+    /// One input has a file where another has a directory.
+    #[error("`{0}` is a file in one input and a directory in another")]
+    Covered(ImagePath),
     /// The base's links to this place form a loop.
     #[error("the base's symbolic links at `{0}` form a loop")]
     Loop(ImagePath),
@@ -69,6 +84,31 @@ pub fn files(cache: &Cache, cell: &Cell, view: &View) -> Result<Tree, RuntimeErr
     Ok(tree)
 }
 
+/// Brings the parts of an image together: of two files at one place the one of the later part stays, and directories
+/// that no part names are added.
+pub fn arrange(mut parts: BTreeMap<LayerName, Tree>) -> Result<BTreeMap<LayerName, Tree>, RuntimeError> {
+    let mut seen: BTreeMap<ImagePath, bool> = BTreeMap::new();
+    for tree in parts.values_mut().rev() {
+        // A directory that several parts have keeps the attributes of the last one, too.
+        tree.retain(|path, _| !seen.contains_key(path));
+        seen.extend(tree.iter().map(|(path, entry)| (path.clone(), entry.kind == Kind::Directory)));
+    }
+    for tree in parts.values_mut() {
+        let above: BTreeSet<ImagePath> = tree.keys().flat_map(ImagePath::ancestors).collect();
+        for path in above {
+            match seen.get(&path) {
+                Some(true) => {}
+                Some(false) => return Err(RuntimeError::Covered(path)),
+                None => {
+                    seen.insert(path.clone(), true);
+                    tree.insert(path, Entry::directory(0o755));
+                }
+            }
+        }
+    }
+    Ok(parts)
+}
+
 /// Moves files behind the base's symbolic links, and leaves out directories that the base has: their owner and
 /// mode are the base's business. A tree that lies on the base unchanged comes back unchanged, so that layers
 /// are shared between bases.
@@ -77,18 +117,15 @@ pub fn fit(tree: Tree, view: &View) -> Result<Tree, RuntimeError> {
     for (path, entry) in tree {
         // Files that the base has as links (such as /etc/group) are replaced where they really are.
         let follows = matches!(path.as_str(), "etc/passwd" | "etc/group");
-        let place = if entry.kind == crate::tree::Kind::Directory || follows {
-            view.real(&path)
-        } else {
-            view.place(&path)
-        };
+        let place =
+            if entry.kind == Kind::Directory || follows { view.real(&path) } else { view.place(&path) };
         let place = place.ok_or_else(|| RuntimeError::Loop(path.clone()))?;
         if let Some(above) =
             place.ancestors().find(|above| view.get(above).is_some() && !view.is_directory(above.as_str()))
         {
             return Err(RuntimeError::Blocked(above));
         }
-        if entry.kind == crate::tree::Kind::Directory {
+        if entry.kind == Kind::Directory {
             if view.is_directory(place.as_str()) {
                 continue;
             }
@@ -101,24 +138,29 @@ pub fn fit(tree: Tree, view: &View) -> Result<Tree, RuntimeError> {
     Ok(fitted)
 }
 
+/// Where programs are looked for in the image.
+pub fn search_path(base: &Base, recipe: &Recipe) -> String {
+    let path = image::env(&base.config, "PATH").unwrap_or(SEARCH_PATH);
+    if recipe.python.is_some() { format!("/{PYTHON}/bin:{path}") } else { path.to_owned() }
+}
+
 /// The environment and start of the image.
-pub fn settings(
-    cell: &Cell,
-    base: &Base,
-    spark: &Distribution,
-    found: &Found,
-    user_env: &BTreeMap<String, String>,
-) -> Settings {
-    let base_env = |name| image::env(&base.config, name);
-    let path = base_env("PATH").unwrap_or(SEARCH_PATH);
+pub fn settings(cell: &Cell, base: &Base, spark: &Distribution, found: &Found, recipe: &Recipe) -> Settings {
     let libraries = "/opt/spark/python/lib";
+    let path = search_path(base, recipe);
+    let mut python_path = format!("{libraries}/pyspark.zip:{libraries}/{}", spark.py4j);
+    let mut programs = format!("{path}:/opt/spark/bin");
+    if recipe.wheels.is_some() {
+        python_path = format!("{python_path}:/{WHEELS}");
+        programs = format!("{programs}:/{WHEELS}/bin");
+    }
     let mut env = BTreeMap::from([
         ("SPARK_HOME".to_owned(), "/opt/spark".to_owned()),
         ("JAVA_HOME".to_owned(), found.java.home.to_string()),
-        ("PATH".to_owned(), format!("{path}:/opt/spark/bin")),
-        ("PYTHONPATH".to_owned(), format!("{libraries}/pyspark.zip:{libraries}/{}", spark.py4j)),
+        ("PATH".to_owned(), programs),
+        ("PYTHONPATH".to_owned(), python_path),
     ]);
-    if base_env("LANG").is_none() {
+    if image::env(&base.config, "LANG").is_none() {
         // Without a locale Java 17 and older read and write ASCII by default.
         env.insert("LANG".to_owned(), "C.UTF-8".to_owned());
     }
@@ -126,7 +168,7 @@ pub fn settings(
         // Driver and executors must run the same Python, whatever `python3` is in the base.
         env.insert("PYSPARK_PYTHON".to_owned(), python.program.to_string());
     }
-    env.extend(user_env.clone());
+    env.extend(recipe.env.clone());
     let mut labels = BTreeMap::from([
         ("dev.hearth.spark".to_owned(), cell.spark.to_string()),
         ("dev.hearth.scala".to_owned(), spark.scala.clone()),
@@ -143,9 +185,13 @@ pub fn settings(
         env,
         labels,
         annotations: BTreeMap::new(),
-        user: USER.to_string(),
-        entrypoint: vec!["/opt/entrypoint.sh".to_owned()],
-        working_directory: "/opt/spark/work-dir".to_owned(),
+        user: recipe.user.clone().unwrap_or_else(|| USER.to_string()),
+        entrypoint: recipe.entrypoint.clone().unwrap_or_else(|| vec!["/opt/entrypoint.sh".to_owned()]),
+        command: recipe.command.clone(),
+        working_directory: recipe
+            .working_directory
+            .clone()
+            .unwrap_or_else(|| "/opt/spark/work-dir".to_owned()),
         created: String::new(),
     }
 }

@@ -1,6 +1,6 @@
 //! Version numbers as the axes of a matrix give them.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 /// A dotted version such as `3.5.9` or `17`; compared number by number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,12 @@ impl Version {
     /// How many numbers are written.
     pub fn depth(&self) -> usize {
         self.numbers.len()
+    }
+
+    /// Compares as many numbers as `other` has: 3.5.9 is equal to 3.5 and greater than 3.4.
+    pub fn compare(&self, other: &Self) -> Ordering {
+        let numbers = (0..other.depth()).map(|at| self.number(at).cmp(&other.number(at)));
+        numbers.fold(Ordering::Equal, Ordering::then)
     }
 
     /// The first two numbers: a line of releases.

@@ -37,6 +37,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
     ("kube", &["agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
     ("oci_client", &["builder/src/registry.rs"]),
+    ("roxmltree", &["builder/src/sources/maven/pom.rs"]),
+    ("schemars", &["builder/src/spec/"]),
 ];
 
 fn root() -> PathBuf {

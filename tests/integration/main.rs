@@ -5,6 +5,7 @@ mod build_entrypoint;
 mod build_fixture;
 mod build_lock;
 mod build_matrix;
+mod build_overlays;
 mod build_push;
 mod cli;
 mod layering;

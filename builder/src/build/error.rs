@@ -4,17 +4,26 @@ use std::path::PathBuf;
 
 use crate::{
     cache::CacheError,
-    digest::Digest,
     layer::LayerError,
     lock::LockError,
     plan::Refused,
     publish::{layout::LayoutError, upload::PushError},
     runtime::RuntimeError,
     sources::{
-        archive::ArchiveError, base::BaseError, detect::DetectError, download::DownloadError,
-        pypi::PyPiError, spark::SparkError,
+        archive::ArchiveError,
+        base::BaseError,
+        detect::DetectError,
+        directory::DirectoryError,
+        download::DownloadError,
+        maven::MavenError,
+        pypi::PyPiError,
+        relocate::RelocateError,
+        spark::SparkError,
+        wheels::{WheelsError, install::InstallError},
+        zip::ZipFileError,
     },
     spec::SpecError,
+    tree::PathError,
     version::Version,
 };
 
@@ -51,27 +60,81 @@ pub enum BuildError {
         #[source]
         source: PyPiError,
     },
-    /// Spark cannot be downloaded.
-    #[error("cannot get Spark {version}")]
-    Download {
-        /// Which one.
-        version: Version,
+    /// An input cannot be downloaded.
+    #[error("cannot get {name}")]
+    Input {
+        /// Its name in a lock.
+        name: String,
         /// Why.
         #[source]
         source: DownloadError,
     },
-    /// The Spark archive is not the one that was pinned.
+    /// A URL without a checksum.
+    #[error("`{0}` has no checksum")]
+    NoChecksum(String),
+    /// A file is not the one that was pinned.
     #[error("`{}` has the digest `{found}` instead of `{expected}`", path.display())]
     Pinned {
+        /// The file.
+        path: PathBuf,
+        /// Its checksum.
+        found: String,
+        /// The specification's.
+        expected: String,
+    },
+    /// A file or directory cannot be read.
+    #[error("cannot use `{}`", path.display())]
+    Directory {
+        /// It.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: DirectoryError,
+    },
+    /// A file cannot have the name that it would have in the image.
+    #[error("cannot put `{path}` into the image")]
+    Place {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: PathError,
+    },
+    /// A zip archive cannot be read.
+    #[error("cannot use `{}`", path.display())]
+    Zip {
         /// The archive.
         path: PathBuf,
-        /// Its digest.
-        found: Digest,
-        /// The specification's.
-        expected: Digest,
+        /// Why.
+        #[source]
+        source: ZipFileError,
     },
-    /// The Spark archive cannot be read.
-    #[error("cannot use the Spark archive `{}`", path.display())]
+    /// JARs cannot be found.
+    #[error(transparent)]
+    Maven(#[from] MavenError),
+    /// Python packages cannot be found.
+    #[error(transparent)]
+    Wheels(#[from] WheelsError),
+    /// A wheel cannot be installed.
+    #[error("cannot install `{file}`")]
+    Install {
+        /// The wheel.
+        file: String,
+        /// Why.
+        #[source]
+        source: InstallError,
+    },
+    /// A runtime is not what it should be.
+    #[error("cannot use the archive `{}`", path.display())]
+    Relocate {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: RelocateError,
+    },
+    /// An archive cannot be read.
+    #[error("cannot use the archive `{}`", path.display())]
     Archive {
         /// The archive.
         path: PathBuf,

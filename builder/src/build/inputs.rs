@@ -7,11 +7,12 @@ use std::{
 
 use super::{BuildError, Options, blocking};
 use crate::{
-    cache::{Cache, Content, Shelf},
+    cache::{Cache, Shelf},
+    checksum::Checksum,
     digest::Digest,
     image,
     lock::Pins,
-    plan::{Cell, layers::Files},
+    plan::layers::{Files, LayerName},
     progress::Progress,
     registry::Registry,
     runtime,
@@ -19,21 +20,18 @@ use crate::{
         archive::Flavour,
         base::{self, Base, Context, Origin},
         detect::{self, Found},
-        download, pypi,
-        spark::{self, Distribution},
+        download::{self, Downloader, Remote},
+        pypi, spark, zip,
     },
-    spec::{self, Matrix, SparkSource},
-    tree::FIXED_TIME,
-    version::Version,
+    spec::{self, Input, Matrix, Source, SparkSource, Wanted},
+    tree::{FIXED_TIME, Tree},
 };
 
 /// A cell with all its inputs, before any of its own layers is written.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The cell.
-    pub cell: Cell,
-    /// Its tag.
-    pub tag: String,
+    /// The cell and what was asked for.
+    pub wanted: Wanted,
     /// Its base.
     pub base: Base,
     /// The files that it adds to the base.
@@ -42,28 +40,37 @@ pub struct Prepared {
     pub settings: image::Settings,
 }
 
+impl Prepared {
+    /// The first of its tags.
+    pub fn tag(&self) -> &str {
+        &self.wanted.recipe.tags[0]
+    }
+}
+
 /// Reads inputs; what several cells share is read once.
 #[derive(Debug)]
 pub struct Inputs<'a> {
-    options: &'a Options,
-    matrix: &'a Matrix,
-    cache: &'a Cache,
-    registry: &'a Registry,
-    progress: &'a Progress,
+    pub(super) options: &'a Options,
+    pub(super) matrix: &'a Matrix,
+    pub(super) cache: &'a Cache,
+    pub(super) registry: &'a Registry,
+    pub(super) progress: &'a Progress,
+    pub(super) downloader: Downloader<'a>,
     bases: HashMap<String, Base>,
-    sparks: HashMap<Version, Archive>,
+    archives: HashMap<String, Archive>,
     /// What was used, held against the lock.
     pub pins: Pins,
     /// What the user should know about the inputs.
     pub warnings: Vec<String>,
 }
 
-/// A Spark archive on this disk, with its digest when that was checked on the way here.
+/// A file on this disk that was checked.
 #[derive(Debug, Clone)]
-struct Archive {
-    path: PathBuf,
-    name: String,
-    digest: Option<Digest>,
+pub(super) struct Archive {
+    pub(super) path: PathBuf,
+    /// What it is called.
+    pub(super) name: String,
+    pub(super) digest: Digest,
 }
 
 impl<'a> Inputs<'a> {
@@ -75,106 +82,130 @@ impl<'a> Inputs<'a> {
         registry: &'a Registry,
         progress: &'a Progress,
         pins: Pins,
-    ) -> Self {
-        let (bases, sparks) = (HashMap::new(), HashMap::new());
-        Self { options, matrix, cache, registry, progress, bases, sparks, pins, warnings: Vec::new() }
+    ) -> Result<Self, BuildError> {
+        let downloader = Downloader::new(cache, progress, options.offline)
+            .map_err(|source| BuildError::Input { name: "anything".to_owned(), source })?;
+        let (bases, archives) = (HashMap::new(), HashMap::new());
+        let warnings = Vec::new();
+        Ok(Self { options, matrix, cache, registry, progress, downloader, bases, archives, pins, warnings })
     }
 
     /// Reads everything that a cell needs.
-    pub async fn prepare(&mut self, cell: &Cell) -> Result<Prepared, BuildError> {
+    pub async fn prepare(&mut self, wanted: &Wanted) -> Result<Prepared, BuildError> {
+        let (cell, recipe) = (&wanted.cell, &wanted.recipe);
         tracing::debug!(cell = cell.name(), "reading inputs");
-        let base = self.base(cell).await?;
-        let path = image::env(&base.config, "PATH");
-        let found = detect::check(&base.view, cell, image::env(&base.config, "JAVA_HOME"), path)
-            .map_err(|source| BuildError::Unsuitable { cell: cell.name(), source })?;
-        for warning in &found.warnings {
-            if !self.warnings.contains(warning) {
-                self.warnings.push(warning.clone());
-            }
+        let base = self.base(wanted).await?;
+        let mut parts = self.runtimes(recipe).await?;
+        let found = self.detect(wanted, &base, &parts)?;
+        let archive = self.spark(wanted).await?;
+        let distribution = blocking(|| {
+            let source = self.unpack(&archive)?;
+            spark::lay_out(self.cache, &source, &cell.spark, cell.scala.as_ref())
+                .map_err(|source| BuildError::Spark { path: archive.path.clone(), source })
+        })?;
+        let mut settings = runtime::settings(cell, &base, &distribution, &found, recipe);
+        self.annotate(&mut settings, wanted, &base);
+        parts.insert(LayerName::Jars, self.jars(wanted, &distribution.tree, archive.digest).await?);
+        for (path, entry) in distribution.tree {
+            let name = LayerName::of_spark(&path);
+            parts.entry(name).or_default().insert(path, entry);
         }
-        let archive = self.spark(cell).await?;
-        blocking(|| self.assemble(cell, base, &found, &archive))
+        parts.insert(LayerName::Wheels, self.wheels(wanted, &found).await?);
+        parts.insert(LayerName::Files, self.files(recipe).await?);
+        let files = blocking(|| {
+            parts.insert(LayerName::Hearth, runtime::files(self.cache, cell, &base.view)?);
+            let parts = runtime::arrange(parts)?;
+            let fitted = parts.into_iter().map(|(name, tree)| Ok((name, runtime::fit(tree, &base.view)?)));
+            let fitted: BTreeMap<LayerName, Tree> = fitted.collect::<Result<_, BuildError>>()?;
+            Ok::<_, BuildError>(Files { base_layers: base.layers.len(), parts: fitted })
+        })?;
+        Ok(Prepared { wanted: wanted.clone(), base, files, settings })
     }
 
-    fn assemble(
+    /// What the base and the runtimes beside it have.
+    fn detect(
         &mut self,
-        cell: &Cell,
-        base: Base,
-        found: &Found,
-        archive: &Archive,
-    ) -> Result<Prepared, BuildError> {
-        let spark = self.lay_out(cell, archive)?;
-        let mut settings = runtime::settings(cell, &base, &spark, found, &self.matrix.env);
-        settings.labels.extend(self.matrix.labels.clone());
+        wanted: &Wanted,
+        base: &Base,
+        parts: &BTreeMap<LayerName, Tree>,
+    ) -> Result<Found, BuildError> {
+        let mut view = base.view.clone();
+        for tree in parts.values() {
+            for (path, node) in crate::sources::view::View::of_tree(self.cache, tree)?.nodes() {
+                view.put(path, node.clone());
+            }
+        }
+        let java_home = match &wanted.recipe.java {
+            Some(_) => Some(format!("/{}", runtime::JAVA)),
+            None => image::env(&base.config, "JAVA_HOME").map(str::to_owned),
+        };
+        let path = runtime::search_path(base, &wanted.recipe);
+        let found = detect::check(&view, &wanted.cell, java_home.as_deref(), Some(&path))
+            .map_err(|source| BuildError::Unsuitable { cell: wanted.cell.name(), source })?;
+        for warning in &found.warnings {
+            self.warn(warning);
+        }
+        Ok(found)
+    }
+
+    pub(super) fn warn(&mut self, warning: &str) {
+        if !self.warnings.iter().any(|known| known == warning) {
+            self.warnings.push(warning.to_owned());
+        }
+    }
+
+    fn annotate(&self, settings: &mut image::Settings, wanted: &Wanted, base: &Base) {
+        settings.labels.extend(wanted.recipe.labels.clone());
         settings.created = rfc3339(self.options.epoch.unwrap_or(FIXED_TIME));
         settings.annotations = BTreeMap::from([
             ("org.opencontainers.image.base.name".to_owned(), base.name.clone()),
             ("org.opencontainers.image.base.digest".to_owned(), base.digest.to_string()),
             ("org.opencontainers.image.created".to_owned(), settings.created.clone()),
-            ("org.opencontainers.image.version".to_owned(), cell.spark.to_string()),
+            ("org.opencontainers.image.version".to_owned(), wanted.cell.spark.to_string()),
         ]);
-        let spark = runtime::fit(spark.tree, &base.view)?;
-        let hearth = runtime::fit(runtime::files(self.cache, cell, &base.view)?, &base.view)?;
-        let files = Files::new(base.layers.len(), spark, hearth);
-        let tag = cell.fill(&self.matrix.tag).expect("the specification was checked for every cell");
-        Ok(Prepared { cell: cell.clone(), tag, base, files, settings })
     }
 
-    fn lay_out(&mut self, cell: &Cell, archive: &Archive) -> Result<Distribution, BuildError> {
-        let fail = |source| BuildError::Archive { path: archive.path.clone(), source };
-        let (cache, progress) = (self.cache, self.progress);
-        let source = if let Some(digest) = archive.digest {
-            let (path, name) = (&archive.path, &archive.name);
-            base::unpack_known(cache, path, name, digest, Flavour::Source, progress).map_err(fail)?
-        } else {
-            let (digest, tree) =
-                base::unpacked(cache, &archive.path, Flavour::Source, progress).map_err(fail)?;
-            if let SparkSource::Path(path, Some(expected)) = &self.matrix.spark
-                && *expected != digest
-            {
-                return Err(BuildError::Pinned { path: path.clone(), found: digest, expected: *expected });
-            }
-            // A file that the command line puts in the place of the specification's is not what was locked.
-            if self.options.spark.is_none() {
-                self.pins.used(&spark_name(cell), digest, &self.relative(&archive.path))?;
-            }
-            tree
-        };
-        spark::lay_out(cache, &source, &cell.spark, cell.scala.as_ref())
-            .map_err(|source| BuildError::Spark { path: archive.path.clone(), source })
+    /// Reads an archive of a project's files.
+    pub(super) fn unpack(&self, archive: &Archive) -> Result<Tree, BuildError> {
+        let Archive { path, name, digest } = archive;
+        if zip::is_zip(path) {
+            return zip::unpack(self.cache, path, *digest)
+                .map_err(|source| BuildError::Zip { path: path.clone(), source });
+        }
+        base::unpack_known(self.cache, path, name, *digest, Flavour::Source, self.progress)
+            .map_err(|source| BuildError::Archive { path: path.clone(), source })
     }
 
     /// A path as the lock names it: the same wherever the specification lies.
-    fn relative(&self, path: &Path) -> String {
+    pub(super) fn relative(&self, path: &Path) -> String {
         let directory = self.options.spec.parent().unwrap_or(Path::new(""));
         path.strip_prefix(directory).unwrap_or(path).display().to_string()
     }
 
-    async fn base(&mut self, cell: &Cell) -> Result<Base, BuildError> {
-        let context = Context {
-            cache: self.cache,
-            progress: self.progress,
-            platform: self.matrix.platform,
-            jobs: self.options.jobs,
+    async fn base(&mut self, wanted: &Wanted) -> Result<Base, BuildError> {
+        let platform = wanted.cell.platform;
+        let (cache, progress, jobs) = (self.cache, self.progress, self.options.jobs);
+        let context = Context { cache, progress, platform, jobs };
+        let key = match &wanted.recipe.base {
+            spec::Base::RootFs(path) | spec::Base::Layout(path, None) => path.display().to_string(),
+            spec::Base::Layout(path, Some(name)) => format!("{} {name}", path.display()),
+            spec::Base::Image(name) => name.clone(),
         };
-        let path = |path: &Path| PathBuf::from(fill(cell, &path.to_string_lossy()));
-        let key = match &self.matrix.base {
-            spec::Base::RootFs(text) | spec::Base::Layout(text, None) => path(text).display().to_string(),
-            spec::Base::Layout(text, Some(name)) => format!("{} {}", path(text).display(), fill(cell, name)),
-            spec::Base::Image(text) => fill(cell, text),
-        };
-        if let Some(base) = self.bases.get(&key) {
+        let origin = self.relative(Path::new(&key));
+        // One name stands for another image on each platform, and a file for the same one.
+        let several = self.matrix.wanted.iter().any(|other| other.cell.platform != platform);
+        let of_platform = several && !matches!(wanted.recipe.base, spec::Base::RootFs(_));
+        let name = if of_platform { format!("base {origin} {platform}") } else { format!("base {origin}") };
+        let known = format!("{platform} {key}");
+        if let Some(base) = self.bases.get(&known) {
             return Ok(base.clone());
         }
-        let origin = self.relative(Path::new(&key));
-        let name = format!("base {origin}");
-        let mut base = match &self.matrix.base {
+        let mut base = match &wanted.recipe.base {
             spec::Base::RootFs(archive) => {
-                blocking(|| base::from_archive(context, &path(archive), self.matrix.compression))?
+                blocking(|| base::from_archive(context, archive, self.matrix.compression))?
             }
             spec::Base::Layout(directory, name) => {
-                let name = name.as_ref().map(|name| fill(cell, name));
-                base::from_image(context, Origin::Layout(&path(directory), name.as_deref())).await?
+                base::from_image(context, Origin::Layout(directory, name.as_deref())).await?
             }
             spec::Base::Image(_) => {
                 // A tag may have moved since: the locked manifest is asked for by its digest.
@@ -185,67 +216,101 @@ impl<'a> Inputs<'a> {
                 base::from_image(context, Origin::Registry(self.registry, &reference)).await?
             }
         };
-        if matches!(self.matrix.base, spec::Base::Image(_)) {
+        if matches!(wanted.recipe.base, spec::Base::Image(_)) {
             base.name.clone_from(&key);
         }
         if self.options.base.is_none() {
             self.pins.used(&name, base.digest, &origin)?;
         }
-        self.bases.insert(key, base.clone());
+        self.bases.insert(known, base.clone());
         Ok(base)
     }
 
     /// The archive with the cell's Spark, on this disk.
-    async fn spark(&mut self, cell: &Cell) -> Result<Archive, BuildError> {
-        if let Some(archive) = self.sparks.get(&cell.spark) {
+    async fn spark(&mut self, wanted: &Wanted) -> Result<Archive, BuildError> {
+        let cell = &wanted.cell;
+        let name = match (&wanted.recipe.spark, &cell.scala) {
+            // Releases are built for one Scala each; the package exists once.
+            (SparkSource::Archive(_), Some(scala)) => format!("spark {} scala {scala}", cell.spark),
+            _ => format!("spark {}", cell.spark),
+        };
+        let package = match &wanted.recipe.spark {
+            // A file that the command line puts in the place of the specification's is not what was locked.
+            SparkSource::Archive(input) if self.options.spark.is_some() => {
+                return self.local(input, &name);
+            }
+            SparkSource::Archive(input) => return self.input(&name, input).await,
+            SparkSource::PyPi(package) => package,
+        };
+        if let Some(archive) = self.archives.get(&name) {
             return Ok(archive.clone());
         }
-        let archive = match &self.matrix.spark {
-            SparkSource::Path(path, _) => {
-                let path = PathBuf::from(fill(cell, &path.to_string_lossy()));
-                Archive { name: path.display().to_string(), path, digest: None }
-            }
-            SparkSource::Url(url, digest) => self.download(cell, &fill(cell, url), *digest).await?,
-            SparkSource::PyPi(package) => {
-                if let Some(pin) = self.pins.get(&spark_name(cell))? {
-                    let archive = self.download(cell, &pin.origin, pin.digest).await?;
-                    self.sparks.insert(cell.spark.clone(), archive.clone());
-                    return Ok(archive);
-                }
-                let bar = self.progress.step(&format!("looking for {package} {}", cell.spark));
-                let located = pypi::locate(package, &cell.spark, cell.python.as_ref())
-                    .await
-                    .map_err(|source| BuildError::Find { version: cell.spark.clone(), source })?;
-                drop(bar);
-                self.download(cell, &located.url, located.digest).await?
-            }
+        let (url, digest) = if let Some(pin) = self.pins.get(&name)? {
+            (pin.origin, pin.digest)
+        } else {
+            let _bar = self.progress.step(&format!("looking for {package} {}", cell.spark));
+            let located = pypi::locate(package, &cell.spark, cell.python.as_ref())
+                .await
+                .map_err(|source| BuildError::Find { version: cell.spark.clone(), source })?;
+            (located.url, located.digest)
         };
-        self.sparks.insert(cell.spark.clone(), archive.clone());
+        // The index's URLs hold no secrets.
+        self.download(&name, Remote::open(&url), Checksum::Sha256(digest), &url).await
+    }
+
+    /// A file that the specification names, checked and noted for the lock.
+    pub(super) async fn input(&mut self, name: &str, input: &Input) -> Result<Archive, BuildError> {
+        if let Some(archive) = self.archives.get(name) {
+            return Ok(archive.clone());
+        }
+        match &input.place {
+            Source::Path(path) => {
+                let archive = self.local(input, name)?;
+                self.pins.used(name, archive.digest, &self.relative(path))?;
+                Ok(archive)
+            }
+            Source::Url(url) => {
+                let locked = self.pins.get(name)?.map(|pin| Checksum::Sha256(pin.digest));
+                let checksum =
+                    locked.or(input.checksum).ok_or_else(|| BuildError::NoChecksum(url.clone()))?;
+                // A URL that the user wrote may hold secrets, and the specification has it anyway.
+                self.download(name, Remote::open(url), checksum, &download::redacted(url)).await
+            }
+        }
+    }
+
+    fn local(&mut self, input: &Input, name: &str) -> Result<Archive, BuildError> {
+        let Source::Path(path) = &input.place else { return Err(BuildError::NoChecksum(name.to_owned())) };
+        let fail = |source| BuildError::Archive { path: path.clone(), source };
+        let (digest, result) =
+            blocking(|| base::checked(path, input.checksum, self.progress)).map_err(fail)?;
+        if let (Err(found), Some(expected)) = (result, input.checksum) {
+            let (found, expected) = (found.to_string(), expected.to_string());
+            return Err(BuildError::Pinned { path: path.clone(), found, expected });
+        }
+        let archive = Archive { path: path.clone(), name: path.display().to_string(), digest };
+        self.archives.insert(name.to_owned(), archive.clone());
         Ok(archive)
     }
 
-    async fn download(&mut self, cell: &Cell, url: &str, digest: Digest) -> Result<Archive, BuildError> {
-        let fail = |source| BuildError::Download { version: cell.spark.clone(), source };
-        let client = download::client().map_err(fail)?;
-        let content: Content =
-            download::fetch(&client, self.cache, url, digest, self.progress).await.map_err(fail)?;
-        // The index's URLs hold no secrets; one that the user wrote may, and the specification has it anyway.
-        let from_index = matches!(self.matrix.spark, SparkSource::PyPi(_));
-        let origin = if from_index { url.to_owned() } else { download::redacted(url) };
-        self.pins.used(&spark_name(cell), digest, &origin)?;
+    pub(super) async fn download(
+        &mut self,
+        name: &str,
+        remote: Remote<'_>,
+        checksum: Checksum,
+        origin: &str,
+    ) -> Result<Archive, BuildError> {
+        let content = self
+            .downloader
+            .fetch(remote, checksum)
+            .await
+            .map_err(|source| BuildError::Input { name: name.to_owned(), source })?;
+        self.pins.used(name, content.digest, origin)?;
         let path = self.cache.path(Shelf::Files, &content.digest);
-        Ok(Archive { path, name: download::last_segment(url), digest: Some(digest) })
+        let archive = Archive { path, name: download::last_segment(remote.url), digest: content.digest };
+        self.archives.insert(name.to_owned(), archive.clone());
+        Ok(archive)
     }
-}
-
-/// How a Spark is called in the lock.
-fn spark_name(cell: &Cell) -> String {
-    format!("spark {}", cell.spark)
-}
-
-/// The specification has checked every template with every cell.
-fn fill(cell: &Cell, template: &str) -> String {
-    cell.fill(template).unwrap_or_else(|_| template.to_owned())
 }
 
 /// Seconds since 1970 as `2026-11-21T10:00:00Z`. The calendar arithmetic is Howard Hinnant's

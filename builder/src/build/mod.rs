@@ -1,6 +1,7 @@
 //! One build, in order: specification, cells, inputs, plan, layers, images, layout, registry.
 
 mod error;
+mod extras;
 mod inputs;
 mod locking;
 
@@ -22,22 +23,20 @@ use crate::{
     layer::{self, Layer},
     lock::{Lock, LockError, Pins},
     plan::{
-        self, Cells, Refused,
+        self, Refused,
         frozen::fingerprint,
         layers::{Files, Limits, Planned},
     },
+    platform::Platform,
     progress::Progress,
-    publish::{
-        layout::{self, Named},
-        upload::Pusher,
-    },
+    publish::{Publication, Tag, layout, upload::Pusher},
     registry::{Registry, Settings},
     report::{
         Against, AgainstImage, ImageReport, LayerReport, PlanReport, PlannedLayer, PushReport, RefusedReport,
         Report,
     },
     sources::download,
-    spec::{self, Matrix, SparkSource},
+    spec::{self, Input, Matrix, Source, SparkSource, Wanted},
     tree,
 };
 
@@ -68,6 +67,8 @@ pub struct Options {
     pub base: Option<PathBuf>,
     /// Replaces the specification's Spark source with this archive.
     pub spark: Option<PathBuf>,
+    /// Whether only what the cache has may be used.
+    pub offline: bool,
     /// `SOURCE_DATE_EPOCH`: the creation time in image configurations.
     pub epoch: Option<u64>,
 }
@@ -75,7 +76,6 @@ pub struct Options {
 /// A specification whose inputs are all in the cache, and what its images will be made of.
 struct Planning {
     matrix: Matrix,
-    refused: Vec<Refused>,
     prepared: Vec<Prepared>,
     layers: Vec<Planned>,
     warnings: Vec<String>,
@@ -102,18 +102,19 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
         complete(lock, &planning)?;
     }
     let built = blocking(|| images(options, &cache, &planning, progress))?;
+    let publication = publication(&planning.matrix, &built);
     let output = output(options);
-    let named: Vec<Named<'_>> =
-        built.iter().map(|built| Named { name: &built.prepared.tag, image: &built.image }).collect();
-    blocking(|| layout::write(&cache, &output, &named))?;
+    blocking(|| layout::write(&cache, &output, &publication))?;
     let push = if options.push {
-        Some(push(&planning.matrix, &registry, &cache, &built, progress).await?)
+        Some(push(&planning.matrix, &registry, &cache, &publication, progress).await?)
     } else {
         None
     };
+    let tags = publication.tags.iter();
     Ok(Report {
+        tags: tags.map(|tag| (tag.name.clone(), tag.document.descriptor.digest)).collect(),
         images: built.iter().map(|built| built.report(&planning.matrix)).collect(),
-        refused: planning.refused.iter().map(refused_report).collect(),
+        refused: planning.matrix.refused.iter().map(refused_report).collect(),
         output: output.display().to_string(),
         warnings: planning.warnings,
         push,
@@ -138,17 +139,18 @@ pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, 
     let lock = read_lock(&options)?;
     let planning = prepare(&options, &cache, &registry, progress, lock.as_ref(), false).await?;
     let codec = planning.matrix.compression;
+    let names = names(&planning);
     let describe = |planned: &Planned| PlannedLayer {
         label: planned.label(),
-        images: planned.images.iter().map(|at| planning.prepared[*at].tag.clone()).collect(),
+        images: planned.images.iter().map(|at| names[*at].clone()).collect(),
         files: planned.tree.values().filter(|entry| entry.content().is_some()).count(),
         bytes: tree::bytes(&planned.tree),
         blob: layer::known(&cache, &planned.tree, codec).map(|layer| layer.blob),
     };
     let layers: Vec<PlannedLayer> = planning.layers.iter().map(describe).collect();
-    let images =
-        planning.prepared.iter().map(|prepared| (prepared.tag.clone(), prepared.cell.name())).collect();
-    let refused = planning.refused.iter().map(refused_report).collect();
+    let cells = planning.prepared.iter().map(|prepared| prepared.wanted.cell.name());
+    let images = names.iter().cloned().zip(cells).collect();
+    let refused = planning.matrix.refused.iter().map(refused_report).collect();
     let against = against.map(|(path, lock)| compare(&path.display().to_string(), &lock, &planning));
     let repository = planning.matrix.repository.to_string();
     let report = PlanReport::new(repository, images, refused, layers, planning.warnings);
@@ -161,12 +163,13 @@ fn compare(name: &str, old: &Lock, planning: &Planning) -> Against {
     let bases: BTreeSet<Digest> = old.inputs.values().map(|pin| pin.digest).collect();
     let new: Vec<bool> =
         planning.layers.iter().map(|layer| !had.contains(&fingerprint(&layer.tree))).collect();
+    let names = names(planning);
     let image = |(at, prepared): (usize, &Prepared)| {
         let own = planning.layers.iter().zip(&new).filter(|(layer, new)| **new && layer.images.contains(&at));
         let (count, bytes) =
             own.fold((0, 0), |(count, bytes), (layer, _)| (count + 1, bytes + tree::bytes(&layer.tree)));
         let base_is_new = !bases.contains(&prepared.base.digest);
-        AgainstImage { tag: prepared.tag.clone(), layers: count, bytes, base_is_new }
+        AgainstImage { tag: names[at].clone(), layers: count, bytes, base_is_new }
     };
     let unique = planning.layers.iter().zip(&new).filter(|(_, new)| **new);
     Against {
@@ -210,21 +213,20 @@ async fn prepare(
 ) -> Result<Planning, BuildError> {
     let mut matrix = spec::load(&options.spec)?;
     replace_sources(&mut matrix, options);
-    let Cells { built, refused } = plan::cells(&matrix.axes, matrix.allow_untested);
-    if built.is_empty() || (!refused.is_empty() && !options.skip_refused) {
-        return Err(BuildError::Refused(refused));
+    if matrix.wanted.is_empty() || (!matrix.refused.is_empty() && !options.skip_refused) {
+        return Err(BuildError::Refused(matrix.refused));
     }
-    let mut inputs = Inputs::new(options, &matrix, cache, registry, progress, Pins::new(lock, strict));
+    let mut inputs = Inputs::new(options, &matrix, cache, registry, progress, Pins::new(lock, strict))?;
     let mut prepared = Vec::new();
-    for cell in &built {
-        prepared.push(inputs.prepare(cell).await?);
+    for wanted in &matrix.wanted {
+        prepared.push(inputs.prepare(wanted).await?);
     }
     let (warnings, pins) = (inputs.warnings, inputs.pins.seen);
     let files: Vec<Files> = prepared.iter().map(|prepared| prepared.files.clone()).collect();
     let frozen = lock.map(|lock| lock.layers.as_slice()).unwrap_or_default();
     let layers = plan::layers::layers(&files, frozen, Limits::default());
     let lock = Lock::new(matrix.compression, pins, &layers);
-    Ok(Planning { matrix, refused, prepared, layers, warnings, lock })
+    Ok(Planning { matrix, prepared, layers, warnings, lock })
 }
 
 /// Writes the planned layers, each once, and stacks them.
@@ -267,32 +269,56 @@ fn output(options: &Options) -> PathBuf {
 }
 
 fn replace_sources(matrix: &mut Matrix, options: &Options) {
-    if let Some(path) = &options.base {
-        matrix.base = if path.is_dir() {
-            spec::Base::Layout(path.clone(), None)
-        } else {
-            spec::Base::RootFs(path.clone())
-        };
+    for Wanted { cell, recipe } in &mut matrix.wanted {
+        if let Some(path) = &options.base {
+            recipe.base = if path.is_dir() {
+                spec::Base::Layout(path.clone(), None)
+            } else {
+                spec::Base::RootFs(path.clone())
+            };
+        }
+        if let Some(path) = &options.spark {
+            let text = path.to_string_lossy();
+            let path = cell.fill(&text).map_or_else(|_| path.clone(), PathBuf::from);
+            recipe.spark = SparkSource::Archive(Input { place: Source::Path(path), checksum: None });
+        }
     }
-    if let Some(path) = &options.spark {
-        matrix.spark = SparkSource::Path(path.clone(), None);
-    }
+}
+
+/// How images are called in plans: by their first tag, and their platform where a tag has several.
+fn names(planning: &Planning) -> Vec<String> {
+    let name = |prepared: &Prepared| {
+        let tag = prepared.tag();
+        let same = planning.prepared.iter().filter(|other| other.tag() == tag).count();
+        if same > 1 { format!("{tag} {}", prepared.wanted.cell.platform) } else { tag.to_owned() }
+    };
+    planning.prepared.iter().map(name).collect()
+}
+
+/// The images with their tags; the platforms of an image come together under an index.
+fn publication<'a>(matrix: &Matrix, built: &'a [Built<'_>]) -> Publication<'a> {
+    let tag = |(name, positions): (&str, Vec<usize>)| {
+        let of_tag = positions.into_iter().map(|at| &built[at]);
+        let images: Vec<(Platform, &Image)> =
+            of_tag.map(|built| (built.prepared.wanted.cell.platform, &built.image)).collect();
+        Tag { name: name.to_owned(), document: image::tagged(&images) }
+    };
+    let tags = matrix.tags().into_iter().map(tag).collect();
+    Publication { images: built.iter().map(|built| &built.image).collect(), tags }
 }
 
 async fn push(
     matrix: &Matrix,
     registry: &Registry,
     cache: &Cache,
-    built: &[Built<'_>],
+    publication: &Publication<'_>,
     progress: &Progress,
 ) -> Result<PushReport, BuildError> {
     let client = download::client()
-        .map_err(|source| BuildError::Download { version: built[0].prepared.cell.spark.clone(), source })?;
+        .map_err(|source| BuildError::Input { name: matrix.repository.to_string(), source })?;
     let pusher = Pusher { registry, client: &client, cache, repository: &matrix.repository, progress };
-    let images: Vec<(String, &Image)> =
-        built.iter().map(|built| (built.prepared.tag.clone(), &built.image)).collect();
     let mut report = PushReport { repository: matrix.repository.to_string(), ..PushReport::default() };
-    for sent in pusher.push(&images).await? {
+    for sent in pusher.push(publication).await? {
         if sent.uploaded {
             report.uploaded.push(sent.digest);
             report.uploaded_bytes += sent.size;
@@ -314,8 +340,9 @@ impl Built<'_> {
             media_type: layer.media_type.clone(),
         });
         ImageReport {
-            reference: format!("{}:{}", matrix.repository, self.prepared.tag),
-            cell: self.prepared.cell.name(),
+            reference: format!("{}:{}", matrix.repository, self.prepared.tag()),
+            cell: self.prepared.wanted.cell.name(),
+            platform: self.prepared.wanted.cell.platform.to_string(),
             manifest: self.image.manifest.descriptor.digest,
             config: self.image.config.descriptor.digest,
             layers: layers.collect(),

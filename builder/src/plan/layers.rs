@@ -28,25 +28,72 @@ use super::frozen::{self, Frozen};
 use crate::tree::{self, Entry, ImagePath, Kind, Tree};
 
 /// Which part of an image a file belongs to; files of different parts share no layer unless one is too small.
+/// The order is that of the layers, and of who wins where two parts have the same path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayerName {
-    /// `/opt/spark/jars`.
+    /// A Java runtime.
+    Java,
+    /// A Python.
+    Python,
+    /// `/opt/spark/jars` but Spark's own.
     SparkJars,
+    /// Spark's own JARs: every release has others, while what it depends on mostly stays.
+    SparkOwnJars,
     /// The rest of the Spark distribution.
     Spark,
+    /// JARs by Maven coordinates.
+    Jars,
+    /// Python packages.
+    Wheels,
     /// Entry point, users and directories.
     Hearth,
+    /// The user's own files.
+    Files,
 }
 
 impl LayerName {
     /// As shown to people and in the image's history.
     pub fn label(self) -> &'static str {
         match self {
+            Self::Java => "Java runtime",
+            Self::Python => "Python",
             Self::SparkJars => "Spark JARs",
+            Self::SparkOwnJars => "Spark's own JARs",
             Self::Spark => "Spark programs, Python package and examples",
+            Self::Jars => "JARs",
+            Self::Wheels => "Python packages",
             Self::Hearth => "entry point, user and directories",
+            Self::Files => "files",
         }
+    }
+
+    /// The first word of the names of its inputs in a lock.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Java => "java",
+            Self::Python => "python",
+            Self::SparkJars | Self::SparkOwnJars | Self::Spark => "spark",
+            Self::Jars => "jar",
+            Self::Wheels => "wheel",
+            Self::Hearth => "hearth",
+            Self::Files => "file",
+        }
+    }
+
+    /// The part of a file of the Spark distribution.
+    pub fn of_spark(path: &ImagePath) -> Self {
+        let is_jar = path.as_str().split('/').any(|part| part == "jars");
+        match (is_jar, path.name().starts_with("spark-")) {
+            (true, true) => Self::SparkOwnJars,
+            (true, false) => Self::SparkJars,
+            (false, _) => Self::Spark,
+        }
+    }
+
+    /// Whether it lies on top: it changes more often than what is below.
+    fn on_top(self) -> bool {
+        matches!(self, Self::Hearth | Self::Files)
     }
 }
 
@@ -77,17 +124,6 @@ pub struct Files {
 }
 
 impl Files {
-    /// Sorts Spark's and our own files into parts.
-    pub fn new(base_layers: usize, spark: Tree, hearth: Tree) -> Self {
-        let mut parts: BTreeMap<LayerName, Tree> = BTreeMap::from([(LayerName::Hearth, hearth)]);
-        for (path, entry) in spark {
-            let jar = path.as_str().split('/').any(|part| part == "jars");
-            let name = if jar { LayerName::SparkJars } else { LayerName::Spark };
-            parts.entry(name).or_default().insert(path, entry);
-        }
-        Self { base_layers, parts }
-    }
-
     /// Every file with its part.
     pub(super) fn entries(&self) -> impl Iterator<Item = (LayerName, &ImagePath, &Entry)> {
         self.parts.iter().flat_map(|(name, tree)| tree.iter().map(|(path, entry)| (*name, path, entry)))
@@ -132,7 +168,7 @@ pub fn layers(images: &[Files], frozen: &[Frozen], limits: Limits) -> Vec<Planne
     let mut planned: Vec<Planned> =
         groups.into_iter().flat_map(|((name, members), tree)| cut(name, &members, tree, limits)).collect();
     planned.sort_by_key(|layer| {
-        let top = layer.name == LayerName::Hearth;
+        let top = layer.name.on_top();
         (top, Reverse(layer.images.len()), layer.name, layer.images.clone(), layer.part)
     });
     for layer in &mut planned {
@@ -140,9 +176,9 @@ pub fn layers(images: &[Files], frozen: &[Frozen], limits: Limits) -> Vec<Planne
     }
     // The order among kept layers is that of the lock: another one would be another image.
     let (mut stacked, mut tops): (Vec<Planned>, Vec<Planned>) =
-        kept.into_iter().partition(|layer| layer.name != LayerName::Hearth);
+        kept.into_iter().partition(|layer| !layer.name.on_top());
     let (new, new_tops): (Vec<Planned>, Vec<Planned>) =
-        planned.into_iter().partition(|layer| layer.name != LayerName::Hearth);
+        planned.into_iter().partition(|layer| !layer.name.on_top());
     stacked.extend(new);
     tops.extend(new_tops);
     stacked.extend(tops);
@@ -201,17 +237,24 @@ fn copy_small(groups: &mut Groups, images: usize, limits: Limits) {
     }
 }
 
-/// Puts Spark's two parts together where one of them is too small for a layer.
+/// Puts parts that the same images have together where one of them is too small for a layer: the smallest goes to
+/// the largest, until none is too small.
 fn join_small(groups: &mut Groups, limits: Limits) {
     let sets: BTreeSet<Vec<usize>> = groups.keys().map(|(_, members)| members.clone()).collect();
     for members in sets {
-        let [jars, rest] = [LayerName::SparkJars, LayerName::Spark].map(|name| (name, members.clone()));
-        let size = |key: &(LayerName, Vec<usize>)| groups.get(key).map(tree::bytes);
-        let (Some(jar_bytes), Some(rest_bytes)) = (size(&jars), size(&rest)) else { continue };
-        if jar_bytes.min(rest_bytes) < limits.smallest {
-            let (from, to) = if jar_bytes < rest_bytes { (jars, rest) } else { (rest, jars) };
-            let tree = groups.remove(&from).unwrap_or_default();
-            groups.entry(to).or_default().extend(tree);
+        loop {
+            let mut own: Vec<(u64, LayerName)> = groups
+                .iter()
+                .filter(|((name, of), _)| !name.on_top() && *of == members)
+                .map(|((name, _), tree)| (tree::bytes(tree), *name))
+                .collect();
+            own.sort_unstable();
+            let (Some((size, from)), Some((_, to))) = (own.first(), own.last()) else { break };
+            if own.len() < 2 || *size >= limits.smallest {
+                break;
+            }
+            let tree = groups.remove(&(*from, members.clone())).unwrap_or_default();
+            groups.entry((*to, members.clone())).or_default().extend(tree);
         }
     }
 }

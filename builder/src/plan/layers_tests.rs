@@ -7,6 +7,14 @@ fn file(content: &str, size: u64) -> Entry {
     Entry::file(Content { digest: Digest::of(content.as_bytes()), size }, 0o644)
 }
 
+fn files_of(spark: Tree, hearth: Tree) -> Files {
+    let mut parts = BTreeMap::from([(LayerName::Hearth, hearth)]);
+    for (path, entry) in spark {
+        parts.entry(LayerName::of_spark(&path)).or_default().insert(path, entry);
+    }
+    Files { base_layers: 1, parts }
+}
+
 /// An image with JARs (name, content, size) and an entry point.
 fn image(jars: &[(&str, &str, u64)]) -> Files {
     let mut spark = Tree::new();
@@ -21,7 +29,7 @@ fn image(jars: &[(&str, &str, u64)]) -> Files {
         (ImagePath::known("opt/spark/conf"), Entry::directory(0o755)),
         (ImagePath::known("opt/entrypoint.sh"), file("entry", 100)),
     ]);
-    Files::new(1, spark, hearth)
+    files_of(spark, hearth)
 }
 
 /// What an image gets when its layers are stacked.
@@ -130,7 +138,7 @@ fn every_image_gets_exactly_its_files() {
                 spark.insert(ImagePath::known("opt/spark/jars"), Entry::directory(0o755));
                 let mut hearth = files.parts.remove(&LayerName::Hearth).unwrap();
                 hearth.insert(ImagePath::known("opt/spark"), Entry::directory(mode));
-                Files::new(1, spark, hearth)
+                files_of(spark, hearth)
             })
             .collect();
         let planned = layers(&images, &[], Limits { layers: 8, ..Limits::default() });

@@ -1,14 +1,17 @@
 //! Decides what is built: the cells of a matrix, and ([`layers`]) the layers of its images. Pure functions only.
 
+pub mod condition;
 pub mod frozen;
 pub mod layers;
 
+use self::condition::Condition;
 use crate::{
     compat::{self, Verdict},
+    platform::Platform,
     version::Version,
 };
 
-/// One combination of the axes: one image.
+/// One combination of the axes: one image for one platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
     /// Spark.
@@ -19,6 +22,10 @@ pub struct Cell {
     pub scala: Option<Version>,
     /// Python; without it the image is not checked for one.
     pub python: Option<Version>,
+    /// The variant of the specification.
+    pub variant: Option<String>,
+    /// The platform. Cells that differ in nothing else are one image with several manifests.
+    pub platform: Platform,
 }
 
 impl Cell {
@@ -38,18 +45,24 @@ impl Cell {
     }
 
     fn value(&self, axis: &str) -> Result<String, String> {
-        let set = |value: &Option<Version>| {
-            value
-                .as_ref()
-                .map(Version::to_string)
-                .ok_or_else(|| format!("`{{{axis}}}` needs the axis `{axis}`"))
-        };
+        let missing = || format!("`{{{axis}}}` needs the axis `{axis}`");
+        let set = |value: &Option<Version>| value.as_ref().map(Version::to_string).ok_or_else(missing);
         match axis {
             "spark" => Ok(self.spark.to_string()),
+            "sparkLine" => Ok(format!("{}.{}", self.spark.number(0), self.spark.number(1))),
             "java" => Ok(self.java.to_string()),
             "scala" => set(&self.scala),
             "python" => set(&self.python),
-            _ => Err(format!("`{{{axis}}}` is no axis: use {{spark}}, {{scala}}, {{java}} or {{python}}")),
+            "arch" => Ok(self.platform.architecture().to_owned()),
+            "variant" => {
+                self.variant.clone().ok_or_else(|| "`{variant}` needs the key `variants`".to_owned())
+            }
+            _ => {
+                let near = crate::nearest(axis, &PLACEHOLDERS);
+                let hint = near.map(|near| format!("did you mean `{{{near}}}`?"));
+                let all = || format!("use {{{}}}", PLACEHOLDERS.join("}, {"));
+                Err(format!("`{{{axis}}}` is no axis: {}", hint.unwrap_or_else(all)))
+            }
         }
     }
 
@@ -61,9 +74,15 @@ impl Cell {
                 name = format!("{name}, {label} {value}");
             }
         }
-        name
+        match &self.variant {
+            Some(variant) => format!("{name}, variant `{variant}`"),
+            None => name,
+        }
     }
 }
+
+/// What a template may name.
+const PLACEHOLDERS: [&str; 7] = ["spark", "sparkLine", "scala", "java", "python", "variant", "arch"];
 
 /// The values of each axis as written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +95,23 @@ pub struct Axes {
     pub scala: Vec<Version>,
     /// Python versions; may be empty.
     pub python: Vec<Version>,
+    /// Variants with the cells that have them; may be empty.
+    pub variants: Vec<(String, Condition)>,
+    /// Platforms.
+    pub platforms: Vec<Platform>,
+    /// Cells that are left out.
+    pub exclude: Vec<Condition>,
+    /// Cells beside the product of the axes, for every platform.
+    pub include: Vec<Cell>,
+}
+
+impl Axes {
+    /// Whether nothing leaves the cell out: neither `exclude` nor the condition of its variant.
+    fn want(&self, cell: &Cell) -> bool {
+        let excluded = self.exclude.iter().any(|condition| condition.holds(cell));
+        let variant = self.variants.iter().find(|(name, _)| cell.variant.as_ref() == Some(name));
+        !excluded && variant.is_none_or(|(_, when)| when.holds(cell))
+    }
 }
 
 /// A cell that is not built, and why.
@@ -96,31 +132,66 @@ pub struct Cells {
     pub refused: Vec<Refused>,
 }
 
-/// Multiplies the axes and applies the compatibility table.
+/// Multiplies the axes, leaves out and adds what the specification says, and applies the compatibility table.
 pub fn cells(axes: &Axes, allow_untested: bool) -> Cells {
-    let optional = |values: &[Version]| -> Vec<Option<Version>> {
-        if values.is_empty() { vec![None] } else { values.iter().cloned().map(Some).collect() }
-    };
     let mut cells = Cells::default();
+    for cell in product(axes) {
+        let wanted: Vec<Cell> = axes
+            .platforms
+            .iter()
+            .map(|platform| Cell { platform: *platform, ..cell.clone() })
+            .filter(|cell| axes.want(cell))
+            .collect();
+        if wanted.is_empty() || wanted.iter().any(|cell| cells.built.contains(cell)) {
+            continue;
+        }
+        // What runs with what does not depend on the platform: a refusal is said once.
+        let verdict = compat::check(&cell);
+        if verdict.impossible.is_empty() && (allow_untested || verdict.untested.is_empty()) {
+            cells.built.extend(wanted);
+        } else {
+            cells.refused.push(Refused { cell, verdict });
+        }
+    }
+    cells
+}
+
+/// Every combination, for one platform.
+fn product(axes: &Axes) -> Vec<Cell> {
+    fn optional<T: Clone>(values: &[T]) -> Vec<Option<T>> {
+        if values.is_empty() { vec![None] } else { values.iter().cloned().map(Some).collect() }
+    }
+    let platform = axes.platforms.first().copied().unwrap_or_else(Platform::host);
+    let mut found = Vec::new();
     for spark in &axes.spark {
         for scala in optional(&axes.scala) {
             for java in &axes.java {
                 for python in optional(&axes.python) {
-                    let scala = scala.clone();
-                    let cell = Cell { spark: spark.clone(), java: java.clone(), scala, python };
-                    let verdict = compat::check(&cell);
-                    let fine =
-                        verdict.impossible.is_empty() && (allow_untested || verdict.untested.is_empty());
-                    if fine {
-                        cells.built.push(cell);
-                    } else {
-                        cells.refused.push(Refused { cell, verdict });
+                    for variant in optional(&axes.variants) {
+                        let (scala, python) = (scala.clone(), python.clone());
+                        let (spark, java) = (spark.clone(), java.clone());
+                        let variant = variant.map(|(name, _)| name);
+                        found.push(Cell { spark, java, scala, python, variant, platform });
                     }
                 }
             }
         }
     }
-    cells
+    found.extend(axes.include.iter().cloned());
+    found
+}
+
+/// A cell for tests, for this machine's platform; an empty `python` is none.
+#[cfg(test)]
+pub fn cell(spark: &str, java: &str, python: &str) -> Cell {
+    Cell {
+        spark: spark.parse().unwrap(),
+        java: java.parse().unwrap(),
+        scala: None,
+        python: python.parse().ok(),
+        variant: None,
+        platform: Platform::host(),
+    }
 }
 
 #[cfg(test)]
@@ -136,8 +207,9 @@ mod tests {
         let axes = Axes {
             spark: versions(&["3.5.9", "4.1.4"]),
             java: versions(&["11", "17"]),
-            scala: vec![],
             python: versions(&["3.11", "3.12"]),
+            platforms: vec![Platform::Amd64],
+            ..Axes::default()
         };
         let names = |cells: &Cells| cells.built.iter().map(Cell::name).collect::<Vec<_>>();
         let strict = cells(&axes, false);
@@ -155,10 +227,7 @@ mod tests {
 
     #[test]
     fn templates_take_axes_and_nothing_else() {
-        let cell =
-            cells(&Axes { spark: versions(&["3.5.9"]), java: versions(&["17"]), ..Axes::default() }, false)
-                .built
-                .remove(0);
+        let cell = cell("3.5.9", "17", "");
         assert_eq!(cell.fill("{spark}-java{java}").unwrap(), "3.5.9-java17");
         for (template, expected) in [
             ("{python}", "needs the axis `python`"),
@@ -168,5 +237,39 @@ mod tests {
             let error = cell.fill(template).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn cells_are_left_out_and_added() {
+        let condition = |axis, text| {
+            let mut condition = Condition::default();
+            condition.add(axis, text).unwrap();
+            condition
+        };
+        let axes = Axes {
+            spark: versions(&["3.4.4", "3.5.9"]),
+            java: versions(&["17"]),
+            variants: vec![
+                ("plain".to_owned(), Condition::default()),
+                ("geo".to_owned(), condition("spark", "3.5")),
+            ],
+            platforms: vec![Platform::Amd64, Platform::Arm64],
+            exclude: vec![condition("spark", "3.4.4")],
+            include: vec![cell("4.1.4", "21", ""), cell("4.1.4", "8", "")],
+            ..Axes::default()
+        };
+        let cells = cells(&axes, false);
+        let names: Vec<String> =
+            cells.built.iter().map(|cell| format!("{} {}", cell.name(), cell.platform)).collect();
+        let expected = [
+            "Spark 3.5.9, Java 17, variant `plain` linux/amd64",
+            "Spark 3.5.9, Java 17, variant `plain` linux/arm64",
+            "Spark 3.5.9, Java 17, variant `geo` linux/amd64",
+            "Spark 3.5.9, Java 17, variant `geo` linux/arm64",
+            "Spark 4.1.4, Java 21 linux/amd64",
+            "Spark 4.1.4, Java 21 linux/arm64",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(cells.refused.len(), 1, "a refusal is said once, not per platform");
     }
 }

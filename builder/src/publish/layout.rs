@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <directory>/oci-layout             {"imageLayoutVersion":"1.0.0"}
-//! <directory>/index.json             one manifest per tag, named by `org.opencontainers.image.ref.name`
+//! <directory>/index.json             one manifest or index per tag, named by `org.opencontainers.image.ref.name`
 //! <directory>/blobs/sha256/<hex>     hard links to the cache where the file system allows, else copies
 //! ```
 //!
@@ -19,9 +19,10 @@ use std::{
 
 use serde_json::{Value, json};
 
+use super::{Publication, Tag};
 use crate::{
     cache::{Cache, Shelf},
-    image::{Document, Image, canonical},
+    image::{self, Document, canonical},
 };
 
 /// The annotation that holds an image's name in a layout.
@@ -56,34 +57,26 @@ pub enum LayoutError {
     },
 }
 
-/// An image with its name in the layout.
-#[derive(Debug, Clone, Copy)]
-pub struct Named<'a> {
-    /// The tag.
-    pub name: &'a str,
-    /// The image.
-    pub image: &'a Image,
-}
-
 /// Adds images to a layout, or starts one.
-pub fn write(cache: &Cache, directory: &Path, images: &[Named<'_>]) -> Result<(), LayoutError> {
+pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> Result<(), LayoutError> {
     let blobs = directory.join("blobs").join("sha256");
     check(directory)?;
     fs::create_dir_all(&blobs).map_err(|source| fault(&blobs, source))?;
     let turn = File::open(directory).map_err(|source| fault(directory, source))?;
     turn.lock().map_err(|source| fault(directory, source))?;
     replace(directory, &directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    for named in images {
-        for layer in &named.image.layers {
+    for image in &publication.images {
+        for layer in &image.layers {
             let target = blobs.join(layer.blob.digest.hex());
             link(&cache.path(Shelf::Blobs, &layer.blob.digest), &target, layer.blob.size)?;
         }
-        for document in [&named.image.config, &named.image.manifest] {
-            put_document(&blobs, document)?;
-        }
+        put_document(&blobs, &image.config)?;
+    }
+    for document in publication.documents() {
+        put_document(&blobs, document)?;
     }
     let path = directory.join("index.json");
-    let index = merge(read_index(&path)?.as_ref(), images);
+    let index = merge(read_index(&path)?.as_ref(), &publication.tags);
     replace(directory, &path, &canonical(&index))
 }
 
@@ -102,22 +95,22 @@ fn check(directory: &Path) -> Result<(), LayoutError> {
 }
 
 /// Replaces images of the same name, keeps the others.
-fn merge(index: Option<&Value>, images: &[Named<'_>]) -> Value {
+fn merge(index: Option<&Value>, tags: &[Tag]) -> Value {
     let named = |entry: &Value| entry["annotations"][REF_NAME].as_str().map(str::to_owned);
     let old = index.and_then(|index| index["manifests"].as_array()).cloned().unwrap_or_default();
     let mut manifests: Vec<Value> = old
         .into_iter()
-        .filter(|entry| !images.iter().any(|image| named(entry).as_deref() == Some(image.name)))
+        .filter(|entry| !tags.iter().any(|tag| named(entry).as_deref() == Some(&tag.name)))
         .collect();
-    for image in images {
-        let mut descriptor = image.image.manifest.descriptor.clone();
-        descriptor.annotations = BTreeMap::from([(REF_NAME.to_owned(), image.name.to_owned())]);
+    for tag in tags {
+        let mut descriptor = tag.document.descriptor.clone();
+        descriptor.annotations = BTreeMap::from([(REF_NAME.to_owned(), tag.name.clone())]);
         manifests.push(descriptor.to_json());
     }
     manifests.sort_by_key(named);
     json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "mediaType": image::INDEX,
         "manifests": manifests,
     })
 }
@@ -187,7 +180,7 @@ mod tests {
     use super::*;
     use crate::{
         cache::Content,
-        image::{self, Added, Settings},
+        image::{Added, Image, Settings},
         layer::Layer,
     };
 
@@ -196,6 +189,11 @@ mod tests {
         let layer =
             Layer { blob, diff_id: blob.digest, media_type: "application/vnd.oci.image.layer.v1.tar".into() };
         image::assemble(&json!({}), &[], &[Added { label: text.into(), layer }], &Settings::default())
+    }
+
+    fn named<'a>(name: &str, image: &'a Image) -> Publication<'a> {
+        let tag = Tag { name: name.to_owned(), document: image.manifest.clone() };
+        Publication { images: vec![image], tags: vec![tag] }
     }
 
     fn names(directory: &Path) -> Vec<(String, String)> {
@@ -211,7 +209,7 @@ mod tests {
         let cache = Cache::open(&directory.path().join("cache")).unwrap();
         let layout = directory.path().join("dist");
         let (first, second) = (image(&cache, "one"), image(&cache, "two"));
-        let put = |name, image| write(&cache, &layout, &[Named { name, image }]).unwrap();
+        let put = |name, image| write(&cache, &layout, &named(name, image)).unwrap();
         put("b", &first);
         put("a", &first);
         put("b", &second);
@@ -231,7 +229,7 @@ mod tests {
         let path = layout.join("blobs/sha256").join(image.layers[0].blob.digest.hex());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "lay").unwrap();
-        write(&cache, &layout, &[Named { name: "x", image: &image }]).unwrap();
+        write(&cache, &layout, &named("x", &image)).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"layer");
     }
 
@@ -240,12 +238,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(&directory.path().join("cache")).unwrap();
         let image = image(&cache, "x");
-        let error = write(&cache, directory.path(), &[Named { name: "x", image: &image }]).unwrap_err();
+        let error = write(&cache, directory.path(), &named("x", &image)).unwrap_err();
         assert!(matches!(error, LayoutError::Foreign { .. }), "{error}");
         fs::create_dir(directory.path().join("dist")).unwrap();
         fs::write(directory.path().join("dist/oci-layout"), "{}").unwrap();
         fs::write(directory.path().join("dist/index.json"), "{").unwrap();
-        let error = write(&cache, &directory.path().join("dist"), &[Named { name: "x", image: &image }]);
+        let error = write(&cache, &directory.path().join("dist"), &named("x", &image));
         assert!(matches!(error, Err(LayoutError::Index { .. })), "{error:?}");
     }
 }

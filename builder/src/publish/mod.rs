@@ -1,5 +1,39 @@
-//! Gives finished images away: into an OCI image layout on disk, and to a registry.
+//! Where finished images go, and what is published of them.
 
 pub mod layout;
 mod session;
 pub mod upload;
+
+use std::collections::BTreeSet;
+
+use crate::image::{Document, Image};
+
+/// Images and the tags that point to them.
+#[derive(Debug, Clone)]
+pub struct Publication<'a> {
+    /// Every image, for whatever platform.
+    pub images: Vec<&'a Image>,
+    /// The tags.
+    pub tags: Vec<Tag>,
+}
+
+/// A name and what it points to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// The tag.
+    pub name: String,
+    /// A manifest, or the index over those of several platforms.
+    pub document: Document,
+}
+
+impl Publication<'_> {
+    /// Manifests and indexes, each once, such that nothing points to what comes later.
+    pub fn documents(&self) -> Vec<&Document> {
+        let manifests = self.images.iter().map(|image| &image.manifest);
+        let mut seen = BTreeSet::new();
+        manifests
+            .chain(self.tags.iter().map(|tag| &tag.document))
+            .filter(|document| seen.insert(document.descriptor.digest))
+            .collect()
+    }
+}

@@ -1,6 +1,6 @@
 //! Pushes images to a registry: what is missing, streamed from disk, tags last.
 //!
-//! Order: the blobs of all images, then every manifest under its digest, then the tags. A push that breaks off
+//! Order: the blobs of all images, then every manifest and index under its digest, then the tags. A push that breaks off
 //! leaves no tag that points to something incomplete, and of several images either none or nearly all get
 //! their tag. Blobs that the repository has (`HEAD`) are skipped, and each digest is sent once however many
 //! images have it.
@@ -25,7 +25,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Body, Client, Method, Response, StatusCode, Url, header};
 
-use super::session::{Failed, Session};
+use super::{
+    Publication,
+    session::{Failed, Session},
+};
 use crate::{
     cache::{BUFFER, Cache, CacheError, Content, Shelf},
     digest::Digest,
@@ -131,32 +134,29 @@ impl Payload {
 
 impl Pusher<'_> {
     /// Pushes images under their tags and says what was sent.
-    pub async fn push(&self, images: &[(String, &Image)]) -> Result<Vec<Sent>, PushError> {
+    pub async fn push(&self, publication: &Publication<'_>) -> Result<Vec<Sent>, PushError> {
         let session = Session::new(self);
-        let payloads = payloads(images);
+        let payloads = payloads(&publication.images);
         let total = payloads.iter().map(|payload| payload.content().size).sum();
         let bar = self.progress.bytes(&format!("pushing to {}", self.repository), total);
         let sent: Vec<Sent> = stream::iter(payloads.into_iter().map(|payload| session.blob(payload, &bar)))
             .buffered(PARALLEL)
             .try_collect()
             .await?;
-        let mut manifests = BTreeSet::new();
-        let mut documents: Vec<&Document> = images.iter().map(|(_, image)| &image.manifest).collect();
-        documents.retain(|document| manifests.insert(document.descriptor.digest));
-        for document in documents {
+        for document in publication.documents() {
             session.manifest(document, &document.descriptor.digest.to_string()).await?;
         }
-        for (tag, image) in images {
-            session.manifest(&image.manifest, tag).await?;
+        for tag in &publication.tags {
+            session.manifest(&tag.document, &tag.name).await?;
         }
         Ok(sent)
     }
 }
 
 /// Every blob once, in the order of the images.
-fn payloads(images: &[(String, &Image)]) -> Vec<Payload> {
-    let layers = images.iter().flat_map(|(_, image)| &image.layers).map(|layer| Payload::File(layer.blob));
-    let configs = images.iter().map(|(_, image)| &image.config);
+fn payloads(images: &[&Image]) -> Vec<Payload> {
+    let layers = images.iter().flat_map(|image| &image.layers).map(|layer| Payload::File(layer.blob));
+    let configs = images.iter().map(|image| &image.config);
     let configs =
         configs.map(|config| Payload::Memory(config.bytes.clone().into(), config.descriptor.digest));
     let mut seen = BTreeSet::new();

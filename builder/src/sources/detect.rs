@@ -191,6 +191,7 @@ fn python(view: &View, wanted: &Version, path: &str) -> Result<Python, DetectErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::cell;
 
     const RELEASE_17: &str =
         "IMPLEMENTOR=\"X\"\nJAVA_VERSION=\"17.0.21\"\nMODULES=\"java.base jdk.incubator.vector\"\n";
@@ -212,15 +213,6 @@ mod tests {
         }
         put_java(&mut view, "usr/lib/jvm/java-17", RELEASE_17);
         view
-    }
-
-    fn cell(spark: &str, java: &str, python: &str) -> Cell {
-        Cell {
-            spark: spark.parse().unwrap(),
-            java: java.parse().unwrap(),
-            scala: None,
-            python: python.parse().ok(),
-        }
     }
 
     #[test]

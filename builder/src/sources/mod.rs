@@ -6,8 +6,20 @@
 pub mod archive;
 pub mod base;
 pub mod detect;
+pub mod directory;
 pub mod download;
+pub mod maven;
+pub mod part;
 pub mod pypi;
+pub mod relocate;
 pub mod scan;
 pub mod spark;
+pub mod uv;
 pub mod view;
+pub mod wheels;
+pub mod zip;
+
+/// Whether a file is compiled Python: its header holds a time, and it is made again on first use.
+fn is_compiled_python(path: &str) -> bool {
+    path.split('/').any(|part| part == "__pycache__") || path.rsplit('.').next() == Some("pyc")
+}

@@ -5,21 +5,11 @@
 //! The scratch project declares the package's metadata itself (`tool.uv.dependency-metadata`); without that,
 //! uv would download 300 MB and run the package's `setup.py` only to learn its dependencies.
 //!
-//! An index that is configured for pip only is handed over: see `pip_index`.
-
-use std::{
-    path::{Path, PathBuf},
-    process::{Output, Stdio},
-    time::Duration,
-};
 
 use serde::Deserialize;
-use tokio::process::Command;
 
+use super::uv::{UvError, run};
 use crate::{digest::Digest, version::Version};
-
-/// A resolver that answers at all answers within this time.
-const TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The oldest Python that uv reasons about.
 const OLDEST: (u32, u32) = (3, 8);
@@ -36,24 +26,14 @@ pub struct Located {
 /// Why a package could not be found.
 #[derive(Debug, thiserror::Error)]
 pub enum PyPiError {
-    /// uv cannot be started.
-    #[error(
-        "cannot run `uv`, which finds packages: install it (`pip install uv`), or give `sources.spark` a `path` or a `url`"
-    )]
-    NoUv(#[source] std::io::Error),
-    /// The scratch project cannot be written.
-    #[error("cannot write a scratch project for uv")]
-    Scratch(#[source] std::io::Error),
-    /// uv takes too long.
-    #[error("`uv` did not find `{0}` within {seconds} s", seconds = TIMEOUT.as_secs())]
-    Timeout(String),
-    /// uv says no.
-    #[error("`uv` cannot find `{package}`: {said}")]
-    Refused {
+    /// uv cannot find it.
+    #[error("cannot find `{package}`")]
+    Uv {
         /// The package and version.
         package: String,
-        /// What uv wrote.
-        said: String,
+        /// Why.
+        #[source]
+        source: UvError,
     },
     /// The lock has no usable source distribution.
     #[error("the package index has no source distribution of `{package}` with a SHA-256: {why}")]
@@ -72,53 +52,22 @@ pub async fn locate(
     python: Option<&Version>,
 ) -> Result<Located, PyPiError> {
     let wanted = format!("{package} {version}");
-    let scratch = tempfile::tempdir().map_err(PyPiError::Scratch)?;
-    let found = uv(scratch.path(), &["python", "find", "--show-version"], &wanted).await?;
+    let fail = |source| PyPiError::Uv { package: wanted.clone(), source };
+    let scratch = tempfile::tempdir().map_err(|error| fail(UvError::Scratch(error)))?;
+    let found = run(scratch.path(), &["python", "find", "--show-version"]).await.map_err(fail)?;
     let local: Option<Version> = String::from_utf8_lossy(&found.stdout).trim().parse().ok();
     let floor = python_floor(python.map(Version::line), local.map(|version| version.line()));
     let project = project(package, version, floor);
-    std::fs::write(scratch.path().join("pyproject.toml"), project).map_err(PyPiError::Scratch)?;
-    let output = uv(scratch.path(), &["lock", "--no-progress"], &wanted).await?;
+    std::fs::write(scratch.path().join("pyproject.toml"), project)
+        .map_err(|error| fail(UvError::Scratch(error)))?;
+    let output = run(scratch.path(), &["lock", "--no-progress"]).await.map_err(fail)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(PyPiError::Refused { package: wanted, said });
+        return Err(fail(UvError::Refused(said)));
     }
-    let lock = std::fs::read_to_string(scratch.path().join("uv.lock")).map_err(PyPiError::Scratch)?;
+    let lock = std::fs::read_to_string(scratch.path().join("uv.lock"))
+        .map_err(|error| fail(UvError::Scratch(error)))?;
     read_lock(&lock, package, version).map_err(|why| PyPiError::NoSource { package: wanted, why })
-}
-
-async fn uv(directory: &Path, arguments: &[&str], wanted: &str) -> Result<Output, PyPiError> {
-    let mut command = Command::new("uv");
-    command.args(arguments).current_dir(directory).stdin(Stdio::null()).kill_on_drop(true);
-    if let Some(index) = pip_index().await {
-        command.env("UV_DEFAULT_INDEX", index);
-    }
-    let run = tokio::time::timeout(TIMEOUT, command.output());
-    run.await.map_err(|_| PyPiError::Timeout(wanted.to_owned()))?.map_err(PyPiError::NoUv)
-}
-
-/// The index that the user configured for pip alone: uv does not read pip's configuration. `None` as soon as
-/// uv has a configuration of its own.
-async fn pip_index() -> Option<String> {
-    const OWN: [&str; 4] = ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_CONFIG_FILE"];
-    let home = |name: &str, rest: &str| std::env::var_os(name).map(|home| Path::new(&home).join(rest));
-    let files = [
-        Some(PathBuf::from("/etc/uv/uv.toml")),
-        home("XDG_CONFIG_HOME", "uv/uv.toml"),
-        home("HOME", ".config/uv/uv.toml"),
-    ];
-    let in_file = files.iter().flatten().any(|file| file.is_file());
-    if in_file || OWN.iter().any(|name| std::env::var_os(name).is_some()) {
-        return None;
-    }
-    if let Ok(index) = std::env::var("PIP_INDEX_URL") {
-        return Some(index);
-    }
-    let mut pip = Command::new("pip");
-    pip.args(["config", "get", "global.index-url"]).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(20), pip.output()).await.ok()?.ok()?;
-    let index = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-    (output.status.success() && !index.is_empty()).then_some(index)
 }
 
 /// The `requires-python` of the scratch project. It has to admit an interpreter of this machine (uv starts

@@ -1,4 +1,4 @@
-//! Lays out a `pyspark` source distribution as a Spark distribution.
+//! Lays out Spark: from a release archive, or from a `pyspark` source distribution.
 //!
 //! ```text
 //! pyspark-3.5.9/deps/jars       ->  /opt/spark/jars
@@ -10,12 +10,15 @@
 //! pyspark-3.5.9/lib             ->  /opt/spark/python/lib        (pyspark.zip, py4j-*-src.zip)
 //! pyspark-3.5.9/LICENSE, NOTICE ->  /opt/spark
 //!                                   /opt/spark/RELEASE           (made here: marks a distribution)
+//!
+//! spark-3.5.9-bin-hadoop3/X     ->  /opt/spark/X                 (jars bin sbin data licenses examples R yarn
+//!                                                                 python/pyspark python/lib RELEASE LICENSE NOTICE)
 //! ```
 //!
 //! Owners, times and permission bits are normalised: root, a fixed time, 0755 for directories and programs,
 //! 0644 for the rest. Compiled Python files are left out: their headers hold times, and they are made on first
-//! use. What a release tarball has beyond this (other languages' examples, R, most of `sbin`) is not in the
-//! package.
+//! use. What a release archive has beyond the package (other languages' examples, R, most of `sbin`) is missing
+//! from images that are made of the package.
 
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
@@ -30,7 +33,7 @@ pub const HOME: &str = "opt/spark";
 #[derive(Debug, thiserror::Error)]
 pub enum SparkError {
     /// A part is missing.
-    #[error("the archive is no pyspark source distribution: it has no `{0}`")]
+    #[error("the archive is neither a Spark release nor a pyspark source distribution: it has no `{0}`")]
     Missing(String),
     /// It is another version.
     #[error("the archive holds Spark {found}, but {wanted} is asked for")]
@@ -69,17 +72,17 @@ pub struct Distribution {
     pub py4j: String,
 }
 
-/// Lays out an unpacked source distribution and checks that it is what the cell asks for.
+/// Lays out an unpacked archive and checks that it is what the cell asks for.
 pub fn lay_out(
     cache: &Cache,
     source: &Tree,
     version: &Version,
     scala: Option<&Version>,
 ) -> Result<Distribution, SparkError> {
-    let root = root(source)?;
+    let (root, moves) = root(source)?;
     let mut tree = Tree::new();
     for (path, entry) in source {
-        let Some(place) = path.below(&root).and_then(place) else { continue };
+        let Some(place) = path.below(&root).and_then(|path| place(path, moves)) else { continue };
         let Ok(place) = ImagePath::new(&format!("{HOME}/{place}")) else { continue };
         let program = matches!(entry.kind, Kind::File { .. }) && entry.mode & 0o111 != 0;
         let mode = if program || entry.kind == Kind::Directory { 0o755 } else { 0o644 };
@@ -122,23 +125,36 @@ pub fn lay_out(
         .find(|name| name.starts_with("py4j-") && name.ends_with("-src.zip"))
         .ok_or(SparkError::Missing("python/lib/py4j-*-src.zip".to_owned()))?
         .to_owned();
-    let release = release(cache, version, hadoop.as_deref())?;
     for directory in ["opt", HOME] {
         tree.insert(ImagePath::known(directory), Entry::directory(0o755));
     }
-    tree.insert(ImagePath::known("opt/spark/RELEASE"), Entry::file(release, 0o644));
+    if !tree.contains_key("opt/spark/RELEASE") {
+        let release = release(cache, version, hadoop.as_deref())?;
+        tree.insert(ImagePath::known("opt/spark/RELEASE"), Entry::file(release, 0o644));
+    }
     crate::tree::complete(&mut tree);
     Ok(Distribution { tree, scala: found_scala, hadoop, py4j })
 }
 
-/// The one directory at the top of the archive.
-fn root(source: &Tree) -> Result<String, SparkError> {
-    let submit = source.keys().find_map(|path| path.as_str().strip_suffix("/deps/bin/spark-submit"));
-    submit.map(str::to_owned).ok_or_else(|| SparkError::Missing("deps/bin/spark-submit".to_owned()))
+/// The directory of the archive that everything lies in, and where its parts go.
+fn root(source: &Tree) -> Result<(String, &'static Moves), SparkError> {
+    let below = |suffix: &str| source.keys().find_map(|path| path.as_str().strip_suffix(suffix));
+    if let Some(root) = below("/deps/bin/spark-submit") {
+        return Ok((root.to_owned(), &PACKAGE));
+    }
+    // `RELEASE` is what marks a release.
+    let release =
+        below("/RELEASE").filter(|root| source.contains_key(format!("{root}/bin/spark-submit").as_str()));
+    match release {
+        Some(root) => Ok((root.to_owned(), &RELEASE)),
+        None => Err(SparkError::Missing("deps/bin/spark-submit".to_owned())),
+    }
 }
 
-/// Folders of the archive and their places below Spark's home.
-const MOVES: [(&str, &str); 8] = [
+/// Folders of an archive and their places below Spark's home.
+type Moves = [(&'static str, &'static str)];
+
+const PACKAGE: [(&str, &str); 10] = [
     ("deps/jars", "jars"),
     ("deps/bin", "bin"),
     ("deps/sbin", "sbin"),
@@ -147,17 +163,32 @@ const MOVES: [(&str, &str); 8] = [
     ("deps/examples", "examples/src/main/python"),
     ("pyspark", "python/pyspark"),
     ("lib", "python/lib"),
+    ("LICENSE", "LICENSE"),
+    ("NOTICE", "NOTICE"),
+];
+
+const RELEASE: [(&str, &str); 13] = [
+    ("jars", "jars"),
+    ("bin", "bin"),
+    ("sbin", "sbin"),
+    ("data", "data"),
+    ("licenses", "licenses"),
+    ("examples", "examples"),
+    ("R", "R"),
+    ("yarn", "yarn"),
+    ("python/pyspark", "python/pyspark"),
+    ("python/lib", "python/lib"),
+    ("RELEASE", "RELEASE"),
+    ("LICENSE", "LICENSE"),
+    ("NOTICE", "NOTICE"),
 ];
 
 /// Where a path of the archive goes below Spark's home.
-fn place(path: &str) -> Option<String> {
-    if path.split('/').any(|part| part == "__pycache__") || path.rsplit('.').next() == Some("pyc") {
+fn place(path: &str, moves: &Moves) -> Option<String> {
+    if super::is_compiled_python(path) {
         return None;
     }
-    if matches!(path, "LICENSE" | "NOTICE") {
-        return Some(path.to_owned());
-    }
-    MOVES.iter().find_map(|(from, to)| match path.strip_prefix(from)? {
+    moves.iter().find_map(|(from, to)| match path.strip_prefix(from)? {
         "" => Some((*to).to_owned()),
         rest => rest.strip_prefix('/').map(|rest| format!("{to}/{rest}")),
     })
@@ -287,5 +318,37 @@ mod tests {
             let error = lay_out(&tree, "3.5.9", None);
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_release_archive_becomes_the_same_home() {
+        let (_directory, cache) = cache();
+        let mut release = Tree::new();
+        for (path, entry) in sdist(&cache) {
+            let below =
+                path.as_str().replace("pyspark-3.5.9/deps/examples", "spark-3.5.9/examples/src/main/python");
+            let below = below.replace("pyspark-3.5.9/deps", "spark-3.5.9");
+            let below = below.replace("pyspark-3.5.9/lib", "spark-3.5.9/python/lib");
+            let below = below.replace("pyspark-3.5.9/pyspark", "spark-3.5.9/python/pyspark");
+            release.insert(ImagePath::new(&below).unwrap(), entry);
+        }
+        let text = cache.put(Shelf::Files, &mut &b"Spark 3.5.9 built for Hadoop 3.3.4\n"[..]).unwrap();
+        for (path, content) in [
+            ("spark-3.5.9/RELEASE", text),
+            ("spark-3.5.9/kubernetes/dockerfiles/spark/Dockerfile", text),
+            ("spark-3.5.9/conf/spark-env.sh.template", text),
+            ("spark-3.5.9/sbin/start-master.sh", text),
+        ] {
+            release.insert(ImagePath::known(path), Entry::file(content, 0o755));
+        }
+        let version = "3.5.9".parse().unwrap();
+        let (from_release, from_package) = (
+            lay_out(&cache, &release, &version, None).unwrap(),
+            lay_out(&cache, &sdist(&cache), &version, None).unwrap(),
+        );
+        let mut expected = from_package.tree;
+        expected.insert(ImagePath::known("opt/spark/RELEASE"), Entry::file(text, 0o755));
+        expected.insert(ImagePath::known("opt/spark/sbin/start-master.sh"), Entry::file(text, 0o755));
+        assert_eq!(from_release.tree, expected);
     }
 }

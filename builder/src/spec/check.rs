@@ -1,77 +1,21 @@
-//! From the text of a specification to a checked [`Matrix`]: first the shape (serde), then the values.
+//! From the text of a specification to a checked [`Matrix`]: the shape (serde), the axes and cells, and then the
+//! recipe of every cell ([`super::recipe`]).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
+use std::{collections::BTreeMap, path::Path};
+
+use serde_saphyr::Location;
+
+use super::{
+    Matrix, Place, SpecError, Wanted,
+    keys::{At, AxesKeys, CellKeys, Document, Overlay, WhenKeys},
+    recipe::Merged,
 };
-
-use serde::Deserialize;
-use serde_saphyr::{Location, Spanned};
-
-use super::{Base, Matrix, Place, Platform, SparkSource, SpecError};
 use crate::{
-    digest::Digest,
     layer::codec::Codec,
-    plan::{Axes, Cell},
+    plan::{self, Axes, Cell, condition::Condition},
+    platform::Platform,
     version::Version,
 };
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Document {
-    api_version: Spanned<String>,
-    kind: Spanned<String>,
-    repository: Spanned<String>,
-    tag: Spanned<String>,
-    base: Spanned<BaseKeys>,
-    axes: Spanned<AxesKeys>,
-    sources: SourcesKeys,
-    #[serde(default)]
-    compression: Option<Spanned<String>>,
-    #[serde(default)]
-    allow_untested: bool,
-    #[serde(default)]
-    platform: Option<Spanned<String>>,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BaseKeys {
-    rootfs: Option<Spanned<String>>,
-    layout: Option<Spanned<String>>,
-    image: Option<Spanned<String>>,
-    r#ref: Option<Spanned<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AxesKeys {
-    spark: Vec<Spanned<String>>,
-    java: Vec<Spanned<String>>,
-    #[serde(default)]
-    scala: Vec<Spanned<String>>,
-    #[serde(default)]
-    python: Vec<Spanned<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourcesKeys {
-    spark: Spanned<SparkKeys>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SparkKeys {
-    path: Option<Spanned<String>>,
-    url: Option<Spanned<String>>,
-    pypi: Option<Spanned<String>>,
-    sha256: Option<Spanned<String>>,
-}
 
 /// Checks the text of a specification; `path` is its name in messages and the root of relative paths.
 pub fn parse(path: &Path, text: &str) -> Result<Matrix, SpecError> {
@@ -79,202 +23,214 @@ pub fn parse(path: &Path, text: &str) -> Result<Matrix, SpecError> {
     let options = serde_saphyr::options! { with_snippet: false };
     let document: Document =
         serde_saphyr::from_str_with_options(text, options).map_err(|error| check.yaml(&error))?;
-    check.document(document)
+    check.document(&document)
 }
 
-struct Check<'a> {
+/// Where messages point to and paths start.
+pub(super) struct Check<'a> {
     file: &'a Path,
-    directory: &'a Path,
+    pub(super) directory: &'a Path,
+}
+
+/// The overlays of a document with the cells that they are for.
+struct Overlays {
+    defaults: Overlay,
+    lines: Vec<(Condition, Overlay)>,
+    variants: BTreeMap<String, Overlay>,
+}
+
+impl Overlays {
+    /// Defaults, lines, variant: later ones win.
+    fn of(&self, cell: &Cell) -> impl Iterator<Item = &Overlay> {
+        let lines = self.lines.iter().filter(|(condition, _)| condition.holds(cell));
+        let variant = cell.variant.as_ref().and_then(|name| self.variants.get(name));
+        std::iter::once(&self.defaults).chain(lines.map(|(_, overlay)| overlay)).chain(variant)
+    }
 }
 
 impl Check<'_> {
-    fn document(&self, document: Document) -> Result<Matrix, SpecError> {
+    fn document(&self, document: &Document) -> Result<Matrix, SpecError> {
         self.fixed("apiVersion", &document.api_version, "hearth.dev/v1alpha1")?;
         self.fixed("kind", &document.kind, "ImageMatrix")?;
-        let repository = &document.repository;
+        let repository = document.repository.value().parse();
         let repository = repository
-            .value
-            .parse()
-            .map_err(|error| self.wrong(repository.referenced, &format!("`repository`: {error}")))?;
-        let axes = self.axes(&document.axes)?;
-        let cells = crate::plan::cells(&axes, true);
-        let cells: Vec<&Cell> =
-            cells.built.iter().chain(cells.refused.iter().map(|refused| &refused.cell)).collect();
-        self.tags(&document.tag, &cells)?;
-        let base = self.base(&document.base, cells[0])?;
-        let spark = self.spark(&document.sources.spark, &cells)?;
-        self.env(&document)?;
-        Ok(Matrix {
-            repository,
-            tag: document.tag.value,
-            base,
-            axes,
-            spark,
-            compression: self.compression(document.compression.as_ref())?,
-            allow_untested: document.allow_untested,
-            platform: self.platform(document.platform.as_ref())?,
-            env: document.env,
-            labels: document.labels,
+            .map_err(|error| self.wrong(document.repository.at(), &format!("`repository`: {error}")))?;
+        let axes = self.axes(document)?;
+        let overlays = self.overlays(document)?;
+        let compression = self.compression(document.compression.as_ref())?;
+        let cells = plan::cells(&axes, document.allow_untested);
+        if cells.built.is_empty() && cells.refused.is_empty() {
+            let problem = "nothing is left to build: `exclude` and `when` leave out every combination";
+            return Err(self.wrong(document.axes.at(), problem));
+        }
+        let mut wanted = Vec::new();
+        for cell in cells.built {
+            let merged = Merged::of(overlays.of(&cell));
+            let recipe = self.recipe(document, &merged, &cell)?;
+            wanted.push(Wanted { cell, recipe });
+        }
+        self.unique_tags(document, &wanted)?;
+        self.one_checksum_per_file(&wanted, document)?;
+        Ok(Matrix { repository, compression, wanted, refused: cells.refused })
+    }
+
+    fn fixed(&self, key: &str, found: &At<String>, expected: &str) -> Result<(), SpecError> {
+        if found.value() == expected {
+            return Ok(());
+        }
+        let problem =
+            format!("`{key}` is `{}`, but this version of hearth reads `{expected}`", found.value());
+        Err(self.wrong(found.at(), &problem))
+    }
+
+    fn axes(&self, document: &Document) -> Result<Axes, SpecError> {
+        let AxesKeys { spark, java, scala, python, platform } = document.axes.value();
+        for (name, values) in [("spark", spark), ("java", java)] {
+            if values.is_empty() {
+                let problem = format!("`axes.{name}` needs at least one version");
+                return Err(self.wrong(document.axes.at(), &problem));
+            }
+        }
+        let variant = |(name, variant): (&String, &super::keys::Variant)| {
+            let when = variant.when.as_ref();
+            let when = when.map_or_else(|| Ok(Condition::default()), |when| self.condition(when))?;
+            Ok((name.clone(), when))
+        };
+        let variants: Vec<_> = document.variants.iter().map(variant).collect::<Result<_, _>>()?;
+        let platforms = self.platforms(document, platform)?;
+        let exclude = document.exclude.iter().map(|when| self.condition(when)).collect::<Result<_, _>>()?;
+        let include = document.include.iter().map(|cell| self.included(document, cell, platforms[0]));
+        Ok(Axes {
+            spark: self.axis("spark", spark)?,
+            java: self.axis("java", java)?,
+            scala: self.axis("scala", scala)?,
+            python: self.axis("python", python)?,
+            include: include.collect::<Result<_, _>>()?,
+            variants,
+            platforms,
+            exclude,
         })
     }
 
-    fn fixed(&self, key: &str, found: &Spanned<String>, expected: &str) -> Result<(), SpecError> {
-        if found.value == expected {
-            return Ok(());
-        }
-        let problem = format!("`{key}` is `{}`, but this version of hearth reads `{expected}`", found.value);
-        Err(self.wrong(found.referenced, &problem))
-    }
-
-    fn axes(&self, keys: &Spanned<AxesKeys>) -> Result<Axes, SpecError> {
-        let at = keys.referenced;
-        let keys = &keys.value;
-        let axes = Axes {
-            spark: self.axis("spark", &keys.spark, 3..=3, "`3.5.9`")?,
-            java: self.axis("java", &keys.java, 1..=1, "`17`: the major version alone")?,
-            scala: self.axis("scala", &keys.scala, 2..=2, "`2.12`")?,
-            python: self.axis("python", &keys.python, 2..=2, "`3.11`: major and minor")?,
-        };
-        for (name, values) in [("spark", &axes.spark), ("java", &axes.java)] {
-            if values.is_empty() {
-                return Err(self.wrong(at, &format!("`axes.{name}` needs at least one version")));
-            }
-        }
-        Ok(axes)
-    }
-
-    fn axis(
-        &self,
-        name: &str,
-        values: &[Spanned<String>],
-        depth: std::ops::RangeInclusive<usize>,
-        example: &str,
-    ) -> Result<Vec<Version>, SpecError> {
+    fn axis(&self, name: &str, values: &[At<String>]) -> Result<Vec<Version>, SpecError> {
         let mut versions = Vec::new();
         for value in values {
-            let wrong = |why: &str| self.wrong(value.referenced, &format!("`axes.{name}`: {why}"));
-            let version: Version = value.value.parse().map_err(|error| wrong(&format!("{error}")))?;
-            if !depth.contains(&version.depth()) {
-                return Err(wrong(&format!("`{version}` should look like {example}")));
-            }
+            let version = self.version(name, value)?;
             if versions.contains(&version) {
-                return Err(wrong(&format!("`{version}` is listed twice")));
+                let problem = format!("`axes.{name}`: `{version}` is listed twice");
+                return Err(self.wrong(value.at(), &problem));
             }
             versions.push(version);
         }
         Ok(versions)
     }
 
-    fn tags(&self, template: &Spanned<String>, cells: &[&Cell]) -> Result<(), SpecError> {
-        let mut seen = BTreeSet::new();
-        for cell in cells {
-            let wrong = |why: &str| self.wrong(template.referenced, &format!("`tag`: {why}"));
-            let tag = cell.fill(&template.value).map_err(|why| wrong(&why))?;
-            if !is_tag(&tag) {
-                return Err(wrong(&format!(
-                    "`{tag}` is no tag: letters, digits, `_`, `.` and `-`, at most 128, not starting with `.` or `-`"
-                )));
-            }
-            if !seen.insert(tag.clone()) {
-                return Err(wrong(&format!(
-                    "several cells would be called `{tag}`: name every axis with several values, such as `{{java}}`"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn base(&self, keys: &Spanned<BaseKeys>, cell: &Cell) -> Result<Base, SpecError> {
-        let BaseKeys { rootfs, layout, image, r#ref } = &keys.value;
-        for text in [rootfs, layout, image, r#ref].into_iter().flatten() {
-            cell.fill(&text.value).map_err(|why| self.wrong(text.referenced, &format!("`base`: {why}")))?;
-        }
-        if let Some(text) = r#ref
-            && layout.is_none()
-        {
-            return Err(self.wrong(text.referenced, "`base.ref` goes with `base.layout` only"));
-        }
-        match (rootfs, layout, image) {
-            (Some(path), None, None) => Ok(Base::RootFs(self.directory.join(&path.value))),
-            (None, Some(path), None) => Ok(Base::Layout(
-                self.directory.join(&path.value),
-                r#ref.as_ref().map(|text| text.value.clone()),
-            )),
-            (None, None, Some(image)) => {
-                let name = cell.fill(&image.value).unwrap_or_default();
-                crate::registry::check_reference(&name)
-                    .map_err(|error| self.wrong(image.referenced, &format!("`base.image`: {error}")))?;
-                Ok(Base::Image(image.value.clone()))
-            }
-            _ => {
-                Err(self.wrong(keys.referenced, "`base` needs exactly one of `rootfs`, `layout` and `image`"))
-            }
-        }
-    }
-
-    fn spark(&self, keys: &Spanned<SparkKeys>, cells: &[&Cell]) -> Result<SparkSource, SpecError> {
-        let SparkKeys { path, url, pypi, sha256 } = &keys.value;
-        let digest = match sha256 {
-            None => None,
-            Some(text) => {
-                if cells.iter().any(|cell| cell.spark != cells[0].spark) {
-                    let problem =
-                        "`sources.spark.sha256` fits one Spark version, but `axes.spark` has several";
-                    return Err(self.wrong(text.referenced, problem));
-                }
-                let digest = Digest::from_hex(&text.value)
-                    .map_err(|_| self.wrong(text.referenced, "`sources.spark.sha256` needs 64 hex digits"))?;
-                Some(digest)
-            }
+    fn version(&self, axis: &str, value: &At<String>) -> Result<Version, SpecError> {
+        let (depth, example) = match axis {
+            "spark" => (3, "`3.5.9`"),
+            "java" => (1, "`17`: the major version alone"),
+            "scala" => (2, "`2.12`"),
+            _ => (2, "`3.11`: major and minor"),
         };
-        for text in [path, url].into_iter().flatten() {
-            let wrong = |why: String| self.wrong(text.referenced, &format!("`sources.spark`: {why}"));
-            cells[0].fill(&text.value).map_err(wrong)?;
+        let wrong = |why: &str| self.wrong(value.at(), &format!("`axes.{axis}`: {why}"));
+        let version: Version = value.value().parse().map_err(|error| wrong(&format!("{error}")))?;
+        if version.depth() == depth {
+            Ok(version)
+        } else {
+            Err(wrong(&format!("`{version}` should look like {example}")))
         }
-        match (path, url, pypi) {
-            (Some(path), None, None) => Ok(SparkSource::Path(self.directory.join(&path.value), digest)),
-            (None, Some(url), None) => {
-                if !url.value.starts_with("https://") && !url.value.starts_with("http://") {
-                    return Err(self.wrong(url.referenced, "`sources.spark.url` needs an http(s) URL"));
+    }
+
+    fn platforms(&self, document: &Document, axis: &[At<String>]) -> Result<Vec<Platform>, SpecError> {
+        let read = |key: &str, text: &At<String>| {
+            let parsed = text.value().parse::<Platform>();
+            parsed.map_err(|error| self.wrong(text.at(), &format!("`{key}`: {error}")))
+        };
+        match (&document.platform, axis) {
+            (Some(one), []) => Ok(vec![read("platform", one)?]),
+            (Some(one), _) => {
+                Err(self.wrong(one.at(), "`platform` and `axes.platform` say the same: keep one of them"))
+            }
+            (None, []) => Ok(vec![Platform::host()]),
+            (None, axis) => {
+                let mut platforms = Vec::new();
+                for text in axis {
+                    let platform = read("axes.platform", text)?;
+                    if platforms.contains(&platform) {
+                        let problem = format!("`axes.platform`: `{platform}` is listed twice");
+                        return Err(self.wrong(text.at(), &problem));
+                    }
+                    platforms.push(platform);
                 }
-                let missing = "`sources.spark.url` needs a `sha256` beside it: the digest of the file";
-                Ok(SparkSource::Url(
-                    url.value.clone(),
-                    digest.ok_or_else(|| self.wrong(url.referenced, missing))?,
-                ))
-            }
-            (None, None, Some(package)) if sha256.is_none() => {
-                if package.value == "pyspark" {
-                    return Ok(SparkSource::PyPi(package.value.clone()));
-                }
-                let problem =
-                    format!("`sources.spark.pypi` is `{}`, but only `pyspark` holds Spark", package.value);
-                Err(self.wrong(package.referenced, &problem))
-            }
-            (None, None, Some(package)) => {
-                Err(self
-                    .wrong(package.referenced, "`sources.spark.pypi` takes no `sha256`: the index has it"))
-            }
-            _ => {
-                Err(self
-                    .wrong(keys.referenced, "`sources.spark` needs exactly one of `path`, `url` and `pypi`"))
+                Ok(platforms)
             }
         }
     }
 
-    fn env(&self, document: &Document) -> Result<(), SpecError> {
-        let bad = |name: &&String| name.is_empty() || name.contains(['=', '\0']);
-        match document.env.keys().find(bad) {
-            None => Ok(()),
-            Some(name) => {
-                let problem = format!("`env`: `{name}` is no name of an environment variable");
-                Err(self.wrong(document.api_version.referenced, &problem))
+    fn included(
+        &self,
+        document: &Document,
+        cell: &At<CellKeys>,
+        platform: Platform,
+    ) -> Result<Cell, SpecError> {
+        let CellKeys { spark, java, scala, python, variant } = cell.value();
+        let optional = |axis: &str, text: &Option<At<String>>| {
+            text.as_ref().map(|text| self.version(axis, text)).transpose()
+        };
+        let variant = variant.as_ref().map(|name| {
+            let known: Vec<&str> = document.variants.keys().map(String::as_str).collect();
+            if known.contains(&name.value().as_str()) {
+                return Ok(name.value().clone());
             }
-        }
+            let hint = match crate::nearest(name.value(), &known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("`variants` has `{}`", known.join("`, `")),
+            };
+            Err(self.wrong(name.at(), &format!("`include`: unknown variant `{}`: {hint}", name.value())))
+        });
+        Ok(Cell {
+            spark: self.version("spark", spark)?,
+            java: self.version("java", java)?,
+            scala: optional("scala", scala)?,
+            python: optional("python", python)?,
+            variant: variant.transpose()?,
+            platform,
+        })
     }
 
-    fn compression(&self, text: Option<&Spanned<String>>) -> Result<Codec, SpecError> {
-        match text.map(|text| (text.value.as_str(), text.referenced)) {
+    fn overlays(&self, document: &Document) -> Result<Overlays, SpecError> {
+        let lines = document.lines.iter().map(|line| Ok((self.condition(&line.when)?, line.overlay())));
+        let variants = document.variants.iter().map(|(name, variant)| (name.clone(), variant.overlay()));
+        Ok(Overlays {
+            defaults: document.overlay(),
+            lines: lines.collect::<Result<_, _>>()?,
+            variants: variants.collect(),
+        })
+    }
+
+    fn condition(&self, keys: &At<WhenKeys>) -> Result<Condition, SpecError> {
+        let WhenKeys { spark, scala, java, python, platform, variant } = keys.value();
+        let mut condition = Condition::default();
+        let mut empty = true;
+        for (axis, text) in
+            plan::condition::AXES.into_iter().zip([spark, scala, java, python, platform, variant])
+        {
+            let Some(text) = text else { continue };
+            empty = false;
+            condition
+                .add(axis, text.value())
+                .map_err(|error| self.wrong(text.at(), &format!("`{axis}`: {error}")))?;
+        }
+        if empty {
+            return Err(
+                self.wrong(keys.at(), "a condition needs at least one axis, such as `spark: \"3.5\"`")
+            );
+        }
+        Ok(condition)
+    }
+
+    fn compression(&self, text: Option<&At<String>>) -> Result<Codec, SpecError> {
+        match text.map(|text| (text.value().as_str(), text.at())) {
             None | Some(("gzip", _)) => Ok(Codec::Gzip),
             Some(("zstd", _)) => Ok(Codec::Zstd),
             Some((other, at)) => {
@@ -283,19 +239,7 @@ impl Check<'_> {
         }
     }
 
-    fn platform(&self, text: Option<&Spanned<String>>) -> Result<Platform, SpecError> {
-        match text.map(|text| (text.value.as_str(), text.referenced)) {
-            None => Ok(Platform::host()),
-            Some(("linux/amd64", _)) => Ok(Platform::Amd64),
-            Some(("linux/arm64", _)) => Ok(Platform::Arm64),
-            Some((other, at)) => {
-                let problem = format!("`platform` is `{other}`: it can be `linux/amd64` or `linux/arm64`");
-                Err(self.wrong(at, &problem))
-            }
-        }
-    }
-
-    fn wrong(&self, at: Location, problem: &str) -> SpecError {
+    pub(super) fn wrong(&self, at: Location, problem: &str) -> SpecError {
         let at = Place { file: self.file.to_owned(), line: at.line(), column: at.column() };
         SpecError::Wrong { at, problem: problem.to_owned() }
     }
@@ -317,23 +261,8 @@ impl Check<'_> {
 
 /// Says which key was probably meant.
 fn unknown_key(field: &str, expected: &[&str]) -> String {
-    let near = expected
-        .iter()
-        .map(|key| (strsim::damerau_levenshtein(&field.to_lowercase(), &key.to_lowercase()), key))
-        .min()
-        // Half of the letters wrong is no misspelling any more.
-        .filter(|(distance, key)| *distance * 2 <= key.len().max(field.len()));
-    match near {
-        Some((_, key)) => format!("unknown key `{field}`: did you mean `{key}`?"),
+    match crate::nearest(field, expected) {
+        Some(key) => format!("unknown key `{field}`: did you mean `{key}`?"),
         None => format!("unknown key `{field}`: expected one of `{}`", expected.join("`, `")),
     }
-}
-
-/// The grammar of tags in the OCI distribution specification.
-fn is_tag(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    text.len() <= 128
-        && bytes.next().is_some_and(word)
-        && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }

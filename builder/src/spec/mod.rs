@@ -1,11 +1,18 @@
 //! `hearth.yaml`: what a user asks for, checked.
 //!
+//! ```text
+//! keys (serde, strict) -> axes -> cells (plan) -> for each cell: defaults, then lines whose `when` holds, then its
+//! variant, merged -> a Recipe: no placeholders, no relative paths, no choices left
+//! ```
+//!
 //! Parsing is strict. An unknown key, a wrong value or a missing one is an error with file, line and column; a
-//! misspelt key comes with the nearest valid one. The result, [`Matrix`], holds only checked values: relative
-//! paths are joined with the directory of the specification, placeholders are known to be axes, and no two
-//! cells have the same tag. The keys are documented in `docker/README.md`.
+//! misspelt key comes with the nearest valid one. No two images have the same tag. The keys are documented in
+//! `docker/README.md`, and [`schema`] is made from their types.
 
 mod check;
+mod keys;
+mod recipe;
+mod schema;
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +20,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::check::parse;
-use crate::{digest::Digest, layer::codec::Codec, plan::Axes, registry::Repository};
+pub use self::{check::parse, schema::schema};
+use crate::{
+    checksum::Checksum,
+    layer::codec::Codec,
+    plan::{Cell, Refused},
+    registry::Repository,
+    sources::maven::coordinate::Coordinate,
+    tree::ImagePath,
+};
 
 /// A specification is a page of text; anything larger is a mistake.
 const LIMIT: u64 = 1 << 20;
@@ -60,51 +74,57 @@ impl fmt::Display for Place {
 pub struct Matrix {
     /// Where the images go.
     pub repository: Repository,
-    /// The tag's template.
-    pub tag: String,
-    /// The base image.
-    pub base: Base,
-    /// The axes.
-    pub axes: Axes,
-    /// Where Spark comes from.
-    pub spark: SparkSource,
     /// How layers are compressed.
     pub compression: Codec,
-    /// Whether cells that nobody vouches for are built.
-    pub allow_untested: bool,
-    /// The platform, `linux/amd64` or `linux/arm64`.
-    pub platform: Platform,
+    /// The cells to build with what goes into them.
+    pub wanted: Vec<Wanted>,
+    /// Cells that are refused.
+    pub refused: Vec<Refused>,
+}
+
+/// A cell and what goes into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The cell.
+    pub cell: Cell,
+    /// What goes into it.
+    pub recipe: Recipe,
+}
+
+/// Everything that a specification says about one cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    /// The tags; the first is its name.
+    pub tags: Vec<String>,
+    /// The base image.
+    pub base: Base,
+    /// Where Spark comes from.
+    pub spark: SparkSource,
+    /// A Java runtime for bases that have none.
+    pub java: Option<Input>,
+    /// A Python for bases that have none.
+    pub python: Option<Input>,
     /// Environment variables added to the image.
     pub env: BTreeMap<String, String>,
     /// Labels added to the image.
     pub labels: BTreeMap<String, String>,
+    /// Files added to the image.
+    pub files: Vec<FileInput>,
+    /// JARs by Maven coordinates.
+    pub jars: Jars,
+    /// Python packages.
+    pub wheels: Option<Wheels>,
+    /// The user, when it is not ours.
+    pub user: Option<String>,
+    /// The program that containers start with, when it is not ours.
+    pub entrypoint: Option<Vec<String>>,
+    /// Its arguments when a container is started with none.
+    pub command: Option<Vec<String>>,
+    /// Where containers start, when it is not ours.
+    pub working_directory: Option<String>,
 }
 
-/// An operating system and processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Platform {
-    /// 64-bit x86.
-    Amd64,
-    /// 64-bit ARM.
-    Arm64,
-}
-
-impl Platform {
-    /// The platform of this machine.
-    pub fn host() -> Self {
-        if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::Amd64 }
-    }
-
-    /// The architecture as image configurations spell it.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::Amd64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-}
-
-/// The base image; texts may hold `{axis}` placeholders.
+/// The base image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Base {
     /// A root file system archive.
@@ -115,15 +135,86 @@ pub enum Base {
     Image(String),
 }
 
-/// Where the `pyspark` source distribution comes from; texts may hold `{axis}` placeholders.
+/// A file that is read, and what it must be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Input {
+    /// Where it is.
+    pub place: Source,
+    /// What it must come to; a URL always has one.
+    pub checksum: Option<Checksum>,
+}
+
+/// Where a file is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// On this disk.
+    Path(PathBuf),
+    /// On a server.
+    Url(String),
+}
+
+/// Where Spark comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SparkSource {
-    /// A file; its digest is checked when given.
-    Path(PathBuf, Option<Digest>),
-    /// A URL and its digest.
-    Url(String, Digest),
+    /// A release archive or a source distribution.
+    Archive(Input),
     /// A package, found through the user's package index.
     PyPi(String),
+}
+
+/// Something that is put into an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileInput {
+    /// What.
+    pub content: FileContent,
+    /// Where it goes.
+    pub to: ImagePath,
+    /// Permission bits, when they are given.
+    pub mode: Option<u32>,
+    /// User and group.
+    pub owner: (u64, u64),
+}
+
+/// What is put into an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileContent {
+    /// A file or directory.
+    Input(Input),
+    /// A text.
+    Text(String),
+}
+
+/// JARs by Maven coordinates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Jars {
+    /// Where they come from.
+    pub repositories: Vec<MavenRepository>,
+    /// What is asked for.
+    pub packages: Vec<Coordinate>,
+    /// `group:artifact` that are left out.
+    pub exclude: Vec<String>,
+    /// `group:artifact` of which Spark's version is kept.
+    pub keep_spark: Vec<String>,
+}
+
+/// A Maven repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MavenRepository {
+    /// Its URL, then those of its mirrors; each ends without a slash.
+    pub urls: Vec<String>,
+    /// The environment variable with the user name.
+    pub username_env: Option<String>,
+    /// The environment variable with the password.
+    pub password_env: Option<String>,
+}
+
+/// Python packages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wheels {
+    /// A `uv.lock` or `pylock.toml`.
+    Lock(PathBuf),
+    /// A requirements file and further requirements.
+    Requirements(Option<PathBuf>, Vec<String>),
 }
 
 /// Reads and checks a specification file.

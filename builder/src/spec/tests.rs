@@ -1,4 +1,5 @@
 use super::*;
+use crate::platform::Platform;
 
 const GOOD: &str = r#"apiVersion: hearth.dev/v1alpha1
 kind: ImageMatrix
@@ -20,11 +21,13 @@ fn read(text: &str) -> Result<Matrix, String> {
 #[test]
 fn a_good_specification_is_read_with_its_defaults() {
     let matrix = read(GOOD).unwrap();
-    assert_eq!(matrix.base, Base::RootFs("/specs/base.tar".into()));
-    assert_eq!(matrix.spark, SparkSource::PyPi("pyspark".to_owned()));
+    let Wanted { cell, recipe } = &matrix.wanted[0];
+    assert_eq!(recipe.base, Base::RootFs("/specs/base.tar".into()));
+    assert_eq!(recipe.spark, SparkSource::PyPi("pyspark".to_owned()));
     assert_eq!(matrix.compression, Codec::Gzip);
-    assert_eq!(matrix.platform, Platform::host());
-    let pythons: Vec<String> = matrix.axes.python.iter().map(ToString::to_string).collect();
+    assert_eq!(cell.platform, Platform::host());
+    let python = |wanted: &Wanted| wanted.cell.python.as_ref().unwrap().to_string();
+    let pythons: Vec<String> = matrix.wanted.iter().map(python).collect();
     assert_eq!(pythons, ["3.10", "3.11"], "an unquoted 3.10 is not 3.1");
 }
 
@@ -79,7 +82,7 @@ fn mistakes_are_shown_with_file_line_column_and_remedy() {
         ("{ pypi: pyspark }", "{ url: \"ftp://x\" }", &["hearth.yaml:11:", "http(s)"]),
         ("{ pypi: pyspark }", "{ path: a, sha256: \"12\" }", &["hearth.yaml:11:", "64 hex digits"]),
         ("{ pypi: pyspark }", "{}", &["hearth.yaml:11:", "exactly one of `path`, `url` and `pypi`"]),
-        ("sources:\n  spark: { pypi: pyspark }\n", "", &["the key `sources` is missing"]),
+        ("sources:\n  spark: { pypi: pyspark }\n", "", &["the key `sources.spark` is missing"]),
         ("sources:", "compression: xz\nsources:", &["hearth.yaml:10:14", "`gzip` or `zstd`"]),
         ("sources:", "platform: windows\nsources:", &["hearth.yaml:10:11", "`linux/amd64`"]),
         ("sources:", "allowUntested: perhaps\nsources:", &["hearth.yaml:10:16"]),
@@ -111,10 +114,122 @@ fn the_examples_are_valid() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
             let matrix = load(&path).unwrap();
-            let cells = crate::plan::cells(&matrix.axes, matrix.allow_untested);
-            assert!(cells.refused.is_empty() && !cells.built.is_empty(), "{}", path.display());
+            assert!(matrix.refused.is_empty() && !matrix.wanted.is_empty(), "{}", path.display());
             count += 1;
         }
     }
     assert!(count >= 3);
+}
+
+/// Every overlay in one specification.
+const RICH: &str = r#"apiVersion: hearth.dev/v1alpha1
+kind: ImageMatrix
+repository: registry.example.com/data/spark
+tag: "{spark}-java{java}-{variant}"
+tags: ["{spark}-java{java}-{variant}-latest"]
+axes:
+  spark: ["3.5.9", "4.1.4"]
+  java: ["17"]
+  python: ["3.11"]
+  platform: [linux/amd64, linux/arm64]
+base: { rootfs: "base-{arch}.tar" }
+sources:
+  spark: { pypi: pyspark }
+env: { A: default, B: default }
+files:
+  - { text: "x", to: /etc/motd }
+lines:
+  - when: { spark: "4" }
+    base: { image: "registry.example.com/jre:{java}" }
+    env: { A: line }
+    sources:
+      java: { path: jre.tar.gz }
+variants:
+  plain: {}
+  geo:
+    when: { spark: ">=3.5 <4 | 4.0", platform: linux/amd64 }
+    env: { A: variant }
+    tags: ["{sparkLine}-geo"]
+    files:
+      - { path: geo.conf, to: "/opt/spark/geo-{sparkLine}.conf", mode: "0600", owner: "185:0" }
+    jars:
+      repositories: [{ url: "file:repository" }]
+      packages: ["org.example:geo_2.12:{spark}"]
+    wheels: { packages: ["shapely==2.0.6"] }
+exclude:
+  - { spark: "4", platform: linux/arm64 }
+include:
+  - { spark: "3.4.4", java: "11", python: "3.10", variant: plain }
+"#;
+
+#[test]
+fn overlays_are_merged_from_defaults_over_lines_to_variants() {
+    let matrix = read(RICH).unwrap();
+    let named: Vec<String> =
+        matrix.wanted.iter().map(|one| format!("{} {}", one.recipe.tags[0], one.cell.platform)).collect();
+    let expected = [
+        "3.5.9-java17-geo linux/amd64",
+        "3.5.9-java17-plain linux/amd64",
+        "3.5.9-java17-plain linux/arm64",
+        "4.1.4-java17-plain linux/amd64",
+        "3.4.4-java11-plain linux/amd64",
+        "3.4.4-java11-plain linux/arm64",
+    ];
+    assert_eq!(named, expected);
+    let geo = &matrix.wanted[0].recipe;
+    assert_eq!(geo.tags, ["3.5.9-java17-geo", "3.5.9-java17-geo-latest", "3.5-geo"]);
+    assert_eq!((geo.env["A"].as_str(), geo.env["B"].as_str()), ("variant", "default"));
+    assert_eq!(geo.base, Base::RootFs("/specs/base-amd64.tar".into()));
+    assert_eq!(geo.files.len(), 2);
+    let file = &geo.files[1];
+    assert_eq!((file.to.as_str(), file.mode, file.owner), ("opt/spark/geo-3.5.conf", Some(0o600), (185, 0)));
+    assert_eq!(geo.jars.packages[0].to_string(), "org.example:geo_2.12:3.5.9");
+    assert_eq!(geo.jars.repositories[0].urls, ["file:/specs/repository"]);
+    assert_eq!(geo.wheels, Some(Wheels::Requirements(None, vec!["shapely==2.0.6".to_owned()])));
+    let line = &matrix.wanted[3].recipe;
+    assert_eq!(line.base, Base::Image("registry.example.com/jre:17".to_owned()));
+    assert_eq!((line.env["A"].as_str(), line.java.is_some()), ("line", true));
+    assert!(matrix.wanted[1].recipe.jars.packages.is_empty() && matrix.wanted[1].recipe.java.is_none());
+    let tags = matrix.tags();
+    let plain = tags.iter().find(|(tag, _)| *tag == "3.5.9-java17-plain").unwrap();
+    assert_eq!(plain.1, [1, 2], "the platforms of an image share its tags");
+}
+
+#[test]
+fn mistakes_in_overlays_are_shown_with_place_and_remedy() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("    env: { A: line }", "    envv: { A: line }", &["hearth.yaml:20:5", "did you mean `env`?"]),
+        ("when: { spark: \"4\" }", "when: {}", &["hearth.yaml:18:", "needs at least one axis"]),
+        ("when: { spark: \"4\" }", "when: { spark: x }", &["hearth.yaml:18:", "is no condition"]),
+        ("{sparkLine}-geo", "{sparkline}-geo", &["hearth.yaml:28:", "did you mean `{sparkLine}`?"]),
+        ("{sparkLine}-geo", "3.5.9-java17-plain", &["several cells would be called"]),
+        ("variant: plain", "variant: plan", &["did you mean `plain`?"]),
+        ("mode: \"0600\"", "mode: \"rw\"", &["hearth.yaml:30:", "`files.mode`"]),
+        ("owner: \"185:0\"", "owner: spark", &["hearth.yaml:30:", "`files.owner`"]),
+        ("to: /etc/motd", "to: etc/motd", &["hearth.yaml:16:", "no absolute path"]),
+        ("to: /etc/motd", "to: /../motd", &["hearth.yaml:16:", "no absolute path"]),
+        ("org.example:geo_2.12:{spark}", "org.example:geo", &["hearth.yaml:33:", "group:artifact"]),
+        ("file:repository", "ftp://x", &["hearth.yaml:32:", "no http(s) or file URL"]),
+        ("repositories: [{ url: \"file:repository\" }]", "exclude: [\"a:b\"]", &["none is built in"]),
+        ("{ packages: [\"shapely==2.0.6\"] }", "{}", &["hearth.yaml:34:", "`wheels` needs either"]),
+        ("{ path: jre.tar.gz }", "{ pypi: x }", &["hearth.yaml:22:", "`path` and `url`"]),
+        ("linux/arm64]", "linux/amd64]", &["hearth.yaml:10:", "listed twice"]),
+        ("kind:", "platform: linux/amd64\nkind:", &["say the same"]),
+    ];
+    for (from, to, expected) in cases {
+        let error = read(&RICH.replacen(from, to, 1)).expect_err(to);
+        for part in *expected {
+            assert!(error.contains(part), "`{to}`: `{error}` should hold `{part}`");
+        }
+    }
+    let nothing = RICH.replace("{ spark: \"4\", platform: linux/arm64 }", "{ java: \">=8\" }");
+    let nothing = nothing.replace("java: \"11\"", "java: \"8\"").replace("include:", "exclude2:");
+    assert!(read(&nothing).is_err());
+}
+
+#[test]
+fn the_schema_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/hearth.schema.json");
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == schema(), "make it again: `hearth schema > docker/hearth.schema.json`");
 }

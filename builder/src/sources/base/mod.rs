@@ -26,12 +26,13 @@ use super::{
 };
 use crate::{
     cache::{Cache, CacheError, Shelf},
+    checksum::Checksum,
     digest::{Digest, Hasher},
     image::Descriptor,
     layer::{self, Layer, LayerError, codec::Codec},
+    platform::Platform,
     progress::Progress,
     registry::RegistryError,
-    spec::Platform,
     tree::Tree,
 };
 
@@ -148,32 +149,45 @@ pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<B
 }
 
 /// Reads an archive, or remembers what it holds from an earlier run. The file itself is always hashed.
-pub fn unpacked(
+fn unpacked(
     cache: &Cache,
     path: &Path,
     flavour: Flavour,
     progress: &Progress,
 ) -> Result<(Digest, Tree), ArchiveError> {
+    let digest = checked(path, None, progress)?.0;
+    let shown = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let tree = unpack_known(cache, path, &shown, digest, flavour, progress)?;
+    Ok((digest, tree))
+}
+
+/// The digest of a file, and what it comes to instead of the expected checksum.
+pub fn checked(
+    path: &Path,
+    expected: Option<Checksum>,
+    progress: &Progress,
+) -> Result<(Digest, Result<(), Checksum>), ArchiveError> {
     let open = |source| ArchiveError::Open { path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(open)?;
     let length = file.metadata().map_err(open)?.len();
     let shown = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let bar = progress.bytes(&format!("checking {shown}"), length);
     let mut hasher = Hasher::default();
-    {
-        let bar = progress.bytes(&format!("checking {shown}"), length);
-        let mut buffer = vec![0; crate::cache::BUFFER];
-        loop {
-            let count = io::Read::read(&mut file, &mut buffer).map_err(ArchiveError::Read)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-            bar.advance(count as u64);
+    let mut checker = expected.map(Checksum::checker);
+    let mut buffer = vec![0; crate::cache::BUFFER];
+    loop {
+        let count = io::Read::read(&mut file, &mut buffer).map_err(ArchiveError::Read)?;
+        if count == 0 {
+            break;
         }
+        hasher.update(&buffer[..count]);
+        if let Some(checker) = &mut checker {
+            checker.update(&buffer[..count]);
+        }
+        bar.advance(count as u64);
     }
     let digest = hasher.finish();
-    let tree = unpack_known(cache, path, &shown, digest, flavour, progress)?;
-    Ok((digest, tree))
+    Ok((digest, checker.map_or(Ok(()), |checker| checker.finish(digest))))
 }
 
 /// Reads an archive whose digest is known, unless its contents are in the cache; `shown` is its name for people.

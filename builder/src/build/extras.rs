@@ -1,0 +1,253 @@
+//! What an image has beside its base and its Spark: runtimes, and the user's own files.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{BuildError, blocking, inputs::Inputs};
+use crate::{
+    cache::Shelf,
+    checksum::Checksum,
+    digest::Digest,
+    lock::{self, Pin},
+    plan::layers::LayerName,
+    runtime,
+    sources::{
+        detect::Found,
+        directory,
+        download::{Remote, redacted},
+        maven::{self, MavenError, Repositories, coordinate::Coordinate, resolve},
+        relocate,
+        wheels::{
+            Request,
+            install::{self, Target},
+            marker::Environment,
+        },
+    },
+    spec::{FileContent, FileInput, Input, Jars, Recipe, Source, Wanted, Wheels},
+    tree::{Entry, ImagePath, Kind, Tree},
+};
+
+impl Inputs<'_> {
+    /// The Java and the Python that the specification brings along.
+    pub(super) async fn runtimes(
+        &mut self,
+        recipe: &Recipe,
+    ) -> Result<BTreeMap<LayerName, Tree>, BuildError> {
+        let mut parts = BTreeMap::new();
+        let wanted: [(&Option<Input>, _, _, _); 2] = [
+            (&recipe.java, LayerName::Java, runtime::JAVA, &["bin/java", "release"][..]),
+            (&recipe.python, LayerName::Python, runtime::PYTHON, &["bin/python3"][..]),
+        ];
+        for (input, name, home, marks) in wanted {
+            let Some(input) = input else { continue };
+            let place = match &input.place {
+                Source::Path(path) => self.relative(path),
+                Source::Url(url) => redacted(url),
+            };
+            let archive = self.input(&format!("{} {place}", name.word()), input).await?;
+            let tree = blocking(|| {
+                let unpacked = self.unpack(&archive)?;
+                relocate::relocate(&unpacked, home, marks)
+                    .map_err(|source| BuildError::Relocate { path: archive.path.clone(), source })
+            })?;
+            parts.insert(name, tree);
+        }
+        Ok(parts)
+    }
+
+    /// JARs by Maven coordinates with all that they need, beside those of Spark.
+    pub(super) async fn jars(
+        &mut self,
+        wanted: &Wanted,
+        spark: &Tree,
+        spark_digest: Digest,
+    ) -> Result<Tree, BuildError> {
+        let jars = &wanted.recipe.jars;
+        if jars.packages.is_empty() {
+            return Ok(Tree::new());
+        }
+        let asked: Vec<String> = jars.packages.iter().map(ToString::to_string).collect();
+        let asked = [&asked, &jars.exclude, &jars.keep_spark].map(|list| list.join(" ")).join("\n");
+        let (asked, with_spark) =
+            (Digest::of(asked.as_bytes()), Digest::of(format!("{asked}\n{spark_digest}").as_bytes()));
+        let name = format!("jars spark {} {}", wanted.cell.spark, asked.short());
+        let downloader = self.downloader.clone();
+        let repositories = Repositories::new(&downloader, &jars.repositories);
+        let found: Vec<(String, Input)> = if let Some(parts) = self.pins.resolved(&name, with_spark)? {
+            parts.into_iter().map(|(part, pin)| (part, self.pinned(&pin))).collect()
+        } else {
+            self.locate(repositories.as_ref().map_err(copy)?, jars, spark, &name).await?
+        };
+        self.pins.request(&name, with_spark, "jars");
+        let mut tree = Tree::new();
+        for (coordinate, input) in found {
+            let part = lock::part(&name, &coordinate);
+            let archive = match &input {
+                // Whoever has the file needs no credentials any more.
+                Input { place: Source::Url(url), checksum: Some(checksum) } => {
+                    let basic = repositories.as_ref().ok().and_then(|repositories| repositories.basic(url));
+                    self.download(&part, Remote { url, basic }, *checksum, &redacted(url)).await?
+                }
+                local => self.input(&part, local).await?,
+            };
+            let (content, _) = blocking(|| directory::file(self.cache, &archive.path))
+                .map_err(|source| BuildError::Directory { path: archive.path.clone(), source })?;
+            let coordinate: Coordinate = coordinate.parse().map_err(|_| BuildError::NoChecksum(part))?;
+            let mut place = format!("opt/spark/jars/{}", coordinate.file());
+            if tree.contains_key(place.as_str()) {
+                // Two groups have an artifact of this name.
+                place = format!("opt/spark/jars/{}.{}", coordinate.project.group, coordinate.file());
+            }
+            let place = ImagePath::new(&place).map_err(|source| BuildError::Place { path: place, source })?;
+            tree.insert(place, Entry::file(content, 0o644));
+        }
+        Ok(tree)
+    }
+
+    /// Resolves coordinates and finds every file.
+    async fn locate(
+        &self,
+        repositories: &Repositories<'_>,
+        jars: &Jars,
+        spark: &Tree,
+        name: &str,
+    ) -> Result<Vec<(String, Input)>, BuildError> {
+        let _bar = self.progress.step(&format!("resolving {name}"));
+        let provided = blocking(|| maven::provided(self.cache, spark));
+        let wanted = resolve::Wanted {
+            packages: jars.packages.clone(),
+            exclude: &jars.exclude,
+            keep: &jars.keep_spark,
+            provided: Some(&provided),
+        };
+        let mut found = Vec::new();
+        for coordinate in repositories.resolve(&wanted).await? {
+            found.push((coordinate.to_string(), repositories.locate(&coordinate).await?));
+        }
+        Ok(found)
+    }
+
+    /// A locked input as one that can be read.
+    fn pinned(&self, pin: &Pin) -> Input {
+        let place = if pin.origin.contains("://") {
+            Source::Url(pin.origin.clone())
+        } else {
+            Source::Path(self.options.spec.parent().unwrap_or(Path::new("")).join(&pin.origin))
+        };
+        Input { place, checksum: Some(Checksum::Sha256(pin.digest)) }
+    }
+
+    /// The Python packages, laid out for the image's Python.
+    pub(super) async fn wheels(&mut self, wanted: &Wanted, found: &Found) -> Result<Tree, BuildError> {
+        let (Some(wheels), Some(python)) = (&wanted.recipe.wheels, &found.python) else {
+            return Ok(Tree::new());
+        };
+        let (version, platform) = (wanted.cell.python.clone(), wanted.cell.platform);
+        let Some(version) = version else { return Ok(Tree::new()) };
+        let environment = Environment { python: version, platform };
+        let request = Request::read(wheels)?;
+        let (directory, shown) = match wheels {
+            Wheels::Lock(path) | Wheels::Requirements(Some(path), _) => {
+                (path.parent().unwrap_or(Path::new("")), self.relative(path))
+            }
+            Wheels::Requirements(None, _) => (Path::new(""), request.digest().short()),
+        };
+        let name = format!("wheels {shown} python{} {platform}", environment.python);
+        let known = self.pins.resolved(&name, request.digest())?;
+        let files: Vec<(String, String, Checksum)> = if let Some(parts) = known {
+            parts.into_iter().map(|(file, pin)| (file, pin.origin, Checksum::Sha256(pin.digest))).collect()
+        } else {
+            let _bar = self.progress.step(&format!("locking {name}"));
+            let wheels = request.wheels(&environment).await?.into_iter();
+            wheels.map(|wheel| (wheel.file, wheel.place, Checksum::Sha256(wheel.digest))).collect()
+        };
+        self.pins.request(&name, request.digest(), &shown);
+        let target = Target { directory: runtime::WHEELS, python: python.program.to_string() };
+        let mut tree = Tree::new();
+        for (file, place, checksum) in files {
+            let part = lock::part(&name, &file);
+            let archive = if place.contains("://") {
+                self.download(&part, Remote::open(&place), checksum, &place).await?
+            } else {
+                let path = Source::Path(directory.join(&place));
+                self.input(&part, &Input { place: path, checksum: Some(checksum) }).await?
+            };
+            let installed = blocking(|| {
+                let unpacked = self.unpack(&archive)?;
+                install::install(self.cache, &unpacked, &target)
+                    .map_err(|source| BuildError::Install { file: file.clone(), source })
+            })?;
+            for (path, entry) in installed {
+                if tree.get(&path).is_some_and(|other| *other != entry) {
+                    self.warn(&format!("`{path}` is in several Python packages: that of `{file}` is taken"));
+                }
+                tree.insert(path, entry);
+            }
+        }
+        Ok(tree)
+    }
+
+    /// The files that the specification adds, in its order: later ones win.
+    pub(super) async fn files(&mut self, recipe: &Recipe) -> Result<Tree, BuildError> {
+        let mut tree = Tree::new();
+        for file in &recipe.files {
+            match &file.content {
+                FileContent::Text(text) => {
+                    let content = self.cache.put(Shelf::Files, &mut text.as_bytes())?;
+                    tree.insert(file.to.clone(), own(file, Entry::file(content, 0o644)));
+                }
+                FileContent::Input(Input { place: Source::Path(path), .. }) if path.is_dir() => {
+                    let read = blocking(|| directory::read(self.cache, path))
+                        .map_err(|source| BuildError::Directory { path: path.clone(), source })?;
+                    self.pins.used(
+                        &format!("files {}", self.relative(path)),
+                        directory::digest(&read),
+                        &self.relative(path),
+                    )?;
+                    for (below, entry) in read {
+                        let place = ImagePath::new(&format!("{}/{below}", file.to.as_str()))
+                            .map_err(|source| BuildError::Place { path: below.clone(), source })?;
+                        tree.insert(place, own(file, entry));
+                    }
+                }
+                FileContent::Input(input) => {
+                    tree.insert(file.to.clone(), self.file(file, input).await?);
+                }
+            }
+        }
+        Ok(tree)
+    }
+
+    async fn file(&mut self, file: &FileInput, input: &Input) -> Result<Entry, BuildError> {
+        let name = match &input.place {
+            Source::Path(path) => format!("file {}", self.relative(path)),
+            Source::Url(url) => format!("file {}", redacted(url)),
+        };
+        let archive = self.input(&name, input).await?;
+        blocking(|| {
+            let fail = |source| BuildError::Directory { path: archive.path.clone(), source };
+            let (content, executable) = directory::file(self.cache, &archive.path).map_err(fail)?;
+            // What comes from a server has no permission bits.
+            let executable = executable && matches!(input.place, Source::Path(_));
+            Ok(own(file, Entry::file(content, if executable { 0o755 } else { 0o644 })))
+        })
+    }
+}
+
+/// The credentials are read once, and their lack matters only when they are needed.
+fn copy(error: &MavenError) -> BuildError {
+    match error {
+        MavenError::Variable(name) => MavenError::Variable(name.clone()).into(),
+        other => MavenError::Resolve(other.to_string()).into(),
+    }
+}
+
+/// Mode and owner as the specification has them. A mode is for files; directories can be entered where it reads.
+fn own(file: &FileInput, entry: Entry) -> Entry {
+    let mode = match (file.mode, &entry.kind) {
+        (Some(mode), Kind::Directory) => mode | (mode & 0o444) >> 2,
+        (Some(mode), Kind::File { .. }) => mode,
+        _ => entry.mode,
+    };
+    let (uid, gid) = file.owner;
+    Entry { mode, uid, gid, ..entry }
+}

@@ -1,0 +1,118 @@
+//! Runs the user's `uv`, which knows the user's indexes, credentials, mirrors and certificates.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tokio::{io::AsyncWriteExt as _, process::Command};
+
+use crate::{platform::Platform, version::Version};
+
+/// A resolver that answers at all answers within this time.
+const TIMEOUT: Duration = Duration::from_mins(3);
+
+/// Why uv is of no help.
+#[derive(Debug, thiserror::Error)]
+pub enum UvError {
+    /// It cannot be started.
+    #[error("cannot run `uv`, which finds Python packages: install it (`pip install uv`)")]
+    NoUv(#[source] std::io::Error),
+    /// Its directory cannot be written.
+    #[error("cannot write a scratch directory for uv")]
+    Scratch(#[source] std::io::Error),
+    /// It takes too long.
+    #[error("`uv` did not answer within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// It says no.
+    #[error("`uv` says: {0}")]
+    Refused(String),
+    /// The requirements point to other files, which nobody would watch for changes.
+    #[error("`{0}` is not supported in requirements: write everything into one file")]
+    Option(String),
+}
+
+/// Runs uv to its end.
+pub async fn run(directory: &Path, arguments: &[&str]) -> Result<Output, UvError> {
+    with_input(directory, arguments, "").await
+}
+
+async fn with_input(directory: &Path, arguments: &[&str], input: &str) -> Result<Output, UvError> {
+    let mut command = Command::new("uv");
+    command.args(arguments).current_dir(directory).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(index) = pip_index().await {
+        command.env("UV_DEFAULT_INDEX", index);
+    }
+    let mut child = command.spawn().map_err(UvError::NoUv)?;
+    let stdin = child.stdin.take();
+    let feed = async move {
+        if let Some(mut stdin) = stdin {
+            // uv closes its end early when it has read enough to refuse.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = tokio::time::timeout(TIMEOUT, both).await.map_err(|_| UvError::Timeout)?;
+    output.map_err(UvError::NoUv)
+}
+
+/// Locks requirements for one Python and platform and gives the lock in the format of `pylock.toml`.
+pub async fn compile(requirements: &str, python: &Version, platform: Platform) -> Result<String, UvError> {
+    let option = requirements.lines().map(str::trim_start).find(|line| {
+        ["-r", "-c", "-e", "--requirement", "--constraint", "--editable"]
+            .iter()
+            .any(|option| line.starts_with(option))
+    });
+    if let Some(line) = option {
+        return Err(UvError::Option(line.trim().to_owned()));
+    }
+    let scratch = tempfile::tempdir().map_err(UvError::Scratch)?;
+    let (python, platform) = (python.to_string(), format!("{}-manylinux_2_28", platform.machine()));
+    let arguments = [
+        "pip",
+        "compile",
+        "-",
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "--format",
+        "pylock.toml",
+        "--only-binary",
+        ":all:",
+        "--python-version",
+        &python,
+        "--python-platform",
+        &platform,
+    ];
+    let output = with_input(scratch.path(), &arguments, requirements).await?;
+    if !output.status.success() {
+        return Err(UvError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The index that the user configured for pip alone: uv does not read pip's configuration. `None` as soon as
+/// uv has a configuration of its own.
+async fn pip_index() -> Option<String> {
+    const OWN: [&str; 4] = ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_CONFIG_FILE"];
+    let home = |name: &str, rest: &str| std::env::var_os(name).map(|home| Path::new(&home).join(rest));
+    let files = [
+        Some(PathBuf::from("/etc/uv/uv.toml")),
+        home("XDG_CONFIG_HOME", "uv/uv.toml"),
+        home("HOME", ".config/uv/uv.toml"),
+    ];
+    let in_file = files.iter().flatten().any(|file| file.is_file());
+    if in_file || OWN.iter().any(|name| std::env::var_os(name).is_some()) {
+        return None;
+    }
+    if let Ok(index) = std::env::var("PIP_INDEX_URL") {
+        return Some(index);
+    }
+    let mut pip = Command::new("pip");
+    pip.args(["config", "get", "global.index-url"]).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(20), pip.output()).await.ok()?.ok()?;
+    let index = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !index.is_empty()).then_some(index)
+}

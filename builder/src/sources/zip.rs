@@ -1,0 +1,180 @@
+//! Reads zip archives (wheels, JARs) into the cache, and refuses those that mean harm.
+//!
+//! The same rules hold as for source archives in tar: no absolute path, no `..`, links stay inside, a bound on what
+//! it may unpack to. Of the attributes only "executable or not" is kept.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use ::zip::{ZipArchive, result::ZipError};
+
+use crate::{
+    cache::{Cache, CacheError, Shelf},
+    digest::Digest,
+    tree::{Entry, ImagePath, PathError, Tree},
+};
+
+/// No wheel and no JAR of this world comes near this.
+const LIMIT: u64 = 8 << 30;
+
+/// Members of one archive.
+const MEMBERS: usize = 500_000;
+
+/// Why an archive cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ZipFileError {
+    /// It cannot be opened.
+    #[error("cannot open `{}`", path.display())]
+    Open {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is damaged.
+    #[error("it is damaged or no zip archive")]
+    Read(#[source] ZipError),
+    /// A member cannot be read.
+    #[error("its member `{member}` cannot be read")]
+    Member {
+        /// The member.
+        member: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A name leads out of the tree.
+    #[error("it has a member that is not allowed")]
+    Path(#[source] PathError),
+    /// A kind of member that is not expected.
+    #[error("its member `{0}` is a symbolic link, which is not expected here")]
+    Link(String),
+    /// It unpacks to too much.
+    #[error("it unpacks to more than {LIMIT} bytes or {MEMBERS} members: refused")]
+    TooLarge,
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// Whether a file is a zip archive.
+pub fn is_zip(path: &Path) -> bool {
+    let mut start = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"PK\x03\x04"
+}
+
+/// The members of an archive with the given digest, from the cache when an earlier run has read it.
+pub fn unpack(cache: &Cache, path: &Path, digest: Digest) -> Result<Tree, ZipFileError> {
+    let key = Digest::of(format!("tree 1 zip {digest}").as_bytes());
+    if let Some(tree) = cache.note::<Tree>("trees-v1", &key)
+        && tree
+            .values()
+            .filter_map(Entry::content)
+            .all(|content| cache.find(Shelf::Files, &content).is_some())
+    {
+        return Ok(tree);
+    }
+    let mut archive = open(path)?;
+    if archive.len() > MEMBERS {
+        return Err(ZipFileError::TooLarge);
+    }
+    let (mut tree, mut total) = (Tree::new(), 0_u64);
+    for at in 0..archive.len() {
+        let mut member = archive.by_index(at).map_err(ZipFileError::Read)?;
+        let name = member.name().map_err(ZipFileError::Read)?.into_owned();
+        if member.is_dir() {
+            continue;
+        }
+        let path = ImagePath::new(&name).map_err(ZipFileError::Path)?;
+        if member.is_symlink() {
+            return Err(ZipFileError::Link(name));
+        }
+        let executable = member.unix_mode().is_some_and(|mode| mode & 0o111 != 0);
+        // What the directory says of the size is the archive's word: what comes is counted.
+        let mut bounded = Read::take(&mut member, LIMIT - total + 1);
+        let content = cache.put(Shelf::Files, &mut bounded).map_err(|error| match error {
+            CacheError::Input(source) => ZipFileError::Member { member: name, source },
+            other => other.into(),
+        })?;
+        total += content.size;
+        if total > LIMIT {
+            return Err(ZipFileError::TooLarge);
+        }
+        tree.insert(path, Entry::file(content, if executable { 0o755 } else { 0o644 }));
+    }
+    cache.leave_note("trees-v1", &key, &tree)?;
+    Ok(tree)
+}
+
+/// Reads the members whose names are wanted, each at most `limit` bytes, without touching the cache.
+pub fn texts(
+    path: &Path,
+    limit: u64,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, String)>, ZipFileError> {
+    let mut archive = open(path)?;
+    let names = archive.file_names().filter_map(Result::ok).map(std::borrow::Cow::into_owned);
+    let names: Vec<String> = names.filter(|name| wanted(name)).collect();
+    let mut found = Vec::new();
+    for name in names {
+        let member = archive.by_name(&name).map_err(ZipFileError::Read)?;
+        let mut bytes = Vec::new();
+        let read = member.take(limit).read_to_end(&mut bytes);
+        read.map_err(|source| ZipFileError::Member { member: name.clone(), source })?;
+        found.push((name, String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    Ok(found)
+}
+
+fn open(path: &Path) -> Result<ZipArchive<File>, ZipFileError> {
+    let file = File::open(path).map_err(|source| ZipFileError::Open { path: path.to_owned(), source })?;
+    ZipArchive::new(file).map_err(ZipFileError::Read)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write as _;
+
+    use ::zip::{ZipWriter, write::SimpleFileOptions};
+
+    use super::*;
+
+    /// Writes an archive of (name, mode, content).
+    pub(crate) fn write(path: &Path, members: &[(&str, u32, &[u8])]) -> Digest {
+        let mut archive = ZipWriter::new(File::create(path).unwrap());
+        for (name, mode, content) in members {
+            archive.start_file(*name, SimpleFileOptions::default().unix_permissions(*mode)).unwrap();
+            archive.write_all(content).unwrap();
+        }
+        archive.finish().unwrap();
+        Digest::of(&std::fs::read(path).unwrap())
+    }
+
+    #[test]
+    fn members_are_read_and_harm_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let path = directory.path().join("a.whl");
+        let digest = write(&path, &[("pkg/a.py", 0o644, b"a"), ("pkg/run", 0o775, b"b")]);
+        assert!(is_zip(&path));
+        for _ in 0..2 {
+            let tree = unpack(&cache, &path, digest).unwrap();
+            let shown: Vec<(&str, u32)> =
+                tree.iter().map(|(path, entry)| (path.as_str(), entry.mode)).collect();
+            assert_eq!(shown, [("pkg/a.py", 0o644), ("pkg/run", 0o755)]);
+        }
+        let texts = texts(&path, 10, |name| name == "pkg/a.py").unwrap();
+        assert_eq!(texts, [("pkg/a.py".to_owned(), "a".to_owned())]);
+        for name in ["../evil", "/etc/passwd", "a/../../b"] {
+            let digest = write(&path, &[(name, 0o644, b"x")]);
+            assert!(matches!(unpack(&cache, &path, digest), Err(ZipFileError::Path(_))), "{name}");
+        }
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 10]).unwrap();
+        assert!(matches!(unpack(&cache, &path, Digest::of(b"z")), Err(ZipFileError::Read(_))));
+    }
+}
