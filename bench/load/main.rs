@@ -49,6 +49,10 @@ enum Scenario {
     ColdBurst,
     /// One client, an upstream that is slow per connection, against docker-registry's proxy and Varnish.
     SlowUpstream,
+    /// One Spark image, against buildah and umoci; needs root and real inputs.
+    Builder,
+    /// Bytes of several Sparks whose layers are planned together; downloads them once.
+    Layering,
 }
 
 #[tokio::main]
@@ -77,6 +81,8 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::Warm => scenarios::warm::run(arguments, &mut report).await?,
         Scenario::ColdBurst => scenarios::cold_burst::run(arguments, &mut report).await?,
         Scenario::SlowUpstream => scenarios::slow_upstream::run(arguments, &mut report).await?,
+        Scenario::Builder => scenarios::builder::run(arguments, &mut report).await?,
+        Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
     }
     let json = report.json();
     if arguments.save {

@@ -1,6 +1,9 @@
 //! The scenarios, one file each.
 
+pub(crate) mod builder;
 pub(crate) mod cold_burst;
+mod images;
+pub(crate) mod layering;
 pub(crate) mod slow_upstream;
 pub(crate) mod warm;
 

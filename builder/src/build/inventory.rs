@@ -1,0 +1,89 @@
+//! What is in an image, read from its files: JARs, Python packages, runtimes, the base.
+
+use std::collections::BTreeSet;
+
+use super::inputs::Prepared;
+use crate::{
+    cache::{Cache, Shelf},
+    sbom::Component,
+    sources::{maven, zip},
+    tree::Tree,
+};
+
+/// The components of an image.
+pub(super) fn components(cache: &Cache, prepared: &Prepared) -> BTreeSet<Component> {
+    let cell = &prepared.wanted.cell;
+    let mut found = BTreeSet::new();
+    let mut generic = |name: &str, version: String, digest| {
+        let purl = format!("pkg:generic/{name}@{}", encoded(&version));
+        found.insert(Component { purl, name: name.to_owned(), version, digest });
+    };
+    generic("apache-spark", cell.spark.to_string(), None);
+    generic("java-runtime", cell.java.to_string(), None);
+    if let Some(python) = &cell.python {
+        generic("python", python.to_string(), None);
+    }
+    let base = &prepared.base;
+    found.insert(Component {
+        purl: format!("pkg:oci/{}@{}", encoded(&base.name), encoded(&base.digest.to_string())),
+        name: base.name.clone(),
+        version: base.digest.to_string(),
+        digest: Some(base.digest),
+    });
+    for tree in prepared.files.parts.values() {
+        found.extend(jars(cache, tree));
+        found.extend(packages(tree));
+    }
+    found
+}
+
+/// JARs by what they say of themselves, else by their file name.
+fn jars(cache: &Cache, tree: &Tree) -> Vec<Component> {
+    let jar = |(path, entry): (&crate::tree::ImagePath, &crate::tree::Entry)| {
+        let stem = path.name().strip_suffix(".jar")?;
+        let content = entry.content()?;
+        let file = cache.path(Shelf::Files, &content.digest);
+        // What cannot be read is named by its file.
+        let texts = zip::texts(&file, maven::PROPERTIES, maven::is_properties).unwrap_or_default();
+        let own = if let [(_, text)] = texts.as_slice() { maven::named(text) } else { None };
+        let digest = Some(content.digest);
+        Some(match own {
+            Some((group, name, version)) => {
+                let purl =
+                    format!("pkg:maven/{}/{}@{}", encoded(&group), encoded(&name), encoded(&version));
+                Component { purl, name, version, digest }
+            }
+            None => {
+                let (name, version) = maven::split_name(stem).unwrap_or((stem, "unknown"));
+                let purl = format!("pkg:generic/{}@{}", encoded(name), encoded(version));
+                Component { purl, name: name.to_owned(), version: version.to_owned(), digest }
+            }
+        })
+    };
+    tree.iter().filter_map(jar).collect()
+}
+
+/// Python packages by the names of their metadata directories.
+fn packages(tree: &Tree) -> Vec<Component> {
+    let package = |path: &crate::tree::ImagePath| {
+        let directory = path.as_str().strip_suffix("/METADATA")?;
+        let name = directory.rsplit('/').next()?.strip_suffix(".dist-info")?;
+        let (name, version) = name.split_once('-')?;
+        let purl = format!("pkg:pypi/{}@{}", name.to_lowercase().replace('_', "-"), encoded(version));
+        Some(Component { purl, name: name.to_owned(), version: version.to_owned(), digest: None })
+    };
+    tree.keys().filter_map(package).collect()
+}
+
+/// As package URLs write what is not a letter, a digit or one of a few signs.
+fn encoded(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
