@@ -160,8 +160,14 @@ impl<'a> Downloader<'a> {
         })
     }
 
-    /// Reads a small file into memory; `None` when the server does not have it.
-    pub async fn small(&self, remote: Remote<'_>, limit: usize) -> Result<Option<Vec<u8>>, DownloadError> {
+    /// Reads a small file into memory; `None` when the server does not have it. With `patient` a failure that may pass
+    /// is waited out; without, there is another server to ask.
+    pub async fn small(
+        &self,
+        remote: Remote<'_>,
+        limit: usize,
+        patient: bool,
+    ) -> Result<Option<Vec<u8>>, DownloadError> {
         self.refuse_offline(remote.url)?;
         let read = async || {
             let mut response = answer(&self.client, remote, None).await?;
@@ -175,7 +181,8 @@ impl<'a> Downloader<'a> {
             }
             Ok(bytes)
         };
-        match retried(read).await {
+        let bytes = if patient { retried(read).await } else { read().await.map_err(Failed::into_error) };
+        match bytes {
             Ok(bytes) => Ok(Some(bytes)),
             Err(DownloadError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -184,6 +191,14 @@ impl<'a> Downloader<'a> {
 
     fn refuse_offline(&self, url: &str) -> Result<(), DownloadError> {
         if self.offline { Err(DownloadError::Offline { url: redacted(url) }) } else { Ok(()) }
+    }
+}
+
+impl Failed {
+    fn into_error(self) -> DownloadError {
+        match self {
+            Self::Final(error) | Self::Again(error, _) => error,
+        }
     }
 }
 

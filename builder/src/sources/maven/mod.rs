@@ -184,7 +184,7 @@ impl<'a> Repositories<'a> {
         limit: usize,
     ) -> Result<Option<(String, Vec<u8>)>, MavenError> {
         let mut last = None;
-        for base in urls {
+        for (at, base) in urls.iter().enumerate() {
             if let Some(directory) = directory(base) {
                 let path = format!("{directory}/{path}");
                 match std::fs::read(&path) {
@@ -195,7 +195,7 @@ impl<'a> Repositories<'a> {
             }
             let url = format!("{base}/{path}");
             let basic = basic.map(|(user, password)| (user.as_str(), password.as_str()));
-            match self.downloader.small(Remote { url: &url, basic }, limit).await {
+            match self.downloader.small(Remote { url: &url, basic }, limit, at + 1 == urls.len()).await {
                 Ok(found) => return Ok(found.map(|bytes| (base.clone(), bytes))),
                 // A mirror may have what this server cannot give now.
                 Err(error @ (DownloadError::Network { .. } | DownloadError::Stalled { .. })) => {
