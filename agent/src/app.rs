@@ -127,6 +127,7 @@ impl App {
             self.store.clone(),
             self.upstream.clone(),
             self.fetcher.clone(),
+            self.tasks.clone(),
             stop.clone(),
         );
         // Probes are answered until the very end.

@@ -8,6 +8,7 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`app`] | wiring, start and stop order; the only file that names every module |
+//! | [`cli`] | the commands beside `run`, over the admin API or on a stopped agent's data |
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`) and admin |
 //! | [`fetch`] | one flight per digest, growing reads, tag resolution |
@@ -27,6 +28,7 @@
 //! 5. Decisions are pure functions; I/O sits beside them.
 
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod fetch;
 pub mod gc;

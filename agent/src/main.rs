@@ -9,7 +9,8 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use hearth_agent::{
     app::App,
-    config::{self, Config, Log},
+    cli,
+    config::{self, Config, Log, Purpose},
     gc,
     store::Store,
 };
@@ -23,15 +24,19 @@ fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("config", _)) => print(&config::explain()),
-        Some(("run", arguments)) => match load(arguments) {
+        Some(("run", arguments)) => match load(arguments, Purpose::Serve) {
             Ok(config) => run(config),
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
-        Some(("gc", arguments)) => match load(arguments) {
+        Some(("gc", arguments)) => match load(arguments, Purpose::Maintain) {
             Ok(config) => collect(&config, arguments.get_flag("dry-run")),
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
-        _ => unreachable!("clap requires a subcommand and knows only these"),
+        Some((name, arguments)) => match load(arguments, Purpose::Maintain) {
+            Ok(config) => command_of(name, arguments, &config),
+            Err(error) => complain(&error.to_string(), BAD_USAGE),
+        },
+        None => unreachable!("clap requires a subcommand"),
     }
 }
 
@@ -51,6 +56,7 @@ fn command() -> Command {
         .long("dry-run")
         .action(ArgAction::SetTrue)
         .help("Print what would go and why; remove nothing");
+    let more = cli::commands(&file);
     Command::new("hearth-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Registry mirror and image cache for one node")
@@ -71,15 +77,23 @@ fn command() -> Command {
                 .args(config::flags())
                 .after_help("Example:\n  hearth-agent gc --dry-run --config /etc/hearth/agent.yaml --store-limit 10GiB"),
         )
+        .subcommands(more)
         .subcommand(Command::new("config").about("About the configuration").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
 }
 
-fn load(arguments: &ArgMatches) -> Result<Config, config::ConfigError> {
+fn load(arguments: &ArgMatches, purpose: Purpose) -> Result<Config, config::ConfigError> {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let variable = |name: &str| std::env::var(name).ok();
-    config::load(arguments.get_one::<PathBuf>("config").cloned(), variable, |path| {
-        arguments.get_one::<String>(path).cloned()
-    })
+    let flag = |path: &str| arguments.get_one::<String>(path).cloned();
+    config::load(arguments.get_one::<PathBuf>("config").cloned(), variable, flag, purpose)
+}
+
+fn command_of(name: &str, arguments: &ArgMatches, config: &Config) -> ExitCode {
+    telemetry(&config.log);
+    match cli::run(name, arguments, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&format!("{error:#}"), 1),
+    }
 }
 
 fn collect(config: &Config, dry_run: bool) -> ExitCode {

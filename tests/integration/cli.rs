@@ -11,7 +11,7 @@ use kit::process::binary;
 /// A configuration that is taken for good starts an agent, which would run for ever.
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub(crate) fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(binary("hearth-agent").expect("the binary is built"));
     command.args(arguments).envs(environment.iter().copied());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");

@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "types", "upstream",
         ],
     ),
+    ("cli", &["config", "http", "images", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["fetch", "gc", "http", "peers", "prepull", "store", "types", "upstream"]),
     ("http", &["fetch", "images", "metrics", "store", "task", "types", "upstream"]),
@@ -36,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
     ("kube", &["agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
+    ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
     ("oci_client", &["builder/src/registry.rs"]),
     ("roxmltree", &["builder/src/sources/maven/pom.rs"]),
     ("schemars", &["builder/src/spec/"]),

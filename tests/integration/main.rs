@@ -1,5 +1,6 @@
 //! Integration tests.
 
+mod archives;
 mod build;
 mod build_entrypoint;
 mod build_fixture;
@@ -10,6 +11,7 @@ mod build_overlays;
 mod build_push;
 mod build_wheels;
 mod cli;
+mod images;
 mod layering;
 mod mirror;
 mod peers;

@@ -78,9 +78,10 @@ impl AgentConfig {
     pub fn yaml(&self, data: &Path) -> String {
         // A test must not depend on how full its machine's disk is.
         let store = if self.rest.contains("store:") { "" } else { "store: { minFree: \"0\" }\n" };
+        let admin = if self.rest.contains("admin:") { "" } else { "admin: { listen: 127.0.0.1:0 }\n" };
         format!(
-            "dataDir: {}\n{store}mirror: {{ listen: 127.0.0.1:0 }}\npeer: {{ listen: 127.0.0.1:0 }}\n\
-             admin: {{ listen: 127.0.0.1:0 }}\nlog: {{ format: json, filter: \"{}\" }}\n{}registries:\n{}",
+            "dataDir: {}\n{store}{admin}mirror: {{ listen: 127.0.0.1:0 }}\npeer: {{ listen: 127.0.0.1:0 }}\n\
+             log: {{ format: json, filter: \"{}\" }}\n{}registries:\n{}",
             data.display(),
             self.log,
             self.rest,

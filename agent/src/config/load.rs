@@ -24,6 +24,15 @@ pub(super) struct Overlay {
     value: String,
 }
 
+/// What a configuration is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run the agent: registries must be named.
+    Serve,
+    /// To look at what it has.
+    Maintain,
+}
+
 /// Reads the file, lays the environment and the flags over it, and checks the whole.
 ///
 /// `variable` looks an environment variable up, `flag` a flag by its key's path.
@@ -31,6 +40,7 @@ pub fn load(
     file: Option<PathBuf>,
     variable: impl Fn(&str) -> Option<String>,
     flag: impl Fn(&str) -> Option<String>,
+    purpose: Purpose,
 ) -> Result<Config, ConfigError> {
     let file = match file {
         Some(path) => {
@@ -52,12 +62,13 @@ pub fn load(
     let from_flags = KEYS.iter().filter_map(|key| {
         Some(Overlay { key, origin: format!("flag --{}", key.flag()), value: flag(key.path)? })
     });
-    from_parts(file, from_environment.chain(from_flags).collect())
+    from_parts(file, from_environment.chain(from_flags).collect(), purpose)
 }
 
 pub(super) fn from_parts(
     file: Option<(PathBuf, String)>,
     overlays: Vec<Overlay>,
+    purpose: Purpose,
 ) -> Result<Config, ConfigError> {
     let mut origins = Origins::default();
     let mut raw = Raw::default();
@@ -70,7 +81,7 @@ pub(super) fn from_parts(
         raw.merge(over);
         origins.overlaid.push((overlay.key.path, overlay.origin));
     }
-    check(raw, &origins)
+    check(raw, &origins, purpose)
 }
 
 /// Where keys were set, for errors that show only when keys are held against each other.
@@ -136,10 +147,10 @@ fn problem(path: &str, error: &YamlError) -> String {
     }
 }
 
-fn check(raw: Raw, origins: &Origins) -> Result<Config, ConfigError> {
+fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, ConfigError> {
     let defaults = defaults();
     let registries = raw.registries.unwrap_or_default();
-    if registries.is_empty() {
+    if registries.is_empty() && purpose == Purpose::Serve {
         let problem = "`registries`: at least one registry must be listed, for example `registries: [{host: docker.io}]`";
         return Err(origins.error("registries", None, problem.into()));
     }
@@ -376,7 +387,7 @@ mod tests {
             overlay("mirror.listen", "flag", "3.3.3.3:3"),
             overlay("registries", "flag", "[{\"host\": \"*\", \"endpoints\": [\"http://127.0.0.1:1\"]}]"),
         ];
-        let config = from_parts(file, overlays).unwrap();
+        let config = from_parts(file, overlays, Purpose::Serve).unwrap();
         let addresses = [config.mirror_listen, config.admin_listen, config.peer_listen]
             .map(|address| address.to_string());
         assert_eq!(addresses, ["3.3.3.3:3", "2.2.2.2:2", "1.1.1.1:1"]);
@@ -384,6 +395,7 @@ mod tests {
         let wrong = from_parts(
             None,
             vec![overlay("mirror.listen", "environment variable HEARTH_MIRROR_LISTEN", "x")],
+            Purpose::Maintain,
         );
         assert_eq!(
             wrong.unwrap_err().to_string(),

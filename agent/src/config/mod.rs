@@ -14,7 +14,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 pub use error::ConfigError;
 pub use keys::{KEYS, Key, explain, flags};
-pub use load::load;
+pub use load::{Purpose, load};
 
 use crate::{fetch, http::Limits, store, types::RegistryHost, upstream};
 
@@ -53,6 +53,10 @@ pub struct Log {
 impl Config {
     /// Reads a document alone: no environment, no flags.
     pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
-        load::from_parts(Some((PathBuf::from("hearth-agent.yaml"), text.to_owned())), Vec::new())
+        load::from_parts(
+            Some((PathBuf::from("hearth-agent.yaml"), text.to_owned())),
+            Vec::new(),
+            Purpose::Serve,
+        )
     }
 }

@@ -1,12 +1,15 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics` and `/api/v1/status`.
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/api/v1/status`, and the calls of `api`.
 
 use std::sync::{Arc, Weak};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-use super::body::{self, Body};
-use crate::{fetch::Fetcher, metrics::Metrics, store::Store, upstream::Upstream};
+use super::{
+    api::{self, Api},
+    body::{self, Body},
+};
+use crate::{fetch::Fetcher, metrics::Metrics, store::Store, task::Tasks, upstream::Upstream};
 
 /// Ready as soon as every latch is dropped.
 #[derive(Clone, Debug)]
@@ -34,6 +37,7 @@ pub struct Admin {
     readiness: Readiness,
     metrics: Metrics,
     store: Store,
+    api: Api,
     upstream: Arc<Upstream>,
     fetcher: Fetcher,
     stopping: tokio_util::sync::CancellationToken,
@@ -47,14 +51,20 @@ impl Admin {
         store: Store,
         upstream: Arc<Upstream>,
         fetcher: Fetcher,
+        tasks: Tasks,
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
-        Self { readiness, metrics, store, upstream, fetcher, stopping }
+        let api = Api::new(store.clone(), tasks, stopping.clone());
+        Self { readiness, metrics, store, api, upstream, fetcher, stopping }
     }
 
-    pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path();
+        if path.starts_with("/api/v1/") && path != "/api/v1/status" {
+            return self.api.answer(request).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n");
+            return api::read_only();
         }
         match request.uri().path() {
             "/readyz" if self.stopping.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
@@ -75,9 +85,7 @@ impl Admin {
             "transfers": self.fetcher.status(),
             "registries": self.upstream.status(),
         });
-        let mut response = text(StatusCode::OK, document.to_string());
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        self::document(&document)
     }
 
     fn metrics(&self) -> Response<Body> {
@@ -91,7 +99,14 @@ impl Admin {
     }
 }
 
-fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
+/// A JSON document.
+pub(super) fn document(document: &serde_json::Value) -> Response<Body> {
+    let mut response = text(StatusCode::OK, document.to_string());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+pub(super) fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(body::full(text));
     *response.status_mut() = status;
     response

@@ -4,13 +4,16 @@
 //! one place where errors meet the protocol; `body` sends content; `serve` owns sockets.
 
 mod admin;
+mod api;
 mod body;
 mod connection;
 mod error;
 mod mirror;
 mod route;
 mod serve;
+mod transfer;
 
 pub use admin::{Admin, Latch, Readiness};
+pub use api::COMMAND_HEADER;
 pub use mirror::Mirror;
 pub use serve::{Limits, Server};

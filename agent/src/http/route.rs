@@ -181,7 +181,7 @@ fn split_namespace(query: Option<&str>) -> Result<(Option<RegistryHost>, Option<
 }
 
 /// Percent-decoding; nothing when it is malformed or not text.
-fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Admin, Mirror,
+    api::Peer,
     body::Body,
     connection::{self, ClientStream},
 };
@@ -69,7 +70,7 @@ impl Server {
 
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
-        self.serve(move |request| std::future::ready(admin.answer(&request)), |_| 0, tasks, stop).await;
+        self.serve(move |request| admin.clone().answer(request), |_| 0, tasks, stop).await;
     }
 
     async fn serve<F>(
@@ -101,7 +102,11 @@ impl Server {
             let socket = Arc::new(socket);
             let stream = ClientStream::new(socket.clone(), self.limits.client_write);
             let answer = answer.clone();
-            let service = service_fn(move |request| {
+            let peer = socket.peer_addr().ok().map(Peer);
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                if let Some(peer) = peer {
+                    request.extensions_mut().insert(peer);
+                }
                 let answered = answer(request);
                 async move { Ok::<_, std::convert::Infallible>(answered.await) }
             });

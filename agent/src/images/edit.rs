@@ -36,7 +36,7 @@ pub fn pin(store: &Store, name: &ImageName, pinned: bool) -> Result<Vec<String>,
             changed.push(fact.to_string());
         }
     }
-    if changed.is_empty() { Err(ImageError::NotHere(name.clone())) } else { Ok(changed) }
+    if changed.is_empty() { Err(ImageError::NotHere(name.to_string())) } else { Ok(changed) }
 }
 
 /// Removes a name, and with the last name of an image what only that image needed.
@@ -44,7 +44,7 @@ pub fn remove(store: &Store, name: &ImageName) -> Result<Removed, ImageError> {
     let images = all(store)?;
     let (image, meant) = find(&images, name)?;
     if meant.iter().all(|fact| fact.digest != image.digest) {
-        return Err(ImageError::Part { name: name.clone(), whole: image.name() });
+        return Err(ImageError::Part { name: name.to_string(), whole: image.name() });
     }
     let plan = plan(&images, image, &meant)?;
     let mut removed = Removed::default();

@@ -8,8 +8,10 @@
 //! | --- | --- |
 //! | `whole` | what of an image is here and what is missing (pure) |
 //! | `list` | what people see |
+//! | [`archive`] | import and export |
 //! | `edit` | pin, unpin, remove; what goes with a reference (pure) |
 
+pub mod archive;
 mod edit;
 mod list;
 mod whole;
@@ -33,7 +35,7 @@ pub const MAX_DEPTH: u32 = 3;
 pub enum ImageError {
     /// No reference of this name.
     #[error("`{0}` is not in the store; `hearth-agent ls` shows what is")]
-    NotHere(ImageName),
+    NotHere(String),
     /// Kept by hand.
     #[error("`{name}` is pinned: `hearth-agent unpin {name}` first")]
     Pinned {
@@ -44,9 +46,17 @@ pub enum ImageError {
     #[error("`{name}` is a part of `{whole}`: name that one")]
     Part {
         /// What was named.
-        name: ImageName,
+        name: String,
         /// A name of what it is a part of.
         whole: String,
+    },
+    /// Only a part of it is here.
+    #[error("`{name}` is not complete here, `{missing}` is missing: pull it through the mirror first")]
+    Incomplete {
+        /// Which.
+        name: String,
+        /// The first thing that is missing.
+        missing: String,
     },
     /// The store failed.
     #[error(transparent)]
@@ -181,7 +191,8 @@ fn find<'a>(images: &'a [Image], name: &ImageName) -> Result<(&'a Image, Vec<&'a
             return Ok((image, found));
         }
     }
-    Err(ImageError::NotHere(ImageName { reference: Some(name.reference()), ..name.clone() }))
+    let whole = ImageName { reference: Some(name.reference()), ..name.clone() };
+    Err(ImageError::NotHere(whole.to_string()))
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub struct Whole {
     pub complete: bool,
     /// The image itself and every complete part of it that is here; each once.
     pub content: Vec<Digest>,
+    /// Those of the content that are manifests.
+    pub manifests: Vec<Digest>,
     /// Named by a manifest that is here, and not here, or of another size.
     pub missing: Vec<Digest>,
     /// Images of an index that are not here.
@@ -28,7 +30,7 @@ pub fn whole(
     size: &dyn Fn(&Digest) -> Option<u64>,
 ) -> Whole {
     let mut found = look(root, MAX_DEPTH, links, size);
-    for list in [&mut found.content, &mut found.missing, &mut found.absent] {
+    for list in [&mut found.content, &mut found.manifests, &mut found.missing, &mut found.absent] {
         let mut seen = HashSet::new();
         list.retain(|digest| seen.insert(*digest));
     }
@@ -44,21 +46,30 @@ fn look(
     let Some(links_here) = links(digest).filter(|_| depth > 0) else {
         return Whole { missing: vec![*digest], ..Whole::default() };
     };
-    let mut found = Whole { complete: true, content: vec![*digest], ..Whole::default() };
+    let mut found =
+        Whole { complete: true, content: vec![*digest], manifests: vec![*digest], ..Whole::default() };
     let (mut images, mut complete_images) = (0, 0);
     for descriptor in &links_here.descriptors {
         let here = size(&descriptor.digest);
         match descriptor.role {
             Role::Manifest => {
                 images += 1;
-                if here.is_none() {
-                    found.absent.push(descriptor.digest);
-                    continue;
+                match here {
+                    None => {
+                        found.absent.push(descriptor.digest);
+                        continue;
+                    }
+                    Some(size) if size != descriptor.size => {
+                        found.missing.push(descriptor.digest);
+                        continue;
+                    }
+                    Some(_) => {}
                 }
                 let part = look(&descriptor.digest, depth - 1, links, size);
                 if part.complete {
                     complete_images += 1;
                     found.content.extend(part.content);
+                    found.manifests.extend(part.manifests);
                 }
                 found.missing.extend(part.missing);
                 found.absent.extend(part.absent);
@@ -120,9 +131,13 @@ mod tests {
                 |digest: &Digest| here.iter().find(|n| name(**n) == *digest).and_then(|_| links(digest));
             let size = |digest: &Digest| here.iter().find(|n| name(**n) == *digest).map(|n| u64::from(*n));
             let names = |list: &[u8]| list.iter().map(|n| name(*n)).collect::<Vec<_>>();
-            let expected =
-                Whole { complete, content: names(content), missing: names(missing), absent: names(absent) };
-            assert_eq!(whole(&name(root), &here_links, &size), expected, "{root} {here:?}");
+            let found = whole(&name(root), &here_links, &size);
+            let of = (found.complete, found.content, found.missing, found.absent);
+            let expected = (complete, names(content), names(missing), names(absent));
+            assert_eq!(of, expected, "{root} {here:?}");
+            let is_manifest = |n: &&u8| matches!(**n, 1..=3 | 9);
+            let manifests: Vec<_> = content.iter().filter(is_manifest).map(|n| name(*n)).collect();
+            assert_eq!(found.manifests, manifests);
         }
         let wrong_size = |_: &Digest| Some(7);
         assert!(!whole(&name(2), &links, &wrong_size).complete);

@@ -32,6 +32,7 @@ mod paths;
 mod ranges;
 mod refs;
 mod space;
+mod staged;
 mod usage;
 
 use std::{
@@ -50,6 +51,7 @@ pub use partial::{Finish, Partial};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
 pub use space::{FileSystem, Limits, Space};
+pub use staged::{Kept, StageError, Staged};
 
 use crate::types::{Digest, Mismatch, Repository, Tag};
 use index::Index;

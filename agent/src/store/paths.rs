@@ -90,7 +90,7 @@ impl Paths {
     }
 
     /// A new name under `tmp`.
-    fn aside(&self) -> PathBuf {
+    pub(super) fn aside(&self) -> PathBuf {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         self.temporary().join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
     }

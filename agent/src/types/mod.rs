@@ -21,5 +21,5 @@ pub use manifest::{
 };
 pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
 pub use range::{ByteRange, RangeHeader};
-pub use size::{SizeError, parse_size};
+pub use size::{SizeError, format_size, parse_size};
 pub use validator::Validator;

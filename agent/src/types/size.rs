@@ -23,9 +23,37 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
+/// A size for people: one digit behind the point, in the largest unit below it.
+pub fn format_size(bytes: u64) -> String {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match units.into_iter().find(|(_, shift)| bytes >> shift > 0) {
+        Some((unit, shift)) => {
+            // Rounded down, so that nothing is ever said to be larger than it is.
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} B"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_shown_in_the_largest_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1_023, "1023 B"),
+            (1_024, "1.0 KiB"),
+            (1_600, "1.5 KiB"),
+            (3 << 20, "3.0 MiB"),
+            ((1 << 30) - 1, "1023.9 MiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ] {
+            assert_eq!(format_size(bytes), text);
+        }
+    }
 
     #[test]
     fn sizes_are_bytes_or_binary_multiples() {

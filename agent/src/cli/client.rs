@@ -1,0 +1,240 @@
+//! The admin API as a client sees it. The other end is `http/api.rs`.
+
+use std::{
+    io::Read,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::{Method, Response, Url};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use crate::{
+    http::COMMAND_HEADER,
+    images::archive::{ImportOptions, Imported},
+    types::ImageName,
+};
+
+/// The agent is on this node: a longer wait for a connection brings nothing.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// Longest wait for an answer; a list of 10,000 images takes a second or two.
+const ANSWER: Duration = Duration::from_mins(2);
+
+/// Longest time without a byte moving before an import is given up.
+const STANDSTILL: Duration = Duration::from_mins(15);
+
+/// Speaks to one agent.
+#[derive(Debug)]
+pub(super) struct Client {
+    runtime: tokio::runtime::Runtime,
+    http: reqwest::Client,
+    base: Url,
+}
+
+impl Client {
+    /// `named` by the user, else where the configuration has it listen.
+    pub(super) fn new(named: Option<&str>, listen: SocketAddr) -> anyhow::Result<Self> {
+        let address = named.map_or_else(|| loopback(listen).to_string(), str::to_owned);
+        let base = Url::parse(&format!("http://{address}/"))
+            .with_context(|| format!("`--agent {address}` is not HOST:PORT"))?;
+        let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime, http, base })
+    }
+
+    /// One request; its JSON answer.
+    pub(super) fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        names: &[&ImageName],
+    ) -> anyhow::Result<T> {
+        let request = self.request(method, path, names).timeout(ANSWER);
+        self.runtime.block_on(async { parse(self.send(request).await?).await })
+    }
+
+    /// Sends an archive and waits until it is in the store.
+    pub(super) fn import(
+        &self,
+        archive: impl Read + Send + 'static,
+        options: &ImportOptions,
+    ) -> anyhow::Result<Imported> {
+        let names: Vec<_> = options.name.iter().collect();
+        let path = if options.pin { "/api/v1/images?pin=true" } else { "/api/v1/images" };
+        let request = self.request(Method::POST, path, &names);
+        let pace = Arc::new(AtomicU64::new(0));
+        let request = request.body(body(archive, pace.clone()));
+        let sent = async { parse(self.send(request).await?).await };
+        self.runtime.block_on(async {
+            tokio::select! {
+                imported = sent => imported,
+                () = standstill(&pace) => bail!("the agent takes no bytes and gives no answer"),
+            }
+        })
+    }
+
+    /// Receives images as a tar: its bytes, and how many they are.
+    pub(super) fn export(&self, names: &[ImageName]) -> anyhow::Result<(impl Read, Option<u64>)> {
+        let names: Vec<_> = names.iter().collect();
+        let request = self.request(Method::GET, "/api/v1/archive", &names);
+        let response = self.runtime.block_on(self.send(request))?;
+        let size = response.content_length();
+        Ok((Download { runtime: &self.runtime, response, current: Bytes::new() }, size))
+    }
+
+    fn request(&self, method: Method, path: &str, names: &[&ImageName]) -> reqwest::RequestBuilder {
+        let mut url = self.base.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        for name in names {
+            url.query_pairs_mut().append_pair("name", &name.to_string());
+        }
+        self.http.request(method, url).header(COMMAND_HEADER, "1")
+    }
+
+    /// The answer, if it is a success; else what the agent says is wrong.
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => return Err(self.not_running(&error)),
+            Err(error) => return Err(error.without_url()).context("the agent did not answer"),
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+        match parsed.as_ref().and_then(|document| document["error"].as_str()) {
+            Some(problem) => bail!("{problem}"),
+            None => bail!(
+                "the agent answered {status}: is it another version, or something else that listens there?"
+            ),
+        }
+    }
+
+    fn not_running(&self, error: &reqwest::Error) -> anyhow::Error {
+        let place = self.base.authority();
+        let reason = innermost(error);
+        anyhow!(
+            "no agent answers at `{place}` ({reason}): start it with `hearth-agent run`, say with `--agent` or \
+             `--config` where its admin listener is, or add `--offline` if it is stopped"
+        )
+    }
+}
+
+async fn parse<T: DeserializeOwned>(response: Response) -> anyhow::Result<T> {
+    let bytes = response.bytes().await.context("the agent's answer broke off")?;
+    serde_json::from_slice(&bytes).context("the agent's answer is not understood: is it another version?")
+}
+
+/// A request's body from what a thread reads. `pace` changes with every piece.
+fn body(mut archive: impl Read + Send + 'static, pace: Arc<AtomicU64>) -> reqwest::Body {
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
+    std::thread::spawn(move || {
+        loop {
+            let mut buffer = vec![0; 256 * 1024];
+            let piece = match archive.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(read) => {
+                    buffer.truncate(read);
+                    Ok(Bytes::from(buffer))
+                }
+                Err(error) => Err(error),
+            };
+            let last = piece.is_err();
+            pace.fetch_add(1, Ordering::Relaxed);
+            // The other end has its answer already when it takes no more.
+            if sender.blocking_send(piece).is_err() || last {
+                return;
+            }
+        }
+    });
+    reqwest::Body::wrap_stream(stream::unfold(receiver, |mut receiver| async {
+        Some((receiver.recv().await?, receiver))
+    }))
+}
+
+/// Ends when nothing has moved for as long as an agent may need to sync an archive to a slow disk.
+async fn standstill(pace: &AtomicU64) {
+    let mut before = pace.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(STANDSTILL).await;
+        let now = pace.load(Ordering::Relaxed);
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
+/// An answer's body as a reader.
+struct Download<'a> {
+    runtime: &'a tokio::runtime::Runtime,
+    response: Response,
+    current: Bytes,
+}
+
+impl Read for Download<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.current.is_empty() {
+            // A timer can be made inside of a runtime only.
+            let _runtime = self.runtime.enter();
+            let next = tokio::time::timeout(ANSWER, self.response.chunk());
+            let late = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the agent stopped sending");
+            let next = self.runtime.block_on(next).map_err(late)?;
+            match next.map_err(std::io::Error::other)? {
+                Some(piece) => self.current = piece,
+                None => return Ok(0),
+            }
+        }
+        let count = self.current.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.current.split_to(count));
+        Ok(count)
+    }
+}
+
+/// Where a listener is reached from the same node.
+fn loopback(listen: SocketAddr) -> SocketAddr {
+    let address = match listen {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        _ => listen.ip(),
+    };
+    SocketAddr::new(address, listen.port())
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_on_loopback() {
+        for (listen, expected) in [
+            ("0.0.0.0:5052", "127.0.0.1:5052"),
+            ("[::]:5052", "[::1]:5052"),
+            ("127.0.0.2:1", "127.0.0.2:1"),
+            ("10.0.0.1:1", "10.0.0.1:1"),
+        ] {
+            assert_eq!(loopback(listen.parse().unwrap()).to_string(), expected);
+        }
+    }
+}

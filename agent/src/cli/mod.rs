@@ -1,0 +1,105 @@
+//! Commands beside `run`: what people and scripts do to the images of a node.
+//!
+//! They speak to the running agent on its admin listener; with `--offline` they work on the data directory of an agent
+//! that is stopped. Answers go to standard output as a table or as JSON, everything else to standard error. Exit codes:
+//! 0 done, 1 failed, 2 wrong usage or configuration.
+
+mod archives;
+mod client;
+mod images;
+mod progress;
+mod table;
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use crate::{
+    config::{self, Config},
+    store::Store,
+};
+use client::Client;
+
+const AGENT: &str = "agent";
+const OFFLINE: &str = "offline";
+const OUTPUT: &str = "output";
+
+/// The commands, with the argument that names the configuration file.
+pub fn commands(file: &Arg) -> Vec<Command> {
+    let all = images::commands().into_iter().chain(archives::commands());
+    all.map(|command| with_common(command, file)).collect()
+}
+
+/// Runs one of [`commands`] and says what it comes to on standard output.
+pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
+    match name {
+        "import" => archives::import(arguments, config),
+        "export" => archives::export(arguments, config),
+        _ => images::run(name, arguments, config),
+    }
+}
+
+fn with_common(command: Command, file: &Arg) -> Command {
+    let agent = Arg::new(AGENT).long(AGENT).value_name("HOST:PORT").conflicts_with(OFFLINE).help(
+        "The running agent's admin listener [default: `admin.listen` of the configuration, on loopback]",
+    );
+    let offline = Arg::new(OFFLINE)
+        .long(OFFLINE)
+        .action(ArgAction::SetTrue)
+        .help("Work on the data directory of an agent that is stopped");
+    let output = Arg::new(OUTPUT)
+        .long(OUTPUT)
+        .value_name("FORMAT")
+        .value_parser(["table", "json"])
+        .default_value("table")
+        .help("How the answer is written");
+    command
+        .args([agent, offline, output])
+        .arg(file.clone())
+        .args(config::flags().map(|flag| flag.hide_short_help(true)))
+}
+
+/// Where images are: behind a running agent, or in a directory that is ours while we work.
+enum Place {
+    Agent(Client),
+    Directory(Store),
+}
+
+impl Place {
+    fn of(arguments: &ArgMatches, config: &Config) -> anyhow::Result<Self> {
+        if !arguments.get_flag(OFFLINE) {
+            let named = arguments.get_one::<String>(AGENT).map(String::as_str);
+            return Ok(Self::Agent(Client::new(named, config.admin_listen)?));
+        }
+        let directory = config.store.data_dir.display();
+        let store = Store::open(&config.store).with_context(|| {
+            format!("cannot work offline on `{directory}` (without `--offline` a running agent does it)")
+        })?;
+        store.rebuild_index_if_needed()?;
+        Ok(Self::Directory(store))
+    }
+}
+
+/// Writes to standard output; a closed pipe (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write the answer")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn as_json(arguments: &ArgMatches) -> bool {
+    arguments.get_one::<String>(OUTPUT).is_some_and(|format| format == "json")
+}
+
+fn names() -> Arg {
+    Arg::new("name")
+        .value_name("IMAGE")
+        .required(true)
+        .num_args(1..)
+        .value_parser(value_parser!(crate::types::ImageName))
+        .help("`registry/repository:tag` or `registry/repository@digest`, as pods name it")
+}

@@ -1,0 +1,377 @@
+//! The part of the admin side that changes things: images of this node.
+//!
+//! ```text
+//! GET    /api/v1/images                    what is in the store
+//! POST   /api/v1/images[?name=..][&pin=true]   import the archive in the body
+//! DELETE /api/v1/images?name=NAME          remove a name, and what only it needed
+//! PUT    /api/v1/pins?name=NAME            keep an image from eviction
+//! DELETE /api/v1/pins?name=NAME            let it go again
+//! GET    /api/v1/archive?name=..[&name=..] export images as a tar of an OCI layout
+//! ```
+//!
+//! Only for programs on this node, although the listener may be open to the network for probes: a request must come
+//! from a loopback address, must name one as its host (a web page whose name was made to resolve to this node does
+//! not), must not come out of a web page, and must carry [`COMMAND_HEADER`] when it changes something, which no web
+//! page may send to a foreign server without being asked first. Names of images may be secrets: listing them is no
+//! different.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    admin::{document, text},
+    body::Body,
+    route::decode,
+    transfer,
+};
+use crate::{
+    images::{
+        self, ImageError,
+        archive::{self, ArchiveError, ImportOptions, Source},
+    },
+    store::{Store, StoreError},
+    task::Tasks,
+    types::ImageName,
+};
+
+/// What a request that changes something must carry, with any value.
+pub const COMMAND_HEADER: &str = "x-hearth-command";
+
+/// The peer's address, put beside each request by the listener.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// What a request wants. Parsed before anything is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    List,
+    Import(Option<ImageName>, bool),
+    Export(Vec<ImageName>),
+    Remove(ImageName),
+    Pin(ImageName, bool),
+}
+
+/// A refusal: status and what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn bad(problem: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, problem.into())
+    }
+
+    fn forbidden(problem: &str) -> Self {
+        Self(StatusCode::FORBIDDEN, problem.to_owned())
+    }
+}
+
+impl From<ImageError> for Refusal {
+    fn from(error: ImageError) -> Self {
+        let status = match &error {
+            ImageError::NotHere(_) => StatusCode::NOT_FOUND,
+            ImageError::Pinned { .. } | ImageError::Part { .. } | ImageError::Incomplete { .. } => {
+                StatusCode::CONFLICT
+            }
+            ImageError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, chain(&error))
+    }
+}
+
+impl From<ArchiveError> for Refusal {
+    fn from(error: ArchiveError) -> Self {
+        let status = match &error {
+            ArchiveError::Store(_) | ArchiveError::Write(_) | ArchiveError::NotEmpty(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            ArchiveError::Read(_)
+            | ArchiveError::Truncated
+            | ArchiveError::Damaged(_)
+            | ArchiveError::Member { .. }
+            | ArchiveError::TooLarge(_)
+            | ArchiveError::Compression(_)
+            | ArchiveError::Unknown
+            | ArchiveError::Document { .. }
+            | ArchiveError::Incomplete { .. }
+            | ArchiveError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self(status, chain(&error))
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        ImageError::from(error).into()
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
+}
+
+/// Answers for one store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    store: Store,
+    /// One call at a time: each looks at the whole store.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// One archive at a time, beside the other calls.
+    archives: Arc<tokio::sync::Semaphore>,
+    tasks: Tasks,
+    stop: CancellationToken,
+}
+
+impl Api {
+    /// Archives under way end with `stop`.
+    pub(super) fn new(store: Store, tasks: Tasks, stop: CancellationToken) -> Self {
+        let archives = Arc::new(tokio::sync::Semaphore::new(1));
+        Self { store, turn: Arc::default(), archives, tasks, stop }
+    }
+
+    /// Answers a request below `/api/v1/`.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        self.call(request).await.unwrap_or_else(|Refusal(status, problem)| {
+            let mut response = document(&serde_json::json!({ "error": problem }));
+            *response.status_mut() = status;
+            response
+        })
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+        admit(peer, request.method(), request.headers())?;
+        let call = parse(request.method(), request.uri().path(), request.uri().query())?;
+        match call {
+            Call::Import(name, pin) => self.import(request, ImportOptions { name, pin }).await,
+            Call::Export(names) => self.export(names).await,
+            Call::List => self.look(|store| Ok(images::list(store)?)).await,
+            Call::Remove(name) => self.look(move |store| Ok(images::remove(store, &name)?)).await,
+            Call::Pin(name, pinned) => self.look(move |store| Ok(images::pin(store, &name, pinned)?)).await,
+        }
+    }
+
+    /// Work on the whole store, one after the other.
+    async fn look<T: Serialize + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<Response<Body>, Refusal> {
+        let _turn = self.turn.lock().await;
+        let store = self.store.clone();
+        Ok(document(&serde_json::json!(blocking(move || work(&store)).await?)))
+    }
+
+    fn archive_turn(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        let busy = |_| Refusal(StatusCode::CONFLICT, "another import or export is under way".to_owned());
+        self.archives.clone().try_acquire_owned().map_err(busy)
+    }
+
+    async fn import(
+        &self,
+        request: Request<Incoming>,
+        options: ImportOptions,
+    ) -> Result<Response<Body>, Refusal> {
+        let _turn = self.archive_turn()?;
+        let (reader, pump) = transfer::incoming(request.into_body(), self.stop.clone());
+        let store = self.store.clone();
+        let work = blocking(move || Ok(archive::import(&store, Source::Tar(Box::new(reader)), &options)?));
+        let (imported, ()) = tokio::join!(work, pump);
+        let imported = imported?;
+        for image in &imported.images {
+            tracing::info!(image = image.name, digest = image.digest, bytes = image.bytes, "image imported");
+        }
+        Ok(document(&serde_json::json!(imported)))
+    }
+
+    async fn export(&self, names: Vec<ImageName>) -> Result<Response<Body>, Refusal> {
+        let turn = self.archive_turn()?;
+        let store = self.store.clone();
+        let export = blocking(move || Ok(archive::export(&store, &names)?)).await?;
+        let (mut writer, body) = transfer::outgoing();
+        let size = export.tar_size();
+        self.tasks.spawn("export", async move {
+            let written = tokio::task::spawn_blocking(move || {
+                export.write_tar(&mut writer)?;
+                std::io::Write::flush(&mut writer).map_err(ArchiveError::Write)
+            });
+            // The client sees a body that ends early.
+            if let Ok(Err(error)) = written.await {
+                tracing::warn!(error = %chain(&error), "export ended early");
+            }
+            drop(turn);
+        });
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
+        Ok(response)
+    }
+}
+
+/// Runs work off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(StoreError::from)?
+}
+
+/// Who may call; see the module's text. Pure.
+fn admit(peer: Option<SocketAddr>, method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+    if !peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
+        return Err(Refusal::forbidden("only for programs on this node: run `hearth-agent` there"));
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_loopback_host(host) {
+        return Err(Refusal::forbidden("the host of the request must be a loopback address or `localhost`"));
+    }
+    if headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site") {
+        return Err(Refusal::forbidden("not for web pages"));
+    }
+    if *method != Method::GET && *method != Method::HEAD && !headers.contains_key(COMMAND_HEADER) {
+        return Err(Refusal(
+            StatusCode::FORBIDDEN,
+            format!("a request that changes something needs a header `{COMMAND_HEADER}`"),
+        ));
+    }
+    Ok(())
+}
+
+fn is_loopback_host(host: &str) -> bool {
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.ip().is_loopback();
+    }
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Reads a request line. Pure.
+fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Call, Refusal> {
+    let name = || -> Result<ImageName, Refusal> {
+        let [name] = names(query)?.try_into().map_err(|_| Refusal::bad("`name` must be given once"))?;
+        Ok(name)
+    };
+    let wrong_method = || Refusal(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for `{path}`"));
+    match (path, method) {
+        ("/api/v1/images", &Method::GET | &Method::HEAD) => Ok(Call::List),
+        ("/api/v1/images", &Method::POST) => Ok(Call::Import(optional_name(query)?, flag(query, "pin")?)),
+        ("/api/v1/archive", &Method::GET) => match names(query)? {
+            names if names.is_empty() => Err(Refusal::bad("`name` must be given at least once")),
+            names => Ok(Call::Export(names)),
+        },
+        ("/api/v1/images", &Method::DELETE) => Ok(Call::Remove(name()?)),
+        ("/api/v1/pins", &Method::PUT) => Ok(Call::Pin(name()?, true)),
+        ("/api/v1/pins", &Method::DELETE) => Ok(Call::Pin(name()?, false)),
+        ("/api/v1/images" | "/api/v1/pins" | "/api/v1/archive", _) => Err(wrong_method()),
+        _ => Err(Refusal(
+            StatusCode::NOT_FOUND,
+            "served here: /api/v1/status, images, pins and archive".to_owned(),
+        )),
+    }
+}
+
+fn optional_name(query: Option<&str>) -> Result<Option<ImageName>, Refusal> {
+    let mut names = names(query)?;
+    let name = names.pop();
+    if names.is_empty() { Ok(name) } else { Err(Refusal::bad("`name` must be given once")) }
+}
+
+fn flag(query: Option<&str>, key: &str) -> Result<bool, Refusal> {
+    let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    match pairs.find(|(name, _)| *name == key) {
+        None | Some((_, "false")) => Ok(false),
+        Some((_, "true")) => Ok(true),
+        Some(_) => Err(Refusal::bad(format!("`{key}` must be `true` or `false`"))),
+    }
+}
+
+fn names(query: Option<&str>) -> Result<Vec<ImageName>, Refusal> {
+    let values = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("name="));
+    values
+        .map(|value| {
+            let text = decode(value).ok_or_else(|| Refusal::bad("`name` is not percent-encoded text"))?;
+            text.parse().map_err(|error: crate::types::NameError| Refusal::bad(error.to_string()))
+        })
+        .collect()
+}
+
+/// A 405 for everything else that is not read.
+pub(super) fn read_only() -> Response<Body> {
+    text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(peer: &str, method: &Method, headers: &[(&'static str, &str)]) -> bool {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        admit(Some(peer.parse().unwrap()), method, &map).is_ok()
+    }
+
+    #[test]
+    fn only_programs_on_the_node_are_admitted_and_no_web_page() {
+        let (get, put) = (Method::GET, Method::PUT);
+        let host = ("host", "127.0.0.1:5052");
+        let command = (COMMAND_HEADER, "1");
+        for (peer, method, headers, expected) in [
+            ("127.0.0.1:1", &get, &[host][..], true),
+            ("[::1]:1", &get, &[("host", "[::1]:5052")], true),
+            ("[::ffff:127.0.0.1]:1", &get, &[("host", "localhost")], true),
+            ("127.0.0.1:1", &get, &[("host", "LOCALHOST:5052")], true),
+            ("127.0.0.1:1", &get, &[("host", "[::1]")], true),
+            ("10.0.0.1:1", &get, &[host], false),
+            ("[::ffff:10.0.0.1]:1", &get, &[host], false),
+            ("127.0.0.1:1", &get, &[], false),
+            ("127.0.0.1:1", &get, &[("host", "node.example.com:5052")], false),
+            ("127.0.0.1:1", &get, &[("host", "localhost.example.com")], false),
+            ("127.0.0.1:1", &get, &[("host", "127.0.0.1.example.com")], false),
+            ("127.0.0.1:1", &put, &[host], false),
+            ("127.0.0.1:1", &put, &[host, command], true),
+            ("127.0.0.1:1", &put, &[host, command, ("origin", "http://127.0.0.1:5052")], false),
+            ("127.0.0.1:1", &put, &[host, command, ("sec-fetch-site", "same-origin")], false),
+            ("10.0.0.1:1", &put, &[host, command], false),
+        ] {
+            assert_eq!(admitted(peer, method, headers), expected, "{peer} {method} {headers:?}");
+        }
+        assert!(admit(None, &get, &HeaderMap::new()).is_err());
+    }
+
+    #[test]
+    fn requests_become_calls() {
+        let name = || "r.test:5000/a:v1".parse().unwrap();
+        for (method, target, expected) in [
+            ("GET", "/api/v1/images", Ok(Call::List)),
+            ("DELETE", "/api/v1/images?name=r.test%3A5000%2Fa%3Av1", Ok(Call::Remove(name()))),
+            ("PUT", "/api/v1/pins?name=r.test:5000/a:v1", Ok(Call::Pin(name(), true))),
+            ("DELETE", "/api/v1/pins?name=r.test:5000/a:v1", Ok(Call::Pin(name(), false))),
+            ("DELETE", "/api/v1/images", Err(400)),
+            ("DELETE", "/api/v1/images?name=a&name=b", Err(400)),
+            ("DELETE", "/api/v1/images?name=%2", Err(400)),
+            ("DELETE", "/api/v1/images?name=..%2Fa", Err(400)),
+            ("POST", "/api/v1/images", Ok(Call::Import(None, false))),
+            ("POST", "/api/v1/images?pin=true&name=r.test:5000/a:v1", Ok(Call::Import(Some(name()), true))),
+            ("POST", "/api/v1/images?pin=yes", Err(400)),
+            ("POST", "/api/v1/images?name=a&name=b", Err(400)),
+            ("GET", "/api/v1/archive?name=r.test:5000/a:v1", Ok(Call::Export(vec![name()]))),
+            ("GET", "/api/v1/archive", Err(400)),
+            ("PATCH", "/api/v1/images", Err(405)),
+            ("GET", "/api/v1/pins", Err(405)),
+            ("GET", "/api/v1/other", Err(404)),
+        ] {
+            let (path, query) =
+                target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+            let call = parse(&method.parse().unwrap(), path, query).map_err(|refusal| refusal.0.as_u16());
+            assert_eq!(call, expected, "{method} {target}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Taking an archive in: every content is staged and hashed, the few documents that say what it means are remembered.
+//! Nothing is decided here.
+
+use std::{
+    collections::HashMap,
+    io::{self, BufReader, Read},
+};
+
+use super::{
+    ArchiveError, oci,
+    tar::{self, Kind},
+};
+use crate::{
+    store::{Staged, Store},
+    types::{Algorithm, Digest, MAX_MANIFEST_BYTES},
+};
+
+/// Documents that are kept in memory.
+pub(super) const LAYOUT: &str = "oci-layout";
+pub(super) const INDEX: &str = "index.json";
+pub(super) const DOCKER: &str = "manifest.json";
+
+/// Links that are followed for one name.
+const MAX_LINKS: usize = 16;
+
+/// Everything that came in.
+#[derive(Debug)]
+pub(super) struct Intake {
+    store: Store,
+    documents: HashMap<String, Vec<u8>>,
+    staged: HashMap<Digest, Staged>,
+    files: HashMap<String, Digest>,
+    links: HashMap<String, String>,
+}
+
+impl Intake {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            documents: HashMap::new(),
+            staged: HashMap::new(),
+            files: HashMap::new(),
+            links: HashMap::new(),
+        }
+    }
+
+    /// Reads a tar to its end. `limit` bounds what it may unpack to.
+    pub(super) fn read_tar(&mut self, reader: impl Read, limit: u64) -> Result<(), ArchiveError> {
+        let mut bounded = Bounded { inner: decompressed(reader)?, left: limit };
+        let outcome = tar::read(&mut bounded, |name, kind, content| match kind {
+            Kind::File(size) => self.take(name, size, content),
+            Kind::Link(target) => {
+                self.links.insert(name.to_owned(), target);
+                Ok(())
+            }
+        });
+        match outcome {
+            Err(ArchiveError::Read(_)) if bounded.left == 0 => Err(too_large(limit)),
+            Err(error) => Err(error),
+            Ok(()) => {
+                // The checksum of a compressed archive stands behind the end mark.
+                io::copy(&mut bounded, &mut io::sink()).map(drop).map_err(ArchiveError::Read)
+            }
+        }
+    }
+
+    /// Takes one file in.
+    pub(super) fn take(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<(), ArchiveError> {
+        if matches!(name, LAYOUT | INDEX | DOCKER) {
+            if size > MAX_MANIFEST_BYTES {
+                return Err(ArchiveError::document(name, format!("it has {size} bytes")));
+            }
+            let mut bytes = Vec::new();
+            content.read_to_end(&mut bytes).map_err(ArchiveError::Read)?;
+            self.documents.insert(name.to_owned(), bytes);
+            return Ok(());
+        }
+        let promised = oci::blob_of(name);
+        if promised.is_none() && name.starts_with("blobs/") {
+            // What a tool left there that was killed; no image can name it.
+            return Ok(());
+        }
+        let algorithm = promised.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let staged = self.store.stage(algorithm, content)?;
+        if staged.size() != size {
+            return Err(ArchiveError::Truncated);
+        }
+        let digest = *staged.digest();
+        if promised.is_some_and(|promised| promised != digest) {
+            return Err(ArchiveError::member(name, &format!("its content hashes to `{digest}`")));
+        }
+        self.files.insert(name.to_owned(), digest);
+        self.staged.insert(digest, staged);
+        Ok(())
+    }
+
+    /// Adds a document of our own making.
+    pub(super) fn add(&mut self, bytes: &[u8]) -> Result<Digest, ArchiveError> {
+        let staged = self.store.stage(Algorithm::Sha256, &mut &*bytes)?;
+        let digest = *staged.digest();
+        self.staged.insert(digest, staged);
+        Ok(digest)
+    }
+
+    pub(super) fn document(&self, name: &str) -> Option<&[u8]> {
+        self.documents.get(name).map(Vec::as_slice)
+    }
+
+    pub(super) fn content(&self, digest: &Digest) -> Option<&Staged> {
+        self.staged.get(digest)
+    }
+
+    /// A content by its name in the archive, behind links.
+    pub(super) fn file(&self, name: &str) -> Option<&Staged> {
+        let mut name = name;
+        for _ in 0..MAX_LINKS {
+            match self.links.get(name) {
+                Some(target) => name = target,
+                None => return self.content(self.files.get(name)?),
+            }
+        }
+        None
+    }
+
+    /// A manifest's or configuration's bytes; nothing when it is not there or too large to be one.
+    pub(super) fn small(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.content(digest)?.read_small().ok()?
+    }
+
+    /// Hands a content over for good.
+    pub(super) fn remove(&mut self, digest: &Digest) -> Option<Staged> {
+        self.staged.remove(digest)
+    }
+}
+
+pub(super) fn too_large(limit: u64) -> ArchiveError {
+    ArchiveError::TooLarge(format!(
+        "it unpacks to more than the {} that the store may hold: raise `store.limit`, lower `store.minFree`, or make \
+         room on the disk",
+        crate::types::format_size(limit)
+    ))
+}
+
+/// Undoes the compression that the first bytes show.
+fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ArchiveError> {
+    let mut magic = Vec::new();
+    reader.by_ref().take(6).read_to_end(&mut magic).map_err(ArchiveError::Read)?;
+    let whole = BufReader::with_capacity(256 * 1024, io::Cursor::new(magic.clone()).chain(reader));
+    Ok(match magic.as_slice() {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            Box::new(zstd::Decoder::with_buffer(whole).map_err(ArchiveError::Read)?)
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(ArchiveError::Compression("xz")),
+        [b'B', b'Z', b'h', ..] => return Err(ArchiveError::Compression("bzip2")),
+        _ => Box::new(whole),
+    })
+}
+
+/// What a layer's content hashes to without its compression.
+pub(super) fn uncompressed_digest(content: &Staged) -> Result<Digest, ArchiveError> {
+    let mut reader = decompressed(content.open()?)?;
+    let mut hasher = Algorithm::Sha256.hasher();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match reader.read(&mut buffer).map_err(ArchiveError::Read)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+/// Fails past its limit: a small archive may unpack to more than any disk holds.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+            self.left = 0;
+            io::Error::other("the limit is reached")
+        })?;
+        Ok(read)
+    }
+}

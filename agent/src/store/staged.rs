@@ -1,0 +1,180 @@
+//! Content on its way in that must not be visible yet: an import is checked as a whole before anything of it is.
+
+use std::{
+    fs,
+    io::{self, Read, Write as _},
+    path::PathBuf,
+};
+
+use super::{
+    Blob, Store, StoreError,
+    paths::{self, Mode},
+    usage::Hold,
+};
+use crate::types::{Algorithm, Digest, MAX_MANIFEST_BYTES};
+
+const BUFFER: usize = 256 * 1024;
+
+/// Why content could not be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// It cannot be read where it comes from.
+    #[error("the content cannot be read")]
+    Read(#[source] io::Error),
+    /// It cannot be written here.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A file aside with content of a known digest. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Staged {
+    store: Store,
+    path: PathBuf,
+    digest: Digest,
+    size: u64,
+}
+
+/// Keeps a blob from eviction.
+#[derive(Debug)]
+pub struct Kept {
+    store: Store,
+    digest: Digest,
+    size: u64,
+    _hold: Hold,
+}
+
+impl Store {
+    /// Writes content aside and hashes it. Blocking.
+    pub fn stage(&self, algorithm: Algorithm, content: &mut dyn Read) -> Result<Staged, StageError> {
+        let path = self.0.paths.aside();
+        let mut file = fs::File::create_new(&path).map_err(StoreError::io("make", &path))?;
+        // From here on dropping it removes the file.
+        let mut staged = Staged { store: self.clone(), path, digest: Digest::of(b""), size: 0 };
+        let mut hasher = algorithm.hasher();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let read = match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(StageError::Read(error)),
+            };
+            file.write_all(&buffer[..read]).map_err(StoreError::io("write", &staged.path))?;
+            hasher.update(&buffer[..read]);
+            staged.size += read as u64;
+        }
+        staged.digest = hasher.finish();
+        Ok(staged)
+    }
+
+    /// Keeps a blob that is here from eviction; `None` when it is not. Blocking.
+    pub fn keep(&self, digest: &Digest) -> Result<Option<Kept>, StoreError> {
+        // Held first: what is found after that stays.
+        let hold = self.0.usage.hold(digest);
+        let path = self.0.paths.blob(digest);
+        match fs::metadata(&path) {
+            Ok(metadata) => {
+                Ok(Some(Kept { store: self.clone(), digest: *digest, size: metadata.len(), _hold: hold }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("inspect", path)(error)),
+        }
+    }
+}
+
+impl Staged {
+    /// What it hashes to.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The content, for another look.
+    pub fn open(&self) -> Result<fs::File, StoreError> {
+        fs::File::open(&self.path).map_err(StoreError::io("open", &self.path))
+    }
+
+    /// The content of a manifest or configuration; `None` when it is too large to be one.
+    pub fn read_small(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        if self.size > MAX_MANIFEST_BYTES {
+            return Ok(None);
+        }
+        fs::read(&self.path).map(Some).map_err(StoreError::io("read", &self.path))
+    }
+
+    /// Makes it a blob: fsync, rename, fsync of the directory, index. One that is here already is replaced by the
+    /// same bytes, so that no eviction in between matters.
+    pub fn commit(self) -> Result<(), StoreError> {
+        self.open()?.sync_all().map_err(StoreError::io("sync", &self.path))?;
+        paths::publish(&self.path, &self.store.0.paths.blob(&self.digest), Mode::ReadOnly)?;
+        self.store.0.index.insert(&self.digest, self.size);
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Committed, it is not here any more; what cannot be removed is swept at the next start.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Kept {
+    /// Which.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The content. Blocking.
+    pub fn open(&self) -> Result<fs::File, StoreError> {
+        let path = self.store.0.paths.blob(&self.digest);
+        let file = fs::File::open(&path).map_err(StoreError::io("open", &path))?;
+        // The same look that readers take; it must not have been replaced by a shorter one.
+        let size = Blob::of(file.try_clone().map_err(StoreError::io("open", &path))?)
+            .map_err(StoreError::io("inspect", &path))?
+            .size();
+        if size == self.size {
+            return Ok(file);
+        }
+        Err(StoreError::io("read", path)(io::Error::other("its size changed")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn staged_content_is_nowhere_until_it_is_committed() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = super::super::Config {
+            data_dir: directory.path().to_owned(),
+            limits: super::super::Limits::default(),
+        };
+        let store = Store::open(&config).unwrap();
+        let digest = Digest::of(b"content");
+        let aside = || fs::read_dir(directory.path().join("tmp")).unwrap().count();
+        let staged = store.stage(Algorithm::Sha256, &mut &b"content"[..]).unwrap();
+        assert_eq!((staged.digest(), staged.size(), aside()), (&digest, 7, 1));
+        assert!(store.blob(&digest).await.unwrap().is_none());
+        drop(staged);
+        assert_eq!(aside(), 0);
+        store.stage(Algorithm::Sha256, &mut &b"content"[..]).unwrap().commit().unwrap();
+        assert_eq!(store.blob(&digest).await.unwrap().unwrap().size(), 7);
+        assert_eq!((aside(), store.totals().blobs), (0, 1));
+        let kept = store.keep(&digest).unwrap().unwrap();
+        assert!(!store.remove_blob(&digest).unwrap(), "it is kept");
+        assert_eq!(io::read_to_string(kept.open().unwrap()).unwrap(), "content");
+        assert!(store.keep(&Digest::of(b"other")).unwrap().is_none());
+    }
+}
