@@ -106,6 +106,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Bytes that may be held now.
     pub store_allowed: Gauge,
+    /// Bytes of blobs that the container runtime had already.
+    pub runtime_bytes: Counter,
     /// Images evicted.
     pub evicted_images: Counter,
     /// Bytes that eviction freed.
@@ -157,6 +159,12 @@ impl Default for Metrics {
             "Bytes that the store may hold now, by its limit and by the space to leave free",
             store_allowed.clone(),
         );
+        let runtime_bytes = Counter::default();
+        registry.register(
+            "runtime_content_bytes",
+            "Bytes of blobs taken from the container runtime's content",
+            runtime_bytes.clone(),
+        );
         let evicted_images = Counter::default();
         registry.register("evicted_images", "Images evicted", evicted_images.clone());
         let evicted_bytes = Counter::default();
@@ -178,6 +186,7 @@ impl Default for Metrics {
             flights,
             connections,
             store_allowed,
+            runtime_bytes,
             evicted_images,
             evicted_bytes,
             store_blobs,

@@ -39,6 +39,19 @@ pub const KEYS: &[Key] = &[
     },
     Key { path: "store.lowWatermark", default: "85%", meaning: "share at which eviction ends" },
     Key {
+        path: "store.runtimeContent",
+        default: "",
+        meaning: "the container runtime's content directory, with `blobs/sha256/` in it (containerd: \
+                  `/var/lib/containerd/io.containerd.content.v1.content`): blobs that it has are read from there, checked, \
+                  and not fetched again",
+    },
+    Key {
+        path: "store.runtimeLink",
+        default: "false",
+        meaning: "`true`: such a blob is hard-linked instead of copied where both directories lie on one file system, so \
+                  that one copy serves both",
+    },
+    Key {
         path: "mirror.listen",
         default: "127.0.0.1:5050",
         meaning: "address for the container runtime of this node",

@@ -193,6 +193,10 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
                 high,
                 low: low.value.0.0,
             },
+            runtime: raw
+                .store
+                .runtime_content
+                .map(|directory| store::RuntimeContent { directory, link: value!(store.runtime_link) }),
             data_dir: raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default"),
         },
         upstream: upstream::Config {

@@ -56,6 +56,8 @@ section!(RawStore {
     min_free: Option<Text<Space>>,
     high_watermark: Option<Text<Percent>>,
     low_watermark: Option<Spanned<Text<Percent>>>,
+    runtime_content: Option<PathBuf>,
+    runtime_link: Option<Text<bool>>,
 });
 section!(Listener { listen: Option<Text<Address>> });
 section!(RawCredentials {

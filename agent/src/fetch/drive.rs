@@ -14,6 +14,7 @@ use super::{
     flight::{Flight, Phase, blocking},
     growth::Growth,
     lane::{self, Event, Lane, News, Order, Setback},
+    runtime,
     schedule::{self, LaneView, Step, View},
 };
 use crate::{
@@ -85,6 +86,12 @@ async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> 
     let stop = fetcher.0.stop.clone();
     let slot = stop.run_until_cancelled(fetcher.0.slots.acquire()).await;
     let _slot = slot.and_then(Result::ok).ok_or(FetchError::Stopping)?;
+    let found = runtime::find(fetcher, flight).await?;
+    if let Some(runtime::Found::Linked(blob)) = found {
+        flight.set_found(blob);
+        flight.enter(Phase::Done);
+        return Ok(());
+    }
     let (store, digest) = (fetcher.0.store.clone(), *flight.digest());
     let partial = blocking(move || {
         let partial = store.partial(&digest)?;
@@ -93,6 +100,11 @@ async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> 
     })
     .await?;
     flight.set_partial(partial.clone());
+    if let Some(runtime::Found::File(file)) = found {
+        let origins = runtime::copy(fetcher, flight, &partial, file).await?;
+        let source = flight.source(0).ok_or(FetchError::Stopping)?;
+        return land(fetcher, flight, partial, source.registry, origins).await;
+    }
     let mut driver = Driver::new(fetcher.clone(), flight.clone(), partial.clone());
     // What has arrived whole is landed even while the agent stops.
     stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;

@@ -71,6 +71,7 @@ impl From<UpstreamError> for FetchError {
         match error {
             UpstreamError::NotFound { .. } => Self::NotFound(text),
             UpstreamError::Denied { .. } => Self::Denied(text),
+            UpstreamError::TooLarge { .. } => Self::Unsupported { reason: text },
             UpstreamError::Throttled { retry_after, .. } => Self::NotNow { reason: text, retry_after },
             UpstreamError::Changed { .. }
             | UpstreamError::Distrusted { .. }

@@ -18,6 +18,7 @@ mod known;
 mod lane;
 mod liars;
 mod reader;
+mod runtime;
 mod schedule;
 mod tags;
 

@@ -31,6 +31,7 @@ mod partial;
 mod paths;
 mod ranges;
 mod refs;
+mod runtime;
 mod space;
 mod staged;
 mod usage;
@@ -50,6 +51,7 @@ pub use index::Totals;
 pub use partial::{Finish, Partial};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
+pub use runtime::{RuntimeBlob, RuntimeContent};
 pub use space::{FileSystem, Limits, Space};
 pub use staged::{Kept, StageError, Staged};
 
@@ -113,13 +115,15 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How much it may hold.
     pub limits: Limits,
+    /// Content of the container runtime that may be used, if any.
+    pub runtime: Option<RuntimeContent>,
 }
 
 #[cfg(test)]
 impl Config {
     /// With the limits that hold unless configured.
     pub(crate) fn of(data_dir: &Path) -> Self {
-        Self { data_dir: data_dir.to_owned(), limits: Limits::default() }
+        Self { data_dir: data_dir.to_owned(), limits: Limits::default(), runtime: None }
     }
 }
 
@@ -135,6 +139,7 @@ struct Inner {
     index: Index,
     usage: Arc<UsageLog>,
     limits: Limits,
+    runtime: Option<RuntimeContent>,
     /// Held while references are written or removed, so that none is written into a directory that is being removed.
     references: std::sync::Mutex<()>,
     /// Counts changes of references that were not made for a client's request.
@@ -159,6 +164,7 @@ impl Store {
             index,
             usage: Arc::default(),
             limits: config.limits,
+            runtime: config.runtime.clone(),
             references: std::sync::Mutex::default(),
             changes: AtomicU64::new(0),
             lock,
@@ -169,6 +175,11 @@ impl Store {
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let found = blob::open(&self.0.paths, digest).await?;
         Ok(found.map(|blob| blob.held(self.0.usage.hold(digest))))
+    }
+
+    /// Whether there may be blobs of the container runtime to use.
+    pub fn has_runtime(&self) -> bool {
+        self.0.runtime.is_some()
     }
 
     /// Stores content that is whole in memory (a manifest), after checking it. Blocking.

@@ -44,6 +44,14 @@ pub enum UpstreamError {
         /// Which registry.
         registry: RegistryHost,
     },
+    /// A document beyond what the protocol allows; it will not be smaller the next time.
+    #[error("`{registry}` has a document of more than {limit} bytes there, the most that is accepted")]
+    TooLarge {
+        /// Which registry.
+        registry: RegistryHost,
+        /// The most.
+        limit: u64,
+    },
     /// Unreachable, silent, broken, or answering nonsense.
     #[error("`{registry}` cannot be read now: {reason}")]
     Unavailable {

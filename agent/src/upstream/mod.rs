@@ -285,7 +285,7 @@ fn closest<'a>(registries: &'a [RegistryConfig], registry: &RegistryHost) -> Opt
 }
 
 async fn read_whole(repository: &Repository, mut reply: Reply, limit: u64) -> Result<Bytes, UpstreamError> {
-    let too_large = || unavailable(repository, format!("the answer is larger than {limit} bytes"));
+    let too_large = || UpstreamError::TooLarge { registry: repository.registry.clone(), limit };
     if reply.content_length().is_some_and(|length| length > limit) {
         return Err(too_large());
     }

@@ -31,5 +31,5 @@ async fn a_manifest_larger_than_the_limit_of_the_specification_is_refused() {
     let padding = "x".repeat(5 << 20);
     let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": MANIFEST, "annotations": { "padding": padding } });
     upstream.manifest("team/app", "v1", MANIFEST, manifest.to_string());
-    assert_eq!(super::refusal(agent.get(&manifest_path("team/app", "v1")).await).await.0, 503);
+    assert_eq!(super::refusal(agent.get(&manifest_path("team/app", "v1")).await).await.0, 406);
 }

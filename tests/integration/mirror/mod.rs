@@ -5,12 +5,14 @@ mod eviction;
 mod faults;
 mod listings;
 mod manifests;
+mod odd;
 mod outage;
 mod pieces;
 mod property;
 mod ranges;
 mod restart;
 mod routes;
+mod runtime;
 mod streaming;
 mod wire;
 

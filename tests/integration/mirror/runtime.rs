@@ -1,0 +1,114 @@
+//! Blobs that the container runtime already has: used when they are what their names say, and only then.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use kit::{
+    agent::{Agent, AgentConfig, REGISTRY, assert_store_is_right, blob_path},
+    pull::{Pulled, Puller},
+    registry::{FakeUpstream, Fault, Image, Layer, On, random_bytes},
+};
+
+use super::REPOSITORY;
+
+const MIB: u64 = 1 << 20;
+
+struct Runtime {
+    home: tempfile::TempDir,
+}
+
+impl Runtime {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().expect("temporary folders are available") }
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.home.path().join("blobs").join(digest.replace(':', "/"))
+    }
+
+    fn put(&self, digest: &str, content: &[u8]) {
+        let path = self.path(digest);
+        std::fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("writable");
+        std::fs::write(path, content).expect("writable");
+    }
+
+    /// Everything that upstream has of an image.
+    fn put_image(&self, upstream: &FakeUpstream, image: &Image) {
+        for digest in image.blobs() {
+            let file = upstream.blob_file(digest).expect("upstream has it");
+            self.put(digest, &std::fs::read(file).expect("readable"));
+        }
+    }
+
+    fn config(&self, upstream: &FakeUpstream, link: bool) -> AgentConfig {
+        let directory = self.home.path().display();
+        AgentConfig::for_upstream(upstream).with(&format!(
+            "store: {{ minFree: \"0\", runtimeContent: \"{directory}\", runtimeLink: {link} }}"
+        ))
+    }
+}
+
+async fn pull(agent: &Agent) -> anyhow::Result<Pulled> {
+    Puller::new(&agent.url(), Some(REGISTRY)).pull(REPOSITORY, "v1", |_| ()).await
+}
+
+fn stored(data: &Path, digest: &str) -> PathBuf {
+    let hex = digest.trim_start_matches("sha256:");
+    data.join("blobs-v1/sha256").join(&hex[..2]).join(hex)
+}
+
+#[tokio::test]
+async fn what_the_runtime_has_is_not_fetched_and_linked_when_that_is_allowed() {
+    for link in [false, true] {
+        let upstream = FakeUpstream::start().await;
+        let image = upstream.image(REPOSITORY, "v1", [Layer::random(1, 5 * MIB), Layer::random(2, 10)]).await;
+        upstream.fault(On::blob(), Fault::Status(503, Vec::new(), "blocked".into()));
+        let runtime = Runtime::new();
+        runtime.put_image(&upstream, &image);
+        let agent = Agent::start(&runtime.config(&upstream, link)).await;
+        pull(&agent).await.expect("the pull succeeds");
+        assert_eq!(upstream.log().blob_gets().len(), 0, "{}", upstream.log().describe());
+        assert_store_is_right(&agent.data());
+        let links =
+            std::fs::metadata(stored(&agent.data(), &image.layers[0].0)).expect("it is there").nlink();
+        assert_eq!(links, if link { 2 } else { 1 });
+        let counted = agent.metrics().await.sum("hearth_runtime_content_bytes_total", &[]);
+        assert!(counted >= 5e6, "{counted}");
+        // The runtime collects its garbage; the agent's blob stays.
+        std::fs::remove_dir_all(runtime.home.path().join("blobs")).expect("removable");
+        pull(&agent).await.expect("the pull succeeds");
+    }
+}
+
+#[tokio::test]
+async fn wrong_and_short_files_of_the_runtime_are_found_out_and_the_blob_is_fetched() {
+    for link in [false, true] {
+        let upstream = FakeUpstream::start().await;
+        let image = upstream.image(REPOSITORY, "v1", [Layer::random(1, 5 * MIB)]).await;
+        let runtime = Runtime::new();
+        let layer = &image.layers[0].0;
+        let mut wrong = random_bytes(1, 5 << 20);
+        wrong[4 << 20] ^= 1;
+        runtime.put(layer, &wrong);
+        runtime.put(&image.config, b"short");
+        let agent = Agent::start(&runtime.config(&upstream, link)).await;
+        // The client checks what it gets.
+        pull(&agent).await.expect("the pull succeeds");
+        assert_store_is_right(&agent.data());
+        assert_eq!(agent.stored().len(), 3);
+        assert_eq!(std::fs::read(runtime.path(layer)).expect("readable"), wrong, "it is not ours to mend");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_of_the_runtime_that_no_manifest_of_the_agents_names_is_not_given_out() {
+    let upstream = FakeUpstream::start().await;
+    let runtime = Runtime::new();
+    let secret = random_bytes(7, 1_000);
+    let digest = kit::registry::sha256(&secret);
+    runtime.put(&digest, &secret);
+    let agent = Agent::start(&runtime.config(&upstream, true)).await;
+    assert_eq!(agent.get(&blob_path(REPOSITORY, &digest)).await.status(), 404);
+}
