@@ -8,6 +8,7 @@
 //! | `burst` | `docker-registry` |
 //! | `skopeo` | an image (below), skopeo |
 //! | `faults` | root, containerd |
+//! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
 //! | `podman`, `buildah` | an image, root, the program |
 //! | `containerd` | an image, root, containerd, runc |
 //!
@@ -18,6 +19,7 @@ mod trust;
 
 mod buildah;
 mod burst;
+mod closed;
 mod containerd;
 mod faults;
 mod podman;

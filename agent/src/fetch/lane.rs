@@ -63,6 +63,7 @@ impl From<UpstreamError> for Setback {
         match error {
             UpstreamError::NotFound { .. }
             | UpstreamError::Denied { .. }
+            | UpstreamError::TooLarge { .. }
             | UpstreamError::Distrusted { .. } => Self::Refused(error.into()),
             UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. } => Self::Broken(error),
             UpstreamError::Changed { .. } => Self::Changed(error),

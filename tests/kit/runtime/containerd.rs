@@ -83,29 +83,32 @@ impl Containerd {
 
     /// Removes every image, what only they needed, and what pulls that failed left: the next pull starts from nothing.
     pub async fn forget_images(&self) -> Result<()> {
-        let limit = Duration::from_mins(1);
-        let ctr = async |words: &[&str]| -> Result<String> {
-            let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
-            self.ctr(&words, limit)
-                .await?
-                .output()
-                .with_context(|| format!("`ctr {}` failed", words.join(" ")))
-        };
-        let names = ctr(&["images", "list", "--quiet"]).await?;
+        let names = self.output(&["images", "list", "--quiet"]).await?;
         if !names.trim().is_empty() {
             let names: Vec<_> = ["images", "remove"].into_iter().chain(names.lines()).collect();
-            ctr(&names).await?;
+            self.output(&names).await?;
         }
         // The end of a lease is what the collector can be made to be waited for at.
-        ctr(&["leases", "create", "--id", "forget"]).await?;
-        ctr(&["leases", "delete", "--sync", "forget"]).await?;
+        self.output(&["leases", "create", "--id", "forget"]).await?;
+        self.output(&["leases", "delete", "--sync", "forget"]).await?;
         Ok(())
+    }
+
+    /// Runs `ctr` and gives what it printed.
+    pub async fn output(&self, words: &[&str]) -> Result<String> {
+        let owned: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+        let finished = self.ctr(&owned, PULL_LIMIT).await?;
+        finished.output().with_context(|| format!("`ctr {}` failed", words.join(" ")))
+    }
+
+    /// Its content directory, with `blobs/sha256/` in it.
+    pub fn content(&self) -> PathBuf {
+        self.directory.path().join("root/io.containerd.content.v1.content")
     }
 
     /// The blob `digest` (`sha256:...`) as containerd keeps it.
     pub fn blob(&self, digest: &str) -> PathBuf {
-        let content = self.directory.path().join("root/io.containerd.content.v1.content/blobs");
-        content.join(digest.replace(':', "/"))
+        self.content().join("blobs").join(digest.replace(':', "/"))
     }
 
     /// The digest that the name `image` stands for here.

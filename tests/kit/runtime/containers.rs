@@ -90,11 +90,13 @@ impl ContainersTools {
         Ok(target)
     }
 
-    fn path(&self) -> &Path {
+    /// Where the tools keep everything: a place for archives too.
+    pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    async fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+    /// Runs one of the tools and gives what it printed.
+    pub async fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let finished = self.call(program, arguments).await?;
         finished.output().with_context(|| format!("`{program} {}` failed", arguments.join(" ")))
     }
