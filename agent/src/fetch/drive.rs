@@ -92,24 +92,32 @@ async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> 
         flight.enter(Phase::Done);
         return Ok(());
     }
-    let (store, digest) = (fetcher.0.store.clone(), *flight.digest());
-    let partial = blocking(move || {
-        let partial = store.partial(&digest)?;
-        partial.hash_forward()?;
-        Ok(Arc::new(partial))
-    })
-    .await?;
-    flight.set_partial(partial.clone());
+    let mut partial = open_partial(fetcher, flight).await?;
     if let Some(runtime::Found::File(file)) = found {
-        let origins = runtime::copy(fetcher, flight, &partial, file).await?;
-        let source = flight.source(0).ok_or(FetchError::Stopping)?;
-        return land(fetcher, flight, partial, source.registry, origins).await;
+        if runtime::copy(fetcher, partial.clone(), file).await? {
+            flight.set_partial(partial.clone());
+            let source = flight.source(0).ok_or(FetchError::Stopping)?;
+            return land(fetcher, flight, partial, source.registry, vec![runtime::ORIGIN.to_owned()]).await;
+        }
+        drop(partial);
+        partial = open_partial(fetcher, flight).await?;
     }
+    flight.set_partial(partial.clone());
     let mut driver = Driver::new(fetcher.clone(), flight.clone(), partial.clone());
     // What has arrived whole is landed even while the agent stops.
     stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;
     let (source, origins) = driver.finish().await?;
     land(fetcher, flight, partial, source, origins).await
+}
+
+async fn open_partial(fetcher: &Fetcher, flight: &Flight) -> Result<Arc<Partial>, FetchError> {
+    let (store, digest) = (fetcher.0.store.clone(), *flight.digest());
+    blocking(move || {
+        let partial = store.partial(&digest)?;
+        partial.hash_forward()?;
+        Ok(Arc::new(partial))
+    })
+    .await
 }
 
 /// Checks, publishes, tells.

@@ -15,7 +15,7 @@
 //! page may send to a foreign server without being asked first. Names of images may be secrets: listing them is no
 //! different.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -41,6 +41,9 @@ use crate::{
 
 /// What a request that changes something must carry, with any value.
 pub const COMMAND_HEADER: &str = "x-hearth-command";
+
+/// For how long the rest of a refused archive is read and dropped.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The peer's address, put beside each request by the listener.
 #[derive(Clone, Copy, Debug)]
@@ -180,8 +183,16 @@ impl Api {
         let (reader, pump) = transfer::incoming(request.into_body(), self.stop.clone());
         let store = self.store.clone();
         let work = blocking(move || Ok(archive::import(&store, Source::Tar(Box::new(reader)), &options)?));
-        let (imported, ()) = tokio::join!(work, pump);
-        let imported = imported?;
+        tokio::pin!(work, pump);
+        let outcome = tokio::select! {
+            outcome = &mut work => outcome,
+            () = &mut pump => work.await,
+        };
+        if outcome.is_err() {
+            // A client that is still sending is to see the answer, not a broken connection.
+            let _ = tokio::time::timeout(LINGER, pump).await;
+        }
+        let imported = outcome?;
         for image in &imported.images {
             tracing::info!(image = image.name, digest = image.digest, bytes = image.bytes, "image imported");
         }
@@ -192,7 +203,7 @@ impl Api {
         let turn = self.archive_turn()?;
         let store = self.store.clone();
         let export = blocking(move || Ok(archive::export(&store, &names)?)).await?;
-        let (mut writer, body) = transfer::outgoing();
+        let (mut writer, body) = transfer::outgoing(self.stop.clone());
         let size = export.tar_size();
         self.tasks.spawn("export", async move {
             let written = tokio::task::spawn_blocking(move || {

@@ -80,18 +80,19 @@ impl Read for Incomer {
 }
 
 /// A body that a thread writes.
-pub(super) fn outgoing() -> (impl Write + Send, Body) {
+pub(super) fn outgoing(stop: CancellationToken) -> (impl Write + Send, Body) {
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
     let body = StreamBody::new(stream::unfold(receiver, |mut receiver| async {
         let piece = receiver.recv().await?;
         Some((piece.map(Frame::data), receiver))
     }));
-    (Outgoer { sender, buffer: Vec::with_capacity(CHUNK) }, body.boxed_unsync())
+    (Outgoer { sender, buffer: Vec::with_capacity(CHUNK), stop }, body.boxed_unsync())
 }
 
 struct Outgoer {
     sender: mpsc::Sender<io::Result<Bytes>>,
     buffer: Vec<u8>,
+    stop: CancellationToken,
 }
 
 impl Write for Outgoer {
@@ -107,6 +108,9 @@ impl Write for Outgoer {
         let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
         if piece.is_empty() {
             return Ok(());
+        }
+        if self.stop.is_cancelled() {
+            return Err(io::Error::other("the agent is shutting down"));
         }
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client has gone");
         self.sender.blocking_send(Ok(piece.into())).map_err(gone)

@@ -101,9 +101,10 @@ impl RuntimeBlob {
         self.size
     }
 
-    /// The next bytes at `position`; none at the end, wherever that is. Blocking.
+    /// The next bytes at `position`, never past the promised size; none at the end, wherever that is. Blocking.
     pub fn read(&self, position: u64) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; BUFFER];
+        let left = self.size.saturating_sub(position);
+        let mut buffer = vec![0; usize::try_from(left).unwrap_or(BUFFER).min(BUFFER)];
         let read = self.file.read_at(&mut buffer, position)?;
         buffer.truncate(read);
         Ok(buffer)

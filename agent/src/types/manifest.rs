@@ -136,11 +136,17 @@ impl ManifestLinks {
 /// The media type that the document itself names or implies (OCI image specification, "Media Types"); used when a
 /// registry sends none that is of use.
 pub fn media_type_of(bytes: &[u8]) -> Option<MediaType> {
-    let raw: RawManifest = serde_json::from_slice(bytes).ok()?;
-    if let Some(named) = raw.media_type {
-        return MediaType::parse(&named);
+    if let Some(named) = named_media_type(bytes) {
+        return Some(named);
     }
+    let raw: RawManifest = serde_json::from_slice(bytes).ok()?;
     MediaType::parse(if raw.manifests.is_some() { OCI_INDEX } else { OCI_MANIFEST })
+}
+
+/// The media type that the document itself names.
+pub fn named_media_type(bytes: &[u8]) -> Option<MediaType> {
+    let raw: RawManifest = serde_json::from_slice(bytes).ok()?;
+    MediaType::parse(&raw.media_type?)
 }
 
 #[cfg(test)]

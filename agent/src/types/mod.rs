@@ -17,7 +17,7 @@ pub use duration::{DurationError, parse_duration};
 pub use image::ImageName;
 pub use manifest::{
     Descriptor, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, ManifestError, ManifestLinks, MediaType, Role,
-    media_type_of,
+    media_type_of, named_media_type,
 };
 pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
 pub use range::{ByteRange, RangeHeader};

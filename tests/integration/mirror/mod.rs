@@ -52,6 +52,16 @@ async fn when_available(request: impl Fn() -> reqwest::RequestBuilder) -> Respon
     tokio::time::timeout(Duration::from_secs(20), trying).await.expect("503 does not last")
 }
 
+/// Waits for a blob's file: a client has its last byte a moment before it lies in its place.
+async fn when_there(path: &std::path::Path) {
+    let there = async {
+        while !path.is_file() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), there).await.expect("it comes");
+}
+
 /// Status and error code of an answer, which must have the error body of the distribution protocol.
 async fn refusal(response: Response) -> (u16, String) {
     let status = response.status().as_u16();

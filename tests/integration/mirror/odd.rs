@@ -36,7 +36,7 @@ async fn content_is_checked_and_kept_under_its_sha512_digest() {
     }
     assert_eq!(upstream.log().blob_gets().len(), 1, "{}", upstream.log().describe());
     let hex = digest.trim_start_matches("sha512:");
-    assert!(agent.data().join("blobs-v1/sha512").join(&hex[..2]).join(hex).is_file());
+    super::when_there(&agent.data().join("blobs-v1/sha512").join(&hex[..2]).join(hex)).await;
     let other = sha512(b"something else");
     let wrong = agent.get(&blob_path(REPOSITORY, &other)).await;
     assert_eq!(refusal(wrong).await.0, 503, "wrong bytes are not given out");

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     store::{ManifestRecord, Staged, Store, StoreError, TagRecord},
-    types::{Digest, ImageName, ManifestLinks, Reference, media_type_of},
+    types::{Digest, ImageName, ManifestLinks, Reference, media_type_of, named_media_type},
 };
 
 /// Where images come from.
@@ -135,7 +135,7 @@ fn check(intake: &Intake, name: &ImageName, entry: &Entry) -> Result<Whole, Arch
 
 /// A document that names its own media type must be what the index says it is.
 fn check_type(intake: &Intake, entry: &Entry) -> Result<(), ArchiveError> {
-    let named = intake.small(&entry.digest).and_then(|bytes| media_type_of(&bytes));
+    let named = intake.small(&entry.digest).and_then(|bytes| named_media_type(&bytes));
     match named {
         Some(named) if named != entry.media_type => {
             let reason = format!(
