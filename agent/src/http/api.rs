@@ -184,11 +184,11 @@ impl Api {
         let store = self.store.clone();
         let work = blocking(move || Ok(archive::import(&store, Source::Tar(Box::new(reader)), &options)?));
         tokio::pin!(work, pump);
-        let outcome = tokio::select! {
-            outcome = &mut work => outcome,
-            () = &mut pump => work.await,
+        let (outcome, sending) = tokio::select! {
+            outcome = &mut work => (outcome, true),
+            () = &mut pump => (work.await, false),
         };
-        if outcome.is_err() {
+        if outcome.is_err() && sending {
             // A client that is still sending is to see the answer, not a broken connection.
             let _ = tokio::time::timeout(LINGER, pump).await;
         }
