@@ -12,8 +12,9 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     gc::Collector,
-    http::{Admin, Latch, Mirror, Readiness, Server},
+    http::{Admin, Latch, Limits, Mirror, PeerApi, Readiness, Server},
     metrics::Metrics,
+    peers::{self, Peers, directory::Publisher},
     store::{Store, StoreError},
     task::Tasks,
     upstream::{SetupError, Upstream},
@@ -21,6 +22,9 @@ use crate::{
 
 /// How often noted use times are written to the index.
 const USAGE_FLUSH: Duration = Duration::from_secs(10);
+
+/// Longest wait for another agent to take bytes.
+const PEER_WRITE: Duration = Duration::from_secs(5);
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,9 @@ pub enum AppError {
     /// The HTTPS client cannot be made.
     #[error(transparent)]
     Upstream(#[from] SetupError),
+    /// The client for other agents cannot be made.
+    #[error(transparent)]
+    Peers(#[from] peers::SetupError),
     /// A listener cannot be bound.
     #[error("cannot listen on `{address}` (`{key}`)")]
     Listen {
@@ -52,6 +59,8 @@ pub enum AppError {
 pub struct Addresses {
     /// The mirror.
     pub mirror: SocketAddr,
+    /// Other agents.
+    pub peer: SocketAddr,
     /// Probes and metrics.
     pub admin: SocketAddr,
 }
@@ -63,8 +72,11 @@ pub struct App {
     store: Store,
     fetcher: Fetcher,
     upstream: Arc<Upstream>,
+    peers: Peers,
+    publisher: Publisher,
     metrics: Metrics,
     mirror: Server,
+    peer: Server,
     admin: Server,
     tasks: Tasks,
     readiness: Readiness,
@@ -80,27 +92,35 @@ impl App {
         let store = tokio::task::spawn_blocking(move || Store::open(&store_config)).await??;
         let (metrics, tasks, park) = (Metrics::default(), Tasks::default(), CancellationToken::new());
         let upstream = Arc::new(Upstream::new(config.upstream.clone(), metrics.clone())?);
+        let bind = |key, address, limits| {
+            Server::bind(address, limits).map_err(|source| AppError::Listen { key, address, source })
+        };
+        // A member that does not take its bytes keeps others waiting for their turn.
+        let patience = Limits { client_write: config.limits.client_write.min(PEER_WRITE), ..config.limits };
+        let peer = bind("peer.listen", config.peer_listen, patience)?;
+        let (peers, publisher) = Peers::new(config.peers.clone(), peer.address(), metrics.clone())?;
         let fetcher = Fetcher::new(
             config.fetch.clone(),
             store.clone(),
             upstream.clone(),
+            peers.clone(),
             metrics.clone(),
             tasks.clone(),
             park.clone(),
         );
-        let bind = |key, address| {
-            Server::bind(address, config.limits).map_err(|source| AppError::Listen { key, address, source })
-        };
-        let mirror = bind("mirror.listen", config.mirror_listen)?;
-        let admin = bind("admin.listen", config.admin_listen)?;
+        let mirror = bind("mirror.listen", config.mirror_listen, config.limits)?;
+        let admin = bind("admin.listen", config.admin_listen, config.limits)?;
         let (readiness, starting) = Readiness::new();
         Ok(Self {
             config,
             store,
             fetcher,
             upstream,
+            peers,
+            publisher,
             metrics,
             mirror,
+            peer,
             admin,
             tasks,
             readiness,
@@ -111,13 +131,13 @@ impl App {
 
     /// Where it listens.
     pub fn addresses(&self) -> Addresses {
-        Addresses { mirror: self.mirror.address(), admin: self.admin.address() }
+        Addresses { mirror: self.mirror.address(), peer: self.peer.address(), admin: self.admin.address() }
     }
 
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
         let addresses = self.addresses();
-        tracing::info!(mirror = %addresses.mirror, admin = %addresses.admin, "listening");
+        tracing::info!(mirror = %addresses.mirror, peer = %addresses.peer, admin = %addresses.admin, "listening");
         let rebuilt = self.store.clone();
         let rebuild = tokio::task::spawn_blocking(move || rebuilt.rebuild_index_if_needed());
         let connections = Tasks::default();
@@ -137,6 +157,12 @@ impl App {
         let usage_task = self.tasks.spawn("usage", flush_usage(self.store.clone(), stop.clone()));
         let collector = Collector::new(self.store.clone(), self.metrics.clone());
         let gc_task = self.tasks.spawn("gc", collector.run(stop.clone()));
+        let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
+        let directory_task =
+            self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
+        let api = PeerApi::new(self.fetcher.clone(), self.peers, self.metrics.clone());
+        let peer_task =
+            self.tasks.spawn("peers", self.peer.serve_peers(api, connections.clone(), stop.clone()));
         let mirror = Mirror::new(
             self.fetcher,
             self.upstream,
@@ -150,6 +176,8 @@ impl App {
         self.park.cancel();
         last.cancel();
         admin_task.await?;
+        peer_task.await?;
+        directory_task.await?;
         usage_task.await?;
         gc_task.await?;
         self.tasks.finished().await;

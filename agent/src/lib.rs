@@ -1,7 +1,7 @@
 //! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
 //!
 //! ```text
-//! main -> app -> http -> fetch -> { store, upstream } -> types
+//! main -> app -> http -> fetch -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
 //! ```
 //!
@@ -10,13 +10,13 @@
 //! | [`app`] | wiring, start and stop order; the only file that names every module |
 //! | [`cli`] | the commands beside `run`, over the admin API or on a stopped agent's data |
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
-//! | [`http`] | the listeners: mirror (`/v2`) and admin |
+//! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`fetch`] | one flight per digest, growing reads, tag resolution |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
-//! | [`peers`] | the cut of blobs between agents and the ranking of members: pure, not used by `fetch` yet |
+//! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of members (pure), asking one of them |
 //! | [`types`] | the protocol's words as types |
 //! | [`metrics`], [`task`] | counters; the one place that starts tasks |
 //!
@@ -25,7 +25,8 @@
 //! 2. The hit path takes no database, channel or global lock.
 //! 3. Nothing in the index is unique.
 //! 4. Each outside crate has one home (sled: `store/index.rs`).
-//! 5. Decisions are pure functions; I/O sits beside them.
+//! 5. A request from another agent is answered from this node or along the tree, never towards a lower weight.
+//! 6. Decisions are pure functions; I/O sits beside them.
 
 pub mod app;
 pub mod cli;

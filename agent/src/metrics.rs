@@ -80,6 +80,50 @@ pub struct RegistryLabels {
     pub registry: String,
 }
 
+/// What a peer was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label values")]
+pub enum PeerWhat {
+    /// A piece of a blob.
+    piece,
+    /// A manifest.
+    manifest,
+    /// What a tag means.
+    tag,
+}
+
+/// What came of asking a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label values")]
+pub enum PeerOutcome {
+    /// It gave it.
+    found,
+    /// It has it on its way.
+    held,
+    /// It takes no part.
+    declined,
+    /// It is busy or not able to.
+    busy,
+    /// No answer, or a wrong one.
+    failed,
+}
+
+/// Labels of `hearth_peer_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerLabels {
+    /// What was asked for.
+    pub what: PeerWhat,
+    /// What came of it.
+    pub outcome: PeerOutcome,
+}
+
+/// Labels of counters by member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MemberLabels {
+    /// Its name.
+    pub member: String,
+}
+
 /// All metrics of the agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -104,6 +148,16 @@ pub struct Metrics {
     pub flights: Gauge,
     /// Open client connections of the mirror.
     pub connections: Gauge,
+    /// Members of the cluster that this node knows of, itself among them.
+    pub peer_members: Gauge,
+    /// Questions to peers.
+    pub peer_requests: Family<PeerLabels, Counter>,
+    /// Bytes of pieces received from peers.
+    pub peer_received_bytes: Counter,
+    /// Bytes of pieces sent to peers.
+    pub peer_sent_bytes: Counter,
+    /// Pieces found to be wrong, by who sent them.
+    pub peer_wrong_pieces: Family<MemberLabels, Counter>,
     /// Bytes that may be held now.
     pub store_allowed: Gauge,
     /// Bytes of blobs that the container runtime had already.
@@ -153,6 +207,28 @@ impl Default for Metrics {
         registry.register("flights", "Blobs under way", flights.clone());
         let connections = Gauge::default();
         registry.register("mirror_connections", "Open client connections of the mirror", connections.clone());
+        let peer_members = Gauge::default();
+        registry.register(
+            "peer_members",
+            "Members of the cluster that this node knows of, itself among them",
+            peer_members.clone(),
+        );
+        let peer_requests = Family::default();
+        registry.register("peer_requests", "Questions to peers", peer_requests.clone());
+        let peer_received_bytes = Counter::default();
+        registry.register(
+            "peer_received_bytes",
+            "Bytes of pieces received from peers",
+            peer_received_bytes.clone(),
+        );
+        let peer_sent_bytes = Counter::default();
+        registry.register("peer_sent_bytes", "Bytes of pieces sent to peers", peer_sent_bytes.clone());
+        let peer_wrong_pieces = Family::default();
+        registry.register(
+            "peer_wrong_pieces",
+            "Pieces found to be wrong, by who sent them",
+            peer_wrong_pieces.clone(),
+        );
         let store_allowed = Gauge::default();
         registry.register(
             "store_allowed_bytes",
@@ -185,6 +261,11 @@ impl Default for Metrics {
             rate_remaining,
             flights,
             connections,
+            peer_members,
+            peer_requests,
+            peer_received_bytes,
+            peer_sent_bytes,
+            peer_wrong_pieces,
             store_allowed,
             runtime_bytes,
             evicted_images,

@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["config", "http", "images", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["fetch", "gc", "http", "peers", "prepull", "store", "types", "upstream"]),
-    ("http", &["fetch", "images", "metrics", "store", "task", "types", "upstream"]),
+    ("http", &["fetch", "images", "metrics", "peers", "store", "task", "types", "upstream"]),
     ("prepull", &["fetch", "metrics", "store", "task", "types"]),
     ("fetch", &["metrics", "peers", "store", "task", "types", "upstream"]),
     ("gc", &["images", "metrics", "store", "task", "types"]),

@@ -79,8 +79,9 @@ impl AgentConfig {
         // A test must not depend on how full its machine's disk is.
         let store = if self.rest.contains("store:") { "" } else { "store: { minFree: \"0\" }\n" };
         let admin = if self.rest.contains("admin:") { "" } else { "admin: { listen: 127.0.0.1:0 }\n" };
+        let peer = if self.rest.contains("peer:") { "" } else { "peer: { listen: 127.0.0.1:0 }\n" };
         format!(
-            "dataDir: {}\n{store}{admin}mirror: {{ listen: 127.0.0.1:0 }}\npeer: {{ listen: 127.0.0.1:0 }}\n\
+            "dataDir: {}\n{store}{peer}{admin}mirror: {{ listen: 127.0.0.1:0 }}\n\
              log: {{ format: json, filter: \"{}\" }}\n{}registries:\n{}",
             data.display(),
             self.log,

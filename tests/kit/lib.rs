@@ -1,6 +1,7 @@
 //! Test kit.
 
 pub mod agent;
+pub mod cluster;
 pub mod fixtures;
 pub mod metrics;
 pub mod process;

@@ -56,10 +56,52 @@ pub const KEYS: &[Key] = &[
         default: "127.0.0.1:5050",
         meaning: "address for the container runtime of this node",
     },
+    Key { path: "peer.listen", default: "0.0.0.0:5051", meaning: "address for other agents" },
     Key {
-        path: "peer.listen",
-        default: "0.0.0.0:5051",
-        meaning: "address for other agents; reserved, nothing listens there yet",
+        path: "peer.name",
+        default: "",
+        meaning: "this node's name among the members, stable over restarts; without it the host's name",
+    },
+    Key {
+        path: "peer.zone",
+        default: "",
+        meaning: "this node's zone: pieces cross from one zone into another once",
+    },
+    Key {
+        path: "peer.members",
+        default: "",
+        meaning: "the members, when they do not change: `name=address:port` or `name@zone=address:port`, separated by commas",
+    },
+    Key {
+        path: "peer.dns",
+        default: "",
+        meaning: "`name:port` whose addresses are the members', asked every 10 seconds",
+    },
+    Key {
+        path: "peer.service",
+        default: "",
+        meaning: "`namespace/name` of the headless Kubernetes service whose EndpointSlices list the members; without \
+                  any of these three every agent fetches for itself",
+    },
+    Key {
+        path: "peer.relay",
+        default: "true",
+        meaning: "whether this node fetches for others what no one on it wants: a small share of each blob",
+    },
+    Key {
+        path: "peer.uploads",
+        default: "8",
+        meaning: "pieces of 4 MiB sent to members at once; few at once arrive sooner",
+    },
+    Key {
+        path: "peer.uploadRate",
+        default: "unlimited",
+        meaning: "most bytes a second sent to members, for example `500MiB`",
+    },
+    Key {
+        path: "peer.wait",
+        default: "3s",
+        meaning: "for how long nothing may come of members before the registry is asked instead",
     },
     Key {
         path: "admin.listen",

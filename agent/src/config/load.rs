@@ -185,6 +185,8 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         let problem = format!("`store.lowWatermark`: must not be above `store.highWatermark` ({high}%)");
         return Err(origins.error("store.lowWatermark", Some(low.referenced), problem));
     }
+    let peers = super::peers::check(&raw.peer, &defaults.peer)
+        .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
     Ok(Config {
         store: store::Config {
             limits: store::Limits {
@@ -225,6 +227,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         mirror_listen: value!(mirror.listen).0,
         admin_listen: value!(admin.listen).0,
         peer_listen: value!(peer.listen).0,
+        peers,
         limits: Limits {
             connections: value!(limits.connections).0,
             client_write: value!(limits.client_write).0,
@@ -308,7 +311,18 @@ mod tests {
             raw.match_indices(": None").map(|(at, _)| raw[..at].rsplit([' ', '{']).next().unwrap()).collect();
         assert_eq!(
             without,
-            ["registries", "default_registry", "docker_config", "kubelet_config", "kubelet_bin_dir"],
+            [
+                "name",
+                "zone",
+                "members",
+                "dns",
+                "service",
+                "registries",
+                "default_registry",
+                "docker_config",
+                "kubelet_config",
+                "kubelet_bin_dir"
+            ],
             "{raw}"
         );
     }

@@ -7,6 +7,7 @@ mod credentials;
 mod error;
 mod keys;
 mod load;
+mod peers;
 mod raw;
 mod tls;
 
@@ -16,7 +17,7 @@ pub use error::ConfigError;
 pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
-use crate::{fetch, http::Limits, store, types::RegistryHost, upstream};
+use crate::{fetch, http::Limits, peers as cluster, store, types::RegistryHost, upstream};
 
 /// Everything the agent needs to know, checked.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Where other agents reach this one.
     pub peer_listen: SocketAddr,
+    /// Who they are, and how this one takes part.
+    pub peers: cluster::Config,
     /// Limits of the mirror's listener.
     pub limits: Limits,
     /// The registry that requests without one mean.

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
 
+use super::peers::{HostPort, MemberList, Name, ServiceName};
 use crate::types::{Amount, RegistryHost, RegistryPattern, parse_duration, parse_percent, parse_size};
 
 macro_rules! section {
@@ -41,7 +42,7 @@ section!(Raw {
     data_dir: Option<PathBuf>,
     store: RawStore,
     mirror: Listener,
-    peer: Listener,
+    peer: RawPeer,
     admin: Listener,
     registries: Option<Vec<Spanned<RawRegistry>>>,
     default_registry: Option<Spanned<Text<RegistryHost>>>,
@@ -60,6 +61,18 @@ section!(RawStore {
     runtime_link: Option<Text<bool>>,
 });
 section!(Listener { listen: Option<Text<Address>> });
+section!(RawPeer {
+    listen: Option<Text<Address>>,
+    name: Option<Text<Name>>,
+    zone: Option<Text<Name>>,
+    members: Option<Spanned<Text<MemberList>>>,
+    dns: Option<Spanned<Text<HostPort>>>,
+    service: Option<Spanned<Text<ServiceName>>>,
+    relay: Option<Text<bool>>,
+    uploads: Option<Text<Count>>,
+    upload_rate: Option<Text<Rate>>,
+    wait: Option<Text<PositiveSpan>>,
+});
 section!(RawCredentials {
     docker_config: Option<Spanned<PathBuf>>,
     kubelet_config: Option<Spanned<PathBuf>>,
@@ -177,6 +190,18 @@ from_text!(
     /// A number of bytes.
     Bytes(u64),
     |text| parse_size(text).map_err(|error| error.to_string())
+);
+from_text!(
+    /// Bytes a second, or no limit.
+    Rate(Option<u64>),
+    |text| match text {
+        "unlimited" => Ok(None),
+        text => match parse_size(text.trim_end_matches("/s")) {
+            Ok(0) => Err("must be more than zero".into()),
+            Ok(rate) => Ok(Some(rate)),
+            Err(error) => Err(format!("{error}, or write `unlimited`")),
+        },
+    }
 );
 from_text!(
     /// A number above zero.

@@ -6,19 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use super::{
     FetchError, Fetcher,
     error::chain,
     flight::{Flight, Phase, blocking},
+    forest,
     growth::Growth,
+    hashing::CatchUp,
     lane::{self, Event, Lane, News, Order, Setback},
     runtime,
     schedule::{self, LaneView, Step, View},
 };
 use crate::{
-    store::{Finish, Partial, StoreError},
+    store::{Finish, Partial},
     types::{Mismatch, RegistryHost, Repository},
     upstream::{Span, backoff},
 };
@@ -39,9 +41,6 @@ const PROGRESS: u64 = 64 * 1024;
 /// Pause after a lane failed while others go on.
 const OTHERS_PAUSE: Duration = Duration::from_secs(1);
 
-/// Unhashed bytes that make it worth reading back while the transfer goes on.
-const HASH_BEHIND: u64 = 1024 * 1024;
-
 /// Starts the flight's task.
 pub(super) fn start(fetcher: Fetcher, flight: Arc<Flight>) {
     let tasks = fetcher.0.tasks.clone();
@@ -49,6 +48,8 @@ pub(super) fn start(fetcher: Fetcher, flight: Arc<Flight>) {
         fetcher.0.metrics.flights.inc();
         let outcome = fly(&fetcher, &flight).await;
         flight.close();
+        flight.desk.leave();
+        flight.stripes.end();
         if let Err(error) = outcome {
             fail(&fetcher, &flight, error).await;
         }
@@ -84,7 +85,9 @@ async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> 
         return Ok(());
     }
     let stop = fetcher.0.stop.clone();
-    let slot = stop.run_until_cancelled(fetcher.0.slots.acquire()).await;
+    // What began for others does not stand in the way of this node's own clients.
+    let slots = if flight.hinted_size().is_some() { &fetcher.0.relays } else { &fetcher.0.slots };
+    let slot = stop.run_until_cancelled(slots.acquire()).await;
     let _slot = slot.and_then(Result::ok).ok_or(FetchError::Stopping)?;
     let found = runtime::find(fetcher, flight).await?;
     if let Some(runtime::Found::Linked(blob)) = found {
@@ -103,6 +106,8 @@ async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> 
         partial = open_partial(fetcher, flight).await?;
     }
     flight.set_partial(partial.clone());
+    let filled = stop.run_until_cancelled(forest::fill(fetcher, flight, &partial)).await;
+    filled.unwrap_or(Err(FetchError::Stopping))?;
     let mut driver = Driver::new(fetcher.clone(), flight.clone(), partial.clone());
     // What has arrived whole is landed even while the agent stops.
     stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;
@@ -131,10 +136,12 @@ async fn land(
     let checked = partial.clone();
     if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
         fetcher.0.upstream.count_mismatch(&source);
+        fetcher.open_case(flight, &partial).await;
         let mismatch = Arc::new(Mismatch { expected: *flight.digest(), found });
         return Err(FetchError::Corrupt { registry: source, origins, mismatch });
     }
     flight.enter(Phase::Verified);
+    fetcher.close_case(flight.digest(), &partial).await;
     match blocking(move || partial.commit()).await {
         Ok(_) => flight.enter(Phase::Done),
         // Readers have verified bytes in an open file; only the store is poorer.
@@ -165,7 +172,7 @@ struct Driver {
     /// What the lane that filled its span last brought, in bytes per second.
     pace: Option<u64>,
     origins: Vec<String>,
-    hashing: Option<JoinHandle<Result<(), StoreError>>>,
+    hashing: CatchUp,
 }
 
 impl Driver {
@@ -191,7 +198,7 @@ impl Driver {
             window: None,
             pace: None,
             origins: Vec::new(),
-            hashing: None,
+            hashing: CatchUp::default(),
         }
     }
 
@@ -385,11 +392,7 @@ impl Driver {
     /// Between events: measure, and let the hash catch up.
     fn tick(&mut self) {
         self.measure();
-        if self.hashing.as_ref().is_none_or(JoinHandle::is_finished) && self.partial.unhashed() >= HASH_BEHIND
-        {
-            let partial = self.partial.clone();
-            self.hashing = Some(tokio::task::spawn_blocking(move || partial.hash_forward()));
-        }
+        self.hashing.tick(&self.partial);
     }
 
     /// One measurement at a time, from the moment all lanes of the target bring bytes. Lanes that hand over to their
@@ -417,11 +420,10 @@ impl Driver {
     /// Ends the lanes that are left (rivals that lost) and says who brought the bytes.
     async fn finish(mut self) -> Result<(RegistryHost, Vec<String>), FetchError> {
         self.lanes.clear();
-        if let Some(hashing) = self.hashing.take() {
-            hashing.await.map_err(StoreError::from)??;
-        }
+        self.hashing.finish().await?;
         let last: Option<Repository> = self.flight.source(self.source).or_else(|| self.flight.source(0));
         let registry = last.map(|source| source.registry).ok_or(FetchError::Stopping)?;
+        self.origins.extend(self.flight.desk.origins());
         if self.origins.is_empty() {
             self.origins.push("an earlier transfer".into());
         }

@@ -19,7 +19,9 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     FetchError,
+    desk::{Desk, Errand},
     reader::{Content, Growing, HELD_BACK},
+    stripes::Stripes,
 };
 use crate::{
     store::{Blob, Partial, StoreError},
@@ -58,6 +60,12 @@ pub(super) struct Flight {
     demand: Mutex<Demand>,
     /// Someone wants something new.
     pub(super) wanted: Notify,
+    /// What other members want.
+    pub(super) desk: Desk,
+    /// What is read upstream for the cluster.
+    pub(super) stripes: Stripes,
+    /// Set when it began for another member's sake: the size that the member named.
+    hinted: Option<u64>,
     partial: OnceLock<Arc<Partial>>,
     /// Set instead when the blob turned out to be in the store.
     found: OnceLock<Blob>,
@@ -87,6 +95,17 @@ struct Demand {
     next: u64,
     /// Takes no one more.
     closed: bool,
+}
+
+/// What becomes of a member's request for a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The flight has ended.
+    Ended,
+    /// Nobody sees to it.
+    ByNobody,
+    /// It is seen to, after so many failures.
+    After(u64),
 }
 
 #[derive(Debug)]
@@ -148,10 +167,53 @@ impl Flight {
                 closed: false,
             }),
             wanted: Notify::new(),
+            desk: Desk::default(),
+            stripes: Stripes::default(),
+            hinted: None,
             partial: OnceLock::new(),
             found: OnceLock::new(),
             progress: watch::Sender::new(Progress { phase: Phase::Connecting, writes: 0 }),
         }
+    }
+
+    /// One that begins because another member asked for a piece of it.
+    pub(super) fn for_member(
+        digest: Digest,
+        described: Option<Descriptor>,
+        distrust: Distrust,
+        source: &Repository,
+        size: u64,
+    ) -> Self {
+        let flight = Self { hinted: Some(size), ..Self::new(digest, described, distrust) };
+        flight.demand().sources.push(source.clone());
+        flight
+    }
+
+    /// The size that another member named, when it began for its sake.
+    pub(super) fn hinted_size(&self) -> Option<u64> {
+        self.hinted
+    }
+
+    /// Whether it takes no one more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.demand().closed
+    }
+
+    /// Another member asks for a piece.
+    pub(super) fn ask_piece(&self, piece: u64, errand: Errand) -> Asked {
+        let demand = self.demand();
+        if demand.closed {
+            return Asked::Ended;
+        }
+        let failures = self.desk.ask(piece, errand, demand.whole);
+        drop(demand);
+        self.wanted.notify_one();
+        failures.map_or(Asked::ByNobody, Asked::After)
+    }
+
+    /// News of it.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
     }
 
     fn demand(&self) -> MutexGuard<'_, Demand> {
@@ -187,6 +249,7 @@ impl Flight {
 
     pub(super) fn set_partial(&self, partial: Arc<Partial>) {
         let _ = self.partial.set(partial);
+        self.wrote();
     }
 
     pub(super) fn partial(&self) -> Option<&Arc<Partial>> {
@@ -264,8 +327,9 @@ impl Flight {
     pub(super) fn close_if_satisfied(&self, served: impl Fn(&Range<u64>) -> bool, size: u64) -> bool {
         let (wants, whole) = self.wants(size);
         let mut demand = self.demand();
-        // Who came between the two locks is one more than were looked at.
-        if whole || demand.wants.len() > wants.len() || !wants.iter().all(served) {
+        // Who came between the two locks is one more than were looked at; members ask under the second.
+        if whole || demand.wants.len() > wants.len() || !wants.iter().all(served) || self.desk.has_requests()
+        {
             return false;
         }
         demand.closed = true;

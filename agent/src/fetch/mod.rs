@@ -9,17 +9,25 @@
 //! Invariant: what is returned as complete hashed to its digest; "not found" is said only when upstream said it.
 
 mod absent;
+mod council;
+mod desk;
 mod drive;
 mod error;
 mod flight;
+mod forest;
 mod growth;
+mod hashing;
 mod keyed;
 mod known;
 mod lane;
 mod liars;
+mod piece;
 mod reader;
 mod runtime;
 mod schedule;
+mod share;
+mod stripes;
+mod suspects;
 mod tags;
 
 use std::{
@@ -32,6 +40,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use absent::Absent;
+use council::Ask;
 pub use error::FetchError;
 pub use flight::TransferStatus;
 use flight::{Flight, Passenger};
@@ -39,10 +48,13 @@ use keyed::KeyedLocks;
 use known::Known;
 use liars::Liars;
 pub use reader::{Content, ContentReader};
+pub use share::Share;
+use suspects::Suspects;
 use tags::TagSlot;
 
 use crate::{
     metrics::{Found, Kind, Metrics},
+    peers::{Peers, wire::PieceAsk},
     store::{ManifestRecord, Store},
     task::Tasks,
     types::{
@@ -93,6 +105,7 @@ struct Inner {
     config: Config,
     store: Store,
     upstream: Arc<Upstream>,
+    peers: Peers,
     metrics: Metrics,
     tasks: Tasks,
     stop: CancellationToken,
@@ -101,12 +114,17 @@ struct Inner {
     tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
     known: Known,
     liars: Liars,
+    suspects: Suspects,
     absent: Absent<(Repository, Digest)>,
     slots: tokio::sync::Semaphore,
+    relays: tokio::sync::Semaphore,
 }
 
 /// Blobs fetched at once; further ones wait their turn.
 const MAX_FLIGHTS: usize = 64;
+
+/// Blobs fetched at once for other members' sake alone.
+const MAX_RELAYS: usize = 64;
 
 impl Fetcher {
     /// Puts the parts together. Flights run in `tasks` and park when `stop` is cancelled.
@@ -114,6 +132,7 @@ impl Fetcher {
         config: Config,
         store: Store,
         upstream: Arc<Upstream>,
+        peers: Peers,
         metrics: Metrics,
         tasks: Tasks,
         stop: CancellationToken,
@@ -122,6 +141,7 @@ impl Fetcher {
             config,
             store,
             upstream,
+            peers,
             metrics,
             tasks,
             stop,
@@ -130,8 +150,10 @@ impl Fetcher {
             tags: Mutex::default(),
             known: Known::default(),
             liars: Liars::default(),
+            suspects: Suspects::default(),
             absent: Absent::default(),
             slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
+            relays: tokio::sync::Semaphore::new(MAX_RELAYS),
         }))
     }
 
@@ -219,6 +241,25 @@ impl Fetcher {
         (flight, passenger, Found::miss)
     }
 
+    /// The flight for a blob of which another member wants a piece; `None` when as many as may began for others.
+    fn relay(&self, ask: &PieceAsk) -> Option<Arc<Flight>> {
+        let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(&ask.digest).filter(|flight| !flight.is_closed()) {
+            return Some(flight.clone());
+        }
+        if self.0.relays.available_permits() == 0 {
+            return None;
+        }
+        let distrust = self.0.liars.distrust(&ask.digest);
+        let described = self.0.known.get(&ask.digest);
+        let flight = Flight::for_member(ask.digest, described, distrust, &ask.repository, ask.size);
+        let flight = Arc::new(flight);
+        flights.insert(ask.digest, flight.clone());
+        drop(flights);
+        drive::start(self.clone(), flight.clone());
+        Some(flight)
+    }
+
     /// Blobs under way.
     pub fn status(&self) -> Vec<TransferStatus> {
         let flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
@@ -271,6 +312,15 @@ impl Fetcher {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Manifest, FetchError> {
+        self.manifest_by(repository, digest, Ask::Members).await
+    }
+
+    async fn manifest_by(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        ask: Ask,
+    ) -> Result<Manifest, FetchError> {
         if let Some(manifest) = self.stored_manifest(repository, digest).await? {
             self.0.metrics.count_content(Kind::manifest, Found::hit);
             return Ok(manifest);
@@ -283,17 +333,48 @@ impl Fetcher {
         }
         self.0.absent.check(&key)?;
         self.0.metrics.count_content(Kind::manifest, Found::miss);
-        let fetched = self.fetch_manifest(repository, digest).await;
+        let fetched = self.fetch_manifest(repository, digest, ask).await;
         fetched.inspect_err(|error| self.0.absent.note(&key, error, self.0.config.negative))
     }
 
-    async fn fetch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Manifest, FetchError> {
+    async fn fetch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        ask: Ask,
+    ) -> Result<Manifest, FetchError> {
         if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
             return Ok(manifest);
         }
-        let manifest = self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await?;
+        let members = ask == Ask::Members;
+        let told = if members { self.manifest_of_members(repository, digest).await? } else { None };
+        let manifest = match told {
+            Some(manifest) => manifest,
+            None => match self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await {
+                Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }))
+                    if members =>
+                {
+                    self.manifest_of_anyone(repository, digest).await.ok_or(error)?
+                }
+                asked => asked?,
+            },
+        };
         self.keep_manifest(repository, &manifest).await?;
         Ok(manifest)
+    }
+
+    /// A manifest from this node's disk alone; the content is the proof that whoever asks knows its name.
+    async fn known_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Manifest, FetchError> {
+        if let Some(manifest) = self.stored_manifest(repository, digest).await? {
+            return Ok(manifest);
+        }
+        let bytes = self.stored_bytes(digest).await?;
+        let known = bytes.and_then(|bytes| Some((media_type_of(&bytes)?, bytes)));
+        let (media_type, bytes) = known.ok_or_else(|| FetchError::NotNow {
+            reason: "it is not on this node".into(),
+            retry_after: None,
+        })?;
+        Ok(Manifest { digest: *digest, media_type, bytes })
     }
 
     /// A manifest that this repository is known to have and that lies in the store.

@@ -22,6 +22,8 @@ pub enum Content {
     Whole(Blob),
     /// On its way.
     Growing(Growing),
+    /// A part that is there, of a blob of so many bytes that is on its way. Not verified: for members, who verify.
+    Landed(Arc<Partial>, u64),
 }
 
 /// A blob on its way: its partial file and the news about it.
@@ -50,6 +52,7 @@ impl Content {
         match self {
             Self::Whole(blob) => blob.size(),
             Self::Growing(growing) => growing.size,
+            Self::Landed(_, size) => *size,
         }
     }
 
@@ -79,6 +82,7 @@ impl ContentReader {
                 let until = growing.wait_past(self.position).await?.min(self.end);
                 (growing.partial.file(), until)
             }
+            Content::Landed(partial, _) => (partial.file(), self.end),
         };
         let chunk = read_chunk(file, self.position, until)
             .await

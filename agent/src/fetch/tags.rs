@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{FetchError, Fetcher, ManifestInfo, error::chain};
+use super::{FetchError, Fetcher, ManifestInfo, council::Ask, error::chain, info};
 use crate::{
     metrics::{Found, Kind},
     store::TagRecord,
@@ -35,6 +35,14 @@ struct TagState {
     changes: u64,
     /// The record could not be written: the disk does not know better.
     unwritten: bool,
+}
+
+/// What a tag means, and since when that is known.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub(super) info: ManifestInfo,
+    /// Since upstream confirmed it.
+    pub(super) age: Duration,
 }
 
 /// What to do about a tag before anyone is asked. Pure.
@@ -80,6 +88,16 @@ impl Fetcher {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<ManifestInfo, FetchError> {
+        Ok(self.resolve_by(repository, tag, Ask::Members).await?.info)
+    }
+
+    /// The same, with the age of the answer, from whom `ask` says.
+    pub(super) async fn resolve_by(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        ask: Ask,
+    ) -> Result<Resolved, FetchError> {
         let slot = self.tag_slot(repository, tag);
         let waited = slot.0.try_lock().is_err();
         let mut state = slot.0.lock().await;
@@ -100,28 +118,28 @@ impl Fetcher {
             Step::Use => {
                 self.note_use(state.record.as_ref());
                 self.0.metrics.count_content(Kind::tag, if waited { Found::joined } else { Found::hit });
-                return answer(state.record.as_ref(), false);
+                return state.answer(false);
             }
             Step::UseStale => {
                 self.note_use(state.record.as_ref());
                 self.0.metrics.count_content(Kind::tag, Found::stale);
-                return answer(state.record.as_ref(), true);
+                return state.answer(true);
             }
             Step::Ask => {}
         }
-        match self.ask_upstream(repository, tag, state.record.is_some()).await {
-            Ok(record) => {
+        match self.ask_for_tag(repository, tag, state.record.is_some(), ask).await {
+            Ok((record, age)) => {
                 self.0.metrics.count_content(Kind::tag, Found::miss);
                 let unwritten = !self.keep_tag(repository, tag, &record).await;
                 let pinned = state.record.as_ref().is_some_and(|old| old.pinned);
                 *state = TagState {
                     record: Some(TagRecord { pinned, ..record }),
-                    confirmed: Some(Instant::now()),
+                    confirmed: Instant::now().checked_sub(age),
                     changes: state.changes,
                     unwritten,
                     ..TagState::default()
                 };
-                answer(state.record.as_ref(), false)
+                state.answer(false)
             }
             Err(FetchError::NotFound(reason)) if !kept => {
                 self.forget_tag(repository, tag).await;
@@ -136,7 +154,26 @@ impl Fetcher {
                 tracing::warn!(%repository, %tag, error = %error, "upstream cannot confirm the tag: last known digest is served");
                 self.0.metrics.count_content(Kind::tag, Found::stale);
                 state.failed = Some(Instant::now());
-                answer(state.record.as_ref(), true)
+                state.answer(true)
+            }
+            Err(error @ FetchError::NotNow { .. }) if ask == Ask::Members => {
+                let Some(known) = self.tag_of_anyone(repository, tag).await else { return Err(error) };
+                if !usable(known.age, self.0.config.max_stale) {
+                    return Err(error);
+                }
+                tracing::warn!(%repository, %tag, error = %error, "upstream cannot confirm the tag: what another member last knew is served");
+                self.0.metrics.count_content(Kind::tag, Found::stale);
+                let record = record_of(&known.info, known.age);
+                let unwritten = !self.keep_tag(repository, tag, &record).await;
+                *state = TagState {
+                    record: Some(record),
+                    confirmed: Instant::now().checked_sub(known.age),
+                    failed: Some(Instant::now()),
+                    changes: state.changes,
+                    unwritten,
+                    ..TagState::default()
+                };
+                state.answer(true)
             }
             Err(error) => Err(error),
         }
@@ -172,42 +209,61 @@ impl Fetcher {
         }
     }
 
-    /// HEAD, which costs no quota; GET only for a manifest that is not here yet. With a last known meaning
-    /// at hand the wait is half of what the client is given, so that it still gets that.
-    async fn ask_upstream(
+    /// What is known of a tag without asking anyone.
+    pub(super) async fn known_tag(&self, repository: &Repository, tag: &Tag) -> Result<Resolved, FetchError> {
+        let unknown =
+            || FetchError::NotNow { reason: "nothing is known of the tag".into(), retry_after: None };
+        let record = self.0.store.tag(repository, tag).await?.ok_or_else(unknown)?;
+        TagState { record: Some(record), ..TagState::default() }.answer(true)
+    }
+
+    /// The member that resolves the tag for all, else upstream: a record and its age. With a last known meaning at hand,
+    /// here or perhaps elsewhere, the wait is shorter than what the client is given, so that it still gets that.
+    async fn ask_for_tag(
         &self,
         repository: &Repository,
         tag: &Tag,
         has_last: bool,
-    ) -> Result<TagRecord, FetchError> {
-        let limit = if has_last { self.0.config.first_header / 2 } else { self.0.config.first_header };
+        ask: Ask,
+    ) -> Result<(TagRecord, Duration), FetchError> {
+        let whole = self.0.config.first_header;
+        let limit = match (has_last, ask) {
+            (true, _) => whole / 2,
+            (false, Ask::Members) if self.0.peers.members().is_some() => whole * 7 / 10,
+            (false, _) => whole,
+        };
         let asked = tokio::time::timeout(limit, async {
-            let reference = Reference::Tag(tag.clone());
-            let head = self.0.upstream.manifest_head(repository, &reference).await?;
-            // The client's next request is for this manifest, and it comes back here only if it can be had: some
-            // clients choose their mirror once, by this answer.
-            if let Some(digest) = head.digest {
-                match self.manifest_by_digest(repository, &digest).await {
-                    Err(FetchError::NotFound(_)) => {}
-                    manifest => return manifest,
-                }
+            if ask == Ask::Members
+                && let Some(told) = self.tag_of_members(repository, tag).await?
+                && self.manifest_by_digest(repository, &told.info.digest).await.is_ok()
+            {
+                return Ok((record_of(&told.info, told.age), told.age));
             }
-            let manifest = self.0.upstream.manifest(repository, &reference).await?;
-            self.keep_manifest(repository, &manifest).await?;
-            Ok::<_, FetchError>(manifest)
+            let record = self.ask_upstream(repository, tag).await?;
+            Ok::<_, FetchError>((record, Duration::ZERO))
         });
-        let manifest = asked.await.unwrap_or_else(|_| {
+        asked.await.unwrap_or_else(|_| {
             let reason = format!("did not answer within {limit:?}");
             Err(UpstreamError::Unavailable { registry: repository.registry.clone(), reason }.into())
-        })?;
-        Ok(TagRecord {
-            digest: manifest.digest,
-            media_type: manifest.media_type.as_str().to_owned(),
-            size: manifest.bytes.len() as u64,
-            confirmed: unix_now(),
-            pinned: false,
-            imported: false,
         })
+    }
+
+    /// HEAD, which costs no quota; GET only for a manifest that is not here yet, by the member that does that for all
+    /// (it is another one, which asks nobody but upstream: no circle).
+    async fn ask_upstream(&self, repository: &Repository, tag: &Tag) -> Result<TagRecord, FetchError> {
+        let reference = Reference::Tag(tag.clone());
+        let head = self.0.upstream.manifest_head(repository, &reference).await?;
+        // The client's next request is for this manifest, and it comes back here only if it can be had: some
+        // clients choose their mirror once, by this answer.
+        if let Some(digest) = head.digest {
+            match self.manifest_by_digest(repository, &digest).await {
+                Err(FetchError::NotFound(_)) => {}
+                manifest => return Ok(record_of(&info(&manifest?, false), Duration::ZERO)),
+            }
+        }
+        let manifest = self.0.upstream.manifest(repository, &reference).await?;
+        self.keep_manifest(repository, &manifest).await?;
+        Ok(record_of(&info(&manifest, false), Duration::ZERO))
     }
 
     /// Whether the record is on disk.
@@ -252,13 +308,28 @@ fn age(record: &TagRecord, confirmed: Option<Instant>) -> Duration {
     )
 }
 
-fn answer(record: Option<&TagRecord>, stale: bool) -> Result<ManifestInfo, FetchError> {
-    let usable = record.and_then(|record| Some((record, MediaType::parse(&record.media_type)?)));
-    let (record, media_type) = usable.ok_or_else(|| FetchError::NotNow {
-        reason: "the tag's record is damaged".into(),
-        retry_after: None,
-    })?;
-    Ok(ManifestInfo { digest: record.digest, media_type, size: record.size, stale })
+impl TagState {
+    fn answer(&self, stale: bool) -> Result<Resolved, FetchError> {
+        let usable =
+            self.record.as_ref().and_then(|record| Some((record, MediaType::parse(&record.media_type)?)));
+        let (record, media_type) = usable.ok_or_else(|| FetchError::NotNow {
+            reason: "the tag's record is damaged".into(),
+            retry_after: None,
+        })?;
+        let info = ManifestInfo { digest: record.digest, media_type, size: record.size, stale };
+        Ok(Resolved { info, age: age(record, self.confirmed) })
+    }
+}
+
+fn record_of(info: &ManifestInfo, age: Duration) -> TagRecord {
+    TagRecord {
+        digest: info.digest,
+        media_type: info.media_type.as_str().to_owned(),
+        size: info.size,
+        confirmed: unix_now().saturating_sub(age.as_secs()),
+        pinned: false,
+        imported: false,
+    }
 }
 
 fn unix_now() -> u64 {

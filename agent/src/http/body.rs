@@ -7,7 +7,9 @@ use futures_util::stream;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 
-use crate::{fetch::ContentReader, metrics::Metrics};
+use prometheus_client::metrics::counter::Counter;
+
+use crate::{fetch::ContentReader, peers::Upload};
 
 /// What every answer carries.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -27,14 +29,15 @@ pub(super) fn empty() -> Body {
 
 struct Sending {
     reader: ContentReader,
-    metrics: Metrics,
+    sent: Counter,
+    upload: Option<Upload>,
     since_yield: usize,
 }
 
 /// Content as it becomes readable. When it cannot be completed the body ends with an error: the connection is closed
-/// short of `Content-Length`, and the client resumes from there.
-pub(super) fn content(reader: ContentReader, metrics: Metrics) -> Body {
-    let sending = Sending { reader, metrics, since_yield: 0 };
+/// short of `Content-Length`, and the client resumes from there. `sent` counts bytes, `upload` sets the pace.
+pub(super) fn content(reader: ContentReader, sent: Counter, upload: Option<Upload>) -> Body {
+    let sending = Sending { reader, sent, upload, since_yield: 0 };
     StreamBody::new(stream::unfold(Some(sending), |sending| async {
         let mut sending = sending?;
         if sending.since_yield >= YIELD_EVERY {
@@ -44,7 +47,10 @@ pub(super) fn content(reader: ContentReader, metrics: Metrics) -> Body {
         match sending.reader.next().await {
             Ok(Some(bytes)) => {
                 sending.since_yield += bytes.len();
-                sending.metrics.served_bytes.inc_by(bytes.len() as u64);
+                if let Some(upload) = &sending.upload {
+                    upload.pass(bytes.len()).await;
+                }
+                sending.sent.inc_by(bytes.len() as u64);
                 Some((Ok(Frame::data(bytes)), Some(sending)))
             }
             Ok(None) => None,

@@ -176,7 +176,7 @@ impl Mirror {
         };
         let length = range.end - range.start;
         let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
-        let body = body::content(content.read(range), self.0.metrics.clone());
+        let body = body::content(content.read(range), self.0.metrics.served_bytes.clone(), None);
         let mut response = blob_response(status, digest, length, repository, body);
         if status == StatusCode::PARTIAL_CONTENT {
             set(response.headers_mut(), header::CONTENT_RANGE, &content_range);

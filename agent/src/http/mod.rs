@@ -1,6 +1,6 @@
-//! The listeners: the mirror (`/v2`) and the admin side.
+//! The listeners: the mirror (`/v2`), other agents (`/peer/v1`) and the admin side.
 //!
-//! `route` turns a request into a value, without I/O; `mirror` answers it with one call into `fetch`; `error` is the
+//! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `fetch`; `error` is the
 //! one place where errors meet the protocol; `body` sends content; `serve` owns sockets.
 
 mod admin;
@@ -9,6 +9,7 @@ mod body;
 mod connection;
 mod error;
 mod mirror;
+mod peer;
 mod route;
 mod serve;
 mod transfer;
@@ -16,4 +17,5 @@ mod transfer;
 pub use admin::{Admin, Latch, Readiness};
 pub use api::COMMAND_HEADER;
 pub use mirror::Mirror;
+pub use peer::PeerApi;
 pub use serve::{Limits, Server};

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admin, Mirror,
+    Admin, Mirror, PeerApi,
     api::Peer,
     body::Body,
     connection::{self, ClientStream},
@@ -66,6 +66,11 @@ impl Server {
         let count =
             move |open: bool| if open { metrics.connections.inc() } else { metrics.connections.dec() };
         self.serve(move |request| mirror.clone().answer(request), count, tasks, stop).await;
+    }
+
+    /// Serves other agents until `stop`.
+    pub async fn serve_peers(self, peers: PeerApi, tasks: Tasks, stop: CancellationToken) {
+        self.serve(move |request| peers.clone().answer(request), |_| 0, tasks, stop).await;
     }
 
     /// Serves the admin side until `stop`.

@@ -1,9 +1,245 @@
-//! Other agents of the cluster: how a blob is cut between them and who stands above whom for each piece.
+//! Other agents of the cluster: who is here, how a blob is cut between them, who stands above whom for each piece, and
+//! how to ask one of them.
 //!
 //! `rank` gives every piece its own tree over all members, known to everyone without a message; `layout` cuts blobs
 //! into pieces and stripes; `plan` says what to ask for next, whom, and what to answer. All are pure, and
-//! `bench/sim` runs them on thousands of simulated nodes. Nothing here asks a peer yet: each agent still fetches for itself.
+//! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
+//! `client` asks, `health` remembers who is to be left alone, `uploads` bounds what this node gives. What is done with
+//! a piece is `fetch`'s business.
 
+mod client;
+pub mod directory;
+mod dns;
+mod health;
 pub mod layout;
+mod members;
 pub mod plan;
 pub mod rank;
+mod uploads;
+pub mod wire;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use client::Client;
+pub use client::{HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagMeaning};
+use directory::{Directory as _, Fixed, Publisher};
+use dns::Dns;
+use health::Health;
+pub use members::{Member, Members};
+pub use uploads::{Upload, Uploads, Waiting};
+use wire::{PeerRequest, PieceAsk};
+
+use crate::{
+    metrics::{Metrics, PeerLabels, PeerOutcome, PeerWhat},
+    types::{Digest, MediaType, Repository, Tag},
+};
+
+/// Where the list of members comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere: every agent fetches for itself.
+    Off,
+    /// The configuration.
+    Static(Vec<Member>),
+    /// The addresses behind a name, asked again and again.
+    Dns {
+        /// The name.
+        host: String,
+        /// The port of every peer listener.
+        port: u16,
+    },
+    /// The `EndpointSlices` of a Kubernetes service.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// How this node takes part.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its stable name.
+    pub name: String,
+    /// Its zone; empty for none.
+    pub zone: String,
+    /// Who else is here.
+    pub source: Source,
+    /// Whether it fetches for others what nobody on this node wants.
+    pub relay: bool,
+    /// Pieces sent at once.
+    pub uploads: usize,
+    /// Most bytes a second sent to peers.
+    pub upload_rate: Option<u64>,
+    /// For how long nothing may come of peers before upstream is asked instead.
+    pub wait: Duration,
+}
+
+/// Why peers could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the client for peers")]
+pub struct SetupError(#[from] reqwest::Error);
+
+/// The cluster as one node sees it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Peers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    members: watch::Receiver<Arc<Members>>,
+    client: Client,
+    health: Health,
+    uploads: Uploads,
+    metrics: Metrics,
+    /// A source of members is configured.
+    on: bool,
+}
+
+impl Peers {
+    /// This node at `address`, and the publisher through which a directory tells who else is here.
+    pub fn new(
+        config: Config,
+        address: SocketAddr,
+        metrics: Metrics,
+    ) -> Result<(Self, Publisher), SetupError> {
+        let me = Member { name: config.name.clone(), zone: config.zone.clone(), address };
+        let (publisher, members) = Publisher::new(me, metrics.clone());
+        let inner = Inner {
+            on: config.source != Source::Off,
+            uploads: Uploads::new(config.uploads, config.upload_rate),
+            client: Client::new()?,
+            health: Health::default(),
+            config,
+            members,
+            metrics,
+        };
+        Ok((Self(Arc::new(inner)), publisher))
+    }
+
+    /// Whether agents work together at all.
+    pub fn is_on(&self) -> bool {
+        self.0.on
+    }
+
+    /// How this node takes part.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Who this node says it is.
+    pub fn identity(&self) -> Identity {
+        Identity { name: self.0.config.name.clone(), zone: self.0.config.zone.clone() }
+    }
+
+    /// Who is here now; `None` when there is nobody to share with.
+    pub fn members(&self) -> Option<Arc<Members>> {
+        let members = self.0.members.borrow().clone();
+        (!members.is_alone()).then_some(members)
+    }
+
+    /// News of the membership.
+    pub fn watch(&self) -> watch::Receiver<Arc<Members>> {
+        self.0.members.clone()
+    }
+
+    /// Reads the configured source of members until `stop`.
+    pub async fn follow(&self, publish: Publisher, stop: CancellationToken) {
+        match self.0.config.source.clone() {
+            Source::Off | Source::Service { .. } => {}
+            Source::Static(members) => Fixed(members).run(publish, stop).await,
+            Source::Dns { host, port } => {
+                Dns { host, port, client: self.0.client.clone() }.run(publish, stop).await;
+            }
+        }
+    }
+
+    /// What this node may send to others.
+    pub fn uploads(&self) -> &Uploads {
+        &self.0.uploads
+    }
+
+    /// Whether a member is to be asked at all now.
+    pub fn is_usable(&self, member: &Member) -> bool {
+        self.0.health.is_usable(&member.name)
+    }
+
+    /// It sent wrong bytes: it is left out for a while.
+    pub fn blame(&self, member: &str) {
+        self.0.health.lied(member);
+    }
+
+    /// It did not keep what it promised.
+    pub fn note_failure(&self, error: &PeerError) {
+        tracing::debug!(peer = error.member, problem = error.problem, "peer failed");
+        self.0.health.failed(&error.member);
+    }
+
+    /// Asks for a piece of `length` bytes.
+    pub async fn piece(
+        &self,
+        member: &Member,
+        ask: &PieceAsk,
+        length: u64,
+    ) -> Result<PieceAnswer, PeerError> {
+        let answer = self.0.client.piece(member, ask, length).await;
+        let outcome = match &answer {
+            Ok(PieceAnswer::Body(_)) => PeerOutcome::found,
+            Ok(PieceAnswer::Held(_)) => PeerOutcome::held,
+            Ok(PieceAnswer::NoPart | PieceAnswer::NoRanges) => PeerOutcome::declined,
+            Ok(PieceAnswer::Unable) => PeerOutcome::busy,
+            Err(_) => PeerOutcome::failed,
+        };
+        self.count(PeerWhat::piece, outcome);
+        match &answer {
+            Ok(PieceAnswer::Unable) => self.0.health.busy(&member.name),
+            Ok(_) => self.0.health.succeeded(&member.name),
+            Err(error) => self.note_failure(error),
+        }
+        answer
+    }
+
+    /// Asks for a manifest by digest; it is checked. With `known` upstream is not asked by anyone.
+    pub async fn manifest(
+        &self,
+        member: &Member,
+        repository: &Repository,
+        digest: &Digest,
+        known: bool,
+    ) -> Option<Settled<(MediaType, Bytes)>> {
+        let request = PeerRequest::Manifest { repository: repository.clone(), digest: *digest, known };
+        self.settled(PeerWhat::manifest, self.0.client.manifest(member, &request, digest).await)
+    }
+
+    /// Asks what a tag means. With `known` upstream is not asked by anyone.
+    pub async fn tag(
+        &self,
+        member: &Member,
+        repository: &Repository,
+        tag: &Tag,
+        known: bool,
+    ) -> Option<Settled<TagMeaning>> {
+        let request = PeerRequest::Tag { repository: repository.clone(), tag: tag.clone(), known };
+        self.settled(PeerWhat::tag, self.0.client.tag(member, &request).await)
+    }
+
+    fn settled<T>(&self, what: PeerWhat, answer: Result<Settled<T>, PeerError>) -> Option<Settled<T>> {
+        let outcome = match &answer {
+            Ok(Settled::Found(_)) => PeerOutcome::found,
+            Ok(Settled::Absent) => PeerOutcome::declined,
+            Ok(Settled::NotNow) => PeerOutcome::busy,
+            Err(_) => PeerOutcome::failed,
+        };
+        self.count(what, outcome);
+        answer.inspect_err(|error| self.note_failure(error)).ok()
+    }
+
+    fn count(&self, what: PeerWhat, outcome: PeerOutcome) {
+        self.0.metrics.peer_requests.get_or_create(&PeerLabels { what, outcome }).inc();
+    }
+}

@@ -32,11 +32,14 @@ pub enum Target {
     Upstream,
 }
 
-/// Where `me` looks for a piece, in this order: up its tree, then whoever reads the stripe, then upstream itself.
-/// `fetchers` are the members of the piece's slot in their order ([`Ranking::fetchers`]).
+/// Where `me` looks for a piece, in this order: up its tree, then whoever reads the stripe, then upstream itself, and
+/// when it cannot, those who might read the stripe after it. `fetchers` are the members of the piece's slot in their
+/// order ([`Ranking::fetchers`]).
 pub fn targets(ranking: &Ranking, subject: &Subject, piece: u64, me: u32, fetchers: &[u32]) -> Vec<Target> {
+    let source = |member: &u32| Target::Member(*member, Role::Source);
+    let later = fetchers.iter().skip_while(|member| **member != me).skip(1).map(source);
     if fetchers.first() == Some(&me) {
-        return vec![Target::Upstream];
+        return std::iter::once(Target::Upstream).chain(later).collect();
     }
     let ancestors = ranking.ancestors(subject, piece, me);
     let last = ancestors.len().saturating_sub(1);
@@ -44,9 +47,8 @@ pub fn targets(ranking: &Ranking, subject: &Subject, piece: u64, me: u32, fetche
         .into_iter()
         .enumerate()
         .map(|(at, member)| Target::Member(member, if at == last { Role::Root } else { Role::Parent }));
-    let sources = fetchers.iter().take_while(|member| **member != me);
-    let sources = sources.map(|member| Target::Member(*member, Role::Source));
-    climb.chain(sources).chain([Target::Upstream]).collect()
+    let sources = fetchers.iter().take_while(|member| **member != me).map(source);
+    climb.chain(sources).chain([Target::Upstream]).chain(later).collect()
 }
 
 /// What a member knows of itself when it is asked for a piece.
@@ -165,6 +167,17 @@ impl Window {
             self.first += 1;
         }
         new
+    }
+
+    /// Pieces that are not here: those of the window, and those asked for beyond it.
+    pub fn open(&self) -> Vec<u64> {
+        let end = self.first + WINDOW;
+        let open = |piece: &u64| match self.state_of(*piece) {
+            Some(State::Missing) => *piece < end,
+            Some(State::Asked) => true,
+            Some(State::Here) | None => false,
+        };
+        (self.first..self.state.len() as u64).filter(open).collect()
     }
 
     /// Whether a piece is here.

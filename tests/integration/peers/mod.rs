@@ -1,3 +1,4 @@
 //! Agents among themselves.
 
+mod burst;
 mod vectors;

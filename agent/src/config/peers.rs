@@ -1,0 +1,190 @@
+//! `peer`: who this node is among others, and who they are.
+
+use std::{net::SocketAddr, str::FromStr};
+
+use serde_saphyr::Location;
+
+use super::raw::RawPeer;
+use crate::peers::{Config, Member, Source};
+
+/// Longest name of a member or zone.
+const LONGEST: usize = 253;
+
+/// A key that is wrong: its path, its place, and what is wrong.
+pub(super) type Wrong = (&'static str, Option<Location>, String);
+
+/// Holds the keys against each other.
+pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> {
+    let source = source(raw)?;
+    let name = match &raw.name {
+        Some(name) => name.0.0.clone(),
+        None => host_name().map_err(|problem| ("peer.name", None, problem))?,
+    };
+    let zone = raw.zone.as_ref().map(|zone| zone.0.0.clone()).unwrap_or_default();
+    macro_rules! value {
+        ($field:ident) => {
+            raw.$field
+                .as_ref()
+                .or(defaults.$field.as_ref())
+                .expect("every key read so has a default")
+                .0
+                .clone()
+        };
+    }
+    Ok(Config {
+        name,
+        zone,
+        source,
+        relay: value!(relay),
+        uploads: value!(uploads).0,
+        upload_rate: value!(upload_rate).0,
+        wait: value!(wait).0,
+    })
+}
+
+fn source(raw: &RawPeer) -> Result<Source, Wrong> {
+    let places = [
+        ("peer.members", raw.members.as_ref().map(|set| set.referenced)),
+        ("peer.dns", raw.dns.as_ref().map(|set| set.referenced)),
+        ("peer.service", raw.service.as_ref().map(|set| set.referenced)),
+    ];
+    let mut set = places.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    let (first, second) = (set.next(), set.next());
+    if let (Some((first, _)), Some((second, place))) = (first, second) {
+        return Err((second, Some(place), format!("cannot be used together with `{first}`")));
+    }
+    let members = raw.members.as_ref().map(|list| Source::Static(list.value.0.0.clone()));
+    let dns = raw.dns.as_ref().map(|set| {
+        let HostPort { host, port } = set.value.0.clone();
+        Source::Dns { host, port }
+    });
+    if let Some(set) = &raw.service {
+        let ServiceName { namespace, name } = &set.value.0;
+        let problem =
+            format!("EndpointSlices are not read yet: use `peer.dns` with `{name}.{namespace}.svc:5051`");
+        return Err(("peer.service", Some(set.referenced), problem));
+    }
+    Ok(members.or(dns).unwrap_or(Source::Off))
+}
+
+fn host_name() -> Result<String, String> {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_str().map_err(|_| "the host's name is not text: set it".to_owned())?;
+    name.parse::<Name>().map(|name| name.0)
+}
+
+/// A member's or zone's name.
+#[derive(Clone, Debug)]
+pub(super) struct Name(String);
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        if text.is_empty() || text.len() > LONGEST || !text.chars().all(fits) {
+            return Err(format!("`{text}` is not a name: letters, digits, `.`, `-`, `_` and `:`"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// `name[@zone]=address:port`, separated by commas.
+#[derive(Clone, Debug)]
+pub(super) struct MemberList(Vec<Member>);
+
+impl FromStr for MemberList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        entries.map(member).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn member(entry: &str) -> Result<Member, String> {
+    let wrong =
+        || format!("`{entry}` is not a member: write `name=address:port` or `name@zone=address:port`");
+    let (name, address) = entry.split_once('=').ok_or_else(wrong)?;
+    let (name, zone) = name.split_once('@').unwrap_or((name, ""));
+    let zone = if zone.is_empty() { String::new() } else { zone.parse::<Name>()?.0 };
+    let address: SocketAddr = address.parse().map_err(|_| wrong())?;
+    Ok(Member { name: name.parse::<Name>()?.0, zone, address })
+}
+
+/// `host:port`.
+#[derive(Clone, Debug)]
+pub(super) struct HostPort {
+    host: String,
+    port: u16,
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        match parsed {
+            Some((host, port)) if !host.is_empty() && port > 0 => Ok(Self { host: host.to_owned(), port }),
+            _ => {
+                Err(format!("`{text}` is not a name with a port, for example `hearth-peers.hearth.svc:5051`"))
+            }
+        }
+    }
+}
+
+/// `namespace/name`.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceName {
+    namespace: String,
+    name: String,
+}
+
+impl FromStr for ServiceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(format!("`{text}` is not a service: write `namespace/name`")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{config::Config, peers::Source};
+
+    fn read(peer: &str) -> Result<crate::peers::Config, String> {
+        let text = format!("registries: [{{host: docker.io}}]\npeer: {{{peer}}}");
+        Config::from_yaml(&text).map(|config| config.peers).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn members_are_read_and_without_a_source_there_are_none() {
+        let config = read("name: a, members: \"a=10.0.0.1:5051, b@z1=10.0.0.2:5051\"").unwrap();
+        let Source::Static(members) = config.source else { panic!("{config:?}") };
+        assert_eq!((members[1].name.as_str(), members[1].zone.as_str()), ("b", "z1"));
+        assert_eq!(config.name, "a");
+        assert_eq!(read("name: a").unwrap().source, Source::Off);
+        assert!(!read("wait: 1s").unwrap().name.is_empty(), "the host has a name");
+        assert_eq!(read("dns: \"peers:51\"").unwrap().source, Source::Dns { host: "peers".into(), port: 51 });
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        for (peer, expected) in [
+            ("members: a", "`a` is not a member"),
+            ("members: \"a=b\"", "`a=b` is not a member"),
+            ("service: peers", "`peers` is not a service"),
+            ("dns: peers", "`peers` is not a name with a port"),
+            ("name: \"a b\"", "`a b` is not a name"),
+            ("dns: \"peers:1\", service: a/b", "`peer.service`: cannot be used together with `peer.dns`"),
+        ] {
+            let message = read(peer).unwrap_err();
+            assert!(message.contains(expected) && message.starts_with("hearth-agent.yaml:2:"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Bringing one piece: up its tree, from whoever reads its stripe, from upstream; the first that gives it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    FetchError,
+    flight::{Flight, Phase, blocking},
+    stripes::{ReadError, Reading},
+};
+use crate::{
+    peers::{
+        Member, Members, Peers, PieceAnswer, PieceBody,
+        layout::Layout,
+        plan::{self, Role, Target},
+        rank::Subject,
+        wire::PieceAsk,
+    },
+    store::Partial,
+    types::Repository,
+};
+
+/// Bytes gathered before a write.
+const BATCH: usize = 512 * 1024;
+
+/// Longest time that one member is asked for one piece, however alive it is.
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// Why a piece was not brought.
+#[derive(Debug)]
+pub(super) enum NoPiece {
+    /// Nobody gave it.
+    Nobody,
+    /// The disk cannot take it, or the agent stops.
+    Fatal(FetchError),
+}
+
+/// What one member did about one piece.
+enum Attempt {
+    Brought,
+    NoRanges,
+    Next,
+}
+
+/// Everything that bringing pieces of one flight needs.
+pub(super) struct Ground {
+    reading: Reading,
+    repository: Repository,
+    layout: Layout,
+    subject: Subject,
+    members: Arc<Members>,
+    fetchers: Vec<Vec<u32>>,
+}
+
+impl Ground {
+    /// `None` when there is nobody to share with.
+    pub(super) fn new(reading: Reading, repository: Repository, size: u64) -> Option<Self> {
+        let members = reading.fetcher.0.peers.members()?;
+        let subject = Subject::of(&reading.flight.digest().to_string());
+        let fetchers = members.fetchers(&subject);
+        Some(Self { reading, repository, layout: Layout::new(size), subject, members, fetchers })
+    }
+
+    /// The same with the members of now, if they have changed.
+    pub(super) fn refreshed(&self) -> Option<Self> {
+        let now = self.peers().members()?;
+        (!Arc::ptr_eq(&now, &self.members))
+            .then(|| Self::new(self.reading.clone(), self.repository.clone(), self.layout.size()))?
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.reading.fetcher.0.peers
+    }
+
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.reading.flight
+    }
+
+    pub(super) fn partial(&self) -> &Arc<Partial> {
+        &self.reading.partial
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn me(&self) -> &Member {
+        self.members.get(self.members.me()).expect("this node is a member")
+    }
+
+    /// For how long nothing may come of peers.
+    pub(super) fn wait(&self) -> Duration {
+        self.peers().config().wait
+    }
+
+    /// Whether a piece is there.
+    pub(super) fn has(&self, piece: u64) -> bool {
+        self.partial().gaps(self.layout.bytes(piece)).is_empty()
+    }
+
+    fn has_ranges(&self) -> bool {
+        self.reading.fetcher.0.upstream.has_ranges(&self.repository.registry)
+    }
+
+    /// Who reads a piece upstream: without ranges one member reads everything.
+    fn readers(&self, piece: u64) -> &[u32] {
+        let slot = if self.has_ranges() { self.layout.slot(piece) } else { 0 };
+        usize::try_from(slot).ok().and_then(|slot| self.fetchers.get(slot)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Brings a piece from whoever gives it first.
+    pub(super) async fn bring(&self, piece: u64) -> Result<(), NoPiece> {
+        let ranges = self.has_ranges();
+        match self.try_all(piece).await {
+            // Learnt on the way: another member reads it then.
+            Err(NoPiece::Nobody) if ranges && !self.has_ranges() => self.try_all(piece).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn try_all(&self, piece: u64) -> Result<(), NoPiece> {
+        let (me, readers) = (self.members.me(), self.readers(piece));
+        let ranges = self.has_ranges();
+        for target in plan::targets(self.members.ranking(), &self.subject, piece, me, readers) {
+            if self.has(piece) {
+                return Ok(());
+            }
+            match target {
+                Target::Member(place, role) => {
+                    let Some(member) =
+                        self.members.get(place).filter(|member| self.peers().is_usable(member))
+                    else {
+                        continue;
+                    };
+                    match self.ask(member, role, piece).await? {
+                        Attempt::Brought => return Ok(()),
+                        Attempt::NoRanges if ranges => return Err(NoPiece::Nobody),
+                        Attempt::NoRanges | Attempt::Next => {}
+                    }
+                }
+                Target::Upstream => match self.read(piece, readers.first() == Some(&me)).await {
+                    Err(ReadError::NoRanges) if ranges => return Err(NoPiece::Nobody),
+                    Err(ReadError::Fatal(error)) => return Err(NoPiece::Fatal(error)),
+                    Err(ReadError::NoRanges | ReadError::Failed) => {}
+                    Ok(()) => return Ok(()),
+                },
+            }
+        }
+        Err(NoPiece::Nobody)
+    }
+
+    /// Reads a piece upstream because a member asked this node to.
+    pub(super) async fn read_for_members(&self, piece: u64) -> Result<(), NoPiece> {
+        match self.read(piece, true).await {
+            Ok(()) => Ok(()),
+            Err(ReadError::Fatal(error)) => Err(NoPiece::Fatal(error)),
+            Err(ReadError::NoRanges | ReadError::Failed) => Err(NoPiece::Nobody),
+        }
+    }
+
+    /// `stripe`: what belongs to the piece is read with it. Otherwise this is a last resort, for the piece alone.
+    async fn read(&self, piece: u64, stripe: bool) -> Result<(), ReadError> {
+        let wanted = self.layout.bytes(piece);
+        let bytes = match (self.has_ranges(), stripe) {
+            (true, true) => self.layout.bytes_of(&self.layout.stripe(piece)),
+            (true, false) => wanted.clone(),
+            (false, true) => 0..self.layout.size(),
+            // Everything once more for one piece: the driver does that when nothing else helps.
+            (false, false) => return Err(ReadError::Failed),
+        };
+        self.reading.bring(bytes, wanted).await
+    }
+
+    /// Asks one member until it gives the piece, says that it will not, or shows no sign of life.
+    async fn ask(&self, member: &Member, role: Role, piece: u64) -> Result<Attempt, NoPiece> {
+        let bytes = self.layout.bytes(piece);
+        let ask = self.request(role, piece);
+        let began = Instant::now();
+        let (mut activity, mut last_sign) = (None, began);
+        loop {
+            match self.peers().piece(member, &ask, bytes.end - bytes.start).await {
+                Ok(PieceAnswer::Body(body)) => return self.receive(member, body, piece).await,
+                Ok(PieceAnswer::Held(now)) => {
+                    if activity.as_ref() != Some(&now) {
+                        (activity, last_sign) = (Some(now), Instant::now());
+                        self.flight().desk.stir();
+                    }
+                    if last_sign.elapsed() >= self.wait() || began.elapsed() >= LONGEST || self.has(piece) {
+                        return Ok(Attempt::Next);
+                    }
+                }
+                Ok(PieceAnswer::NoRanges) => {
+                    self.reading.fetcher.0.upstream.note_no_ranges(&self.repository.registry);
+                    return Ok(Attempt::NoRanges);
+                }
+                Ok(PieceAnswer::NoPart | PieceAnswer::Unable) | Err(_) => return Ok(Attempt::Next),
+            }
+        }
+    }
+
+    fn request(&self, role: Role, piece: u64) -> PieceAsk {
+        let me = self.me();
+        PieceAsk {
+            repository: self.repository.clone(),
+            digest: *self.flight().digest(),
+            size: self.layout.size(),
+            piece,
+            role,
+            member: me.name.clone(),
+            zone: me.zone.clone(),
+            whole: !self.has_ranges(),
+        }
+    }
+
+    /// Moves a piece's bytes into the partial blob.
+    async fn receive(&self, member: &Member, mut body: PieceBody, piece: u64) -> Result<Attempt, NoPiece> {
+        let flight = self.flight();
+        flight.desk.note_member(piece, &member.name);
+        let mut position = self.layout.bytes(piece).start;
+        let (mut batch, mut length) = (Vec::new(), 0);
+        loop {
+            let next = body.chunk().await;
+            let more = matches!(next, Ok(Some(_)));
+            if let Ok(Some(bytes)) = &next {
+                length += bytes.len();
+                batch.push(bytes.clone());
+            }
+            if length >= BATCH || (!more && length > 0) {
+                self.write(position, std::mem::take(&mut batch)).await.map_err(NoPiece::Fatal)?;
+                position += length as u64;
+                length = 0;
+            }
+            match next {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(Attempt::Brought),
+                Err(error) => {
+                    self.peers().note_failure(&error);
+                    return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });
+                }
+            }
+        }
+    }
+
+    async fn write(&self, offset: u64, batch: Vec<Bytes>) -> Result<(), FetchError> {
+        let length: usize = batch.iter().map(Bytes::len).sum();
+        self.reading.fetcher.0.metrics.peer_received_bytes.inc_by(length as u64);
+        let partial = self.partial().clone();
+        blocking(move || partial.write(offset, &batch)).await?;
+        self.flight().desk.stir();
+        self.flight().enter(Phase::Streaming);
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! Answering members: a piece from the disk, from a flight under way, or from one that begins for their sake.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Content, ContentReader, Fetcher,
+    desk::Errand,
+    flight::{Asked, Flight, Phase},
+};
+use crate::{
+    peers::{
+        HOLD,
+        layout::Layout,
+        plan::{self, Answer, Role, Standing},
+        rank::Subject,
+        wire::PieceAsk,
+    },
+    types::Repository,
+};
+
+/// Larger blobs are not taken from a request: the list of a blob's pieces is memory.
+const LARGEST: u64 = 1 << 40;
+
+/// What a member is told.
+#[derive(Debug)]
+pub enum Share {
+    /// The bytes, and how many.
+    Here(ContentReader, u64),
+    /// On its way; the number rises with every sign of life.
+    Held(u64),
+    /// Ask the next one.
+    NoPart,
+    /// Upstream has no ranges.
+    NoRanges,
+    /// Busy, or it could not be had.
+    Unable,
+    /// This node does not serve the registry.
+    NotServed,
+}
+
+impl Fetcher {
+    /// Whether this node serves a registry at all.
+    pub fn serves(&self, repository: &Repository) -> bool {
+        self.0.upstream.serves(&repository.registry).is_some()
+    }
+
+    /// Answers a request for a piece, at the latest after [`HOLD`].
+    pub async fn share(&self, ask: &PieceAsk) -> Share {
+        if !self.serves(&ask.repository) {
+            return Share::NotServed;
+        }
+        let layout = Layout::new(ask.size);
+        if ask.size > LARGEST || ask.piece >= layout.pieces() {
+            return Share::NoPart;
+        }
+        let deadline = Instant::now() + HOLD;
+        // A flight may end between being found and being asked.
+        for _ in 0..3 {
+            match self.share_once(ask, &layout, deadline).await {
+                Some(share) => return share,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+        Share::Unable
+    }
+
+    async fn share_once(&self, ask: &PieceAsk, layout: &Layout, deadline: Instant) -> Option<Share> {
+        let bytes = layout.bytes(ask.piece);
+        match self.0.store.blob(&ask.digest).await {
+            Ok(Some(blob)) if blob.size() == ask.size => {
+                return Some(Share::Here(Content::Whole(blob).read(bytes.clone()), bytes.end - bytes.start));
+            }
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => return Some(Share::Unable),
+        }
+        let flight = self.flight(&ask.digest);
+        if let Some(landed) = flight.as_ref().and_then(|flight| landed(flight, ask, layout)) {
+            return Some(landed);
+        }
+        let waiting = self.0.peers.uploads().wait();
+        let standing = Standing {
+            has: false,
+            fetching: flight.as_ref().is_some_and(|flight| flight.wants_whole()),
+            higher: self.is_higher(ask),
+            relays: self.0.peers.config().relay && self.0.peers.is_on(),
+            full: waiting.is_none(),
+        };
+        let errand = match plan::answer(ask.role, &standing) {
+            Answer::NoPart => return Some(Share::NoPart),
+            Answer::Busy => return Some(Share::Unable),
+            Answer::Read => Errand::Read,
+            Answer::Send | Answer::Wait | Answer::Relay => Errand::Climb,
+        };
+        if errand == Errand::Read && self.reads_nothing_alone(ask) {
+            return Some(Share::NoRanges);
+        }
+        let Some(flight) = self.relay(ask) else { return Some(Share::Unable) };
+        self.wait_for_piece(&flight, ask, layout, errand, deadline).await
+    }
+
+    /// Upstream is known to have no ranges, and whoever asks does not know it yet.
+    fn reads_nothing_alone(&self, ask: &PieceAsk) -> bool {
+        if ask.whole {
+            self.0.upstream.note_no_ranges(&ask.repository.registry);
+        }
+        !ask.whole && !self.0.upstream.has_ranges(&ask.repository.registry)
+    }
+
+    fn is_higher(&self, ask: &PieceAsk) -> bool {
+        let (subject, me) = (Subject::of(&ask.digest.to_string()), self.0.peers.config());
+        let height = |name: &str, zone: &str| subject.height(ask.piece, name, zone);
+        height(&me.name, &me.zone) > height(&ask.member, &ask.zone)
+    }
+
+    async fn wait_for_piece(
+        &self,
+        flight: &Arc<Flight>,
+        ask: &PieceAsk,
+        layout: &Layout,
+        errand: Errand,
+        deadline: Instant,
+    ) -> Option<Share> {
+        let mut progress = flight.progress();
+        let before = match flight.ask_piece(ask.piece, errand) {
+            Asked::Ended => return None,
+            Asked::ByNobody => return Some(Share::Unable),
+            Asked::After(failures) => failures,
+        };
+        loop {
+            let phase = progress.borrow_and_update().phase.clone();
+            if let Some(landed) = landed(flight, ask, layout) {
+                return Some(landed);
+            }
+            if matches!(phase, Phase::Failed(_)) || flight.desk.failures(ask.piece) > before {
+                let ranges = ask.whole || self.0.upstream.has_ranges(&ask.repository.registry);
+                return Some(if ranges || ask.role != Role::Source {
+                    Share::Unable
+                } else {
+                    Share::NoRanges
+                });
+            }
+            if matches!(phase, Phase::Done) {
+                return None;
+            }
+            match tokio::time::timeout_at(deadline, progress.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Some(Share::Unable),
+                Err(_) => {
+                    let bytes = flight.partial().map_or(0, |partial| partial.total());
+                    return Some(Share::Held(flight.desk.activity().wrapping_add(bytes)));
+                }
+            }
+        }
+    }
+}
+
+/// The piece, when a flight has it.
+fn landed(flight: &Flight, ask: &PieceAsk, layout: &Layout) -> Option<Share> {
+    let partial = flight.partial().filter(|partial| partial.size() == Some(ask.size))?;
+    let bytes = layout.bytes(ask.piece);
+    let here = partial.gaps(bytes.clone()).is_empty();
+    here.then(|| {
+        Share::Here(Content::Landed(partial.clone(), ask.size).read(bytes.clone()), bytes.end - bytes.start)
+    })
+}

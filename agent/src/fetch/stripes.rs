@@ -1,0 +1,165 @@
+//! Reading upstream for the cluster: one ranged request per stripe, however many wait for pieces of it.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+
+use super::{
+    FetchError, Fetcher,
+    flight::{Flight, Phase},
+    lane::{self, Event, News, Order, Setback},
+    schedule::SILENT,
+};
+use crate::{
+    store::Partial,
+    upstream::{Span, backoff},
+};
+
+/// Attempts for one stripe.
+const ATTEMPTS: u32 = 3;
+
+/// How often a connection is looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Why a stripe could not be read.
+#[derive(Clone, Debug)]
+pub(super) enum ReadError {
+    /// Upstream answers every request with everything.
+    NoRanges,
+    /// Upstream cannot, or the attempts are used up.
+    Failed,
+    /// The disk cannot.
+    Fatal(FetchError),
+}
+
+type Outcome = Option<Result<(), ReadError>>;
+
+/// The stripes that are being read for one flight. Dropping them ends them.
+#[derive(Debug, Default)]
+pub(super) struct Stripes(Mutex<HashMap<u64, (watch::Receiver<Outcome>, AbortHandle)>>);
+
+impl Drop for Stripes {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Stripes {
+    /// Ends all of them: the flight has ended, or goes on by itself.
+    pub(super) fn end(&self) {
+        let mut stripes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, (_, task)) in stripes.drain() {
+            task.abort();
+        }
+    }
+
+    /// Joins the reading that begins at byte `bytes.start`, or starts it.
+    fn join(&self, reading: &Reading, bytes: &Range<u64>) -> watch::Receiver<Outcome> {
+        let mut stripes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((outcome, _)) = stripes.get(&bytes.start)
+            && outcome.borrow().is_none()
+        {
+            return outcome.clone();
+        }
+        let (sender, outcome) = watch::channel(None);
+        let (task, bytes_) = (reading.clone(), bytes.clone());
+        let task = reading.fetcher.0.tasks.spawn("stripe", async move {
+            let outcome = task.read(bytes_).await;
+            sender.send_replace(Some(outcome));
+        });
+        stripes.insert(bytes.start, (outcome.clone(), task.abort_handle()));
+        outcome
+    }
+}
+
+/// What a reading needs.
+#[derive(Clone)]
+pub(super) struct Reading {
+    pub(super) fetcher: Fetcher,
+    pub(super) flight: Arc<Flight>,
+    pub(super) partial: Arc<Partial>,
+}
+
+impl Reading {
+    /// Sees to it that `wanted` is read as a part of `bytes`; returns as soon as it is there.
+    pub(super) async fn bring(&self, bytes: Range<u64>, wanted: Range<u64>) -> Result<(), ReadError> {
+        let is_there = || self.partial.gaps(wanted.clone()).is_empty();
+        let mut progress = self.flight.progress();
+        let mut outcome = self.flight.stripes.join(self, &bytes);
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            progress.borrow_and_update();
+            if is_there() {
+                return Ok(());
+            }
+            let ended = outcome.borrow_and_update().clone();
+            if let Some(ended) = ended {
+                return ended.and_then(|()| if is_there() { Ok(()) } else { Err(ReadError::Failed) });
+            }
+            tokio::select! {
+                changed = progress.changed() => changed.map_err(|_| ReadError::Failed)?,
+                changed = outcome.changed() => changed.map_err(|_| ReadError::Failed)?,
+                // Whoever waits for this node is to know that it lives: every wait upstream has a limit of its own.
+                _ = ticks.tick() => self.flight.desk.stir(),
+            }
+        }
+    }
+
+    /// Reads `bytes`, resuming what breaks off.
+    async fn read(&self, bytes: Range<u64>) -> Result<(), ReadError> {
+        let mut barren = 0;
+        loop {
+            let Some(gap) = self.partial.gaps(bytes.clone()).into_iter().next() else { return Ok(()) };
+            let before = self.partial.gaps(bytes.clone());
+            let error = match self.attempt(gap.start..bytes.end).await {
+                Ok(()) if self.partial.gaps(bytes.clone()) != before => continue,
+                Err(Setback::NoRanges) => return Err(ReadError::NoRanges),
+                Err(Setback::Fatal(error)) => return Err(ReadError::Fatal(error)),
+                Ok(()) | Err(Setback::Refused(_) | Setback::Changed(_)) => return Err(ReadError::Failed),
+                Err(Setback::Broken(error)) => error,
+            };
+            barren = if self.partial.gaps(bytes.clone()) == before { barren + 1 } else { 0 };
+            match backoff(barren, &error) {
+                Some(pause) if barren < ATTEMPTS => tokio::time::sleep(pause).await,
+                _ => return Err(ReadError::Failed),
+            }
+        }
+    }
+
+    /// One request.
+    async fn attempt(&self, bytes: Range<u64>) -> Result<(), Setback> {
+        let stopping = || Setback::Fatal(FetchError::Stopping);
+        let source = self.flight.source(0).ok_or_else(stopping)?;
+        let (sender, mut events) = mpsc::channel(4);
+        let to_end = self.partial.size() == Some(bytes.end);
+        let span = Span { start: bytes.start, end: (!to_end).then_some(bytes.end) };
+        let order = Order { id: 0, source: source.clone(), span, alone: bytes.start == 0 && to_end };
+        let lane = lane::start(&self.fetcher, &self.flight, &self.partial, order, sender);
+        let (mut streaming, mut ticks) = (false, tokio::time::interval(TICK));
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event { news: News::Streaming(origin), .. }) => {
+                        streaming = true;
+                        self.flight.desk.note_upstream(origin);
+                        self.flight.enter(Phase::Streaming);
+                    }
+                    Some(Event { news: News::Ended(outcome), .. }) => return outcome,
+                    None => return Err(stopping()),
+                },
+                _ = ticks.tick() => if streaming && lane.view().silent >= SILENT {
+                    let reason = format!("sent nothing for {SILENT:?}: asked again");
+                    return Err(Setback::Broken(crate::upstream::UpstreamError::Unavailable { registry: source.registry, reason }));
+                },
+            }
+        }
+    }
+}

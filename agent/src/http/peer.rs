@@ -1,0 +1,137 @@
+//! The peer API (`/peer/v1`): one call into `fetch` for each request. What the requests mean: `peers::wire`.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+
+use super::body::{self, Body};
+use crate::{
+    fetch::{FetchError, Fetcher, Share},
+    metrics::Metrics,
+    peers::{
+        Peers,
+        wire::{ACTIVITY, PeerRequest, PieceAsk, WireError},
+    },
+    types::{Digest, Repository, Tag},
+};
+
+/// Longest wait for a turn to send; whoever asks is then told to ask again.
+const TURN: Duration = Duration::from_millis(700);
+
+/// Answers other members. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PeerApi(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fetcher: Fetcher,
+    peers: Peers,
+    metrics: Metrics,
+}
+
+impl PeerApi {
+    /// Puts the parts together.
+    pub fn new(fetcher: Fetcher, peers: Peers, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner { fetcher, peers, metrics }))
+    }
+
+    /// Answers one request.
+    pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        if *request.method() != Method::GET {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
+        }
+        match PeerRequest::parse(request.uri().path(), request.uri().query()) {
+            Err(error @ WireError::Path) => text(StatusCode::NOT_FOUND, format!("{error}\n")),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            Ok(PeerRequest::Health) => self.health(),
+            Ok(PeerRequest::Piece(ask)) => self.piece(&ask).await,
+            Ok(PeerRequest::Manifest { repository, digest, known }) => {
+                self.manifest(&repository, &digest, known).await
+            }
+            Ok(PeerRequest::Tag { repository, tag, known }) => self.tag(&repository, &tag, known).await,
+        }
+    }
+
+    async fn manifest(&self, repository: &Repository, digest: &Digest, known: bool) -> Response<Body> {
+        if !self.0.fetcher.serves(repository) {
+            return not_served();
+        }
+        match self.0.fetcher.manifest_for_member(repository, digest, known).await {
+            Ok(manifest) => match HeaderValue::from_str(manifest.media_type.as_str()) {
+                Ok(media_type) => typed(StatusCode::OK, media_type, manifest.bytes),
+                Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the media type is none\n"),
+            },
+            Err(error) => failed(&error),
+        }
+    }
+
+    async fn tag(&self, repository: &Repository, tag: &Tag, known: bool) -> Response<Body> {
+        if !self.0.fetcher.serves(repository) {
+            return not_served();
+        }
+        match self.0.fetcher.tag_for_member(repository, tag, known).await {
+            Ok(meaning) => json(&meaning),
+            Err(error) => failed(&error),
+        }
+    }
+
+    fn health(&self) -> Response<Body> {
+        json(&self.0.peers.identity())
+    }
+
+    async fn piece(&self, ask: &PieceAsk) -> Response<Body> {
+        match self.0.fetcher.share(ask).await {
+            Share::Here(reader, length) => {
+                let Some(upload) = self.0.peers.uploads().acquire(TURN).await else {
+                    return held(self.0.metrics.peer_sent_bytes.get());
+                };
+                let body = body::content(reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));
+                let mut response = Response::new(body);
+                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+                response
+            }
+            Share::Held(activity) => held(activity),
+            Share::NoPart => text(StatusCode::NOT_FOUND, "takes no part\n"),
+            Share::NoRanges => text(StatusCode::CONFLICT, "upstream has no ranges\n"),
+            Share::Unable => text(StatusCode::SERVICE_UNAVAILABLE, "busy, or it cannot be had\n"),
+            Share::NotServed => not_served(),
+        }
+    }
+}
+
+fn held(activity: u64) -> Response<Body> {
+    let mut response = text(StatusCode::ACCEPTED, "on its way\n");
+    response.headers_mut().insert(ACTIVITY, activity.into());
+    response
+}
+
+/// Only upstream's own word is "does not exist"; whatever else is in the way, the asker goes on by itself.
+fn failed(error: &FetchError) -> Response<Body> {
+    let status = match error {
+        FetchError::NotFound(_) => StatusCode::NOT_FOUND,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    text(status, format!("{error}\n"))
+}
+
+fn not_served() -> Response<Body> {
+    text(StatusCode::FORBIDDEN, "this registry is not served here\n")
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Body> {
+    let bytes = serde_json::to_vec(value).expect("text and numbers are always valid JSON");
+    typed(StatusCode::OK, HeaderValue::from_static("application/json"), bytes)
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    typed(status, HeaderValue::from_static("text/plain; charset=utf-8"), text)
+}
+
+fn typed(status: StatusCode, media_type: HeaderValue, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(body::full(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+    response
+}

@@ -1,0 +1,270 @@
+//! Asking one member: one request, one answer, every wait bounded. What an answer leads to is the asker's business.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Member,
+    wire::{self, PeerRequest, PieceAsk},
+};
+use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType};
+
+/// Longest wait for a connection: members are a few milliseconds away, and a dead one is met on many paths.
+const CONNECT: Duration = Duration::from_millis(300);
+
+/// For how long a member holds a request for a piece that is on its way, before it says so.
+pub const HOLD: Duration = Duration::from_secs(1);
+
+/// Longest wait for the header of an answer beyond [`HOLD`].
+const HEADER: Duration = Duration::from_secs(1);
+
+/// Longest silence inside a body.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Longest wait for a manifest or the meaning of a tag: the member may have to ask upstream for it first.
+const RESOLVE: Duration = Duration::from_secs(2);
+
+/// Answers about a member or a tag are small.
+const MAX_ANSWER_BYTES: usize = 16 * 1024;
+
+/// Why a member gave no answer that can be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("peer `{member}` {problem}")]
+pub struct PeerError {
+    /// Who.
+    pub member: String,
+    /// What it did instead.
+    pub problem: String,
+}
+
+/// What a member says to a request for a piece.
+#[derive(Debug)]
+pub enum PieceAnswer {
+    /// Here it comes.
+    Body(PieceBody),
+    /// It is on its way; the text changes while there is progress.
+    Held(String),
+    /// Ask the next one.
+    NoPart,
+    /// Upstream knows no ranges: one fetcher reads everything.
+    NoRanges,
+    /// Busy, or not able to.
+    Unable,
+}
+
+/// The bytes of a piece.
+#[derive(Debug)]
+pub struct PieceBody {
+    response: reqwest::Response,
+    member: String,
+    left: u64,
+}
+
+impl PieceBody {
+    /// The next bytes; `None` when all have come. More or fewer than were asked for is an error.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, PeerError> {
+        let next = tokio::time::timeout(IDLE, self.response.chunk()).await;
+        let next = next.map_err(|_| self.error(format!("sent nothing for {IDLE:?}")))?;
+        let next = next.map_err(|error| self.error(format!("broke off: {}", cause(&error))))?;
+        let Some(bytes) = next else {
+            return if self.left == 0 { Ok(None) } else { Err(self.error("ended a piece early".into())) };
+        };
+        self.left = (self.left.checked_sub(bytes.len() as u64))
+            .ok_or_else(|| self.error("sent more than was asked for".into()))?;
+        Ok(Some(bytes))
+    }
+
+    fn error(&self, problem: String) -> PeerError {
+        PeerError { member: self.member.clone(), problem }
+    }
+}
+
+/// Who a member says it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its stable name.
+    pub name: String,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: String,
+}
+
+/// What a member says a tag means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TagMeaning {
+    /// The manifest's digest, as text.
+    pub digest: String,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Milliseconds since upstream confirmed it.
+    pub age_ms: u64,
+    /// Upstream could not confirm it just now.
+    pub stale: bool,
+}
+
+/// An answer that settles a question, if only by saying that upstream has no such thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled<T> {
+    /// This.
+    Found(T),
+    /// Upstream says that it does not exist.
+    Absent,
+    /// The member is there and cannot say now.
+    NotNow,
+}
+
+impl<T> Settled<T> {
+    fn map<U>(self, change: impl FnOnce(T) -> Result<U, PeerError>) -> Result<Settled<U>, PeerError> {
+        match self {
+            Self::Found(found) => change(found).map(Settled::Found),
+            Self::Absent => Ok(Settled::Absent),
+            Self::NotNow => Ok(Settled::NotNow),
+        }
+    }
+}
+
+/// Talks to members. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Client(reqwest::Client);
+
+impl Client {
+    pub(super) fn new() -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .http1_only();
+        Ok(Self(client.build()?))
+    }
+
+    async fn send(
+        &self,
+        member: &Member,
+        request: &PeerRequest,
+        limit: Duration,
+    ) -> Result<reqwest::Response, PeerError> {
+        let error = |problem| PeerError { member: member.name.clone(), problem };
+        let url = format!("http://{}{}", member.address, request.target());
+        let sent = tokio::time::timeout(limit, self.0.get(url).send()).await;
+        let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}")))?;
+        sent.map_err(|cause_of| error(format!("cannot be reached: {}", cause(&cause_of))))
+    }
+
+    pub(super) async fn piece(
+        &self,
+        member: &Member,
+        ask: &PieceAsk,
+        length: u64,
+    ) -> Result<PieceAnswer, PeerError> {
+        let response = self.send(member, &PeerRequest::Piece(ask.clone()), HOLD + HEADER).await?;
+        let status = response.status();
+        match status {
+            StatusCode::OK if response.content_length() == Some(length) => {
+                Ok(PieceAnswer::Body(PieceBody { response, member: member.name.clone(), left: length }))
+            }
+            StatusCode::ACCEPTED => {
+                let activity = response.headers().get(wire::ACTIVITY).and_then(|value| value.to_str().ok());
+                Ok(PieceAnswer::Held(activity.unwrap_or_default().to_owned()))
+            }
+            StatusCode::NOT_FOUND => Ok(PieceAnswer::NoPart),
+            StatusCode::CONFLICT => Ok(PieceAnswer::NoRanges),
+            StatusCode::SERVICE_UNAVAILABLE => Ok(PieceAnswer::Unable),
+            _ => Err(PeerError {
+                member: member.name.clone(),
+                problem: format!(
+                    "answered {status} with {:?} bytes to a request for {length}",
+                    response.content_length()
+                ),
+            }),
+        }
+    }
+
+    /// The identity behind an address: what a list of bare addresses lacks.
+    pub(super) async fn identity(&self, address: std::net::SocketAddr) -> Result<Identity, PeerError> {
+        let member = Member { name: address.to_string(), zone: String::new(), address };
+        let response = self.send(&member, &PeerRequest::Health, HEADER).await?;
+        match self.settle(&member, response, MAX_ANSWER_BYTES).await?.0.map(|bytes| read(&member, &bytes))? {
+            Settled::Found(identity) => Ok(identity),
+            Settled::Absent | Settled::NotNow => {
+                Err(PeerError { member: member.name, problem: "speaks another version".into() })
+            }
+        }
+    }
+
+    pub(super) async fn tag(
+        &self,
+        member: &Member,
+        request: &PeerRequest,
+    ) -> Result<Settled<TagMeaning>, PeerError> {
+        let response = self.send(member, request, RESOLVE).await?;
+        self.settle(member, response, MAX_ANSWER_BYTES).await?.0.map(|bytes| read(member, &bytes))
+    }
+
+    /// A manifest, checked against its digest.
+    pub(super) async fn manifest(
+        &self,
+        member: &Member,
+        request: &PeerRequest,
+        digest: &Digest,
+    ) -> Result<Settled<(MediaType, Bytes)>, PeerError> {
+        let error = |problem: &str| PeerError { member: member.name.clone(), problem: problem.into() };
+        let response = self.send(member, request, RESOLVE).await?;
+        let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
+        let (settled, media_type) = self.settle(member, response, most).await?;
+        settled.map(|bytes| {
+            digest.verify(&bytes).map_err(|_| error("sent a manifest with another digest"))?;
+            let media_type = media_type.ok_or_else(|| error("sent a manifest without a media type"))?;
+            Ok((media_type, bytes))
+        })
+    }
+
+    /// Reads a small answer whole.
+    async fn settle(
+        &self,
+        member: &Member,
+        mut response: reqwest::Response,
+        most: usize,
+    ) -> Result<(Settled<Bytes>, Option<MediaType>), PeerError> {
+        let error = |problem: String| PeerError { member: member.name.clone(), problem };
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok((Settled::Absent, None)),
+            StatusCode::SERVICE_UNAVAILABLE => return Ok((Settled::NotNow, None)),
+            other => return Err(error(format!("answered {other}"))),
+        }
+        let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = media_type.and_then(MediaType::parse);
+        let mut bytes = BytesMut::new();
+        loop {
+            let next = tokio::time::timeout(IDLE, response.chunk()).await;
+            let next = next.map_err(|_| error(format!("sent nothing for {IDLE:?}")))?;
+            match next.map_err(|broken| error(format!("broke off: {}", cause(&broken))))? {
+                None => return Ok((Settled::Found(bytes.freeze()), media_type)),
+                Some(chunk) if bytes.len() + chunk.len() <= most => bytes.extend_from_slice(&chunk),
+                Some(_) => return Err(error(format!("sent more than {most} bytes"))),
+            }
+        }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(member: &Member, bytes: &[u8]) -> Result<T, PeerError> {
+    let wrong = |error| PeerError { member: member.name.clone(), problem: format!("says nonsense: {error}") };
+    serde_json::from_slice(bytes).map_err(wrong)
+}
+
+/// The innermost cause: what the system said.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(next) = innermost.source() {
+        innermost = next;
+    }
+    innermost.to_string()
+}

@@ -1,0 +1,90 @@
+//! Members behind a name: its addresses, asked again and again, and each asked who it is.
+//!
+//! An address says nothing stable; the agent behind it does. One that does not answer is left out until it does: it
+//! could not give anything either.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Identity, Member,
+    client::Client,
+    directory::{Directory, Publisher},
+};
+
+/// Between two questions.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Longest wait for the resolver.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Agents asked at once who they are.
+const AT_ONCE: usize = 64;
+
+/// Addresses that are asked again who they are, a few each time: another agent may have taken one over.
+const AGAIN: usize = 16;
+
+/// A name to ask.
+pub(super) struct Dns {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) client: Client,
+}
+
+impl Directory for Dns {
+    async fn run(self, publish: Publisher, stop: CancellationToken) {
+        let mut known: HashMap<SocketAddr, Identity> = HashMap::new();
+        loop {
+            let Some(found) = stop.run_until_cancelled(self.look(&mut known)).await else { return };
+            match found {
+                Ok(members) => publish.publish(members),
+                Err(problem) => tracing::warn!(
+                    host = self.host,
+                    problem,
+                    "members cannot be looked up: the last ones stay"
+                ),
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+impl Dns {
+    async fn look(&self, known: &mut HashMap<SocketAddr, Identity>) -> Result<Vec<Member>, String> {
+        let answer =
+            tokio::time::timeout(LIMIT, tokio::net::lookup_host((self.host.as_str(), self.port))).await;
+        let addresses = answer.map_err(|_| format!("no answer within {LIMIT:?}"))?;
+        let mut addresses: Vec<_> = addresses.map_err(|error| error.to_string())?.collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        known.retain(|address, _| addresses.contains(address));
+        let again: Vec<_> = known.keys().take(AGAIN).copied().collect();
+        let asked =
+            addresses.iter().filter(|address| !known.contains_key(*address) || again.contains(address));
+        let answers = stream::iter(asked.copied().collect::<Vec<_>>())
+            .map(|address| async move { (address, self.client.identity(address).await) })
+            .buffer_unordered(AT_ONCE);
+        let answers: Vec<_> = answers.collect().await;
+        for (address, identity) in answers {
+            match identity {
+                Ok(identity) => {
+                    known.insert(address, identity);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "member does not say who it is");
+                    known.remove(&address);
+                }
+            }
+        }
+        let member = |(address, identity): (&SocketAddr, &Identity)| Member {
+            name: identity.name.clone(),
+            zone: identity.zone.clone(),
+            address: *address,
+        };
+        Ok(known.iter().map(member).collect())
+    }
+}

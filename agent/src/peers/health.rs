@@ -1,0 +1,133 @@
+//! Which members to leave alone, and for how long: growing with every failure in a row, gone with the first success.
+//!
+//! Memory of this process only. A member that was named a liar is left out for longer, and a busy one for a moment.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// After the first failure.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// After many.
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// After "busy".
+const BUSY: Duration = Duration::from_millis(500);
+
+/// After wrong bytes.
+const LIE: Duration = Duration::from_mins(10);
+
+/// Members remembered before those whose time is over are dropped.
+const MOST: usize = 16_384;
+
+#[derive(Debug, Default)]
+pub(super) struct Health(Mutex<HashMap<String, State>>);
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    failures: u32,
+    until: Instant,
+    lied: bool,
+}
+
+impl Health {
+    /// Whether to ask it at all.
+    pub(super) fn is_usable(&self, member: &str) -> bool {
+        self.is_usable_at(member, Instant::now())
+    }
+
+    fn is_usable_at(&self, member: &str, now: Instant) -> bool {
+        self.lock().get(member).is_none_or(|state| state.until <= now)
+    }
+
+    /// It answered as it should.
+    pub(super) fn succeeded(&self, member: &str) {
+        let now = Instant::now();
+        let mut states = self.lock();
+        // A liar's answers look like any other's.
+        if states.get(member).is_some_and(|state| !state.lied || state.until <= now) {
+            states.remove(member);
+        }
+    }
+
+    /// It did not answer, or broke off.
+    pub(super) fn failed(&self, member: &str) {
+        self.fail_at(member, Instant::now());
+    }
+
+    fn fail_at(&self, member: &str, now: Instant) {
+        self.note(member, |state| {
+            // Requests that were under way together are one failure.
+            if state.until <= now {
+                let failures = (state.failures + 1).min(16);
+                *state = State { failures, until: now + pause(failures), lied: false };
+            }
+        });
+    }
+
+    /// It said that it is busy.
+    pub(super) fn busy(&self, member: &str) {
+        let until = Instant::now() + BUSY;
+        self.note(member, |state| state.until = state.until.max(until));
+    }
+
+    /// It sent wrong bytes.
+    pub(super) fn lied(&self, member: &str) {
+        let until = Instant::now() + LIE;
+        self.note(member, |state| *state = State { failures: 0, until, lied: true });
+    }
+
+    fn note(&self, member: &str, change: impl FnOnce(&mut State)) {
+        let now = Instant::now();
+        let mut states = self.lock();
+        if states.len() >= MOST {
+            states.retain(|_, state| state.until > now);
+        }
+        if states.len() < MOST || states.contains_key(member) {
+            change(states.entry(member.to_owned()).or_insert(State { failures: 0, until: now, lied: false }));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, State>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For how long it is left alone after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_limit() {
+        let pauses: Vec<_> = [1, 2, 3, 9, 10, 16].map(|failures| pause(failures).as_secs()).into();
+        assert_eq!(pauses, [1, 2, 4, 256, 300, 300]);
+    }
+
+    #[test]
+    fn a_member_is_left_alone_longer_with_every_failure_and_comes_back_with_a_success() {
+        let (health, start) = (Health::default(), Instant::now());
+        assert!(health.is_usable("a"));
+        let mut now = start;
+        for expected in [1, 2, 4] {
+            health.fail_at("a", now);
+            health.fail_at("a", now);
+            assert!(!health.is_usable_at("a", now + Duration::from_millis(expected * 1_000 - 1)));
+            now += Duration::from_secs(expected);
+            assert!(health.is_usable_at("a", now));
+        }
+        health.succeeded("a");
+        assert!(health.is_usable_at("a", start));
+        health.lied("b");
+        health.succeeded("b");
+        health.fail_at("b", start);
+        assert!(!health.is_usable_at("b", start + Duration::from_mins(9)), "a liar stays out");
+    }
+}

@@ -1,0 +1,123 @@
+//! Who takes part: a list of members, each with a stable name, and this node's place among them.
+//!
+//! The name (a node's, as a rule) is what the ranking knows a member by; its address may change from one moment to the
+//! next. Where the list comes from is a [`super::directory`]'s business.
+
+use std::net::SocketAddr;
+
+use super::{
+    layout::SLOTS,
+    rank::{Ranking, Subject},
+};
+
+/// Members that may stand in for each other: whoever is asked after these is upstream.
+pub const SUBSTITUTES: usize = 8;
+
+/// One agent of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// Stable over restarts and changes of address.
+    pub name: String,
+    /// Its zone; empty when there are none.
+    pub zone: String,
+    /// Where its peer listener is.
+    pub address: SocketAddr,
+}
+
+/// A membership at one moment. This node is always in it.
+#[derive(Clone, Debug)]
+pub struct Members {
+    all: Vec<Member>,
+    ranking: Ranking,
+    me: u32,
+}
+
+impl Members {
+    /// Sorts by name, takes every name once, and puts this node in its place.
+    pub fn new(found: impl IntoIterator<Item = Member>, me: &Member) -> Self {
+        let mut members: Vec<_> = found.into_iter().filter(|member| member.name != me.name).collect();
+        members.push(me.clone());
+        members.sort();
+        members.dedup_by(|later, first| later.name == first.name);
+        let place = members.iter().position(|member| member.name == me.name);
+        let ranking = Ranking::new(members.iter().map(|member| (member.name.as_str(), member.zone.as_str())));
+        let me =
+            place.and_then(|place| u32::try_from(place).ok()).expect("it was put in, and 2^32 are enough");
+        Self { all: members, ranking, me }
+    }
+
+    /// All of them, sorted by name.
+    pub fn all(&self) -> &[Member] {
+        &self.all
+    }
+
+    /// The member at a place of the ranking.
+    pub fn get(&self, place: u32) -> Option<&Member> {
+        self.all.get(place as usize)
+    }
+
+    /// This node's place.
+    pub fn me(&self) -> u32 {
+        self.me
+    }
+
+    /// Whether there is nobody to share with.
+    pub fn is_alone(&self) -> bool {
+        self.all.len() < 2
+    }
+
+    /// Who stands above whom.
+    pub fn ranking(&self) -> &Ranking {
+        &self.ranking
+    }
+
+    /// Fetchers and their substitutes for every slot of a digest.
+    pub fn fetchers(&self, subject: &Subject) -> Vec<Vec<u32>> {
+        (0..SLOTS).map(|slot| self.ranking.fetchers(subject, slot, SUBSTITUTES)).collect()
+    }
+
+    /// Whom to ask about a subject of its own (a tag, a manifest): those who stand before this node, highest first.
+    pub fn resolvers(&self, subject: u64) -> Vec<&Member> {
+        let order = self.ranking.resolvers(subject, SUBSTITUTES);
+        order.into_iter().take_while(|place| *place != self.me).filter_map(|place| self.get(place)).collect()
+    }
+
+    /// Everyone but this node.
+    pub fn others(&self) -> impl Iterator<Item = &Member> {
+        let me = self.me as usize;
+        self.all.iter().enumerate().filter(move |(place, _)| *place != me).map(|(_, member)| member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, port: u16) -> Member {
+        Member { name: name.into(), zone: String::new(), address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    #[test]
+    fn a_membership_holds_every_name_once_and_this_node_always() {
+        let me = member("b", 9);
+        let members = Members::new([member("c", 1), member("a", 2), member("a", 3), member("b", 4)], &me);
+        let names: Vec<_> = members.all().iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert_eq!(members.get(members.me()), Some(&me), "its own address is its own business");
+        assert!(!members.is_alone());
+        assert_eq!(members.others().count(), 2);
+        assert!(Members::new([], &me).is_alone());
+    }
+
+    #[test]
+    fn only_those_before_this_node_are_asked_about_a_tag() {
+        let all: Vec<_> = ["a", "b", "c", "d"].map(|name| member(name, 1)).into();
+        for subject in 0..50 {
+            let before: Vec<_> =
+                all.iter().map(|me| Members::new(all.clone(), me).resolvers(subject).len()).collect();
+            let mut sorted = before.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2, 3], "one resolves, the next asks it, and so on: {before:?}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What this node gives to others: so many pieces at once, first come first served, and so many bytes a second.
+//!
+//! Few at once, because a piece that arrives whole is passed on at once, while many that arrive slowly side by side
+//! help nobody yet.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+/// Bytes that may go out at once after a quiet time, as time at the configured rate.
+const BURST: Duration = Duration::from_millis(100);
+
+/// Requests that may wait for a piece or for their turn at once; further ones are told that this node is busy.
+const WAITING: usize = 1_024;
+
+/// Limits of what this node gives. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Uploads {
+    slots: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    pace: Option<Arc<Pace>>,
+}
+
+/// The right to send one piece.
+#[derive(Debug)]
+pub struct Upload {
+    _slot: OwnedSemaphorePermit,
+    pace: Option<Arc<Pace>>,
+}
+
+/// The right to wait.
+#[derive(Debug)]
+pub struct Waiting(#[expect(dead_code, reason = "only its life counts")] OwnedSemaphorePermit);
+
+#[derive(Debug)]
+struct Pace {
+    rate: u64,
+    /// When the next byte may leave.
+    next: Mutex<Instant>,
+}
+
+impl Uploads {
+    pub(super) fn new(slots: usize, rate: Option<u64>) -> Self {
+        let pace = rate.map(|rate| Arc::new(Pace { rate: rate.max(1), next: Mutex::new(Instant::now()) }));
+        Self { slots: Arc::new(Semaphore::new(slots)), waiting: Arc::new(Semaphore::new(WAITING)), pace }
+    }
+
+    /// A place among those who wait; `None` when there are too many.
+    pub fn wait(&self) -> Option<Waiting> {
+        self.waiting.clone().try_acquire_owned().ok().map(Waiting)
+    }
+
+    /// The right to send a piece, in the order of asking; `None` when it takes longer than `limit`.
+    pub async fn acquire(&self, limit: Duration) -> Option<Upload> {
+        let slot = tokio::time::timeout(limit, self.slots.clone().acquire_owned()).await.ok()?.ok()?;
+        Some(Upload { _slot: slot, pace: self.pace.clone() })
+    }
+}
+
+impl Upload {
+    /// Waits until so many more bytes may leave.
+    pub async fn pass(&self, bytes: usize) {
+        let Some(pace) = &self.pace else { return };
+        tokio::time::sleep_until(pace.take(bytes as u64, Instant::now())).await;
+    }
+}
+
+impl Pace {
+    /// When bytes that are asked for at `now` may leave.
+    fn take(&self, bytes: u64, now: Instant) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let leave = (*next).max(now.checked_sub(BURST).unwrap_or(now));
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
+        *next = leave + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        *next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_leave_no_faster_than_allowed() {
+        let now = Instant::now() + Duration::from_secs(10);
+        let pace = Pace { rate: 1_000_000, next: Mutex::new(Instant::now()) };
+        assert_eq!(pace.take(100_000, now), now, "a burst after a quiet time");
+        assert_eq!(pace.take(500_000, now), now + Duration::from_millis(500));
+        assert_eq!(pace.take(500_000, now), now + Duration::from_secs(1), "they share the rate");
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_waited_for_only_so_long() {
+        let uploads = Uploads::new(1, None);
+        let first = uploads.acquire(Duration::from_secs(1)).await.expect("it is free");
+        assert!(uploads.acquire(Duration::from_millis(10)).await.is_none());
+        drop(first);
+        assert!(uploads.acquire(Duration::from_millis(10)).await.is_some());
+    }
+}

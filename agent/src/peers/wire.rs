@@ -1,0 +1,289 @@
+//! The peer protocol, version 1: requests as values, and the headers of answers. HTTP/1.1 on the peer listener.
+//!
+//! ```text
+//! GET /peer/v1/health                                          200 {"name":..,"zone":..}
+//! GET /peer/v1/pieces/<digest>/<index>?registry&repository&size&role&member&zone&whole
+//!     200 the bytes of the piece
+//!     202 on its way; `hearth-activity` changes for as long as whoever brings it is alive: ask again
+//!     404 takes no part, ask the next one         409 upstream knows no ranges: slot 0 reads everything
+//!     503 busy or not able to                     400 not understood           403 registry not served here
+//! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
+//! GET /peer/v1/tags/<tag>?registry&repository[&known]          200 {"digest":..,"mediaType":..,"size":..,"ageMs":..}
+//!     404 upstream says that it does not exist    503 cannot say now
+//! ```
+//!
+//! `role` is `parent`, `root` or `source` ([`super::plan::Role`]); `member` and `zone` say who asks, so that a request
+//! that does not climb is refused; `whole` that upstream has no ranges. With `known` only what is on the disk counts: upstream is not asked.
+//!
+//! An unknown path or version is 404 with an error body, a bad request 400: nothing here is fatal for anyone.
+
+use reqwest::Url;
+
+use super::plan::Role;
+use crate::types::{Digest, NameError, Repository, Tag};
+
+/// Version and prefix of all paths.
+const PREFIX: &str = "/peer/v1/";
+
+/// Longest name of a member or zone that is taken.
+const LONGEST: usize = 253;
+
+/// Header of 202: changes while there is progress.
+pub const ACTIVITY: http::HeaderName = http::HeaderName::from_static("hearth-activity");
+
+/// A piece is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PieceAsk {
+    /// Where upstream has the blob.
+    pub repository: Repository,
+    /// Which blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Which piece.
+    pub piece: u64,
+    /// As what the member is asked.
+    pub role: Role,
+    /// Who asks.
+    pub member: String,
+    /// The asker's zone.
+    pub zone: String,
+    /// The asker knows that upstream has no ranges: who reads it reads everything.
+    pub whole: bool,
+}
+
+/// A request of the protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerRequest {
+    /// Who are you?
+    Health,
+    /// A piece.
+    Piece(PieceAsk),
+    /// A manifest by digest.
+    Manifest {
+        /// Where upstream has it.
+        repository: Repository,
+        /// Which.
+        digest: Digest,
+        /// Only from the disk.
+        known: bool,
+    },
+    /// What a tag means.
+    Tag {
+        /// Where.
+        repository: Repository,
+        /// Which.
+        tag: Tag,
+        /// Only what was known before.
+        known: bool,
+    },
+}
+
+/// Why a request is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Another path or version.
+    #[error("unknown path: this agent speaks `/peer/v1/`")]
+    Path,
+    /// A parameter is missing or wrong.
+    #[error("parameter `{0}` is missing or wrong")]
+    Parameter(&'static str),
+    /// A name is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl PeerRequest {
+    /// Path and query.
+    pub fn target(&self) -> String {
+        match self {
+            Self::Health => format!("{PREFIX}health"),
+            Self::Piece(ask) => {
+                let path = format!("{PREFIX}pieces/{}/{}", ask.digest, ask.piece);
+                let (size, role) = (ask.size.to_string(), role_name(ask.role));
+                let whole = if ask.whole { "1" } else { "0" };
+                let rest = [
+                    ("size", size.as_str()),
+                    ("role", role),
+                    ("member", &ask.member),
+                    ("zone", &ask.zone),
+                    ("whole", whole),
+                ];
+                with_query(&path, &ask.repository, &rest)
+            }
+            Self::Manifest { repository, digest, known } => {
+                with_query(&format!("{PREFIX}manifests/{digest}"), repository, known_pair(*known))
+            }
+            Self::Tag { repository, tag, known } => {
+                with_query(&format!("{PREFIX}tags/{tag}"), repository, known_pair(*known))
+            }
+        }
+    }
+
+    /// Reads path and query.
+    pub fn parse(path: &str, query: Option<&str>) -> Result<Self, WireError> {
+        let rest = path.strip_prefix(PREFIX).ok_or(WireError::Path)?;
+        let mut parts = rest.split('/');
+        let parts = (parts.next(), parts.next(), parts.next(), parts.next());
+        let parameters = Parameters::parse(query);
+        match parts {
+            (Some("health"), None, ..) => Ok(Self::Health),
+            (Some("pieces"), Some(digest), Some(piece), None) => Ok(Self::Piece(PieceAsk {
+                repository: parameters.repository()?,
+                digest: digest.parse().map_err(NameError::from)?,
+                size: parameters.number("size")?,
+                piece: piece.parse().map_err(|_| WireError::Path)?,
+                role: role_of(parameters.get("role")).ok_or(WireError::Parameter("role"))?,
+                member: parameters.name("member")?,
+                zone: parameters.name("zone")?,
+                whole: parameters.get("whole") == Some("1"),
+            })),
+            (Some("manifests"), Some(digest), None, _) => Ok(Self::Manifest {
+                repository: parameters.repository()?,
+                digest: digest.parse().map_err(NameError::from)?,
+                known: parameters.get("known").is_some(),
+            }),
+            (Some("tags"), Some(tag), None, _) => Ok(Self::Tag {
+                repository: parameters.repository()?,
+                tag: tag.parse()?,
+                known: parameters.get("known").is_some(),
+            }),
+            _ => Err(WireError::Path),
+        }
+    }
+}
+
+fn known_pair(known: bool) -> &'static [(&'static str, &'static str)] {
+    if known { &[("known", "1")] } else { &[] }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Parent => "parent",
+        Role::Root => "root",
+        Role::Source => "source",
+    }
+}
+
+fn role_of(name: Option<&str>) -> Option<Role> {
+    [Role::Parent, Role::Root, Role::Source].into_iter().find(|role| Some(role_name(*role)) == name)
+}
+
+/// A base to read and write queries with; no request ever goes there.
+fn scratch() -> Url {
+    Url::parse("http://peer/").expect("a fixed URL")
+}
+
+fn with_query(path: &str, repository: &Repository, more: &[(&str, &str)]) -> String {
+    let mut url = scratch();
+    url.query_pairs_mut()
+        .append_pair("registry", repository.registry.as_str())
+        .append_pair("repository", repository.name.as_str())
+        .extend_pairs(more);
+    format!("{path}?{}", url.query().unwrap_or_default())
+}
+
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn parse(query: Option<&str>) -> Self {
+        let mut url = scratch();
+        url.set_query(query);
+        Self(url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
+    }
+
+    fn get(&self, wanted: &str) -> Option<&str> {
+        self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+    }
+
+    fn number(&self, name: &'static str) -> Result<u64, WireError> {
+        self.get(name).and_then(|value| value.parse().ok()).ok_or(WireError::Parameter(name))
+    }
+
+    fn name(&self, name: &'static str) -> Result<String, WireError> {
+        let value = self.get(name).filter(|value| value.len() <= LONGEST);
+        value.map(str::to_owned).ok_or(WireError::Parameter(name))
+    }
+
+    fn repository(&self) -> Result<Repository, WireError> {
+        Ok(Repository {
+            registry: self.get("registry").ok_or(WireError::Parameter("registry"))?.parse()?,
+            name: self.get("repository").ok_or(WireError::Parameter("repository"))?.parse()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn repository() -> Repository {
+        Repository { registry: "r.test:5000".parse().unwrap(), name: "team/app".parse().unwrap() }
+    }
+
+    fn read(target: &str) -> Result<PeerRequest, WireError> {
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        PeerRequest::parse(path, query)
+    }
+
+    #[test]
+    fn requests_read_back_as_they_were_written() {
+        let piece = |role| {
+            PeerRequest::Piece(PieceAsk {
+                repository: repository(),
+                digest: Digest::of(b"x"),
+                size: 10,
+                piece: 3,
+                role,
+                member: "node & 1".into(),
+                zone: String::new(),
+                whole: role == Role::Source,
+            })
+        };
+        let all = [
+            PeerRequest::Health,
+            piece(Role::Parent),
+            piece(Role::Root),
+            piece(Role::Source),
+            PeerRequest::Manifest { repository: repository(), digest: Digest::of(b"m"), known: true },
+            PeerRequest::Tag { repository: repository(), tag: "v1".parse().unwrap(), known: false },
+        ];
+        for request in all {
+            assert_eq!(read(&request.target()), Ok(request.clone()), "{}", request.target());
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_protocol_is_refused_with_a_reason() {
+        for (target, expected) in [
+            ("/peer/v2/health", WireError::Path),
+            ("/peer/v1/", WireError::Path),
+            ("/peer/v1/health/more", WireError::Path),
+            ("/v2/", WireError::Path),
+            ("/peer/v1/tags/v1?repository=a", WireError::Parameter("registry")),
+            ("/peer/v1/tags/v1?registry=a", WireError::Parameter("repository")),
+        ] {
+            assert_eq!(read(target), Err(expected), "{target}");
+        }
+        let digest = Digest::of(b"x");
+        let bad =
+            format!("/peer/v1/pieces/{digest}/0?registry=a&repository=b&size=1&role=king&member=m&zone=");
+        assert_eq!(read(&bad), Err(WireError::Parameter("role")));
+        let long = format!(
+            "/peer/v1/pieces/{digest}/0?registry=a&repository=b&size=1&role=root&zone=&member={}",
+            "m".repeat(300)
+        );
+        assert_eq!(read(&long), Err(WireError::Parameter("member")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_fall(path in ".{0,60}", query in ".{0,60}") {
+            let _ = PeerRequest::parse(&path, Some(&query));
+            let _ = PeerRequest::parse(&format!("/peer/v1/{path}"), Some(&query));
+        }
+    }
+}
