@@ -59,8 +59,8 @@ pub enum AppError {
 pub struct Addresses {
     /// The mirror.
     pub mirror: SocketAddr,
-    /// Other agents.
-    pub peer: SocketAddr,
+    /// Other agents, when there are any.
+    pub peer: Option<SocketAddr>,
     /// Probes and metrics.
     pub admin: SocketAddr,
 }
@@ -76,7 +76,7 @@ pub struct App {
     publisher: Publisher,
     metrics: Metrics,
     mirror: Server,
-    peer: Server,
+    peer: Option<Server>,
     admin: Server,
     tasks: Tasks,
     readiness: Readiness,
@@ -97,8 +97,10 @@ impl App {
         };
         // A member that does not take its bytes keeps others waiting for their turn.
         let patience = Limits { client_write: config.limits.client_write.min(PEER_WRITE), ..config.limits };
-        let peer = bind("peer.listen", config.peer_listen, patience)?;
-        let (peers, publisher) = Peers::new(config.peers.clone(), peer.address(), metrics.clone())?;
+        let on = config.peers.source != peers::Source::Off;
+        let peer = if on { Some(bind("peer.listen", config.peer_listen, patience)?) } else { None };
+        let address = peer.as_ref().map_or(config.peer_listen, Server::address);
+        let (peers, publisher) = Peers::new(config.peers.clone(), address, metrics.clone())?;
         let fetcher = Fetcher::new(
             config.fetch.clone(),
             store.clone(),
@@ -131,13 +133,17 @@ impl App {
 
     /// Where it listens.
     pub fn addresses(&self) -> Addresses {
-        Addresses { mirror: self.mirror.address(), peer: self.peer.address(), admin: self.admin.address() }
+        Addresses {
+            mirror: self.mirror.address(),
+            peer: self.peer.as_ref().map(Server::address),
+            admin: self.admin.address(),
+        }
     }
 
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
         let addresses = self.addresses();
-        tracing::info!(mirror = %addresses.mirror, peer = %addresses.peer, admin = %addresses.admin, "listening");
+        tracing::info!(mirror = %addresses.mirror, peer = addresses.peer.map(tracing::field::display), admin = %addresses.admin, "listening");
         let rebuilt = self.store.clone();
         let rebuild = tokio::task::spawn_blocking(move || rebuilt.rebuild_index_if_needed());
         let connections = Tasks::default();
@@ -161,8 +167,9 @@ impl App {
         let directory_task =
             self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
         let api = PeerApi::new(self.fetcher.clone(), self.peers, self.metrics.clone());
-        let peer_task =
-            self.tasks.spawn("peers", self.peer.serve_peers(api, connections.clone(), stop.clone()));
+        let peer_task = self.peer.map(|server| {
+            self.tasks.spawn("peers", server.serve_peers(api, connections.clone(), stop.clone()))
+        });
         let mirror = Mirror::new(
             self.fetcher,
             self.upstream,
@@ -176,7 +183,9 @@ impl App {
         self.park.cancel();
         last.cancel();
         admin_task.await?;
-        peer_task.await?;
+        if let Some(task) = peer_task {
+            task.await?;
+        }
         directory_task.await?;
         usage_task.await?;
         gc_task.await?;

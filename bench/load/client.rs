@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{Arc, Barrier},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -94,6 +94,27 @@ pub(crate) fn burst(
         transfers.extend(thread.join().ok().context("a client's thread panicked")??);
     }
     Ok(transfers)
+}
+
+/// This program as one client in a process of its own: waits for a moment, fetches everything in order, and prints
+/// how many seconds that took. Words: address, milliseconds since 1970, and `path size` each.
+pub(crate) async fn run_alone(words: &[String]) -> Result<()> {
+    let [address, begin, parts @ ..] = words else { anyhow::bail!("a client needs an address and a moment") };
+    let address: SocketAddr = address.parse()?;
+    let begin = UNIX_EPOCH + Duration::from_millis(begin.parse()?);
+    let parts = parts.iter().map(|part| {
+        let (path, size) = part.rsplit_once(' ').context("a part is `path size`")?;
+        Ok((path.to_owned(), size.parse::<u64>()?))
+    });
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    tokio::time::sleep(begin.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    let started = Instant::now();
+    tokio::task::spawn_blocking(move || {
+        parts.into_iter().try_for_each(|(path, size)| burst(address, &path, size, 1, 1).map(drop))
+    })
+    .await??;
+    writeln!(io::stdout(), "{}", started.elapsed().as_secs_f64())?;
+    Ok(())
 }
 
 /// [`burst`] of a contestant's blob, beside the asynchronous part of the program. A failure carries the contestant's log.

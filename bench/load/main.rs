@@ -7,6 +7,7 @@
 
 mod client;
 mod machine;
+mod net;
 mod report;
 mod rivals;
 mod scenarios;
@@ -36,6 +37,15 @@ struct Arguments {
     /// Clients at the same time, where the scenario has several.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
     clients: u64,
+    /// Nodes of the cluster, where the scenario has one.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(4..=64))]
+    nodes: u8,
+    /// Rate of every node's link in the cluster.
+    #[arg(long, default_value = "200mbit")]
+    link: String,
+    /// Rate of upstream's link.
+    #[arg(long, default_value = "1gbit")]
+    upstream_link: String,
     /// Also write the result to `bench/results/<scenario>.json`.
     #[arg(long)]
     save: bool,
@@ -53,13 +63,18 @@ enum Scenario {
     Builder,
     /// Bytes of several Sparks whose layers are planned together; downloads them once.
     Layering,
+    /// A cluster in network namespaces that pulls one image at once, against no peers and one central proxy; needs root.
+    Forest,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let client = words.first().is_some_and(|word| word == "client");
     let outcome = tokio::select! {
-        outcome = measure(&arguments) => outcome,
+        outcome = async {
+            if client { client::run_alone(&words[1..]).await } else { measure(&Arguments::parse()).await }
+        } => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     match outcome {
@@ -83,6 +98,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::SlowUpstream => scenarios::slow_upstream::run(arguments, &mut report).await?,
         Scenario::Builder => scenarios::builder::run(arguments, &mut report).await?,
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
+        Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
     }
     let json = report.json();
     if arguments.save {

@@ -3,7 +3,9 @@
 pub mod agent;
 pub mod cluster;
 pub mod fixtures;
+pub mod kubernetes;
 pub mod metrics;
+pub mod peer;
 pub mod process;
 pub mod pull;
 pub mod registry;

@@ -89,10 +89,14 @@ impl AgentProcess {
 
     /// [`Self::start`] with more variables in its environment.
     pub async fn start_with(config: &Path, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut child = Command::new(binary("hearth-agent")?)
-            .args(["run", "--config"])
-            .arg(config)
-            .envs(environment.iter().copied())
+        let mut command = std::process::Command::new(binary("hearth-agent")?);
+        command.args(["run", "--config"]).arg(config).envs(environment.iter().copied());
+        Self::start_by(command).await
+    }
+
+    /// Starts an agent by a command of one's own (in another namespace, for example).
+    pub async fn start_by(command: std::process::Command) -> anyhow::Result<Self> {
+        let mut child = Command::from(command)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

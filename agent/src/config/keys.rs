@@ -56,7 +56,11 @@ pub const KEYS: &[Key] = &[
         default: "127.0.0.1:5050",
         meaning: "address for the container runtime of this node",
     },
-    Key { path: "peer.listen", default: "0.0.0.0:5051", meaning: "address for other agents" },
+    Key {
+        path: "peer.listen",
+        default: "0.0.0.0:5051",
+        meaning: "address for other agents; nothing listens there without members",
+    },
     Key {
         path: "peer.name",
         default: "",
@@ -82,6 +86,11 @@ pub const KEYS: &[Key] = &[
         default: "",
         meaning: "`namespace/name` of the headless Kubernetes service whose EndpointSlices list the members; without \
                   any of these three every agent fetches for itself",
+    },
+    Key {
+        path: "peer.api",
+        default: "https://kubernetes.default.svc",
+        meaning: "the API server that `peer.service` is read from, with the pod's own account",
     },
     Key {
         path: "peer.relay",

@@ -307,8 +307,10 @@ mod tests {
     #[test]
     fn every_key_has_a_default_that_reads_and_every_key_is_in_the_table() {
         let raw = format!("{:?}", defaults());
-        let without: Vec<_> =
-            raw.match_indices(": None").map(|(at, _)| raw[..at].rsplit([' ', '{']).next().unwrap()).collect();
+        let without = raw.match_indices(": None").map(|(at, _)| raw[..at].rsplit([' ', '{']).next().unwrap());
+        // What a default URL lacks is not a key.
+        let of_url = ["password", "port", "query", "fragment"];
+        let without: Vec<_> = without.filter(|name| !of_url.contains(name)).collect();
         assert_eq!(
             without,
             [

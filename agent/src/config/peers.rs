@@ -15,7 +15,7 @@ pub(super) type Wrong = (&'static str, Option<Location>, String);
 
 /// Holds the keys against each other.
 pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> {
-    let source = source(raw)?;
+    let source = source(raw, defaults)?;
     let name = match &raw.name {
         Some(name) => name.0.0.clone(),
         None => host_name().map_err(|problem| ("peer.name", None, problem))?,
@@ -42,7 +42,7 @@ pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> 
     })
 }
 
-fn source(raw: &RawPeer) -> Result<Source, Wrong> {
+fn source(raw: &RawPeer, defaults: &RawPeer) -> Result<Source, Wrong> {
     let places = [
         ("peer.members", raw.members.as_ref().map(|set| set.referenced)),
         ("peer.dns", raw.dns.as_ref().map(|set| set.referenced)),
@@ -58,13 +58,12 @@ fn source(raw: &RawPeer) -> Result<Source, Wrong> {
         let HostPort { host, port } = set.value.0.clone();
         Source::Dns { host, port }
     });
-    if let Some(set) = &raw.service {
-        let ServiceName { namespace, name } = &set.value.0;
-        let problem =
-            format!("EndpointSlices are not read yet: use `peer.dns` with `{name}.{namespace}.svc:5051`");
-        return Err(("peer.service", Some(set.referenced), problem));
-    }
-    Ok(members.or(dns).unwrap_or(Source::Off))
+    let service = raw.service.as_ref().map(|set| {
+        let ServiceName { namespace, name } = set.value.0.clone();
+        let api = raw.api.as_ref().or(defaults.api.as_ref()).expect("`peer.api` has a default").0.0.clone();
+        Source::Service { namespace, name, api }
+    });
+    Ok(members.or(dns).or(service).unwrap_or(Source::Off))
 }
 
 fn host_name() -> Result<String, String> {
@@ -170,6 +169,10 @@ mod tests {
         assert_eq!(config.name, "a");
         assert_eq!(read("name: a").unwrap().source, Source::Off);
         assert!(!read("wait: 1s").unwrap().name.is_empty(), "the host has a name");
+        let Source::Service { namespace, name, api } = read("service: hearth/peers").unwrap().source else {
+            panic!("a service is one")
+        };
+        assert_eq!((namespace.as_str(), name.as_str(), api.scheme()), ("hearth", "peers", "https"));
         assert_eq!(read("dns: \"peers:51\"").unwrap().source, Source::Dns { host: "peers".into(), port: 51 });
     }
 

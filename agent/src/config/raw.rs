@@ -68,6 +68,7 @@ section!(RawPeer {
     members: Option<Spanned<Text<MemberList>>>,
     dns: Option<Spanned<Text<HostPort>>>,
     service: Option<Spanned<Text<ServiceName>>>,
+    api: Option<Text<Endpoint>>,
     relay: Option<Text<bool>>,
     uploads: Option<Text<Count>>,
     upload_rate: Option<Text<Rate>>,

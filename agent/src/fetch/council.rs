@@ -65,25 +65,25 @@ impl Fetcher {
         tokio::time::timeout(self.0.peers.config().wait, asking).await.unwrap_or(Ok(None))
     }
 
-    /// A manifest that any member has on its disk.
+    /// A manifest that any member has on its disk, or can still fetch.
     pub(super) async fn manifest_of_anyone(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Option<Manifest> {
-        let found = self
-            .everyone(
-                |member| async move {
-                    match self.0.peers.manifest(&member, repository, digest, true).await {
-                        Some(Settled::Found(found)) => Some(found),
-                        Some(Settled::Absent | Settled::NotNow) | None => None,
-                    }
-                },
-                1,
-            )
-            .await;
-        let (media_type, bytes) = found.into_iter().next()?;
-        Some(Manifest { digest: *digest, media_type, bytes })
+        let subject = rank::key("manifest", &digest.to_string());
+        for (members, known) in self.last_resorts(subject)? {
+            let found = first(members, 1, |member| async move {
+                match self.0.peers.manifest(&member, repository, digest, known).await {
+                    Some(Settled::Found(found)) => Some(found),
+                    Some(Settled::Absent | Settled::NotNow) | None => None,
+                }
+            });
+            if let Some((media_type, bytes)) = found.await.into_iter().next() {
+                return Some(Manifest { digest: *digest, media_type, bytes });
+            }
+        }
+        None
     }
 
     /// What the member that resolves a tag for all says; `None` when nobody can confirm anything.
@@ -111,41 +111,30 @@ impl Fetcher {
         tokio::time::timeout(self.0.peers.config().wait, asking).await.unwrap_or(Ok(None))
     }
 
-    /// The youngest meaning of a tag that any member knows.
+    /// The youngest meaning of a tag that any member knows, or can still find out.
     pub(super) async fn tag_of_anyone(&self, repository: &Repository, tag: &Tag) -> Option<Resolved> {
-        let known = self
-            .everyone(
-                |member| async move {
-                    match self.0.peers.tag(&member, repository, tag, true).await {
-                        Some(Settled::Found(meaning)) => resolved(&meaning),
-                        Some(Settled::Absent | Settled::NotNow) | None => None,
-                    }
-                },
-                usize::MAX,
-            )
-            .await;
-        known.into_iter().map(Some).reduce(younger).flatten()
+        let subject = rank::key("tag", &format!("{repository}:{tag}"));
+        for (members, known) in self.last_resorts(subject)? {
+            let found = first(members, usize::MAX, |member| async move {
+                match self.0.peers.tag(&member, repository, tag, known).await {
+                    Some(Settled::Found(meaning)) => resolved(&meaning),
+                    Some(Settled::Absent | Settled::NotNow) | None => None,
+                }
+            });
+            if let Some(youngest) = found.await.into_iter().min_by_key(|found| found.age) {
+                return Some(youngest);
+            }
+        }
+        None
     }
 
-    /// Answers of all members that have one, until there are `enough` or time is up.
-    async fn everyone<T, F: Future<Output = Option<T>>>(
-        &self,
-        ask: impl Fn(Member) -> F,
-        enough: usize,
-    ) -> Vec<T> {
-        let Some(members) = self.0.peers.members() else { return Vec::new() };
-        let others: Vec<_> =
-            members.others().filter(|member| self.0.peers.is_usable(member)).cloned().collect();
-        let answers = stream::iter(others).map(ask).buffer_unordered(AT_ONCE).filter_map(std::future::ready);
-        let mut found = Vec::new();
-        let mut answers = std::pin::pin!(answers.take(enough));
-        let _ = tokio::time::timeout(EVERYONE, async {
-            while let Some(answer) = answers.next().await {
-                found.push(answer);
-            }
-        })
-        .await;
-        found
+    /// Whom to ask when upstream does not answer this node: everyone for what they know; then those that stand after
+    /// this node, for they may reach upstream where this node does not. These ask nobody else.
+    fn last_resorts(&self, subject: u64) -> Option<[(Vec<Member>, bool); 2]> {
+        let members = self.0.peers.members()?;
+        let usable = |member: &&Member| self.0.peers.is_usable(member);
+        let after = members.resolvers_after(subject).into_iter().filter(usable).cloned().collect();
+        Some([(members.others().filter(usable).cloned().collect(), true), (after, false)])
     }
 
     /// A manifest for another member. With `known` from the disk alone.
@@ -202,6 +191,23 @@ impl Fetcher {
     }
 }
 
+/// Answers of the members that have one, until there are `enough` or time is up.
+async fn first<T, F: Future<Output = Option<T>>>(
+    members: Vec<Member>,
+    enough: usize,
+    ask: impl Fn(Member) -> F,
+) -> Vec<T> {
+    let answers = stream::iter(members).map(ask).buffer_unordered(AT_ONCE).filter_map(std::future::ready);
+    let (mut found, mut answers) = (Vec::new(), std::pin::pin!(answers.take(enough)));
+    let _ = tokio::time::timeout(EVERYONE, async {
+        while let Some(answer) = answers.next().await {
+            found.push(answer);
+        }
+    })
+    .await;
+    found
+}
+
 fn absent(member: &Member, repository: &Repository) -> FetchError {
     FetchError::NotFound(format!(
         "`{}` does not have it, as peer `{}` found",
@@ -213,11 +219,4 @@ fn resolved(meaning: &TagMeaning) -> Option<Resolved> {
     let (digest, media_type) = (meaning.digest.parse().ok()?, MediaType::parse(&meaning.media_type)?);
     let info = ManifestInfo { digest, media_type, size: meaning.size, stale: meaning.stale };
     Some(Resolved { info, age: Duration::from_millis(meaning.age_ms) })
-}
-
-fn younger(one: Option<Resolved>, other: Option<Resolved>) -> Option<Resolved> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(if one.age <= other.age { one } else { other }),
-        (one, other) => one.or(other),
-    }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 
 use super::{
     FetchError,
@@ -29,6 +30,14 @@ const BATCH: usize = 512 * 1024;
 
 /// Longest time that one member is asked for one piece, however alive it is.
 const LONGEST: Duration = Duration::from_mins(5);
+
+/// Members asked whether they have a piece when everything else has failed.
+const SOUGHT: usize = 256;
+
+/// So many at once, for so long, until so many have it.
+const SOUGHT_AT_ONCE: usize = 32;
+const SEEKING: Duration = Duration::from_secs(2);
+const HOLDERS: usize = 8;
 
 /// Why a piece was not brought.
 #[derive(Debug)]
@@ -54,6 +63,8 @@ pub(super) struct Ground {
     subject: Subject,
     members: Arc<Members>,
     fetchers: Vec<Vec<u32>>,
+    /// Members that were found to have the blob when nobody else could bring it.
+    holders: tokio::sync::OnceCell<Vec<Member>>,
 }
 
 impl Ground {
@@ -62,7 +73,8 @@ impl Ground {
         let members = reading.fetcher.0.peers.members()?;
         let subject = Subject::of(&reading.flight.digest().to_string());
         let fetchers = members.fetchers(&subject);
-        Some(Self { reading, repository, layout: Layout::new(size), subject, members, fetchers })
+        let (layout, holders) = (Layout::new(size), tokio::sync::OnceCell::new());
+        Some(Self { reading, repository, layout, subject, members, fetchers, holders })
     }
 
     /// The same with the members of now, if they have changed.
@@ -150,7 +162,43 @@ impl Ground {
                 },
             }
         }
+        self.ask_holders(piece).await
+    }
+
+    /// The last resort beyond upstream: whoever has the blob, wherever it stands.
+    async fn ask_holders(&self, piece: u64) -> Result<(), NoPiece> {
+        for member in self.holders.get_or_init(|| self.seek(piece)).await {
+            if self.peers().is_usable(member)
+                && let Attempt::Brought = self.ask(member, Role::Parent, piece).await?
+            {
+                return Ok(());
+            }
+        }
         Err(NoPiece::Nobody)
+    }
+
+    /// Who has a piece. Asked once for a flight: what nobody had then, somebody is fetching at best.
+    async fn seek(&self, piece: u64) -> Vec<Member> {
+        let bytes = self.layout.bytes(piece);
+        let ask = self.request(Role::Parent, piece);
+        let (ask, length) = (&ask, bytes.end - bytes.start);
+        let others =
+            self.members.others().filter(|member| self.peers().is_usable(member)).take(SOUGHT).cloned();
+        let found = stream::iter(others.collect::<Vec<_>>())
+            .map(|member| async move {
+                let answer = self.peers().piece(&member, ask, length).await;
+                matches!(answer, Ok(PieceAnswer::Body(_))).then_some(member)
+            })
+            .buffer_unordered(SOUGHT_AT_ONCE)
+            .filter_map(std::future::ready);
+        let (mut holders, mut found) = (Vec::new(), std::pin::pin!(found.take(HOLDERS)));
+        let _ = tokio::time::timeout(SEEKING, async {
+            while let Some(member) = found.next().await {
+                holders.push(member);
+            }
+        })
+        .await;
+        holders
     }
 
     /// Reads a piece upstream because a member asked this node to.

@@ -261,7 +261,7 @@ fn read<T: serde::de::DeserializeOwned>(member: &Member, bytes: &[u8]) -> Result
 }
 
 /// The innermost cause: what the system said.
-fn cause(error: &dyn std::error::Error) -> String {
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(next) = innermost.source() {
         innermost = next;

@@ -59,7 +59,7 @@ impl Health {
     }
 
     fn fail_at(&self, member: &str, now: Instant) {
-        self.note(member, |state| {
+        self.note(member, now, |state| {
             // Requests that were under way together are one failure.
             if state.until <= now {
                 let failures = (state.failures + 1).min(16);
@@ -70,18 +70,19 @@ impl Health {
 
     /// It said that it is busy.
     pub(super) fn busy(&self, member: &str) {
-        let until = Instant::now() + BUSY;
-        self.note(member, |state| state.until = state.until.max(until));
+        let now = Instant::now();
+        let until = now + BUSY;
+        self.note(member, now, |state| state.until = state.until.max(until));
     }
 
     /// It sent wrong bytes.
     pub(super) fn lied(&self, member: &str) {
-        let until = Instant::now() + LIE;
-        self.note(member, |state| *state = State { failures: 0, until, lied: true });
+        let now = Instant::now();
+        let until = now + LIE;
+        self.note(member, now, |state| *state = State { failures: 0, until, lied: true });
     }
 
-    fn note(&self, member: &str, change: impl FnOnce(&mut State)) {
-        let now = Instant::now();
+    fn note(&self, member: &str, now: Instant, change: impl FnOnce(&mut State)) {
         let mut states = self.lock();
         if states.len() >= MOST {
             states.retain(|_, state| state.until > now);

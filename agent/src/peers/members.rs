@@ -82,6 +82,13 @@ impl Members {
         order.into_iter().take_while(|place| *place != self.me).filter_map(|place| self.get(place)).collect()
     }
 
+    /// Those who stand after this node, highest first.
+    pub fn resolvers_after(&self, subject: u64) -> Vec<&Member> {
+        let order = self.ranking.resolvers(subject, SUBSTITUTES);
+        let first = order.iter().position(|place| *place == self.me).map_or(0, |at| at + 1);
+        order.into_iter().skip(first).filter_map(|place| self.get(place)).collect()
+    }
+
     /// Everyone but this node.
     pub fn others(&self) -> impl Iterator<Item = &Member> {
         let me = self.me as usize;

@@ -11,6 +11,7 @@ mod client;
 pub mod directory;
 mod dns;
 mod health;
+mod kubernetes;
 pub mod layout;
 mod members;
 pub mod plan;
@@ -29,6 +30,7 @@ pub use client::{HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, Tag
 use directory::{Directory as _, Fixed, Publisher};
 use dns::Dns;
 use health::Health;
+use kubernetes::Slices;
 pub use members::{Member, Members};
 pub use uploads::{Upload, Uploads, Waiting};
 use wire::{PeerRequest, PieceAsk};
@@ -58,6 +60,8 @@ pub enum Source {
         namespace: String,
         /// Its name.
         name: String,
+        /// Where the API server is.
+        api: reqwest::Url,
     },
 }
 
@@ -151,11 +155,15 @@ impl Peers {
     /// Reads the configured source of members until `stop`.
     pub async fn follow(&self, publish: Publisher, stop: CancellationToken) {
         match self.0.config.source.clone() {
-            Source::Off | Source::Service { .. } => {}
+            Source::Off => {}
             Source::Static(members) => Fixed(members).run(publish, stop).await,
             Source::Dns { host, port } => {
                 Dns { host, port, client: self.0.client.clone() }.run(publish, stop).await;
             }
+            Source::Service { namespace, name, api } => match Slices::new(&api, &namespace, &name) {
+                Ok(slices) => slices.run(publish, stop).await,
+                Err(problem) => tracing::error!(problem, "members cannot be watched: this agent stays alone"),
+            },
         }
     }
 

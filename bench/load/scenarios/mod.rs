@@ -2,6 +2,7 @@
 
 pub(crate) mod builder;
 pub(crate) mod cold_burst;
+pub(crate) mod forest;
 mod images;
 pub(crate) mod layering;
 pub(crate) mod slow_upstream;

@@ -1,28 +1,105 @@
-//! Everyone wants the same at once.
+//! Everyone wants the same, at once or one after the other.
+
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use kit::{
-    agent::{Agent, AgentConfig, REGISTRY, assert_store_is_right},
-    cluster::Cluster,
-    pull::Puller,
-    registry::{FakeUpstream, Layer},
+    agent::Agent,
+    cluster::{Cluster, Place, member_config},
+    registry::{Fault, On},
 };
 
-const REPOSITORY: &str = "team/app";
+use super::{SIZE, config, pull, pull_all, sent, sum, upstream};
 
-async fn pull(agent: &Agent) {
-    let puller = Puller::new(&agent.url(), Some(REGISTRY));
-    puller.pull(REPOSITORY, "v1", |_| ()).await.expect("the pull succeeds");
-    assert_store_is_right(&agent.data());
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_nodes_that_pull_at_once_read_every_byte_and_the_manifest_upstream_once() {
+    let (upstream, size) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 8, "").await;
+    pull_all(&cluster.agents).await;
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
+    assert_eq!(upstream.log().manifest_gets().len(), 1, "{}", upstream.log().describe());
+    let received = sum(&cluster.agents, "hearth_peer_received_bytes_total", &[]).await;
+    #[expect(clippy::cast_precision_loss, reason = "some hundred million")]
+    let most = 8.0 * size as f64;
+    assert!(received <= most, "{received} bytes between members, no piece arrives twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_nodes_that_pull_at_once_read_every_byte_upstream_once() {
-    let upstream = FakeUpstream::start().await;
-    upstream.image(REPOSITORY, "v1", [Layer::random(1, 50_000_000), Layer::random(2, 3_000)]).await;
-    let size = upstream.size_of(REPOSITORY, "v1");
-    let cluster = Cluster::start(&AgentConfig::for_upstream(&upstream), 3, "").await;
-    join_all(cluster.agents.iter().map(pull)).await;
-    let sent = upstream.log().blob_gets().bytes();
-    assert_eq!(sent, size, "{}", upstream.log().blob_gets().describe());
+async fn five_nodes_that_begin_one_after_the_other_read_every_byte_once() {
+    let (upstream, size) = upstream().await;
+    upstream.rate_per_connection(8_000_000);
+    let cluster = Cluster::start(&config(&upstream), 5, "").await;
+    join_all(cluster.agents.iter().enumerate().map(async |(at, agent)| {
+        tokio::time::sleep(Duration::from_millis(400) * u32::try_from(at).expect("a few")).await;
+        pull(agent).await;
+    }))
+    .await;
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_when_all_is_over_costs_upstream_nothing() {
+    let (upstream, size) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 6, "").await;
+    pull_all(&cluster.agents[..5]).await;
+    pull(&cluster.agents[5]).await;
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
+    assert_eq!(upstream.log().manifest_gets().len(), 1, "{}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_of_six_pulls_and_the_others_carry_only_what_passes_through_them() {
+    let (upstream, size) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 6, "").await;
+    pull(&cluster.agents[2]).await;
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
+    for (at, agent) in cluster.agents.iter().enumerate().filter(|(at, _)| *at != 2) {
+        assert!(agent.stored().len() <= 1, "a bystander keeps at most a manifest: {at} {:?}", agent.stored());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_relay_still_gets_and_gives_its_own() {
+    let (upstream, size) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 4, "relay: false").await;
+    pull(&cluster.agents[0]).await;
+    assert_eq!(sent(&upstream), size, "nobody reads for it: {}", upstream.log().describe());
+    assert_eq!(sum(&cluster.agents[1..], "hearth_peer_sent_bytes_total", &[]).await, 0.0);
+    pull_all(&cluster.agents[1..]).await;
+    assert!(sent(&upstream) <= 4 * size, "{}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_ranges_upstream_one_member_reads_everything_for_all() {
+    let (upstream, size) = upstream().await;
+    upstream.fault(On::blob().get().ranged(), Fault::IgnoreRange);
+    let cluster = Cluster::start(&config(&upstream), 6, "").await;
+    pull_all(&cluster.agents).await;
+    // Each of the eight stripes may have been tried with a range once; such an answer is given up after its header, with
+    // what was on the wire by then.
+    let whole = upstream.log().blob_gets().filter(|entry| entry.finished() && entry.sent() >= SIZE).len();
+    assert!(whole <= 1 && sent(&upstream) <= 2 * size, "{}", upstream.log().blob_gets().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_in_zones_bring_a_piece_into_each_zone_once() {
+    let (upstream, size) = upstream().await;
+    let places: Vec<_> = (0..6).map(|at| Place::reserve(&format!("node-{at}"), ["a", "b"][at % 2])).collect();
+    let cluster = Cluster::start_at(&config(&upstream), places, "").await;
+    pull_all(&cluster.agents).await;
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_alone_in_its_cluster_is_as_one_without() {
+    let (upstream, size) = upstream().await;
+    let place = Place::reserve("only", "");
+    let agent = Agent::start(&member_config(&config(&upstream), &place, [&place], "")).await;
+    pull(&agent).await;
+    assert_eq!(sent(&upstream), size);
+    assert_eq!(
+        upstream.log().blob_gets().filter(|entry| entry.range().is_some()).len(),
+        0,
+        "one plain request"
+    );
 }

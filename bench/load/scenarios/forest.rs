@@ -1,0 +1,297 @@
+//! `forest`: every node of a small cluster pulls one image at the same moment. Real agents in network namespaces on a
+//! bridge, every link with a token bucket at both ends, `docker-registry` as the upstream behind a link of its own;
+//! against agents without peers and one central `docker-registry` proxy.
+//!
+//! All nodes share this machine's processors and keep their stores in memory: what is measured is the network.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use kit::{
+    agent::{AgentConfig, REGISTRY},
+    process::AgentProcess,
+    registry::{MANIFEST, random_bytes, sha256},
+    runtime::{Daemon, run as run_to_end},
+};
+
+use crate::{Arguments, machine, net::Net, report::Report};
+
+const SIZE_MIB: u64 = 256;
+const REPOSITORY: &str = "bench/image";
+/// Port of every registry.
+const PORT: u16 = 5000;
+/// Between starting the clients and their common moment.
+const LEAD: Duration = Duration::from_secs(2);
+/// Longest time for one contestant.
+const LIMIT: Duration = Duration::from_mins(10);
+/// The smaller cluster that the figures are held against.
+const FEW: u8 = 4;
+
+/// Who distributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    Forest,
+    NoPeers,
+    Central,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    last: f64,
+    upstream_bytes: u64,
+    manifest_gets: usize,
+    max_upload: u64,
+    processor: f64,
+}
+
+/// What every node pulls: paths and sizes, in this order.
+#[derive(Debug)]
+struct Content {
+    storage: PathBuf,
+    parts: Vec<(String, u64)>,
+    size: u64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let nodes = arguments.nodes;
+    ensure!(nodes >= FEW, "`--nodes` must be at least {FEW}");
+    let links: Vec<_> = std::iter::once(&arguments.upstream_link)
+        .chain(std::iter::repeat_n(&arguments.link, usize::from(nodes)))
+        .cloned()
+        .collect();
+    let net = Net::new(&links)?;
+    let size = arguments.size.unwrap_or(SIZE_MIB) << 20;
+    let bound = size as f64 / bytes_per_second(&arguments.link)?;
+    for round in 0..arguments.rounds {
+        let work = tempfile::Builder::new().prefix("hearth-forest-").tempdir_in("/dev/shm")?;
+        let content = publish(&work.path().join("storage"), u64::from(round), size)?;
+        let mut measure = async |rule, nodes| measure(&net, work.path(), &content, rule, nodes).await;
+        let forest = measure(Rule::Forest, nodes).await?;
+        let few = measure(Rule::Forest, FEW).await?;
+        let alone = measure(Rule::NoPeers, nodes).await?;
+        let central = measure(Rule::Central, nodes).await?;
+        report.figure("last_over_bound", forest.last / bound);
+        report.figure("upstream_bytes_ratio", forest.upstream_bytes as f64 / content.size as f64);
+        report.figure("upstream_manifest_gets", forest.manifest_gets as f64);
+        report.figure("max_upload_ratio", forest.max_upload as f64 / size as f64);
+        let gigabytes = f64::from(nodes) * size as f64 / 1e9;
+        report.figure("cpu_seconds_per_gb", forest.processor / gigabytes);
+        report.figure("last_over_bound_vs_4_nodes", forest.last / few.last);
+        report.figure("speedup_vs_central", central.last / forest.last);
+        report.figure("speedup_vs_no_peers", alone.last / forest.last);
+        for (name, one) in [("forest", forest), ("4 nodes", few), ("no peers", alone), ("central", central)] {
+            report.detail(&format!("{name} last s"), one.last);
+            report.detail(&format!("{name} upstream ratio"), one.upstream_bytes as f64 / content.size as f64);
+            report.detail(&format!("{name} manifest GETs"), one.manifest_gets as f64);
+            report.detail(&format!("{name} max upload ratio"), one.max_upload as f64 / size as f64);
+        }
+    }
+    Ok(())
+}
+
+/// `200mbit` in bytes per second.
+fn bytes_per_second(link: &str) -> Result<f64> {
+    let (number, factor) = match (link.strip_suffix("mbit"), link.strip_suffix("gbit")) {
+        (Some(number), _) => (number, 125_000.0),
+        (_, Some(number)) => (number, 125_000_000.0),
+        _ => anyhow::bail!("`{link}` is not a rate: write `200mbit` or `1gbit`"),
+    };
+    Ok(number.parse::<f64>().with_context(|| format!("`{link}` is not a rate"))? * factor)
+}
+
+/// Writes an image into a registry's storage: one random layer.
+fn publish(storage: &Path, seed: u64, size: u64) -> Result<Content> {
+    let root = storage.join("docker/registry/v2");
+    let repository = root.join("repositories").join(REPOSITORY);
+    let link = |place: &str, digest: &str| -> Result<()> {
+        let directory = repository.join(place);
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("link"), digest)?;
+        Ok(())
+    };
+    let blob = |bytes: &[u8]| -> Result<(String, String)> {
+        let digest = sha256(bytes);
+        let hex = digest.trim_start_matches("sha256:").to_owned();
+        let directory = root.join("blobs/sha256").join(&hex[..2]).join(&hex);
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("data"), bytes)?;
+        Ok((digest, hex))
+    };
+    let (mut descriptors, mut parts) = (Vec::new(), Vec::new());
+    let config =
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+    for bytes in [config, random_bytes(seed, usize::try_from(size)?)] {
+        let (digest, hex) = blob(&bytes)?;
+        link(&format!("_layers/sha256/{hex}"), &digest)?;
+        parts.push((format!("/v2/{REPOSITORY}/blobs/{digest}"), bytes.len() as u64));
+        descriptors.push(serde_json::json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": bytes.len(),
+        }));
+    }
+    descriptors[0]["mediaType"] = "application/vnd.oci.image.config.v1+json".into();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptors[0], "layers": [descriptors[1]],
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let (digest, hex) = blob(&manifest)?;
+    for place in ["revisions", "tags/v1/index"] {
+        link(&format!("_manifests/{place}/sha256/{hex}"), &digest)?;
+    }
+    link("_manifests/tags/v1/current", &digest)?;
+    parts.insert(0, (format!("/v2/{REPOSITORY}/manifests/v1"), manifest.len() as u64));
+    let size = parts.iter().skip(1).map(|(_, size)| size).sum();
+    Ok(Content { storage: storage.to_owned(), parts, size })
+}
+
+async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u8) -> Result<Measured> {
+    let home = tempfile::Builder::new().prefix("turn-").tempdir_in(work)?;
+    let upstream = registry(net, 0, home.path(), &content.storage, None).await?;
+    let central = match rule {
+        Rule::Central => {
+            let storage = home.path().join("central-storage");
+            Some(
+                registry(net, 1, home.path(), &storage, Some(format!("http://{}:{PORT}", net.address(0))))
+                    .await?,
+            )
+        }
+        Rule::Forest | Rule::NoPeers => None,
+    };
+    let mut agents = Vec::new();
+    if rule != Rule::Central {
+        for node in 1..=nodes {
+            agents.push(agent(net, home.path(), node, nodes, rule == Rule::Forest).await?);
+        }
+        // Everyone is to have met everyone.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let processor = |agents: &[AgentProcess]| -> Result<f64> {
+        agents.iter().filter_map(AgentProcess::id).map(machine::processor_seconds).sum()
+    };
+    let (before, used) = (net.sent()?, processor(&agents)?);
+    let begin = SystemTime::now().duration_since(UNIX_EPOCH)? + LEAD;
+    let mut clients = tokio::task::JoinSet::new();
+    for node in 1..=nodes {
+        let address = agents
+            .get(usize::from(node) - 1)
+            .map_or_else(|| format!("{}:{PORT}", net.address(1)), |agent| agent.addresses.mirror.to_string());
+        let query = if rule == Rule::Central { String::new() } else { format!("?ns={REGISTRY}") };
+        clients.spawn(run_to_end(client(net, node, &address, begin, content, &query)?, LIMIT));
+    }
+    let mut last = 0.0_f64;
+    while let Some(finished) = clients.join_next().await {
+        let printed = finished??.output();
+        let printed = printed.with_context(|| agents.iter().map(AgentProcess::log).collect::<String>())?;
+        last = last.max(printed.trim().parse().context("a client prints its seconds")?);
+    }
+    let processor = processor(&agents)? - used;
+    let sent: Vec<_> = net.sent()?.iter().zip(before).map(|(after, before)| after - before).collect();
+    let asked = requests(&upstream.printed());
+    drop((agents, central));
+    Ok(Measured {
+        last,
+        upstream_bytes: asked
+            .iter()
+            .filter(|(path, _)| path.contains("/blobs/"))
+            .map(|(_, bytes)| bytes)
+            .sum(),
+        manifest_gets: asked.iter().filter(|(path, _)| path.contains("/manifests/")).count(),
+        max_upload: sent.iter().skip(1).copied().max().unwrap_or(0),
+        processor,
+    })
+}
+
+/// A registry on a node; with `remote` a pull-through proxy of that one.
+async fn registry(
+    net: &Net,
+    node: u8,
+    home: &Path,
+    storage: &Path,
+    remote: Option<String>,
+) -> Result<Daemon> {
+    let address = format!("{}:{PORT}", net.address(node));
+    let mut config = serde_json::json!({
+        "version": "0.1",
+        "log": { "level": "error" },
+        "storage": { "filesystem": { "rootdirectory": storage, "maxthreads": 100 } },
+        "http": { "addr": address },
+    });
+    if let Some(remote) = remote {
+        config["proxy"] = serde_json::json!({ "remoteurl": remote });
+    }
+    let path = home.join(format!("registry-{node}.json"));
+    fs::write(&path, config.to_string())?;
+    let mut command = net.on(node, "docker-registry");
+    command.arg("serve").arg(&path).env("OTEL_TRACES_EXPORTER", "none");
+    let mut daemon = Daemon::start(&mut command, &home.join(format!("registry-{node}.log")))?;
+    let probe = || {
+        let mut probe = net.on(node, "bash");
+        probe.args(["-c", &format!("exec 3<>/dev/tcp/{}/{PORT}", net.address(node))]);
+        run_to_end(probe, Duration::from_secs(5))
+    };
+    daemon.ready(async |_| probe().await.ok().filter(|finished| finished.success).map(drop)).await?;
+    Ok(daemon)
+}
+
+async fn agent(net: &Net, home: &Path, node: u8, nodes: u8, peers: bool) -> Result<AgentProcess> {
+    let home = home.join(format!("agent-{node}"));
+    fs::create_dir_all(&home)?;
+    let listen = format!("peer: {{ listen: \"{}:5051\", name: node-{node}", net.address(node));
+    let members: Vec<_> =
+        (1..=nodes).map(|other| format!("node-{other}={}:5051", net.address(other))).collect();
+    let members = if peers { format!(", members: \"{}\"", members.join(",")) } else { String::new() };
+    let config = AgentConfig::default()
+        .registry(REGISTRY, &[&format!("http://{}:{PORT}", net.address(0))], "")
+        .with(&format!("{listen}{members} }}"))
+        .with_log("warn,hearth_agent::app=info");
+    let path = config.write(&home)?;
+    let program = kit::process::binary("hearth-agent")?;
+    let mut command = net.on(node, &program.to_string_lossy());
+    command.args(["run", "--config"]).arg(path);
+    AgentProcess::start_by(command).await
+}
+
+/// This program again, as a client on a node.
+fn client(
+    net: &Net,
+    node: u8,
+    address: &str,
+    begin: Duration,
+    content: &Content,
+    query: &str,
+) -> Result<Command> {
+    let mut command = net.on(node, &std::env::current_exe()?.to_string_lossy());
+    command.args(["client", address, &begin.as_millis().to_string()]);
+    command.args(content.parts.iter().map(|(path, size)| format!("{path}{query} {size}")));
+    Ok(command)
+}
+
+/// GET requests of an access log in the combined format, with the bytes of their answers.
+fn requests(log: &str) -> Vec<(String, u64)> {
+    let read = |line: &str| {
+        let (_, rest) = line.split_once("\"GET ")?;
+        let (path, rest) = rest.split_once(' ')?;
+        let bytes = rest.split_once("\" ")?.1.split(' ').nth(1)?.parse().ok()?;
+        Some((path.to_owned(), bytes))
+    };
+    log.lines().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn access_logs_and_rates_are_read() {
+        let log = "10.77.0.3 - - [21/Nov/2026:17:00:00 +0000] \"GET /v2/a/blobs/sha256:1 HTTP/1.1\" 206 4194304 \"\" \"hearth\"\n\
+                   10.77.0.3 - - [21/Nov/2026:17:00:00 +0000] \"HEAD /v2/a/manifests/v1 HTTP/1.1\" 200 700 \"\" \"hearth\"\nother";
+        assert_eq!(requests(log), [("/v2/a/blobs/sha256:1".to_owned(), 4_194_304)]);
+        assert!((bytes_per_second("200mbit").unwrap() - 25e6).abs() < 1.0);
+        assert!(bytes_per_second("fast").is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! Upstream is gone, for some or for all.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kit::{
+    agent::{Agent, AgentConfig, REGISTRY, manifest_path},
+    cluster::{Cluster, member_config, places},
+};
+
+use super::{REPOSITORY, config, pull, pull_all, sent, try_pull, upstream};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_cannot_reach_upstream_get_everything_from_those_that_can() {
+    let (upstream, size) = upstream().await;
+    let places = places(6);
+    let cut_off = AgentConfig::default().registry(REGISTRY, &["http://127.0.0.1:9"], "");
+    let mut agents = Vec::new();
+    for (at, place) in places.iter().enumerate() {
+        let base = if at < 2 { config(&upstream) } else { cut_off.clone() };
+        agents.push(Agent::start(&member_config(&base, place, &places, "")).await);
+    }
+    pull_all(&agents).await;
+    assert!(sent(&upstream) <= 2 * size, "{}", upstream.log().blob_gets().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_any_member_knows_is_served_to_all_while_upstream_is_down() {
+    let (upstream, _) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 5, "").await;
+    pull(&cluster.agents[0]).await;
+    upstream.stop().await;
+    for agent in &cluster.agents[1..] {
+        let answer = agent.head(&manifest_path(REPOSITORY, "v1")).await;
+        assert_eq!(answer.status(), 200, "the tag's last known meaning");
+    }
+    pull_all(&cluster.agents[1..]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upstream_that_dies_in_the_middle_is_told_and_what_was_read_is_kept() {
+    let (upstream, size) = upstream().await;
+    upstream.rate_per_connection(3_000_000);
+    let cluster = Cluster::start(&config(&upstream), 5, "").await;
+    let dying = async {
+        while sent(&upstream) < size * 3 / 10 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        upstream.stop().await;
+    };
+    let (pulled, ()) = tokio::join!(join_all(cluster.agents.iter().map(try_pull)), dying);
+    assert!(pulled.iter().all(Result::is_err), "nobody can have everything, and nobody hangs");
+    upstream.restart().await;
+    upstream.rate_per_connection(0);
+    let again = async {
+        for agent in &cluster.agents {
+            while try_pull(agent).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again).await.expect("it heals");
+    // Transfers that had given up on members by then go on alone.
+    assert!(
+        sent(&upstream) <= 5 * size,
+        "never more than without members: {}",
+        upstream.log().blob_gets().describe()
+    );
+}
