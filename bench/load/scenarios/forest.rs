@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     for round in 0..arguments.rounds {
         let work = tempfile::Builder::new().prefix("hearth-forest-").tempdir_in("/dev/shm")?;
         let content = publish(&work.path().join("storage"), u64::from(round), size)?;
-        let mut measure = async |rule, nodes| measure(&net, work.path(), &content, rule, nodes).await;
+        let measure = async |rule, nodes| measure(&net, work.path(), &content, rule, nodes).await;
         let forest = measure(Rule::Forest, nodes).await?;
         let few = measure(Rule::Forest, FEW).await?;
         let alone = measure(Rule::NoPeers, nodes).await?;

@@ -42,8 +42,9 @@ async fn bad_member(manner: Manner, most: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lies_is_found_out_named_and_left_out() {
-    // Its bytes travel on through honest members before anyone can know: each then goes upstream by itself.
-    bad_member(Manner::Lies, 6).await;
+    // Its bytes travel on through honest members before anyone can know: each of the five then goes upstream by itself,
+    // beside the one transfer that they had shared.
+    bad_member(Manner::Lies, 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +65,7 @@ async fn a_member_that_holds_requests_for_ever_is_stepped_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_breaks_off_is_stepped_over() {
     // Half a piece of its own making arrives with each: wrong bytes like those of a liar.
-    bad_member(Manner::Cuts, 6).await;
+    bad_member(Manner::Cuts, 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
