@@ -57,6 +57,9 @@ pub struct BuildArgs {
     /// Fail when there is no lock.
     #[arg(long)]
     locked: bool,
+    /// Attach to each image what is in it (SPDX and CycloneDX) and where it came from (in-toto provenance).
+    #[arg(long)]
+    sbom: bool,
 }
 
 const PLAN_HELP: &str = "\
@@ -178,7 +181,7 @@ impl BuildArgs {
     pub fn options(self) -> Result<(Options, Format), UsageError> {
         let (options, format) = self.common.options()?;
         let (output, push, skip_refused, locked) = (self.output, self.push, self.skip_refused, self.locked);
-        Ok((Options { output, push, skip_refused, locked, ..options }, format))
+        Ok((Options { output, push, skip_refused, locked, sbom: self.sbom, ..options }, format))
     }
 }
 
@@ -224,6 +227,7 @@ impl CommonArgs {
             against: None,
             cache: self.cache_dir.map_or_else(default_cache, Ok)?,
             jobs: self.jobs.map_or(processors, usize::from),
+            sbom: false,
             offline: self.offline,
             registries: Settings { plain_http: self.plain_http, docker_config: self.docker_config },
             epoch,

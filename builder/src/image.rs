@@ -28,6 +28,9 @@ pub struct Descriptor {
     pub digest: Digest,
     /// How many.
     pub size: u64,
+    /// What kind of artifact a manifest is that is no image.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
     /// For which platform, in an index.
     #[serde(default)]
     pub platform: Option<PlatformKeys>,
@@ -52,6 +55,7 @@ impl Descriptor {
             media_type: media_type.to_owned(),
             digest: content.digest,
             size: content.size,
+            artifact_type: None,
             platform: None,
             annotations: BTreeMap::new(),
         }
@@ -61,6 +65,9 @@ impl Descriptor {
     pub fn to_json(&self) -> Value {
         let mut object =
             json!({ "mediaType": self.media_type, "digest": self.digest.to_string(), "size": self.size });
+        if let Some(kind) = &self.artifact_type {
+            object["artifactType"] = json!(kind);
+        }
         if !self.annotations.is_empty() {
             object["annotations"] = json!(self.annotations);
         }

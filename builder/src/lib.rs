@@ -18,6 +18,7 @@
 //! | [`runtime`] | the files and the environment that hearth itself adds |
 //! | [`tree`], [`layer`] | files as an image sees them, and their way into layer blobs |
 //! | [`image`] | configurations and manifests in one canonical form |
+//! | [`sbom`] | documents about images: SPDX, CycloneDX, provenance |
 //! | [`publish`] | OCI layout and registry |
 //! | [`registry`] | names, credentials, tokens, pulls; the only file that knows `oci-client` |
 //! | [`cache`] | everything on disk between builds |
@@ -46,6 +47,7 @@ pub mod registry;
 pub mod report;
 pub mod retry;
 pub mod runtime;
+pub mod sbom;
 pub mod sources;
 pub mod spec;
 pub mod tree;

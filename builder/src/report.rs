@@ -17,6 +17,9 @@ pub struct Report {
     pub images: Vec<ImageReport>,
     /// Every tag with what it points to: a manifest, or the index over those of several platforms.
     pub tags: BTreeMap<String, Digest>,
+    /// Documents about the images: what is in them, and where it came from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub referrers: Vec<Digest>,
     /// Cells that were not built.
     pub refused: Vec<RefusedReport>,
     /// The OCI layout that holds them.
@@ -106,6 +109,8 @@ pub struct PlanReport {
     pub layers: Vec<PlannedLayer>,
     /// Uncompressed bytes of all layers, each counted once.
     pub unique_bytes: u64,
+    /// Uncompressed bytes of every distinct file once: the least that any plan could come to.
+    pub distinct_bytes: u64,
     /// Uncompressed bytes that the images would have without sharing.
     pub total_bytes: u64,
     /// What the user should know about the inputs.
@@ -226,7 +231,17 @@ impl PlanReport {
         let images: Vec<PlannedImage> = images.into_iter().map(image).collect();
         let unique_bytes = layers.iter().map(|layer| layer.bytes).sum();
         let total_bytes = images.iter().map(|image| image.bytes).sum();
-        Self { repository, images, refused, layers, unique_bytes, total_bytes, warnings, against: None }
+        Self {
+            repository,
+            images,
+            refused,
+            layers,
+            unique_bytes,
+            distinct_bytes: 0,
+            total_bytes,
+            warnings,
+            against: None,
+        }
     }
 
     /// For people.

@@ -52,6 +52,8 @@ pub struct Subject<'a> {
 /// A document that refers to an image: its manifest, and the blobs that go with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Referrer {
+    /// The digest of what it is about.
+    pub subject: Digest,
     /// The manifest.
     pub manifest: Document,
     /// The document and the empty configuration.
@@ -76,8 +78,8 @@ pub fn referrer(subject: &Subject<'_>, kind: &str, document: &Value) -> Referrer
         "annotations": { "org.opencontainers.image.created": subject.created },
     });
     let mut manifest = Document::new(MANIFEST, &manifest);
-    manifest.artifact_type = Some(kind.to_owned());
-    Referrer { manifest, blobs: vec![empty, document] }
+    manifest.descriptor.artifact_type = Some(kind.to_owned());
+    Referrer { subject: subject.manifest.digest, manifest, blobs: vec![empty, document] }
 }
 
 /// The SPDX document.
@@ -172,9 +174,7 @@ pub fn cyclonedx(subject: &Subject<'_>, components: &BTreeSet<Component>) -> Val
 
 /// The provenance: which inputs came to this image.
 pub fn provenance(subject: &Subject<'_>, inputs: &BTreeMap<String, Pin>, specification: Digest) -> Value {
-    let input = |(name, pin): (&String, &Pin)| {
-        json!({ "name": name, "uri": pin.origin, "digest": { "sha256": pin.digest.hex() } })
-    };
+    let input = |(name, pin): (&String, &Pin)| json!({ "name": name, "uri": pin.origin, "digest": { "sha256": pin.digest.hex() } });
     json!({
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{ "name": subject.name, "digest": { "sha256": subject.manifest.digest.hex() } }],

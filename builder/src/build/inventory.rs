@@ -2,16 +2,45 @@
 
 use std::collections::BTreeSet;
 
-use super::inputs::Prepared;
+use super::{BuildError, Built, Options, Planning, inputs::Prepared};
 use crate::{
     cache::{Cache, Shelf},
-    sbom::Component,
+    digest::Digest,
+    sbom::{self, Component, Referrer, Subject},
     sources::{maven, zip},
+    spec::SpecError,
     tree::Tree,
 };
 
+/// The documents about every image.
+pub(super) fn referrers(
+    options: &Options,
+    cache: &Cache,
+    planning: &Planning,
+    built: &[Built<'_>],
+) -> Result<Vec<Referrer>, BuildError> {
+    let text = std::fs::read(&options.spec)
+        .map_err(|source| SpecError::Read { path: options.spec.clone(), source })?;
+    let specification = Digest::of(&text);
+    let mut found = Vec::new();
+    for Built { prepared, image, .. } in built {
+        let name = format!("{}:{}", planning.matrix.repository, prepared.tag());
+        let created = &prepared.settings.created;
+        let subject = Subject { name: &name, manifest: &image.manifest.descriptor, created };
+        let components = components(cache, prepared);
+        for (kind, document) in [
+            (sbom::SPDX, sbom::spdx(&subject, &components)),
+            (sbom::CYCLONEDX, sbom::cyclonedx(&subject, &components)),
+            (sbom::IN_TOTO, sbom::provenance(&subject, &planning.lock.inputs, specification)),
+        ] {
+            found.push(sbom::referrer(&subject, kind, &document));
+        }
+    }
+    Ok(found)
+}
+
 /// The components of an image.
-pub(super) fn components(cache: &Cache, prepared: &Prepared) -> BTreeSet<Component> {
+fn components(cache: &Cache, prepared: &Prepared) -> BTreeSet<Component> {
     let cell = &prepared.wanted.cell;
     let mut found = BTreeSet::new();
     let mut generic = |name: &str, version: String, digest| {
@@ -47,18 +76,13 @@ fn jars(cache: &Cache, tree: &Tree) -> Vec<Component> {
         let texts = zip::texts(&file, maven::PROPERTIES, maven::is_properties).unwrap_or_default();
         let own = if let [(_, text)] = texts.as_slice() { maven::named(text) } else { None };
         let digest = Some(content.digest);
-        Some(match own {
-            Some((group, name, version)) => {
-                let purl =
-                    format!("pkg:maven/{}/{}@{}", encoded(&group), encoded(&name), encoded(&version));
-                Component { purl, name, version, digest }
-            }
-            None => {
-                let (name, version) = maven::split_name(stem).unwrap_or((stem, "unknown"));
-                let purl = format!("pkg:generic/{}@{}", encoded(name), encoded(version));
-                Component { purl, name: name.to_owned(), version: version.to_owned(), digest }
-            }
-        })
+        if let Some((group, name, version)) = own {
+            let purl = format!("pkg:maven/{}/{}@{}", encoded(&group), encoded(&name), encoded(&version));
+            return Some(Component { purl, name, version, digest });
+        }
+        let (name, version) = maven::split_name(stem).unwrap_or((stem, "unknown"));
+        let purl = format!("pkg:generic/{}@{}", encoded(name), encoded(version));
+        Some(Component { purl, name: name.to_owned(), version: version.to_owned(), digest })
     };
     tree.iter().filter_map(jar).collect()
 }
@@ -77,13 +101,7 @@ fn packages(tree: &Tree) -> Vec<Component> {
 
 /// As package URLs write what is not a letter, a digit or one of a few signs.
 fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let sign = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(sign).collect()
 }

@@ -3,6 +3,7 @@
 mod error;
 mod extras;
 mod inputs;
+mod inventory;
 mod locking;
 
 use std::{
@@ -17,7 +18,7 @@ pub use self::{
     locking::{Change, lock},
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, Content},
     digest::Digest,
     image::{self, Added, Image},
     layer::{self, Layer},
@@ -37,7 +38,7 @@ use crate::{
     },
     sources::download,
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
-    tree,
+    tree::{self, Entry},
 };
 
 /// What to build and how; the command line, checked.
@@ -67,6 +68,8 @@ pub struct Options {
     pub base: Option<PathBuf>,
     /// Replaces the specification's Spark source with this archive.
     pub spark: Option<PathBuf>,
+    /// Whether documents about the images are made: what is in them, and where it came from.
+    pub sbom: bool,
     /// Whether only what the cache has may be used.
     pub offline: bool,
     /// `SOURCE_DATE_EPOCH`: the creation time in image configurations.
@@ -102,7 +105,10 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
         complete(lock, &planning)?;
     }
     let built = blocking(|| images(options, &cache, &planning, progress))?;
-    let publication = publication(&planning.matrix, &built);
+    let mut publication = publication(&planning.matrix, &built);
+    if options.sbom {
+        publication.referrers = blocking(|| inventory::referrers(options, &cache, &planning, &built))?;
+    }
     let output = output(options);
     blocking(|| layout::write(&cache, &output, &publication))?;
     let push = if options.push {
@@ -112,6 +118,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
     };
     let tags = publication.tags.iter();
     Ok(Report {
+        referrers: publication.referrers.iter().map(|referrer| referrer.manifest.descriptor.digest).collect(),
         tags: tags.map(|tag| (tag.name.clone(), tag.document.descriptor.digest)).collect(),
         images: built.iter().map(|built| built.report(&planning.matrix)).collect(),
         refused: planning.matrix.refused.iter().map(refused_report).collect(),
@@ -153,8 +160,17 @@ pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, 
     let refused = planning.matrix.refused.iter().map(refused_report).collect();
     let against = against.map(|(path, lock)| compare(&path.display().to_string(), &lock, &planning));
     let repository = planning.matrix.repository.to_string();
+    let distinct_bytes = distinct(&planning);
     let report = PlanReport::new(repository, images, refused, layers, planning.warnings);
-    Ok(PlanReport { against, ..report })
+    Ok(PlanReport { distinct_bytes, against, ..report })
+}
+
+/// Bytes of every distinct file once: what no plan can get below.
+fn distinct(planning: &Planning) -> u64 {
+    let trees = planning.prepared.iter().flat_map(|prepared| prepared.files.parts.values());
+    let contents: BTreeSet<Content> =
+        trees.flat_map(|tree| tree.values()).filter_map(Entry::content).collect();
+    contents.into_iter().map(|content| content.size).sum()
 }
 
 /// What a node that has the images of an old lock would download for each image, in uncompressed bytes.
@@ -304,7 +320,7 @@ fn publication<'a>(matrix: &Matrix, built: &'a [Built<'_>]) -> Publication<'a> {
         Tag { name: name.to_owned(), document: image::tagged(&images) }
     };
     let tags = matrix.tags().into_iter().map(tag).collect();
-    Publication { images: built.iter().map(|built| &built.image).collect(), tags }
+    Publication { images: built.iter().map(|built| &built.image).collect(), tags, referrers: Vec::new() }
 }
 
 async fn push(

@@ -19,7 +19,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Publication, Tag};
+use super::Publication;
 use crate::{
     cache::{Cache, Shelf},
     image::{self, Document, canonical},
@@ -72,11 +72,14 @@ pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> 
         }
         put_document(&blobs, &image.config)?;
     }
+    for document in publication.referrers.iter().flat_map(|referrer| &referrer.blobs) {
+        put_document(&blobs, document)?;
+    }
     for document in publication.documents() {
         put_document(&blobs, document)?;
     }
     let path = directory.join("index.json");
-    let index = merge(read_index(&path)?.as_ref(), &publication.tags);
+    let index = merge(read_index(&path)?.as_ref(), publication);
     replace(directory, &path, &canonical(&index))
 }
 
@@ -95,19 +98,26 @@ fn check(directory: &Path) -> Result<(), LayoutError> {
 }
 
 /// Replaces images of the same name, keeps the others.
-fn merge(index: Option<&Value>, tags: &[Tag]) -> Value {
+fn merge(index: Option<&Value>, publication: &Publication<'_>) -> Value {
     let named = |entry: &Value| entry["annotations"][REF_NAME].as_str().map(str::to_owned);
     let old = index.and_then(|index| index["manifests"].as_array()).cloned().unwrap_or_default();
     let mut manifests: Vec<Value> = old
         .into_iter()
-        .filter(|entry| !tags.iter().any(|tag| named(entry).as_deref() == Some(&tag.name)))
+        .filter(|entry| !publication.tags.iter().any(|tag| named(entry).as_deref() == Some(&tag.name)))
         .collect();
-    for tag in tags {
+    for tag in &publication.tags {
         let mut descriptor = tag.document.descriptor.clone();
         descriptor.annotations = BTreeMap::from([(REF_NAME.to_owned(), tag.name.clone())]);
         manifests.push(descriptor.to_json());
     }
-    manifests.sort_by_key(named);
+    // Documents about images have no name; programs find them by their subject.
+    for referrer in &publication.referrers {
+        let entry = referrer.manifest.descriptor.to_json();
+        if !manifests.iter().any(|known| known["digest"] == entry["digest"]) {
+            manifests.push(entry);
+        }
+    }
+    manifests.sort_by_key(|entry| (named(entry), entry["digest"].as_str().map(str::to_owned)));
     json!({
         "schemaVersion": 2,
         "mediaType": image::INDEX,
@@ -177,7 +187,7 @@ fn fault(path: &Path, source: io::Error) -> LayoutError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Tag, *};
     use crate::{
         cache::Content,
         image::{Added, Image, Settings},
@@ -193,7 +203,7 @@ mod tests {
 
     fn named<'a>(name: &str, image: &'a Image) -> Publication<'a> {
         let tag = Tag { name: name.to_owned(), document: image.manifest.clone() };
-        Publication { images: vec![image], tags: vec![tag] }
+        Publication { images: vec![image], tags: vec![tag], referrers: Vec::new() }
     }
 
     fn names(directory: &Path) -> Vec<(String, String)> {

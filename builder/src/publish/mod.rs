@@ -1,12 +1,16 @@
 //! Where finished images go, and what is published of them.
 
 pub mod layout;
+mod referrers;
 mod session;
 pub mod upload;
 
 use std::collections::BTreeSet;
 
-use crate::image::{Document, Image};
+use crate::{
+    image::{Document, Image},
+    sbom::Referrer,
+};
 
 /// Images and the tags that point to them.
 #[derive(Debug, Clone)]
@@ -15,6 +19,8 @@ pub struct Publication<'a> {
     pub images: Vec<&'a Image>,
     /// The tags.
     pub tags: Vec<Tag>,
+    /// Documents about the images.
+    pub referrers: Vec<Referrer>,
 }
 
 /// A name and what it points to.
@@ -27,12 +33,18 @@ pub struct Tag {
 }
 
 impl Publication<'_> {
+    /// The referrer whose manifest a document is.
+    fn referrer(&self, document: &Document) -> Option<&Referrer> {
+        self.referrers.iter().find(|referrer| referrer.manifest == *document)
+    }
+
     /// Manifests and indexes, each once, such that nothing points to what comes later.
     pub fn documents(&self) -> Vec<&Document> {
         let manifests = self.images.iter().map(|image| &image.manifest);
         let mut seen = BTreeSet::new();
         manifests
             .chain(self.tags.iter().map(|tag| &tag.document))
+            .chain(self.referrers.iter().map(|referrer| &referrer.manifest))
             .filter(|document| seen.insert(document.descriptor.digest))
             .collect()
     }

@@ -33,6 +33,15 @@ pub(super) enum Failed {
     Again(PushError, Option<Duration>),
 }
 
+impl Failed {
+    /// The error, whatever may come of it.
+    pub(super) fn into_error(self) -> PushError {
+        match self {
+            Self::Final(error) | Self::Again(error, _) => error,
+        }
+    }
+}
+
 impl<T: Into<PushError>> From<T> for Failed {
     fn from(error: T) -> Self {
         Self::Final(error.into())

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     cache::{BUFFER, Cache, CacheError, Content, Shelf},
     digest::Digest,
-    image::{Document, Image},
+    image::Document,
     progress::{Bar, Progress},
     registry::{Registry, RegistryError, Repository},
     retry,
@@ -136,7 +136,7 @@ impl Pusher<'_> {
     /// Pushes images under their tags and says what was sent.
     pub async fn push(&self, publication: &Publication<'_>) -> Result<Vec<Sent>, PushError> {
         let session = Session::new(self);
-        let payloads = payloads(&publication.images);
+        let payloads = payloads(publication);
         let total = payloads.iter().map(|payload| payload.content().size).sum();
         let bar = self.progress.bytes(&format!("pushing to {}", self.repository), total);
         let sent: Vec<Sent> = stream::iter(payloads.into_iter().map(|payload| session.blob(payload, &bar)))
@@ -144,7 +144,10 @@ impl Pusher<'_> {
             .try_collect()
             .await?;
         for document in publication.documents() {
-            session.manifest(document, &document.descriptor.digest.to_string()).await?;
+            let linked = session.manifest(document, &document.descriptor.digest.to_string()).await?;
+            if let (false, Some(referrer)) = (linked, publication.referrer(document)) {
+                session.link(referrer).await?;
+            }
         }
         for tag in &publication.tags {
             session.manifest(&tag.document, &tag.name).await?;
@@ -154,13 +157,17 @@ impl Pusher<'_> {
 }
 
 /// Every blob once, in the order of the images.
-fn payloads(images: &[&Image]) -> Vec<Payload> {
+fn payloads(publication: &Publication<'_>) -> Vec<Payload> {
+    let images = &publication.images;
     let layers = images.iter().flat_map(|image| &image.layers).map(|layer| Payload::File(layer.blob));
-    let configs = images.iter().map(|image| &image.config);
-    let configs =
-        configs.map(|config| Payload::Memory(config.bytes.clone().into(), config.descriptor.digest));
+    let documents = publication.referrers.iter().flat_map(|referrer| &referrer.blobs);
+    let documents = images
+        .iter()
+        .map(|image| &image.config)
+        .chain(documents)
+        .map(|document| Payload::Memory(document.bytes.clone().into(), document.descriptor.digest));
     let mut seen = BTreeSet::new();
-    layers.chain(configs).filter(|payload| seen.insert(payload.content().digest)).collect()
+    layers.chain(documents).filter(|payload| seen.insert(payload.content().digest)).collect()
 }
 
 impl Session<'_> {
@@ -290,7 +297,7 @@ impl Session<'_> {
         Ok(url.ok_or_else(missing)?)
     }
 
-    async fn manifest(&self, document: &Document, name: &str) -> Result<(), PushError> {
+    pub(super) async fn manifest(&self, document: &Document, name: &str) -> Result<bool, PushError> {
         let url = self.url(&format!("manifests/{name}"));
         let mut attempt = 1;
         loop {
@@ -302,7 +309,9 @@ impl Session<'_> {
                 })
                 .await;
             let failed = match put {
-                Ok(answer) if answer.status() == StatusCode::CREATED => return Ok(()),
+                Ok(answer) if answer.status() == StatusCode::CREATED => {
+                    return Ok(answer.headers().contains_key("oci-subject"));
+                }
                 Ok(answer) => self.refused(&format!("the manifest `{name}`"), answer).await,
                 Err(failed) => failed,
             };

@@ -65,14 +65,14 @@ impl Origin<'_> {
                 let unsuitable = |problem: String| BaseError::Unsuitable { name: self.name(), problem };
                 let index: Manifest = serde_json::from_slice(&index)
                     .map_err(|error| unsuitable(format!("its `index.json` cannot be read: {error}")))?;
+                // Documents about images lie beside them.
+                let images = || index.manifests.iter().filter(|entry| entry.artifact_type.is_none());
                 let named =
                     |entry: &Descriptor| entry.annotations.get("org.opencontainers.image.ref.name").cloned();
-                let names: Vec<String> = index.manifests.iter().filter_map(named).collect();
+                let names: Vec<String> = images().filter_map(named).collect();
                 let chosen = match wanted {
-                    Some(wanted) => {
-                        index.manifests.iter().find(|entry| named(entry).as_deref() == Some(wanted))
-                    }
-                    None if index.manifests.len() == 1 => index.manifests.first(),
+                    Some(wanted) => images().find(|entry| named(entry).as_deref() == Some(wanted)),
+                    None if images().count() == 1 => images().next(),
                     None => None,
                 };
                 let chosen = chosen.ok_or_else(|| {

@@ -43,7 +43,7 @@ const ROUNDS: usize = 1000;
 const CHECKSUM: usize = 4096;
 
 /// `pom.properties` in JARs are a few lines.
-const PROPERTIES: u64 = 64 * 1024;
+pub(crate) const PROPERTIES: u64 = 64 * 1024;
 
 /// Why JARs cannot be found.
 #[derive(Debug, thiserror::Error)]
@@ -269,10 +269,8 @@ pub fn provided(cache: &Cache, spark: &Tree) -> Provided {
     });
     for (name, content) in jars {
         let path = cache.path(Shelf::Files, &content.digest);
-        let properties =
-            |name: &str| name.starts_with("META-INF/maven/") && name.ends_with("/pom.properties");
         // What is no zip archive says nothing; Java will have its own word about it.
-        let texts = zip::texts(&path, PROPERTIES, properties).unwrap_or_default();
+        let texts = zip::texts(&path, PROPERTIES, is_properties).unwrap_or_default();
         // A shaded JAR carries the names of what was put into it, which cannot be told from its own.
         let own = if let [(_, text)] = texts.as_slice() { named(text) } else { None };
         if let Some((group, artifact, version)) = own.filter(|(_, artifact, _)| name.starts_with(artifact)) {
@@ -284,8 +282,13 @@ pub fn provided(cache: &Cache, spark: &Tree) -> Provided {
     provided
 }
 
+/// Whether a member of a JAR says which artifact it is.
+pub(crate) fn is_properties(member: &str) -> bool {
+    member.starts_with("META-INF/maven/") && member.ends_with("/pom.properties")
+}
+
 /// Group, artifact and version of a `pom.properties`.
-fn named(text: &str) -> Option<(String, String, String)> {
+pub(crate) fn named(text: &str) -> Option<(String, String, String)> {
     let value = |key: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
         line.map(|value| value.trim().to_owned())
@@ -294,7 +297,7 @@ fn named(text: &str) -> Option<(String, String, String)> {
 }
 
 /// Splits `commons-lang3-3.12.0` where the version begins.
-fn split_name(name: &str) -> Option<(&str, &str)> {
+pub(crate) fn split_name(name: &str) -> Option<(&str, &str)> {
     let mut starts = name.match_indices('-').map(|(at, _)| at);
     let at = starts.find(|at| name[at + 1..].starts_with(|c: char| c.is_ascii_digit()))?;
     Some((&name[..at], &name[at + 1..]))
