@@ -9,6 +9,7 @@ mod build_matrix;
 mod build_maven;
 mod build_overlays;
 mod build_push;
+mod build_sbom;
 mod build_wheels;
 mod cli;
 mod images;
