@@ -103,6 +103,9 @@ pub struct LockArgs {
     /// Look up this input anew, by its name in the lock. May be given several times.
     #[arg(long, value_name = "NAME", conflicts_with = "check")]
     upgrade: Vec<String>,
+    /// Group all files into layers anew. Images that are there get other layers, and all share more.
+    #[arg(long, conflicts_with = "check")]
+    regroup: bool,
     /// Lock the other combinations when some of the matrix cannot run or are untested.
     #[arg(long)]
     skip_refused: bool,
@@ -200,7 +203,7 @@ impl LockArgs {
         if options.base.is_some() || options.spark.is_some() {
             return Err(UsageError::LockedSources);
         }
-        let change = Change { check: self.check, upgrade: self.upgrade };
+        let change = Change { check: self.check, upgrade: self.upgrade, regroup: self.regroup };
         Ok((Options { skip_refused: self.skip_refused, ..options }, change, format))
     }
 }

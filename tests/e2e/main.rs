@@ -11,6 +11,7 @@
 //! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
 //! | `podman`, `buildah` | an image, root, the program |
 //! | `containerd` | an image, root, containerd, runc |
+//! | `spark` | an image, root, containerd, runc, uv and a package index |
 //!
 //! An image needs `docker-registry` and the fixtures of the kit, which need root and `mmdebstrap` the first time.
 
@@ -24,3 +25,4 @@ mod containerd;
 mod faults;
 mod podman;
 mod skopeo;
+mod spark;

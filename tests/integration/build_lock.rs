@@ -78,9 +78,13 @@ fn an_added_release_leaves_the_locked_images_alone() {
     assert_eq!((&against["images"][1]["layers"], &against["images"][1]["bytes"]), (&0.into(), &0.into()));
     assert!(against["images"][0]["bytes"].as_u64() > Some(0), "{against}");
 
-    // Grouped anew, the old image is another one: that is what the lock prevents.
+    // Grouped anew, the old image is another one: that is what the lock prevents. Its inputs stay.
+    let changes = lock(&fixture, &["--regroup"])["changes"].to_string();
+    assert!(changes.contains("layers are new") && !changes.contains("is new"), "{changes}");
+    let regrouped = manifest(&fixture.build(&["--locked"]), OLD);
+    assert_ne!(regrouped, before);
     fs::remove_file(fixture.path("hearth.lock")).expect("removable");
-    assert_ne!(manifest(&fixture.build(&[]), OLD), before);
+    assert_eq!(manifest(&fixture.build(&[]), OLD), regrouped);
 }
 
 #[test]

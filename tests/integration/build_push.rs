@@ -73,6 +73,10 @@ async fn an_image_of_a_registry_is_a_base_and_its_layers_stay_as_they_are() {
     upstream.fault(On::blob().get(), Fault::Cut(1000)).times(1);
     upstream.fault(On::manifest().get(), Fault::status(503)).times(1);
     let upper = pushed(&fixture, &host, &["--cache-dir", "fresh"]).await;
+    let sent: Vec<&str> =
+        upper["push"]["uploaded"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    let base_layer = layers(&lower, "digest").remove(0);
+    assert!(!sent.contains(&base_layer.as_str()), "the registry has it in another repository: {sent:?}");
     let (lower, upper) = (layers(&lower, "digest"), layers(&upper, "digest"));
     assert_eq!(upper[..lower.len()], lower[..]);
 

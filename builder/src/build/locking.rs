@@ -16,6 +16,8 @@ pub struct Change {
     pub check: bool,
     /// Inputs that are looked up anew; all others stay what they are.
     pub upgrade: Vec<String>,
+    /// Group all files anew: existing images get other layers, and share more.
+    pub regroup: bool,
 }
 
 /// Locks a specification: inputs that are locked already stay what they are, and so do layers.
@@ -28,6 +30,9 @@ pub async fn lock(options: &Options, change: &Change, progress: &Progress) -> Re
     let mut kept = old.clone();
     if let Some(lock) = &mut kept {
         lock.forget(&change.upgrade)?;
+        if change.regroup {
+            lock.layers.clear();
+        }
     } else if let Some(name) = change.upgrade.first() {
         return Err(LockError::Unknown { name: name.clone(), known: String::new() }.into());
     }

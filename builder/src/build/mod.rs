@@ -7,7 +7,7 @@ mod inventory;
 mod locking;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -31,12 +31,12 @@ use crate::{
     platform::Platform,
     progress::Progress,
     publish::{Publication, Tag, layout, upload::Pusher},
-    registry::{Registry, Settings},
+    registry::{Registry, Repository, Settings},
     report::{
         Against, AgainstImage, ImageReport, LayerReport, PlanReport, PlannedLayer, PushReport, RefusedReport,
         Report,
     },
-    sources::download,
+    sources::{base, download},
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
     tree::{self, Entry},
 };
@@ -112,7 +112,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
     let output = output(options);
     blocking(|| layout::write(&cache, &output, &publication))?;
     let push = if options.push {
-        Some(push(&planning.matrix, &registry, &cache, &publication, progress).await?)
+        Some(push(&planning, &registry, &cache, &publication, progress).await?)
     } else {
         None
     };
@@ -323,16 +323,32 @@ fn publication<'a>(matrix: &Matrix, built: &'a [Built<'_>]) -> Publication<'a> {
     Publication { images: built.iter().map(|built| &built.image).collect(), tags, referrers: Vec::new() }
 }
 
+/// The layers of bases that lie in other repositories of the registry that is pushed to.
+fn mounts(planning: &Planning) -> BTreeMap<Digest, Repository> {
+    let target = &planning.matrix.repository;
+    let mut found = BTreeMap::new();
+    for Prepared { wanted, base, .. } in &planning.prepared {
+        let spec::Base::Image(name) = &wanted.recipe.base else { continue };
+        let Ok(source) = base::repository_of(name).parse::<Repository>() else { continue };
+        if source.endpoint() == target.endpoint() && source != *target {
+            found.extend(base.layers.iter().map(|layer| (layer.blob.digest, source.clone())));
+        }
+    }
+    found
+}
+
 async fn push(
-    matrix: &Matrix,
+    planning: &Planning,
     registry: &Registry,
     cache: &Cache,
     publication: &Publication<'_>,
     progress: &Progress,
 ) -> Result<PushReport, BuildError> {
+    let (matrix, mounts) = (&planning.matrix, mounts(planning));
     let client = download::client()
         .map_err(|source| BuildError::Input { name: matrix.repository.to_string(), source })?;
-    let pusher = Pusher { registry, client: &client, cache, repository: &matrix.repository, progress };
+    let repository = &matrix.repository;
+    let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
     let mut report = PushReport { repository: matrix.repository.to_string(), ..PushReport::default() };
     for sent in pusher.push(publication).await? {
         if sent.uploaded {

@@ -3,7 +3,7 @@
 //! Order: the blobs of all images, then every manifest and index under its digest, then the tags. A push that breaks off
 //! leaves no tag that points to something incomplete, and of several images either none or nearly all get
 //! their tag. Blobs that the repository has (`HEAD`) are skipped, and each digest is sent once however many
-//! images have it.
+//! images have it. Layers of a base in another repository of the same registry are mounted from there.
 //!
 //! A blob is sent with one `POST` and one `PUT`. Where a proxy in front of the registry refuses that size (413,
 //! often by cutting the connection before the answer can be read), it is sent in pieces of 4 MiB, the most that
@@ -12,7 +12,7 @@
 //! new one is fetched. A transfer that stands still is given up; a long one that moves is not.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     sync::{
@@ -112,6 +112,8 @@ pub struct Pusher<'a> {
     pub cache: &'a Cache,
     /// Where they go.
     pub repository: &'a Repository,
+    /// Other repositories of the same registry that have a blob: it is taken from there instead of being sent.
+    pub mounts: &'a BTreeMap<Digest, Repository>,
     /// Bars.
     pub progress: &'a Progress,
 }
@@ -213,7 +215,7 @@ impl Session<'_> {
         }
         if !*chunked {
             match self.whole(payload, bar).await {
-                Ok(()) => return Ok(true),
+                Ok(sent) => return Ok(sent),
                 Err(Failed::Final(PushError::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, .. })) => {
                     *chunked = true;
                 }
@@ -228,10 +230,13 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// One `PUT` with the whole blob.
-    async fn whole(&self, payload: &Payload, bar: &Bar) -> Result<(), Failed> {
+    /// One `PUT` with the whole blob, unless it was mounted; says which.
+    async fn whole(&self, payload: &Payload, bar: &Bar) -> Result<bool, Failed> {
         let content = payload.content();
-        let location = self.begin().await?;
+        let Some(location) = self.begin(Some(content.digest)).await? else {
+            bar.advance(content.size);
+            return Ok(false);
+        };
         let moved = Arc::new(AtomicU64::new(0));
         let body = self.body(payload, 0, content.size, &moved)?;
         let request = self
@@ -245,12 +250,12 @@ impl Session<'_> {
             return Err(self.refused(&format!("the blob `{}`", content.digest), answer).await);
         }
         bar.advance(content.size);
-        Ok(())
+        Ok(true)
     }
 
     async fn in_chunks(&self, payload: &Payload, bar: &Bar) -> Result<(), Failed> {
         let content = payload.content();
-        let mut location = self.begin().await?;
+        let Some(mut location) = self.begin(None).await? else { return Ok(()) };
         let mut start = 0;
         while start < content.size {
             let length = CHUNK.min(content.size - start);
@@ -279,15 +284,21 @@ impl Session<'_> {
         Err(self.refused(&format!("the blob `{}`", content.digest), answer).await)
     }
 
-    /// Opens an upload and says where it goes.
-    async fn begin(&self) -> Result<Url, Failed> {
-        let url = self.url("blobs/uploads/");
+    /// Opens an upload and says where it goes; `None` when the registry took the blob from another repository.
+    async fn begin(&self, mount: Option<Digest>) -> Result<Option<Url>, Failed> {
+        let from = mount.and_then(|digest| Some((digest, self.pusher.mounts.get(&digest)?)));
+        let url = match from {
+            Some((digest, from)) => self.url(&format!("blobs/uploads/?mount={digest}&from={}", from.path())),
+            None => self.url("blobs/uploads/"),
+        };
         let answer =
             self.send(Method::POST, &url, |request| request.header(header::CONTENT_LENGTH, 0)).await?;
-        if answer.status() != StatusCode::ACCEPTED {
-            return Err(self.refused("an upload", answer).await);
+        match answer.status() {
+            // Registries that cannot mount open an upload instead.
+            StatusCode::ACCEPTED => self.location(&answer).map(Some),
+            StatusCode::CREATED if from.is_some() => Ok(None),
+            _ => Err(self.refused("an upload", answer).await),
         }
-        self.location(&answer)
     }
 
     fn location(&self, answer: &Response) -> Result<Url, Failed> {

@@ -17,7 +17,7 @@ use std::{
 use serde_json::{Value, json};
 
 use self::origin::Manifest;
-pub use self::origin::{Origin, pinned};
+pub use self::origin::{Origin, pinned, repository_of};
 use super::{
     archive::{self, ArchiveError, Flavour},
     detect::SEARCH_PATH,

@@ -152,7 +152,7 @@ pub fn pinned(image: &str, digest: Digest) -> String {
 }
 
 /// A reference without its tag and digest.
-fn repository_of(image: &str) -> &str {
+pub fn repository_of(image: &str) -> &str {
     let name = image.split('@').next().unwrap_or(image);
     match name.rsplit_once(':') {
         // A colon before a slash belongs to the port.
