@@ -4,17 +4,23 @@
 //! Stop: not ready -> no new connections -> open requests finish within the grace period -> flights park -> use times
 //! written -> index closed.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    fetch::Fetcher,
+    fetch::{Fetcher, MakeRoom},
     gc::Collector,
     http::{Admin, Latch, Limits, Mirror, PeerApi, Readiness, Server},
     metrics::Metrics,
     peers::{self, Peers, directory::Publisher},
+    scrub::Scrubber,
     store::{Store, StoreError},
     task::Tasks,
     upstream::{SetupError, Upstream},
@@ -25,6 +31,8 @@ const USAGE_FLUSH: Duration = Duration::from_secs(10);
 
 /// Longest wait for another agent to take bytes.
 const PEER_WRITE: Duration = Duration::from_secs(5);
+/// How often a directory that another agent holds is tried again.
+const OWN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,7 @@ pub struct App {
     config: Config,
     store: Store,
     fetcher: Fetcher,
+    collector: Collector,
     upstream: Arc<Upstream>,
     peers: Peers,
     publisher: Publisher,
@@ -89,7 +98,7 @@ impl App {
     /// Opens the store and binds the listeners.
     pub async fn build(config: Config) -> Result<Self, AppError> {
         let store_config = config.store.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open(&store_config)).await??;
+        let store = tokio::task::spawn_blocking(move || Store::attach(&store_config)).await??;
         let (metrics, tasks, park) = (Metrics::default(), Tasks::default(), CancellationToken::new());
         let upstream = Arc::new(Upstream::new(config.upstream.clone(), metrics.clone())?);
         let bind = |key, address, limits| {
@@ -101,6 +110,8 @@ impl App {
         let peer = if on { Some(bind("peer.listen", config.peer_listen, patience)?) } else { None };
         let address = peer.as_ref().map_or(config.peer_listen, Server::address);
         let (peers, publisher) = Peers::new(config.peers.clone(), address, metrics.clone())?;
+        let collector = Collector::new(store.clone(), metrics.clone());
+        let room = collector.clone();
         let fetcher = Fetcher::new(
             config.fetch.clone(),
             store.clone(),
@@ -109,6 +120,7 @@ impl App {
             metrics.clone(),
             tasks.clone(),
             park.clone(),
+            MakeRoom::new(move |need| room.make_room(need)),
         );
         let mirror = bind("mirror.listen", config.mirror_listen, config.limits)?;
         let admin = bind("admin.listen", config.admin_listen, config.limits)?;
@@ -117,6 +129,7 @@ impl App {
             config,
             store,
             fetcher,
+            collector,
             upstream,
             peers,
             publisher,
@@ -144,8 +157,7 @@ impl App {
     pub async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
         let addresses = self.addresses();
         tracing::info!(mirror = %addresses.mirror, peer = addresses.peer.map(tracing::field::display), admin = %addresses.admin, "listening");
-        let rebuilt = self.store.clone();
-        let rebuild = tokio::task::spawn_blocking(move || rebuilt.rebuild_index_if_needed());
+        let owning = self.tasks.spawn("store", own(self.store.clone(), self.config.lock_wait, stop.clone()));
         let connections = Tasks::default();
         let admin = Admin::new(
             self.readiness,
@@ -161,8 +173,9 @@ impl App {
         let admin_task =
             self.tasks.spawn("admin", self.admin.serve_admin(admin, connections.clone(), last.clone()));
         let usage_task = self.tasks.spawn("usage", flush_usage(self.store.clone(), stop.clone()));
-        let collector = Collector::new(self.store.clone(), self.metrics.clone());
-        let gc_task = self.tasks.spawn("gc", collector.run(stop.clone()));
+        let gc_task = self.tasks.spawn("gc", self.collector.run(stop.clone()));
+        let scrubber = Scrubber::new(self.store.clone(), self.metrics.clone(), self.config.scrub_rate);
+        let scrub_task = self.tasks.spawn("scrub", scrubber.run(stop.clone()));
         let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
         let directory_task =
             self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
@@ -189,15 +202,39 @@ impl App {
         directory_task.await?;
         usage_task.await?;
         gc_task.await?;
+        scrub_task.await?;
+        let owned = owning.await?;
         self.tasks.finished().await;
-        if let Err(error) = rebuild.await? {
-            tracing::warn!(%error, "index not rebuilt");
-        }
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || store.close()).await?;
         tracing::info!("stopped");
-        Ok(())
+        Ok(owned?)
     }
+}
+
+/// Makes the store this process's own, then counts what is in it. At a rolling update the old agent holds it until it has
+/// drained; one that never lets go belongs to somebody else, and this agent ends.
+async fn own(store: Store, wait: Duration, stop: CancellationToken) -> Result<(), StoreError> {
+    let deadline = Instant::now() + wait;
+    let taken = || StoreError::Locked(store.directory().to_owned());
+    loop {
+        let candidate = store.clone();
+        match tokio::task::spawn_blocking(move || candidate.take_over()).await? {
+            Ok(true) => break,
+            Ok(false) if Instant::now() < deadline => store.note_trouble(&taken()),
+            outcome => {
+                stop.cancel();
+                return outcome.and(Err(taken()));
+            }
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(OWN_PAUSE)).await.is_none() {
+            return Ok(());
+        }
+    }
+    if let Err(error) = tokio::task::spawn_blocking(move || store.rebuild_index_if_needed()).await? {
+        tracing::warn!(error = %anyhow::Error::from(error), "what is stored was not counted: tried again");
+    }
+    Ok(())
 }
 
 async fn flush_usage(store: Store, stop: CancellationToken) {

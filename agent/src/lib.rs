@@ -3,6 +3,7 @@
 //! ```text
 //! main -> app -> http -> fetch -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
+//!             -> scrub ---------> store
 //! ```
 //!
 //! | module | owns |
@@ -14,6 +15,7 @@
 //! | [`fetch`] | one flight per digest, growing reads, tag resolution |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
+//! | [`scrub`] | the slow check of what is stored, and `verify` |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
 //! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of members (pure), asking one of them |
@@ -37,6 +39,7 @@ pub mod http;
 pub mod images;
 pub mod metrics;
 pub mod peers;
+pub mod scrub;
 pub mod store;
 pub mod task;
 pub mod types;

@@ -11,8 +11,8 @@ use hearth_agent::{
     app::App,
     cli,
     config::{self, Config, Log, Purpose},
-    gc,
-    store::Store,
+    gc, scrub,
+    store::{Store, StoreError},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,12 @@ fn main() -> ExitCode {
         },
         Some(("gc", arguments)) => match load(arguments, Purpose::Maintain) {
             Ok(config) => collect(&config, arguments.get_flag("dry-run")),
+            Err(error) => complain(&error.to_string(), BAD_USAGE),
+        },
+        Some(("verify", arguments)) => match load(arguments, Purpose::Maintain) {
+            Ok(config) => {
+                verify(&config, arguments.get_one::<String>("output").is_some_and(|form| form == "json"))
+            }
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
         Some((name, arguments)) => match load(arguments, Purpose::Maintain) {
@@ -57,6 +63,13 @@ fn command() -> Command {
         .action(ArgAction::SetTrue)
         .help("Print what would go and why; remove nothing");
     let more = cli::commands(&file);
+    let verify_file = file.clone();
+    let output = Arg::new("output")
+        .long("output")
+        .value_name("FORM")
+        .value_parser(["text", "json"])
+        .default_value("text")
+        .help("How the result is printed");
     Command::new("hearth-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Registry mirror and image cache for one node")
@@ -78,6 +91,14 @@ fn command() -> Command {
                 .after_help("Example:\n  hearth-agent gc --dry-run --config /etc/hearth/agent.yaml --store-limit 10GiB"),
         )
         .subcommands(more)
+        .subcommand(
+            Command::new("verify")
+                .about("Check every stored blob now; bad ones are taken out and fetched again when they are wanted. Works beside a running agent")
+                .arg(verify_file)
+                .arg(output)
+                .args(config::flags())
+                .after_help("Exit codes: 0 everything is right, 1 something was bad or could not be read, 2 wrong usage or configuration\n\nExample:\n  hearth-agent verify --output json --config /etc/hearth/agent.yaml"),
+        )
         .subcommand(Command::new("config").about("About the configuration").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
 }
 
@@ -106,8 +127,39 @@ fn collect(config: &Config, dry_run: bool) -> ExitCode {
     });
     match collected {
         Ok(plan) => print(&gc::describe(&plan)),
-        Err(error) => complain(&format!("{:#}", anyhow::Error::from(error)), 1),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            complain(&format!("{error:#}"), code_of(&error))
+        }
     }
+}
+
+fn verify(config: &Config, json: bool) -> ExitCode {
+    telemetry(&config.log);
+    let verified = Store::visit(&config.store).and_then(|store| {
+        scrub::verify(&store, |so_far, percent| {
+            // Progress is not what was asked for; nothing depends on it.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{percent}%: {} blobs, {} bytes, {} bad",
+                so_far.blobs,
+                so_far.bytes,
+                so_far.bad.len()
+            );
+        })
+    });
+    let verdict = match verified {
+        Ok(verdict) => verdict,
+        Err(error) => return complain(&format!("{:#}", anyhow::Error::from(error)), 1),
+    };
+    let printed = if json {
+        print(&format!("{}\n", serde_json::json!(verdict)))
+    } else {
+        let bad: String =
+            verdict.bad.iter().map(|bad| format!("bad: {}: {}\n", bad.digest, bad.problem)).collect();
+        print(&format!("{bad}{} blobs, {} bytes, {} bad\n", verdict.blobs, verdict.bytes, verdict.bad.len()))
+    };
+    if verdict.bad.is_empty() { printed } else { ExitCode::FAILURE }
 }
 
 fn run(config: Config) -> ExitCode {
@@ -117,8 +169,14 @@ fn run(config: Config) -> ExitCode {
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&format!("{error:#}"), 1),
+        Err(error) => complain(&format!("{error:#}"), code_of(&error)),
     }
+}
+
+/// Two agents on one directory are a mistake of the configuration.
+fn code_of(error: &anyhow::Error) -> u8 {
+    let taken = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Locked(_))));
+    if taken { BAD_USAGE } else { 1 }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

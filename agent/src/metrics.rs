@@ -124,6 +124,13 @@ pub struct MemberLabels {
     pub member: String,
 }
 
+/// Labels of `hearth_store_errors_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TroubleLabels {
+    /// `full`, `read-only` or `failing`.
+    pub kind: &'static str,
+}
+
 /// All metrics of the agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -158,6 +165,18 @@ pub struct Metrics {
     pub peer_sent_bytes: Counter,
     /// Pieces found to be wrong, by who sent them.
     pub peer_wrong_pieces: Family<MemberLabels, Counter>,
+    /// Blobs streamed from upstream to a client without being stored.
+    pub passed_through: Counter,
+    /// Content that the disk did not take.
+    pub store_errors: Family<TroubleLabels, Counter>,
+    /// Whether the disk takes content: 1 or 0.
+    pub store_writable: Gauge,
+    /// Whether this process had to rebuild the index.
+    pub index_rebuilt: Gauge,
+    /// Stored bytes that the slow check has read.
+    pub checked_bytes: Counter,
+    /// Stored blobs that went bad and were taken out.
+    pub bad_blobs: Counter,
     /// Bytes that may be held now.
     pub store_allowed: Gauge,
     /// Bytes of blobs that the container runtime had already.
@@ -229,6 +248,34 @@ impl Default for Metrics {
             "Pieces found to be wrong, by who sent them",
             peer_wrong_pieces.clone(),
         );
+        let passed_through = Counter::default();
+        registry.register(
+            "passed_through",
+            "Blobs streamed from upstream to a client without being stored",
+            passed_through.clone(),
+        );
+        let store_errors = Family::default();
+        registry.register("store_errors", "Content that the disk did not take", store_errors.clone());
+        let store_writable = Gauge::default();
+        registry.register("store_writable", "Whether the disk takes content", store_writable.clone());
+        let index_rebuilt = Gauge::default();
+        registry.register(
+            "store_index_rebuilt",
+            "Whether this process had to rebuild the store's index",
+            index_rebuilt.clone(),
+        );
+        let checked_bytes = Counter::default();
+        registry.register(
+            "store_checked_bytes",
+            "Stored bytes that the slow check of every blob has read",
+            checked_bytes.clone(),
+        );
+        let bad_blobs = Counter::default();
+        registry.register(
+            "store_bad_blobs",
+            "Stored blobs that went bad on disk and were taken out",
+            bad_blobs.clone(),
+        );
         let store_allowed = Gauge::default();
         registry.register(
             "store_allowed_bytes",
@@ -266,6 +313,12 @@ impl Default for Metrics {
             peer_received_bytes,
             peer_sent_bytes,
             peer_wrong_pieces,
+            passed_through,
+            checked_bytes,
+            bad_blobs,
+            store_errors,
+            store_writable,
+            index_rebuilt,
             store_allowed,
             runtime_bytes,
             evicted_images,
@@ -280,6 +333,11 @@ impl Metrics {
     /// Counts where content came from.
     pub fn count_content(&self, kind: Kind, result: Found) {
         self.content.get_or_create(&ContentLabels { kind, result }).inc();
+    }
+
+    /// Counts content that the disk did not take.
+    pub fn count_store_error(&self, kind: &'static str) {
+        self.store_errors.get_or_create(&TroubleLabels { kind }).inc();
     }
 
     /// The text exposition format.

@@ -6,6 +6,7 @@
 //! agent share this machine's processors and its loopback; only ratios of one run mean something.
 
 mod client;
+mod crowd;
 mod machine;
 mod net;
 mod report;
@@ -65,6 +66,12 @@ enum Scenario {
     Layering,
     /// A cluster in network namespaces that pulls one image at once, against no peers and one central proxy; needs root.
     Forest,
+    /// An agent with 100,000 blobs: until it is ready, and until it has counted them.
+    Startup,
+    /// An agent with 100,000 blobs: its memory at rest.
+    Memory,
+    /// What it costs that nothing gets its name before it is on the disk.
+    Sync,
 }
 
 #[tokio::main]
@@ -99,6 +106,9 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::Builder => scenarios::builder::run(arguments, &mut report).await?,
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
+        Scenario::Startup => scenarios::startup::run(arguments, &mut report).await?,
+        Scenario::Sync => scenarios::sync::run(arguments, &mut report).await?,
+        Scenario::Memory => scenarios::memory::run(arguments, &mut report).await?,
     }
     let json = report.json();
     if arguments.save {

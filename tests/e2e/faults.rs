@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
+use kit::metrics::Metrics;
 use kit::registry::{FakeUpstream, Fault, Image, Layer, On, RedirectTo, Where, random_bytes};
 use kit::runtime::Containerd;
 
@@ -205,6 +206,20 @@ async fn a_pull_goes_straight_to_upstream_when_no_agent_listens() -> Result<()> 
 
     stage.containerd.pull_by_cri(&stage.name()).await?;
     stage.assert_pulled()
+}
+
+/// The agent's disk has room for the small layer alone, and nobody else has the image.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_succeeds_through_an_agent_whose_disk_is_full() -> Result<()> {
+    let stage = Stage::set().await?;
+    let agent = Agent::start_on_small_disk(stage.healthy.address(), 4 << 20).await?;
+    stage.containerd.mirror(REGISTRY, &agent.url(), "http://127.0.0.1:9")?;
+
+    stage.containerd.pull_by_cri(&stage.name()).await?;
+    stage.assert_pulled()?;
+    let metrics = Metrics::scrape(agent.admin).await?;
+    assert!(metrics.sum("hearth_passed_through_total", &[]) >= 1.0, "{}", metrics.text());
+    Ok(())
 }
 
 /// The tag of the index over the image: a pull asks for a tag, two manifests, a configuration and layers.

@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use kit::process::AgentProcess;
+use kit::disk::SmallDisk;
+use kit::process::{Addresses, AgentProcess};
 use kit::runtime::{CountingProxy, DockerRegistry};
 use reqwest::StatusCode;
 
@@ -56,13 +57,25 @@ impl Upstream {
 pub struct Agent {
     /// Where its mirror listens.
     pub mirror: SocketAddr,
+    /// Where its metrics are.
+    pub admin: SocketAddr,
     process: Option<AgentProcess>,
+    _disk: Option<SmallDisk>,
     _directory: tempfile::TempDir,
 }
 
 impl Agent {
     /// `upstream` is where it finds what clients ask of [`REGISTRY`].
     pub async fn start(upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(upstream, None).await
+    }
+
+    /// Its store lies on a disk of so many bytes.
+    pub async fn start_on_small_disk(upstream: SocketAddr, bytes: u64) -> Result<Self> {
+        Self::start_with(upstream, Some(bytes)).await
+    }
+
+    async fn start_with(upstream: SocketAddr, disk: Option<u64>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hearth-agent-").tempdir()?;
         let config = directory.path().join("agent.yaml");
         let text = format!(
@@ -76,8 +89,11 @@ impl Agent {
             directory.path().join("data").display(),
         );
         fs::write(&config, text)?;
+        let data = directory.path().join("data");
+        let disk = disk.map(|bytes| SmallDisk::mount(&data, bytes)).transpose()?;
         let process = AgentProcess::start(&config).await?;
-        Ok(Self { mirror: process.addresses.mirror, process: Some(process), _directory: directory })
+        let Addresses { mirror, admin } = process.addresses;
+        Ok(Self { mirror, admin, process: Some(process), _disk: disk, _directory: directory })
     }
 
     /// `http://` and the address of the mirror.

@@ -13,8 +13,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "config", "fetch", "gc", "http", "images", "metrics", "peers", "prepull", "store", "task",
-            "types", "upstream",
+            "config", "fetch", "gc", "http", "images", "metrics", "peers", "prepull", "scrub", "store",
+            "task", "types", "upstream",
         ],
     ),
     ("cli", &["config", "http", "images", "store", "types"]),
@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("fetch", &["metrics", "peers", "store", "task", "types", "upstream"]),
     ("gc", &["images", "metrics", "store", "task", "types"]),
     ("images", &["store", "types"]),
+    ("scrub", &["metrics", "store", "task", "types"]),
     ("store", &["types"]),
     ("peers", &["metrics", "task", "types"]),
     ("upstream", &["metrics", "task", "types"]),

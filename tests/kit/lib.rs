@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod disk;
 pub mod fixtures;
 pub mod kubernetes;
 pub mod metrics;

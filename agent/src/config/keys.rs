@@ -39,6 +39,18 @@ pub const KEYS: &[Key] = &[
     },
     Key { path: "store.lowWatermark", default: "85%", meaning: "share at which eviction ends" },
     Key {
+        path: "store.lockWait",
+        default: "60s",
+        meaning: "for how long a new agent waits for an old one to let go of `dataDir`, serving what is there meanwhile; then it \
+                  ends with code 2",
+    },
+    Key {
+        path: "store.scrubRate",
+        default: "8MiB",
+        meaning: "bytes per second of stored blobs that are read and checked in the background, each blob once a week at most; \
+                  `0` means none",
+    },
+    Key {
         path: "store.runtimeContent",
         default: "",
         meaning: "the container runtime's content directory, with `blobs/sha256/` in it (containerd: \

@@ -201,6 +201,8 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
                 .map(|directory| store::RuntimeContent { directory, link: value!(store.runtime_link) }),
             data_dir: raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default"),
         },
+        lock_wait: value!(store.lock_wait).0,
+        scrub_rate: value!(store.scrub_rate).0,
         upstream: upstream::Config {
             registries: checked,
             connect: value!(limits.connect).0,

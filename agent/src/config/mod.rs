@@ -11,6 +11,7 @@ mod peers;
 mod raw;
 mod tls;
 
+use std::time::Duration;
 use std::{net::SocketAddr, path::PathBuf};
 
 pub use error::ConfigError;
@@ -24,6 +25,10 @@ use crate::{fetch, http::Limits, peers as cluster, store, types::RegistryHost, u
 pub struct Config {
     /// The store.
     pub store: store::Config,
+    /// For how long an old agent may hold the store.
+    pub lock_wait: Duration,
+    /// Bytes of stored blobs that are checked per second.
+    pub scrub_rate: u64,
     /// The upstream side.
     pub upstream: upstream::Config,
     /// How fetching behaves.

@@ -57,6 +57,8 @@ section!(RawStore {
     min_free: Option<Text<Space>>,
     high_watermark: Option<Text<Percent>>,
     low_watermark: Option<Spanned<Text<Percent>>>,
+    lock_wait: Option<Text<Span>>,
+    scrub_rate: Option<Text<Bytes>>,
     runtime_content: Option<PathBuf>,
     runtime_link: Option<Text<bool>>,
 });

@@ -16,6 +16,7 @@ use super::{
     growth::Growth,
     hashing::CatchUp,
     lane::{self, Event, Lane, News, Order, Setback},
+    room::Claim,
     runtime,
     schedule::{self, LaneView, Step, View},
 };
@@ -67,10 +68,13 @@ async fn fail(fetcher: &Fetcher, flight: &Arc<Flight>, error: FetchError) {
         }
         _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
     }
+    fetcher.note_trouble(&error);
+    // On a full disk what has arrived only takes the room of others.
+    let full = matches!(&error, FetchError::Store(error) if error.is_full());
     if let FetchError::Corrupt { origins, .. } = &error {
         fetcher.0.liars.note(digest, origins);
     } else if let Some(partial) = flight.partial().cloned()
-        && let Err(error) = blocking(move || partial.park()).await
+        && let Err(error) = blocking(move || if full { partial.discard() } else { partial.park() }).await
     {
         tracing::warn!(digest = %digest.short(), error = %chain(&error), "partial blob not kept");
     }
@@ -142,14 +146,15 @@ async fn land(
     }
     flight.enter(Phase::Verified);
     fetcher.close_case(flight.digest(), &partial).await;
-    match blocking(move || partial.commit()).await {
-        Ok(_) => flight.enter(Phase::Done),
-        // Readers have verified bytes in an open file; only the store is poorer.
-        Err(error) => {
-            tracing::error!(digest = %flight.digest().short(), error = %chain(&error), "verified blob not stored");
+    let room = fetcher.clone();
+    let committed = blocking(move || match partial.commit() {
+        Err(error) if error.is_full() && room.0.room.free(partial.total()).unwrap_or(false) => {
+            partial.commit()
         }
-    }
-    Ok(())
+        outcome => outcome,
+    });
+    // After a failed sync the kernel may have dropped what readers are yet to read: they go on past the store.
+    committed.await.map(|_| flight.enter(Phase::Done))
 }
 
 /// All state of a flight under way.
@@ -173,6 +178,7 @@ struct Driver {
     pace: Option<u64>,
     origins: Vec<String>,
     hashing: CatchUp,
+    claim: Claim,
 }
 
 impl Driver {
@@ -199,6 +205,7 @@ impl Driver {
             pace: None,
             origins: Vec::new(),
             hashing: CatchUp::default(),
+            claim: Claim::default(),
         }
     }
 
@@ -206,6 +213,7 @@ impl Driver {
     async fn fill(&mut self) -> Result<(), FetchError> {
         let flight = self.flight.clone();
         self.learn_size_for_range().await?;
+        self.admit().await?;
         // Kept over the turns of the loop: readers wake it far more often than it ticks.
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -248,6 +256,11 @@ impl Driver {
             self.flight.wrote();
         }
         Ok(())
+    }
+
+    /// Asks for room on the disk, once the size is known.
+    async fn admit(&mut self) -> Result<(), FetchError> {
+        self.claim.admit(&self.fetcher, &self.partial, self.flight.described_size()).await
     }
 
     fn step(&self) -> Step {
@@ -327,6 +340,7 @@ impl Driver {
                 if !self.origins.contains(&origin) {
                     self.origins.push(origin);
                 }
+                self.admit().await?;
                 self.flight.enter(Phase::Streaming);
             }
             News::Ended(outcome) => {
@@ -346,6 +360,9 @@ impl Driver {
     /// A lane failed: wait and try again, or try the next source, or give up.
     async fn set_back(&mut self, setback: Setback) -> Result<(), FetchError> {
         let error = match setback {
+            Setback::Fatal(FetchError::Store(error)) if error.is_full() => {
+                return self.claim.free(&self.fetcher, &self.partial, error).await;
+            }
             Setback::Fatal(error) => return Err(error),
             Setback::NoRanges => return Ok(()),
             Setback::Refused(_) | Setback::Broken(_) | Setback::Changed(_) if !self.lanes.is_empty() => {

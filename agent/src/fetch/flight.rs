@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     FetchError,
     desk::{Desk, Errand},
-    reader::{Content, Growing, HELD_BACK},
+    reader::{Growing, HELD_BACK, Source},
     stripes::Stripes,
 };
 use crate::{
@@ -342,18 +342,18 @@ impl Flight {
 
     /// Waits until bytes can be sent and the flight is known to be able to deliver; for a small blob or a
     /// configuration until it is verified.
-    pub(super) async fn ready(&self, passenger: Passenger) -> Result<Content, FetchError> {
+    pub(super) async fn ready(&self, passenger: Passenger) -> Result<Source, FetchError> {
         let mut progress = self.progress.subscribe();
         loop {
             let phase = progress.borrow_and_update().phase.clone();
             if let Some(blob) = self.found.get() {
-                return Ok(Content::Whole(blob.clone()));
+                return Ok(Source::Whole(blob.clone()));
             }
             if let Some((partial, size)) =
                 self.partial.get().and_then(|partial| Some((partial, partial.size()?)))
                 && passenger.is_served_by(partial, size)
             {
-                return Ok(Content::Growing(Growing::new(partial.clone(), progress, size, passenger)));
+                return Ok(Source::Growing(Growing::new(partial.clone(), progress, size, passenger)));
             }
             if let Phase::Failed(error) = phase {
                 return Err(error);
@@ -362,7 +362,7 @@ impl Flight {
                 self.partial.get().and_then(|partial| Some((partial, partial.size()?)))
                 && self.may_start(&phase, partial, size)
             {
-                return Ok(Content::Growing(Growing::new(partial.clone(), progress, size, passenger)));
+                return Ok(Source::Growing(Growing::new(partial.clone(), progress, size, passenger)));
             }
             if progress.changed().await.is_err() {
                 return Err(FetchError::Stopping);

@@ -21,11 +21,16 @@ mod keyed;
 mod known;
 mod lane;
 mod liars;
+mod manifests;
+mod memory;
+mod passing;
 mod piece;
 mod reader;
+mod room;
 mod runtime;
 mod schedule;
 mod share;
+mod sieve;
 mod stripes;
 mod suspects;
 mod tags;
@@ -36,7 +41,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use absent::Absent;
@@ -47,7 +51,12 @@ use flight::{Flight, Passenger};
 use keyed::KeyedLocks;
 use known::Known;
 use liars::Liars;
+use memory::Memory;
+use passing::Way;
 pub use reader::{Content, ContentReader};
+use reader::{HELD_BACK, Source};
+pub use room::MakeRoom;
+use room::Room;
 pub use share::Share;
 use suspects::Suspects;
 use tags::TagSlot;
@@ -55,13 +64,10 @@ use tags::TagSlot;
 use crate::{
     metrics::{Found, Kind, Metrics},
     peers::{Peers, wire::PieceAsk},
-    store::{ManifestRecord, Store},
+    store::{Blob, Store},
     task::Tasks,
-    types::{
-        Digest, ManifestError, ManifestLinks, MediaType, RangeHeader, Reference, Repository, Tag,
-        media_type_of,
-    },
-    upstream::{Listing, Manifest, Upstream, UpstreamError},
+    types::{Digest, MediaType, RangeHeader, Repository, Tag},
+    upstream::{Listing, Upstream},
 };
 
 /// How fetching behaves.
@@ -118,6 +124,8 @@ struct Inner {
     absent: Absent<(Repository, Digest)>,
     slots: tokio::sync::Semaphore,
     relays: tokio::sync::Semaphore,
+    room: Room,
+    memory: Memory,
 }
 
 /// Blobs fetched at once; further ones wait their turn.
@@ -136,6 +144,7 @@ impl Fetcher {
         metrics: Metrics,
         tasks: Tasks,
         stop: CancellationToken,
+        room: MakeRoom,
     ) -> Self {
         Self(Arc::new(Inner {
             config,
@@ -154,37 +163,56 @@ impl Fetcher {
             absent: Absent::default(),
             slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
             relays: tokio::sync::Semaphore::new(MAX_RELAYS),
+            room: Room::new(room),
+            memory: Memory::default(),
         }))
     }
 
-    /// Opens a blob for reading: whole, or growing while upstream sends it. `range` is what will be read; its bytes
-    /// are fetched first.
+    /// Opens a blob for reading: whole, growing while upstream sends it, or passing through when the store cannot take
+    /// it. `range` is what will be read; its bytes are fetched first.
     pub async fn blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         range: RangeHeader,
     ) -> Result<Content, FetchError> {
-        let inner = &self.0;
-        if let Some(blob) = inner.store.blob(digest).await? {
-            inner.metrics.count_content(Kind::blob, Found::hit);
-            return Ok(Content::Whole(blob));
+        let way = Way { fetcher: self.clone(), repository: repository.clone(), digest: *digest };
+        if let Some(blob) = self.stored_blob(digest).await {
+            self.0.metrics.count_content(Kind::blob, Found::hit);
+            return Ok(Content::new(Source::Whole(blob), way));
         }
-        inner.absent.check(&(repository.clone(), *digest))?;
+        let key = (repository.clone(), *digest);
+        self.0.absent.check(&key)?;
+        let source = self.fetch_blob(&way, range).await;
+        let source = source.inspect_err(|error| self.0.absent.note(&key, error, self.0.config.negative))?;
+        Ok(Content::new(source, way))
+    }
+
+    /// A blob of the store. One that cannot be opened counts as missing: upstream has it too.
+    async fn stored_blob(&self, digest: &Digest) -> Option<Blob> {
+        self.0.store.blob(digest).await.unwrap_or_else(|error| {
+            tracing::warn!(digest = %digest.short(), error = %error::chain(&error), "stored blob cannot be opened");
+            None
+        })
+    }
+
+    async fn fetch_blob(&self, way: &Way, range: RangeHeader) -> Result<Source, FetchError> {
+        let inner = &self.0;
+        if inner.store.is_paused() && self.flight(&way.digest).is_none() {
+            inner.metrics.count_content(Kind::blob, Found::miss);
+            return way.clone().open(range).await.map(Source::Passing);
+        }
         // Once more when the bytes were wrong and nothing of them has left: the next transfer may be right.
         let mut again = true;
         loop {
-            let (flight, passenger, found) = self.join(repository, digest, range);
+            let (flight, passenger, found) = self.join(&way.repository, &way.digest, range);
             inner.metrics.count_content(Kind::blob, found);
             match flight.ready(passenger).await {
                 Err(FetchError::Corrupt { .. } | FetchError::Changed(_) | FetchError::Parked) if again => {
                     again = false;
                 }
-                Err(error) => {
-                    inner.absent.note(&(repository.clone(), *digest), &error, inner.config.negative);
-                    return Err(error);
-                }
-                Ok(content) => return Ok(content),
+                Err(FetchError::Store(_)) => return way.clone().open(range).await.map(Source::Passing),
+                outcome => return outcome,
             }
         }
     }
@@ -192,7 +220,7 @@ impl Fetcher {
     /// The size of a blob.
     pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, FetchError> {
         let inner = &self.0;
-        if let Some(blob) = inner.store.blob(digest).await? {
+        if let Some(blob) = self.stored_blob(digest).await {
             inner.metrics.count_content(Kind::blob, Found::hit);
             return Ok(blob.size());
         }
@@ -204,9 +232,13 @@ impl Fetcher {
         let key = (repository.clone(), *digest);
         inner.absent.check(&key)?;
         inner.metrics.count_content(Kind::blob, Found::miss);
-        let size = inner.upstream.blob_head(repository, digest).await.map_err(FetchError::from);
-        let size = size.inspect_err(|error| inner.absent.note(&key, error, inner.config.negative))?;
-        size.or_else(|| inner.known.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
+        let size = self.upstream_size(repository, digest).await;
+        size.inspect_err(|error| inner.absent.note(&key, error, inner.config.negative))
+    }
+
+    async fn upstream_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, FetchError> {
+        let size = self.0.upstream.blob_head(repository, digest).await?;
+        size.or_else(|| self.0.known.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
             FetchError::NotNow {
                 reason: "upstream did not say how large the blob is".into(),
                 retry_after: None,
@@ -276,180 +308,6 @@ impl Fetcher {
         }
     }
 
-    /// What a manifest request by HEAD is answered with.
-    pub async fn manifest_head(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<ManifestInfo, FetchError> {
-        match reference {
-            Reference::Tag(tag) => self.resolve(repository, tag).await,
-            Reference::Digest(digest) => {
-                self.manifest_by_digest(repository, digest).await.map(|manifest| info(&manifest, false))
-            }
-        }
-    }
-
-    /// A manifest, complete and verified.
-    pub async fn manifest(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<(ManifestInfo, Bytes), FetchError> {
-        let (digest, stale) = match reference {
-            Reference::Tag(tag) => {
-                let resolved = self.resolve(repository, tag).await?;
-                (resolved.digest, resolved.stale)
-            }
-            Reference::Digest(digest) => (*digest, false),
-        };
-        let manifest = self.manifest_by_digest(repository, &digest).await?;
-        Ok((info(&manifest, stale), manifest.bytes))
-    }
-
-    async fn manifest_by_digest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Manifest, FetchError> {
-        self.manifest_by(repository, digest, Ask::Members).await
-    }
-
-    async fn manifest_by(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        ask: Ask,
-    ) -> Result<Manifest, FetchError> {
-        if let Some(manifest) = self.stored_manifest(repository, digest).await? {
-            self.0.metrics.count_content(Kind::manifest, Found::hit);
-            return Ok(manifest);
-        }
-        let key = (repository.clone(), *digest);
-        let _only = self.0.manifests.lock(&key).await;
-        if let Some(manifest) = self.stored_manifest(repository, digest).await? {
-            self.0.metrics.count_content(Kind::manifest, Found::joined);
-            return Ok(manifest);
-        }
-        self.0.absent.check(&key)?;
-        self.0.metrics.count_content(Kind::manifest, Found::miss);
-        let fetched = self.fetch_manifest(repository, digest, ask).await;
-        fetched.inspect_err(|error| self.0.absent.note(&key, error, self.0.config.negative))
-    }
-
-    async fn fetch_manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        ask: Ask,
-    ) -> Result<Manifest, FetchError> {
-        if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
-            return Ok(manifest);
-        }
-        let members = ask == Ask::Members;
-        let told = if members { self.manifest_of_members(repository, digest).await? } else { None };
-        let manifest = match told {
-            Some(manifest) => manifest,
-            None => match self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await {
-                Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }))
-                    if members =>
-                {
-                    self.manifest_of_anyone(repository, digest).await.ok_or(error)?
-                }
-                asked => asked?,
-            },
-        };
-        self.keep_manifest(repository, &manifest).await?;
-        Ok(manifest)
-    }
-
-    /// A manifest from this node's disk alone; the content is the proof that whoever asks knows its name.
-    async fn known_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Manifest, FetchError> {
-        if let Some(manifest) = self.stored_manifest(repository, digest).await? {
-            return Ok(manifest);
-        }
-        let bytes = self.stored_bytes(digest).await?;
-        let known = bytes.and_then(|bytes| Some((media_type_of(&bytes)?, bytes)));
-        let (media_type, bytes) = known.ok_or_else(|| FetchError::NotNow {
-            reason: "it is not on this node".into(),
-            retry_after: None,
-        })?;
-        Ok(Manifest { digest: *digest, media_type, bytes })
-    }
-
-    /// A manifest that this repository is known to have and that lies in the store.
-    async fn stored_manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Manifest>, FetchError> {
-        let Some(record) = self.0.store.manifest(repository, digest).await? else { return Ok(None) };
-        let Some(media_type) = MediaType::parse(&record.media_type) else { return Ok(None) };
-        let Some(bytes) = self.stored_bytes(digest).await? else { return Ok(None) };
-        Ok(Some(Manifest { digest: *digest, media_type, bytes }))
-    }
-
-    /// A manifest's bytes from the store, checked again: it is small, and a damaged one would fail the whole pull.
-    async fn stored_bytes(&self, digest: &Digest) -> Result<Option<Bytes>, FetchError> {
-        let Some(blob) = self.0.store.blob(digest).await? else { return Ok(None) };
-        let bytes = blob.read_all().await.map_err(|error| FetchError::Disk(Arc::new(error)))?;
-        if digest.verify(&bytes).is_err() {
-            tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetched again");
-            return Ok(None);
-        }
-        if let Ok(links) = ManifestLinks::parse(&bytes) {
-            self.0.known.remember(&links);
-        }
-        Ok(Some(bytes))
-    }
-
-    /// A manifest that another repository brought: a HEAD, which costs no quota, tells whether this one has it too.
-    /// When upstream cannot say, the content itself is the proof that the name was known to the asker.
-    async fn confirm_shared_manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Manifest>, FetchError> {
-        let Some(bytes) = self.stored_bytes(digest).await? else { return Ok(None) };
-        let Some(media_type) = media_type_of(&bytes) else { return Ok(None) };
-        match self.0.upstream.manifest_head(repository, &Reference::Digest(*digest)).await {
-            Ok(head) => {
-                let manifest =
-                    Manifest { digest: *digest, media_type: head.media_type.unwrap_or(media_type), bytes };
-                self.keep_manifest(repository, &manifest).await?;
-                Ok(Some(manifest))
-            }
-            Err(UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }) => {
-                Ok(Some(Manifest { digest: *digest, media_type, bytes }))
-            }
-            Err(settled) => Err(settled.into()),
-        }
-    }
-
-    /// Stores a verified manifest and remembers what it names.
-    async fn keep_manifest(&self, repository: &Repository, manifest: &Manifest) -> Result<(), FetchError> {
-        match ManifestLinks::parse(&manifest.bytes) {
-            Ok(links) => self.0.known.remember(&links),
-            Err(ManifestError::SchemaOne) => {
-                return Err(FetchError::Unsupported { reason: ManifestError::SchemaOne.to_string() });
-            }
-            Err(ManifestError::Json(_)) => {}
-        }
-        let (store, repository, kept) = (self.0.store.clone(), repository.clone(), manifest.clone());
-        let stored = tokio::task::spawn_blocking(move || {
-            store.put(&kept.digest, &kept.bytes)?;
-            let record = ManifestRecord::new(kept.media_type.as_str());
-            store.set_manifest(&repository, &kept.digest, &record)
-        })
-        .await
-        .unwrap_or_else(|error| Err(error.into()));
-        if let Err(error) = stored {
-            // The client gets its manifest all the same.
-            tracing::error!(digest = %manifest.digest.short(), error = %error::chain(&error), "manifest not stored");
-        }
-        Ok(())
-    }
-
     /// A tag list or the referrers of a digest, as upstream gives it.
     pub async fn listing(
         &self,
@@ -459,14 +317,5 @@ impl Fetcher {
         kind: Kind,
     ) -> Result<Listing, FetchError> {
         Ok(self.0.upstream.listing(repository, path, query, kind).await?)
-    }
-}
-
-fn info(manifest: &Manifest, stale: bool) -> ManifestInfo {
-    ManifestInfo {
-        digest: manifest.digest,
-        media_type: manifest.media_type.clone(),
-        size: manifest.bytes.len() as u64,
-        stale,
     }
 }

@@ -7,7 +7,9 @@ use tokio::sync::watch;
 
 use super::{
     FetchError,
+    error::chain,
     flight::{Passenger, Phase, Progress},
+    passing::{Passing, Way},
 };
 use crate::store::{Blob, Partial, read_chunk};
 
@@ -15,20 +17,29 @@ use crate::store::{Blob, Partial, read_chunk};
 /// a wrong blob.
 pub(super) const HELD_BACK: u64 = 64 * 1024;
 
-/// Content that can be read.
+/// Content that can be read. When the store fails under it, it goes on past the store.
 #[derive(Debug)]
-pub enum Content {
+pub struct Content {
+    source: Source,
+    way: Way,
+}
+
+/// Where content comes from.
+#[derive(Debug)]
+pub(super) enum Source {
     /// Whole, verified, on disk.
     Whole(Blob),
     /// On its way.
     Growing(Growing),
+    /// On its way past the store.
+    Passing(Passing),
     /// A part that is there, of a blob of so many bytes that is on its way. Not verified: for members, who verify.
     Landed(Arc<Partial>, u64),
 }
 
 /// A blob on its way: its partial file and the news about it.
 #[derive(Debug)]
-pub struct Growing {
+pub(super) struct Growing {
     partial: Arc<Partial>,
     progress: watch::Receiver<Progress>,
     size: u64,
@@ -47,48 +58,88 @@ impl Growing {
 }
 
 impl Content {
+    pub(super) fn new(source: Source, way: Way) -> Self {
+        Self { source, way }
+    }
+
     /// The whole content's size in bytes.
     pub fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    /// Reads a part of it: the part that it was opened for.
+    pub fn read(self, range: Range<u64>) -> ContentReader {
+        ContentReader { way: Some(self.way), ..ContentReader::of_store(self.source, range) }
+    }
+}
+
+impl Source {
+    fn size(&self) -> u64 {
         match self {
             Self::Whole(blob) => blob.size(),
             Self::Growing(growing) => growing.size,
+            Self::Passing(passing) => passing.size(),
             Self::Landed(_, size) => *size,
         }
-    }
-
-    /// Reads a part of it.
-    pub fn read(self, range: Range<u64>) -> ContentReader {
-        ContentReader { content: self, position: range.start, end: range.end }
     }
 }
 
 /// Reads one range of content in order.
 #[derive(Debug)]
 pub struct ContentReader {
-    content: Content,
+    source: Source,
+    /// How to go on when the store fails; nothing for members, who ask others.
+    way: Option<Way>,
     position: u64,
     end: u64,
 }
 
 impl ContentReader {
+    /// Reads a part of what the store has, and ends when the store fails.
+    pub(super) fn of_store(source: Source, range: Range<u64>) -> Self {
+        Self { source, way: None, position: range.start, end: range.end }
+    }
+
     /// The next bytes; `None` at the end of the range. After an error the range cannot be completed.
     pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         if self.position >= self.end {
             return Ok(None);
         }
-        let (file, until) = match &mut self.content {
-            Content::Whole(blob) => (blob.file(), self.end),
-            Content::Growing(growing) => {
+        let chunk = match self.read().await {
+            Err(error @ (FetchError::Store(_) | FetchError::Disk(_))) => {
+                let Some(way) = self.way.clone() else { return Err(error) };
+                self.leave_the_store(way, &error).await;
+                self.read().await?
+            }
+            read => read?,
+        };
+        self.position += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        Ok(chunk)
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let (file, until) = match &mut self.source {
+            Source::Whole(blob) => (blob.file(), self.end),
+            Source::Growing(growing) => {
                 let until = growing.wait_past(self.position).await?.min(self.end);
                 (growing.partial.file(), until)
             }
-            Content::Landed(partial, _) => (partial.file(), self.end),
+            Source::Passing(passing) => return passing.next().await,
+            Source::Landed(partial, _) => (partial.file(), self.end),
         };
-        let chunk = read_chunk(file, self.position, until)
-            .await
-            .map_err(|error| FetchError::Disk(Arc::new(error)))?;
-        self.position += chunk.len() as u64;
-        Ok(Some(chunk))
+        let chunk = read_chunk(file, self.position, until).await;
+        chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)))
+    }
+
+    /// From here on the bytes come straight from upstream: the client notices nothing.
+    async fn leave_the_store(&mut self, way: Way, error: &FetchError) {
+        let (position, size) = (self.position, self.source.size());
+        tracing::info!(digest = %way.digest.short(), position, error = %chain(error), "goes on past the store");
+        let partial = match &self.source {
+            Source::Growing(growing) => Some(growing.partial.clone()),
+            Source::Whole(_) | Source::Passing(_) | Source::Landed(..) => None,
+        };
+        self.source = Source::Passing(way.go_on(size, position..self.end, partial).await);
     }
 }
 

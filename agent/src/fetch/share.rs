@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Content, ContentReader, Fetcher,
+    ContentReader, Fetcher,
     desk::Errand,
     flight::{Asked, Flight, Phase},
+    reader::Source,
 };
 use crate::{
     peers::{
@@ -70,7 +71,10 @@ impl Fetcher {
         let bytes = layout.bytes(ask.piece);
         match self.0.store.blob(&ask.digest).await {
             Ok(Some(blob)) if blob.size() == ask.size => {
-                return Some(Share::Here(Content::Whole(blob).read(bytes.clone()), bytes.end - bytes.start));
+                return Some(Share::Here(
+                    ContentReader::of_store(Source::Whole(blob), bytes.clone()),
+                    bytes.end - bytes.start,
+                ));
             }
             Ok(None) => {}
             Ok(Some(_)) | Err(_) => return Some(Share::Unable),
@@ -162,6 +166,9 @@ fn landed(flight: &Flight, ask: &PieceAsk, layout: &Layout) -> Option<Share> {
     let bytes = layout.bytes(ask.piece);
     let here = partial.gaps(bytes.clone()).is_empty();
     here.then(|| {
-        Share::Here(Content::Landed(partial.clone(), ask.size).read(bytes.clone()), bytes.end - bytes.start)
+        Share::Here(
+            ContentReader::of_store(Source::Landed(partial.clone(), ask.size), bytes.clone()),
+            bytes.end - bytes.start,
+        )
     })
 }

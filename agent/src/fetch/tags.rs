@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{FetchError, Fetcher, ManifestInfo, council::Ask, error::chain, info};
+use super::{FetchError, Fetcher, ManifestInfo, council::Ask, error::chain, manifests::info};
 use crate::{
     metrics::{Found, Kind},
     store::TagRecord,
@@ -101,14 +101,14 @@ impl Fetcher {
         let slot = self.tag_slot(repository, tag);
         let waited = slot.0.try_lock().is_err();
         let mut state = slot.0.lock().await;
-        self.read_again_after_changes(repository, tag, &mut state).await?;
+        self.read_again_after_changes(repository, tag, &mut state).await;
         if let Some((_, reason)) =
             state.absent.as_ref().filter(|(at, _)| at.elapsed() < self.0.config.negative)
         {
             return Err(FetchError::NotFound(reason.clone()));
         }
         if state.record.is_none() {
-            state.record = self.0.store.tag(repository, tag).await?;
+            state.record = self.stored_tag(repository, tag).await;
         }
         let age = state.record.as_ref().map(|record| age(record, state.confirmed));
         let kept = state.record.as_ref().is_some_and(TagRecord::is_kept);
@@ -180,17 +180,13 @@ impl Fetcher {
     }
 
     /// Someone pinned, removed or imported references: what was remembered of this one may be wrong.
-    async fn read_again_after_changes(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        state: &mut TagState,
-    ) -> Result<(), FetchError> {
+    async fn read_again_after_changes(&self, repository: &Repository, tag: &Tag, state: &mut TagState) {
         let changes = self.0.store.reference_changes();
         if changes == state.changes || state.unwritten {
-            return Ok(());
+            return;
         }
-        let record = self.0.store.tag(repository, tag).await?;
+        // What cannot be read now is not known to be different.
+        let Ok(record) = self.0.store.tag(repository, tag).await else { return };
         let same =
             |old: &TagRecord, new: &TagRecord| old.digest == new.digest && old.imported == new.imported;
         match (&state.record, record) {
@@ -199,7 +195,6 @@ impl Fetcher {
             (_, record) => *state = TagState { record, ..TagState::default() },
         }
         state.changes = changes;
-        Ok(())
     }
 
     /// An image that is asked for by its tag alone, because the runtime has the rest, is in use all the same.
@@ -266,14 +261,21 @@ impl Fetcher {
         Ok(record_of(&info(&manifest, false), Duration::ZERO))
     }
 
+    /// What the disk knows of a tag; nothing when it cannot be read.
+    async fn stored_tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
+        self.0.store.tag(repository, tag).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "tag's record cannot be read");
+            None
+        })
+    }
+
     /// Whether the record is on disk.
     async fn keep_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> bool {
         let (store, repository, tag, record) =
             (self.0.store.clone(), repository.clone(), tag.clone(), record.clone());
-        let written = tokio::task::spawn_blocking(move || store.set_tag(&repository, &tag, &record)).await;
-        let written = written.unwrap_or_else(|error| Err(error.into()));
+        let written = self.write(move || store.set_tag(&repository, &tag, &record)).await;
         if let Err(error) = &written {
-            tracing::error!(error = %chain(error), "tag not remembered on disk");
+            tracing::warn!(error = %chain(error), "tag remembered in memory only");
         }
         written.is_ok()
     }

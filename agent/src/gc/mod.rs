@@ -1,4 +1,5 @@
-//! Keeps the store within its bounds: measures every few seconds, and evicts whole images when it holds too much.
+//! Keeps the store within its bounds: measures every few seconds, and evicts whole images when it holds too much, or
+//! when a transfer needs room ([`Collector::make_room`]). Nothing goes before everything on disk is counted.
 //!
 //! The decision is [`plan()`]; this file gathers its facts and carries it out: references first, then blobs, so that a
 //! crash in between leaves blobs that nothing names, never a name without its blobs.
@@ -7,6 +8,7 @@ mod plan;
 
 use std::{
     fmt::Write as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     images,
     metrics::Metrics,
-    store::{Store, StoreError},
+    store::{Need, Store, StoreError},
 };
 
 /// How often the store is measured: a `statvfs` and a look at the unfinished transfers.
@@ -25,35 +27,122 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// How often transfers that were given up are looked for while there is room.
 const ROUNDS_BETWEEN_SWEEPS: u32 = 120;
 
-/// The loop. See the module's text.
+/// The loop, and whoever needs room. See the module's text. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Collector(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Collector {
+struct Inner {
     store: Store,
     metrics: Metrics,
+    /// Held while images go, so that no two plans take the same bytes into account.
+    collecting: Mutex<()>,
 }
 
 impl Collector {
     /// Puts the parts together.
     pub fn new(store: Store, metrics: Metrics) -> Self {
-        Self { store, metrics }
+        Self(Arc::new(Inner { store, metrics, collecting: Mutex::default() }))
     }
 
     /// Until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let mut round = 0_u32;
         while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
-            let (store, metrics, stop) = (self.store.clone(), self.metrics.clone(), stop.clone());
+            let (collector, stop) = (self.clone(), stop.clone());
             let sweep = round.is_multiple_of(ROUNDS_BETWEEN_SWEEPS);
             round = round.wrapping_add(1);
-            let collected =
-                tokio::task::spawn_blocking(move || collect(&store, &metrics, sweep, &stop)).await;
+            let collected = tokio::task::spawn_blocking(move || collector.0.collect(sweep, &stop)).await;
             match collected {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(error = %chain(&error), "eviction failed: tried again"),
-                Err(_) => return,
+                Err(error) => tracing::error!(%error, "eviction failed: tried again"),
             }
         }
     }
+
+    /// Evicts what a need asks for, if that is enough for it; returns the bytes freed. Blocking.
+    pub fn make_room(&self, need: Need) -> Result<u64, StoreError> {
+        let Inner { store, metrics, .. } = &*self.0;
+        if !store.is_counted() {
+            return Ok(0);
+        }
+        let _only = self.0.only();
+        let (space, _) = store.space(&store.partials()?)?;
+        let (least, worth) = store.limits().demand(space, need);
+        if least == 0 {
+            return Ok(0);
+        }
+        let plan = plan_for(store, worth)?;
+        if plan.freed < least {
+            return match need {
+                Need::Room(wanted) => Err(StoreError::NoRoom { wanted, allowed: space.allowed }),
+                Need::Freed(_) => Ok(0),
+            };
+        }
+        let freed = execute(store, metrics, &plan, &CancellationToken::new())?;
+        tracing::info!(?need, freed, "room made for a transfer");
+        Ok(freed)
+    }
+}
+
+impl Inner {
+    fn only(&self) -> MutexGuard<'_, ()> {
+        self.collecting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn collect(&self, sweep: bool, stop: &CancellationToken) -> Result<(), StoreError> {
+        let Self { store, metrics, .. } = self;
+        store.probe();
+        if !store.is_counted() {
+            // The count at the start failed or goes on.
+            store.rebuild_index_if_needed()?;
+            return Ok(());
+        }
+        let _only = self.only();
+        let (space, wanted) = store.space(&store.partials()?)?;
+        metrics.store_allowed.set(i64::try_from(space.allowed).unwrap_or(i64::MAX));
+        if wanted == 0 && !sweep {
+            return Ok(());
+        }
+        let plan = plan_for(store, wanted)?;
+        let freed = execute(store, metrics, &plan, stop)?;
+        if wanted > 0 {
+            tracing::info!(
+                used = space.used,
+                allowed = space.allowed,
+                wanted,
+                freed,
+                "room made in the store"
+            );
+        }
+        if plan.freed < wanted {
+            tracing::warn!(
+                short = wanted - plan.freed,
+                "the store holds more than it may, and the rest is pinned or in use"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Carries a plan out; returns the bytes freed.
+fn execute(
+    store: &Store,
+    metrics: &Metrics,
+    plan: &Plan,
+    stop: &CancellationToken,
+) -> Result<u64, StoreError> {
+    let mut freed = 0;
+    for step in &plan.steps {
+        if stop.is_cancelled() {
+            break;
+        }
+        let removed = carry_out(store, metrics, step)?;
+        freed += removed;
+        metrics.evicted_bytes.inc_by(removed);
+    }
+    Ok(freed)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -63,46 +152,17 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// What would go if room were made now.
 pub fn make_plan(store: &Store) -> Result<Plan, StoreError> {
+    let (_, wanted) = store.space(&store.partials()?)?;
+    plan_for(store, wanted)
+}
+
+fn plan_for(store: &Store, wanted: u64) -> Result<Plan, StoreError> {
     store.flush_usage();
     let partials = store.partials()?;
-    let (_, wanted) = store.space(&partials)?;
     // Without a need, only given-up transfers can go, and images need not be read.
     let images = if wanted > 0 { images::all(store)? } else { Vec::new() };
     let blobs = if wanted > 0 { store.blobs()? } else { Vec::new() };
     Ok(plan(&View { now: unix_now(), wanted, blobs: &blobs, partials: &partials, images: &images }))
-}
-
-fn collect(
-    store: &Store,
-    metrics: &Metrics,
-    sweep: bool,
-    stop: &CancellationToken,
-) -> Result<(), StoreError> {
-    let (space, wanted) = store.space(&store.partials()?)?;
-    metrics.store_allowed.set(i64::try_from(space.allowed).unwrap_or(i64::MAX));
-    if wanted == 0 && !sweep {
-        return Ok(());
-    }
-    let plan = make_plan(store)?;
-    let before = store.totals().bytes;
-    for step in &plan.steps {
-        if stop.is_cancelled() {
-            break;
-        }
-        carry_out(store, metrics, step)?;
-    }
-    let freed = before.saturating_sub(store.totals().bytes);
-    metrics.evicted_bytes.inc_by(freed);
-    if wanted > 0 {
-        tracing::info!(used = space.used, allowed = space.allowed, wanted, freed, "room made in the store");
-    }
-    if plan.freed < wanted {
-        tracing::warn!(
-            short = wanted - plan.freed,
-            "the store holds more than it may, and the rest is pinned or in use"
-        );
-    }
-    Ok(())
 }
 
 /// A plan in words, one line a step.
@@ -132,27 +192,29 @@ pub fn describe(plan: &Plan) -> String {
 pub fn run_once(store: &Store, dry_run: bool) -> Result<Plan, StoreError> {
     let plan = make_plan(store)?;
     if !dry_run {
-        for step in &plan.steps {
-            carry_out(store, &Metrics::default(), step)?;
-        }
+        execute(store, &Metrics::default(), &plan, &CancellationToken::new())?;
     }
     Ok(plan)
 }
 
-fn carry_out(store: &Store, metrics: &Metrics, step: &Step) -> Result<(), StoreError> {
+/// Returns the bytes freed.
+fn carry_out(store: &Store, metrics: &Metrics, step: &Step) -> Result<u64, StoreError> {
     match step {
-        Step::Partial(digest) => store.remove_partial(digest).map(drop),
-        Step::Orphan(digest) => store.remove_blob(digest).map(drop),
+        Step::Partial(digest) => store.remove_partial(digest),
+        Step::Orphan(digest) => Ok(store.remove_blob(digest)?.unwrap_or(0)),
         Step::Image { digest, used, references, blobs } => {
             for reference in references {
                 store.remove_reference(reference)?;
             }
+            let mut freed = 0;
             for blob in blobs {
-                store.remove_blob(blob)?;
+                freed += store.remove_blob(blob)?.unwrap_or(0);
             }
+            // Tags that are remembered elsewhere may be among them.
+            store.note_reference_change();
             metrics.evicted_images.inc();
-            tracing::info!(image = %digest.short(), used, blobs = blobs.len(), "image evicted");
-            Ok(())
+            tracing::info!(image = %digest.short(), used, blobs = blobs.len(), freed, "image evicted");
+            Ok(freed)
         }
     }
 }

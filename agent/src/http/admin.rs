@@ -69,11 +69,26 @@ impl Admin {
         match request.uri().path() {
             "/readyz" if self.stopping.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
             "/readyz" if !self.readiness.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-            "/livez" | "/readyz" => text(StatusCode::OK, "ok\n"),
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => text(StatusCode::OK, self.detail()),
             "/metrics" => self.metrics(),
             "/api/v1/status" => self.status(),
             _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics /api/v1/status\n"),
         }
+    }
+
+    /// The agent is ready without its disk too: then it streams through.
+    fn detail(&self) -> String {
+        self.store.trouble().map_or_else(
+            || "ok\n".to_owned(),
+            |trouble| {
+                format!(
+                    "ok; store {}, content is streamed through: {}\n",
+                    trouble.kind.as_str(),
+                    trouble.what
+                )
+            },
+        )
     }
 
     /// What the agent does and how its registries stand, for people and scripts.
@@ -81,7 +96,12 @@ impl Admin {
         let totals = self.store.totals();
         let document = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "store": { "blobs": totals.blobs, "bytes": totals.bytes },
+            "store": {
+                "blobs": totals.blobs,
+                "bytes": totals.bytes,
+                "counted": self.store.is_counted(),
+                "trouble": self.store.trouble().map(|trouble| trouble.what),
+            },
             "transfers": self.fetcher.status(),
             "registries": self.upstream.status(),
         });
@@ -92,6 +112,8 @@ impl Admin {
         let totals = self.store.totals();
         self.metrics.store_blobs.set(i64::try_from(totals.blobs).unwrap_or(i64::MAX));
         self.metrics.store_bytes.set(i64::try_from(totals.bytes).unwrap_or(i64::MAX));
+        self.metrics.store_writable.set(i64::from(self.store.trouble().is_none()));
+        self.metrics.index_rebuilt.set(i64::from(self.store.was_index_rebuilt()));
         let mut response = text(StatusCode::OK, self.metrics.render());
         let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
@@ -93,7 +94,12 @@ impl Server {
         http.timer(TokioTimer::new()).header_read_timeout(Duration::from_mins(1)).half_close(true);
         loop {
             let accepted = tokio::select! {
-                () = stop.cancelled() => break,
+                // Who is connected already is answered: another process listens on the port, perhaps, but the kernel
+                // resets what waits at a socket that is closed.
+                () = stop.cancelled() => match accept(&self.listener, &permits).now_or_never() {
+                    Some(accepted) => accepted,
+                    None => break,
+                },
                 accepted = accept(&self.listener, &permits) => accepted,
             };
             let (socket, permit) = match accepted {

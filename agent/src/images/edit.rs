@@ -56,7 +56,7 @@ pub fn remove(store: &Store, name: &ImageName) -> Result<Removed, ImageError> {
     }
     let before = store.totals().bytes;
     for blob in &plan.blobs {
-        if store.remove_blob(blob)? { removed.blobs += 1 } else { removed.in_use += 1 }
+        if store.remove_blob(blob)?.is_some() { removed.blobs += 1 } else { removed.in_use += 1 }
     }
     removed.bytes = before.saturating_sub(store.totals().bytes);
     Ok(removed)

@@ -7,7 +7,9 @@ use std::{
     sync::PoisonError,
 };
 
-use super::{ManifestRecord, Space, Store, StoreError, TagRecord, paths::Paths, refs, space};
+use super::{
+    Limits, ManifestRecord, Space, Store, StoreError, TagRecord, paths::Paths, refs, shards::Entry, space,
+};
 use crate::types::{Algorithm, Digest, MAX_MANIFEST_BYTES, RegistryHost, Repository, Tag};
 
 /// A whole blob.
@@ -77,9 +79,11 @@ pub struct PartialFact {
 impl Store {
     /// Every blob; use times are those of the last flush.
     pub fn blobs(&self) -> Result<Vec<BlobFact>, StoreError> {
-        let fact =
-            |(digest, size, used)| BlobFact { digest, size, used, held: self.0.usage.is_open(&digest) };
-        Ok(self.0.index.entries(&self.0.paths)?.into_iter().map(fact).collect())
+        let fact = |(digest, entry): (Digest, Entry)| {
+            let held = self.0.usage.is_open(&digest);
+            BlobFact { digest, size: entry.size, used: entry.used, held }
+        };
+        Ok(self.index().entries(&self.0.paths)?.into_iter().map(fact).collect())
     }
 
     /// Every reference.
@@ -120,8 +124,7 @@ impl Store {
             let (Some(digest), Ok(metadata)) = (digest, fs::metadata(&path)) else { continue };
             let modified = u64::try_from(metadata.mtime()).unwrap_or(0);
             let held = self.0.usage.is_open(&digest);
-            // `st_blocks` counts units of 512 bytes on every file system (stat(3type)).
-            found.push(PartialFact { digest, bytes: metadata.blocks() * 512, modified, held });
+            found.push(PartialFact { digest, bytes: on_disk(&metadata), modified, held });
         }
         Ok(found)
     }
@@ -132,6 +135,11 @@ impl Store {
         let used = self.totals().bytes + partials.iter().map(|partial| partial.bytes).sum::<u64>();
         let space = self.0.limits.space(file_system, used);
         Ok((space, self.0.limits.excess(space)))
+    }
+
+    /// The bounds.
+    pub fn limits(&self) -> Limits {
+        self.0.limits
     }
 
     /// A manifest's bytes; `None` when it is not here or cannot be one.
@@ -145,25 +153,30 @@ impl Store {
     }
 
     /// Takes a blob out unless someone has it open: index, then file. A reader that comes in between keeps its file.
-    pub fn remove_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
+    /// Returns its size; nothing when it was not removed.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.owner()?;
         if self.0.usage.is_open(digest) {
-            return Ok(false);
+            return Ok(None);
         }
-        self.0.index.remove(digest);
-        refs::remove(&self.0.paths.blob(digest)).map(|()| true)
+        self.index().remove(&self.0.paths, digest)
     }
 
-    /// Takes a partial blob out unless its transfer goes on.
-    pub fn remove_partial(&self, digest: &Digest) -> Result<bool, StoreError> {
+    /// Takes a partial blob out unless its transfer goes on. Returns the bytes freed.
+    pub fn remove_partial(&self, digest: &Digest) -> Result<u64, StoreError> {
+        self.owner()?;
         if self.0.usage.is_open(digest) {
-            return Ok(false);
+            return Ok(0);
         }
+        let data = self.0.paths.partial_data(digest);
+        let bytes = fs::metadata(&data).map_or(0, |metadata| on_disk(&metadata));
         refs::remove(&self.0.paths.partial_map(digest))?;
-        refs::remove(&self.0.paths.partial_data(digest)).map(|()| true)
+        refs::remove(&data).map(|()| bytes)
     }
 
     /// Takes a reference out, and the directories that it leaves empty. One that means something else by now stays.
     pub fn remove_reference(&self, reference: &RefFact) -> Result<(), StoreError> {
+        self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
         let path = match &reference.name {
             RefName::Tag(tag) => {
@@ -184,6 +197,7 @@ impl Store {
 
     /// Pins a reference, or takes its pin away. `false` when it is not there, or means something else by now.
     pub fn set_pin(&self, reference: &RefFact, pinned: bool) -> Result<bool, StoreError> {
+        self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
         let paths = &self.0.paths;
         match &reference.name {
@@ -204,6 +218,11 @@ impl Store {
         self.note_reference_change();
         Ok(true)
     }
+}
+
+/// What a sparse file takes: `st_blocks` counts units of 512 bytes on every file system (stat(3type)).
+fn on_disk(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks() * 512
 }
 
 fn remove_empty_above(paths: &Paths, path: &Path) {
@@ -241,7 +260,7 @@ fn references_in(
 }
 
 /// Paths in a directory; none when it is gone.
-fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     match fs::read_dir(directory) {
         Ok(entries) => entries
             .map(|entry| entry.map(|entry| entry.path()).map_err(StoreError::io("list", directory)))

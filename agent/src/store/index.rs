@@ -1,19 +1,34 @@
 //! The index: sizes and last use of blobs, in sled. The only file that names sled.
 //!
 //! Layout: tree `blobs`, key = algorithm byte and raw digest, value = size and last use (two big-endian u64);
-//! default tree, key `clean`, present only after a clean close.
+//! default tree, key `clean`: the totals, present only after a clean close.
 //!
 //! Disposable: nothing here is unique. Opening it can fail, and in sled 0.34 can panic, after a crash; both mean
-//! "move it aside, start empty, count again from the files". Without any index (read-only disk) the agent goes on.
+//! "move it aside, start empty, count again from the files". An operation that fails or panics later means the same at
+//! the next start, and none until then. Without any index (a full or read-only disk) the agent goes on.
+//!
+//! Counting again goes shard by shard, each under the lock that changes take, so that what is stored and removed
+//! meanwhile is counted once. Hits take no part in any of this.
 
 use std::{
-    fs, panic,
+    collections::HashMap,
+    fs, io,
+    panic::{self, AssertUnwindSafe},
     path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
-use super::{StoreError, paths::Paths, usage};
-use crate::types::{Algorithm, Digest};
+use super::{
+    StoreError,
+    paths::Paths,
+    refs,
+    shards::{ALL_SHARDS, Entry, decode, digest_of, encode, key, list_shard, prefix, shard_of},
+    usage,
+};
+use crate::types::Digest;
 
 /// sled's page cache, in bytes. Its default of 1 GiB is larger than the agent.
 const CACHE_BYTES: u64 = 4 * 1024 * 1024;
@@ -30,10 +45,15 @@ pub struct Totals {
 #[derive(Debug)]
 pub(super) struct Index {
     trees: Option<Trees>,
-    /// The files have to be counted before the totals can be believed.
-    stale: AtomicBool,
+    /// An operation failed: nothing in the trees is believed or written any more.
+    broken: AtomicBool,
+    /// Shards whose files are counted; held by whoever changes entries.
+    counted: Mutex<usize>,
+    /// Held by whoever counts.
+    counting: Mutex<()>,
     blobs: AtomicU64,
     bytes: AtomicU64,
+    rebuilt: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -47,172 +67,244 @@ const CLEAN: &[u8] = b"clean";
 impl Index {
     pub(super) fn open(paths: &Paths) -> Self {
         let directory = paths.index();
-        let trees = open_trees(&directory).or_else(|error| {
-            tracing::warn!(path = %directory.display(), error, "index cannot be opened: moved aside, will be rebuilt");
-            move_aside(&directory).and_then(|()| open_trees(&directory))
-        });
-        let trees = match trees {
-            Ok(trees) => Some(trees),
-            Err(error) => {
-                tracing::warn!(path = %directory.display(), error, "no index: use times are not kept");
-                None
+        let trees = open_trees(&directory).or_else(|problem| {
+            if problem.disk {
+                return Err(problem);
             }
+            tracing::warn!(path = %directory.display(), error = %problem.text, "index cannot be opened: moved aside, will be rebuilt");
+            move_aside(&directory).map_err(Problem::of_disk)?;
+            open_trees(&directory)
+        });
+        match trees {
+            Ok(trees) => {
+                let index = Self::new(Some(trees));
+                index.take_clean_totals();
+                index
+            }
+            Err(problem) => {
+                tracing::warn!(path = %directory.display(), error = %problem.text, "no index: use times are not kept");
+                Self::new(None)
+            }
+        }
+    }
+
+    /// No index at all.
+    pub(super) fn none() -> Self {
+        Self::new(None)
+    }
+
+    fn new(trees: Option<Trees>) -> Self {
+        Self {
+            trees,
+            broken: AtomicBool::new(false),
+            counted: Mutex::new(0),
+            counting: Mutex::default(),
+            blobs: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            rebuilt: AtomicBool::new(false),
+        }
+    }
+
+    /// Does something with the trees; `None` without an index, and from the first failure or panic on.
+    fn with<T>(&self, work: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
+        let trees = self.trees.as_ref().filter(|_| !self.broken.load(Ordering::Relaxed))?;
+        let reason = match panic::catch_unwind(AssertUnwindSafe(|| work(trees))) {
+            Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "sled panicked".to_owned(),
         };
-        let index =
-            Self { trees, stale: AtomicBool::new(true), blobs: AtomicU64::new(0), bytes: AtomicU64::new(0) };
-        index.take_clean_totals();
-        index
+        self.broken.store(true, Ordering::Relaxed);
+        tracing::warn!(error = %reason, "the index failed: use times are not kept until the next start rebuilds it");
+        None
     }
 
-    /// Believes the stored entries only if the last process closed the index; takes the mark away either way.
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Believes the stored entries only if the last process closed the index; takes the mark away for good before
+    /// anything is changed.
     fn take_clean_totals(&self) {
-        let Some(trees) = &self.trees else { return };
-        if !matches!(trees.database.remove(CLEAN), Ok(Some(_))) {
-            return;
-        }
-        let mut totals = Totals::default();
-        for entry in &trees.blobs {
-            let Some((size, _)) = entry.ok().and_then(|(_, value)| decode(&value)) else { return };
-            totals.blobs += 1;
-            totals.bytes += size;
-        }
-        self.set_totals(totals);
-        self.stale.store(false, Ordering::Release);
-    }
-
-    fn set_totals(&self, totals: Totals) {
-        self.blobs.store(totals.blobs, Ordering::Relaxed);
-        self.bytes.store(totals.bytes, Ordering::Relaxed);
+        let clean = self.with(|trees| {
+            let clean = trees.database.remove(CLEAN)?;
+            trees.database.flush()?;
+            Ok(clean)
+        });
+        let Some(totals) = clean.flatten().and_then(|value| decode(&value)) else { return };
+        self.blobs.store(totals.size, Ordering::Relaxed);
+        self.bytes.store(totals.used, Ordering::Relaxed);
+        *self.lock() = ALL_SHARDS;
     }
 
     pub(super) fn totals(&self) -> Totals {
         Totals { blobs: self.blobs.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
     }
 
+    /// Whether every file is counted.
+    pub(super) fn is_counted(&self) -> bool {
+        *self.lock() == ALL_SHARDS
+    }
+
+    /// Whether this process had to count the files.
+    pub(super) fn was_rebuilt(&self) -> bool {
+        self.rebuilt.load(Ordering::Relaxed)
+    }
+
+    /// Notes a blob whose file has just been put in its place.
     pub(super) fn insert(&self, digest: &Digest, size: u64) {
-        let known = match &self.trees {
-            Some(trees) => match trees.blobs.insert(key(digest), &encode(size, usage::now())) {
-                Ok(previous) => previous.is_some(),
-                Err(error) => {
-                    tracing::warn!(digest = %digest.short(), %error, "index entry not written");
-                    false
-                }
-            },
-            None => false,
-        };
-        if !known {
+        let counted = self.lock();
+        let entry = Entry { size, used: usage::now() };
+        let known = self.with(|trees| trees.blobs.insert(key(digest), &encode(entry)));
+        // A shard that is still to be counted counts it then.
+        if known.flatten().is_none() && shard_of(digest) < *counted {
             self.blobs.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(size, Ordering::Relaxed);
         }
     }
 
-    /// Every blob with size and last use. Without an index the files themselves, and when they were made.
-    pub(super) fn entries(&self, paths: &Paths) -> Result<Vec<(Digest, u64, u64)>, StoreError> {
-        let Some(trees) = &self.trees else {
-            let mut found = Vec::new();
-            for algorithm in Algorithm::ALL {
-                walk(&paths.blobs(algorithm), algorithm, &mut |digest, size, made| {
-                    found.push((digest, size, made));
-                })?;
-            }
-            return Ok(found);
-        };
-        let entries = trees.blobs.iter().filter_map(Result::ok);
-        let known = entries.filter_map(|(key, value)| {
-            let (size, used) = decode(&value)?;
-            Some((digest_of(&key)?, size, used))
-        });
-        Ok(known.collect())
+    /// Forgets a blob, then removes its file. Returns its size.
+    pub(super) fn remove(&self, paths: &Paths, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.take_out(paths, digest, refs::remove)
     }
 
-    /// Forgets a blob that is about to be removed.
-    pub(super) fn remove(&self, digest: &Digest) {
-        let Some(trees) = &self.trees else { return };
-        match trees.blobs.remove(key(digest)) {
-            Ok(Some(value)) => {
-                let size = decode(&value).map_or(0, |(size, _)| size);
-                let less = |count: &AtomicU64, by| {
-                    let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
-                        Some(now.saturating_sub(by))
-                    });
-                };
-                less(&self.blobs, 1);
-                less(&self.bytes, size);
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(digest = %digest.short(), %error, "index entry not removed"),
+    /// Forgets a blob, then has its file taken away. Returns its size.
+    pub(super) fn take_out(
+        &self,
+        paths: &Paths,
+        digest: &Digest,
+        take: impl FnOnce(&Path) -> Result<(), StoreError>,
+    ) -> Result<Option<u64>, StoreError> {
+        let path = paths.blob(digest);
+        let counted = self.lock();
+        let size = fs::metadata(&path).ok().map(|metadata| metadata.len());
+        let known = self.with(|trees| trees.blobs.remove(key(digest))).flatten();
+        if size.is_some() {
+            take(&path)?;
         }
+        // A file that someone else took away was counted all the same.
+        let gone = size.or_else(|| Some(decode(&known?)?.size));
+        if let Some(bytes) = gone.filter(|_| shard_of(digest) < *counted) {
+            let less = |count: &AtomicU64, by: u64| {
+                let _ = count
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(by)));
+            };
+            less(&self.blobs, 1);
+            less(&self.bytes, bytes);
+        }
+        Ok(size)
     }
 
-    pub(super) fn touch(&self, used: Vec<(Digest, u64)>) {
-        let Some(trees) = &self.trees else { return };
-        for (digest, second) in used {
-            let outcome = trees.blobs.fetch_and_update(key(&digest), |old| {
-                old.and_then(decode).map(|(size, _)| encode(size, second).to_vec())
+    /// Every blob. Without an index the files themselves, and when they were made.
+    pub(super) fn entries(&self, paths: &Paths) -> Result<Vec<(Digest, Entry)>, StoreError> {
+        let indexed = self.with(|trees| {
+            let known = trees.blobs.iter().map(|entry| {
+                let (key, value) = entry?;
+                Ok(digest_of(&key).zip(decode(&value)))
             });
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "use times not written");
-                return;
-            }
+            known.filter_map(Result::transpose).collect::<sled::Result<Vec<_>>>()
+        });
+        if let Some(found) = indexed {
+            return Ok(found);
         }
+        let mut found = Vec::new();
+        for shard in 0..ALL_SHARDS {
+            found.extend(list_shard(paths, shard)?);
+        }
+        Ok(found)
     }
 
-    /// Walks the blobs on disk. Entries that are known keep their use time; entries without a file go.
+    /// Writes use times, in one batch.
+    pub(super) fn touch(&self, used: Vec<(Digest, u64)>) {
+        if used.is_empty() {
+            return;
+        }
+        let _counted = self.lock();
+        self.with(|trees| {
+            let mut batch = sled::Batch::default();
+            for (digest, used) in used {
+                let key = key(&digest);
+                if let Some(old) = trees.blobs.get(&key)?.and_then(|old| decode(&old)) {
+                    batch.insert(key, &encode(Entry { used, ..old }));
+                }
+            }
+            trees.blobs.apply_batch(batch)
+        });
+    }
+
+    /// Counts the files when the stored totals cannot be believed. Entries that are known keep their use time;
+    /// entries without a file go. One caller counts; another one returns at once.
     pub(super) fn rebuild_if_needed(&self, paths: &Paths) -> Result<(), StoreError> {
-        if !self.stale.swap(false, Ordering::AcqRel) {
+        let Ok(_counting) = self.counting.try_lock() else { return Ok(()) };
+        let mut next = *self.lock();
+        if next == ALL_SHARDS {
             return Ok(());
         }
-        let mut totals = Totals::default();
-        let mut seen = std::collections::HashSet::new();
-        for algorithm in Algorithm::ALL {
-            walk(&paths.blobs(algorithm), algorithm, &mut |digest, size, modified| {
-                totals.blobs += 1;
-                totals.bytes += size;
-                seen.insert(digest);
-                self.learn(&digest, size, modified);
-            })?;
+        self.rebuilt.store(true, Ordering::Relaxed);
+        while next < ALL_SHARDS {
+            let mut counted = self.lock();
+            let files = list_shard(paths, next)?;
+            self.blobs.fetch_add(files.len() as u64, Ordering::Relaxed);
+            self.bytes.fetch_add(files.iter().map(|(_, entry)| entry.size).sum(), Ordering::Relaxed);
+            self.with(|trees| update_shard(trees, next, files));
+            next += 1;
+            *counted = next;
         }
-        self.forget_others(&seen);
-        self.set_totals(totals);
+        let totals = self.totals();
         tracing::info!(blobs = totals.blobs, bytes = totals.bytes, "index rebuilt from the files");
         Ok(())
     }
 
-    fn learn(&self, digest: &Digest, size: u64, modified: u64) {
-        let Some(trees) = &self.trees else { return };
-        let outcome = trees.blobs.fetch_and_update(key(digest), |old| {
-            let used = old.and_then(decode).map_or(modified, |(_, used)| used);
-            Some(encode(size, used).to_vec())
-        });
-        if let Err(error) = outcome {
-            tracing::warn!(digest = %digest.short(), %error, "index entry not written");
-        }
-    }
-
-    fn forget_others(&self, seen: &std::collections::HashSet<Digest>) {
-        let Some(trees) = &self.trees else { return };
-        for entry in trees.blobs.iter().keys().flatten() {
-            if !digest_of(&entry).is_some_and(|digest| seen.contains(&digest))
-                && let Err(error) = trees.blobs.remove(entry)
-            {
-                tracing::warn!(%error, "stale index entry not removed");
-                return;
-            }
-        }
-    }
-
     pub(super) fn close(&self) {
-        let Some(trees) = &self.trees else { return };
-        let clean = !self.stale.load(Ordering::Acquire);
-        let outcome = if clean { trees.database.insert(CLEAN, b"").map(drop) } else { Ok(()) };
-        if let Err(error) = outcome.and_then(|()| trees.database.flush().map(drop)) {
-            tracing::warn!(%error, "index not closed cleanly: it will be rebuilt");
+        let clean = self.is_counted();
+        let totals = self.totals();
+        let closed = self.with(|trees| {
+            if clean {
+                trees.database.insert(CLEAN, &encode(Entry { size: totals.blobs, used: totals.bytes }))?;
+            }
+            trees.database.flush()
+        });
+        if self.trees.is_some() && closed.is_none() {
+            tracing::warn!("index not closed cleanly: it will be rebuilt");
         }
     }
 }
 
-/// Opens the trees; a panic inside sled becomes an error text.
-fn open_trees(directory: &Path) -> Result<Trees, String> {
+/// Makes a shard's entries say what its files say.
+fn update_shard(trees: &Trees, shard: usize, files: Vec<(Digest, Entry)>) -> sled::Result<()> {
+    let mut known: HashMap<sled::IVec, Option<Entry>> = HashMap::new();
+    for entry in trees.blobs.scan_prefix(prefix(shard)) {
+        let (key, value) = entry?;
+        known.insert(key, decode(&value));
+    }
+    let mut batch = sled::Batch::default();
+    for (digest, file) in files {
+        let key = sled::IVec::from(key(&digest));
+        match known.remove(&key).flatten() {
+            Some(entry) if entry.size == file.size => {}
+            Some(entry) => batch.insert(key, &encode(Entry { used: entry.used, ..file })),
+            None => batch.insert(key, &encode(file)),
+        }
+    }
+    for (key, _) in known {
+        batch.remove(key);
+    }
+    trees.blobs.apply_batch(batch)
+}
+
+/// Why the trees cannot be opened, and whether it is the disk's doing and not theirs.
+struct Problem {
+    text: String,
+    disk: bool,
+}
+
+impl Problem {
+    fn of_disk(error: io::Error) -> Self {
+        Self { text: error.to_string(), disk: true }
+    }
+}
+
+/// Opens the trees; a panic inside sled becomes an error.
+fn open_trees(directory: &Path) -> Result<Trees, Problem> {
     let opened = panic::catch_unwind(|| {
         let database = sled::Config::new()
             .path(directory)
@@ -224,72 +316,23 @@ fn open_trees(directory: &Path) -> Result<Trees, String> {
     });
     match opened {
         Ok(Ok(trees)) => Ok(trees),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("sled panicked while opening".to_owned()),
+        Ok(Err(error)) => {
+            let disk = matches!(&error, sled::Error::Io(error) if matches!(error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem));
+            Err(Problem { text: error.to_string(), disk })
+        }
+        Err(_) => Err(Problem { text: "sled panicked while opening".to_owned(), disk: false }),
     }
 }
 
-fn move_aside(directory: &Path) -> Result<(), String> {
+fn move_aside(directory: &Path) -> io::Result<()> {
     let aside = directory.with_extension("broken");
-    let remove = |path: &Path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    if aside.symlink_metadata().is_ok() {
-        remove(&aside).map_err(|error| error.to_string())?;
+    match aside.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&aside)?,
+        Ok(_) => fs::remove_file(&aside)?,
+        Err(_) => {}
     }
-    fs::rename(directory, &aside).map_err(|error| error.to_string())
-}
-
-/// Calls `found` with digest, size and modification second of every blob file. Foreign names are passed over.
-fn walk(
-    root: &Path,
-    algorithm: Algorithm,
-    found: &mut impl FnMut(Digest, u64, u64),
-) -> Result<(), StoreError> {
-    for shard in fs::read_dir(root).map_err(StoreError::io("list", root))? {
-        let shard = shard.map_err(StoreError::io("list", root))?.path();
-        if !shard.is_dir() {
-            continue;
-        }
-        for entry in fs::read_dir(&shard).map_err(StoreError::io("list", &shard))? {
-            let entry = entry.map_err(StoreError::io("list", &shard))?;
-            let digest = entry.file_name().to_str().and_then(|name| Digest::from_parts(algorithm, name));
-            let (Some(digest), Ok(metadata)) = (digest, entry.metadata()) else { continue };
-            let modified = metadata
-                .modified()
-                .ok()
-                .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
-                .map_or(0, |elapsed| elapsed.as_secs());
-            found(digest, metadata.len(), modified);
-        }
-    }
-    Ok(())
-}
-
-fn key(digest: &Digest) -> Vec<u8> {
-    let tag = match digest.algorithm() {
-        Algorithm::Sha256 => 1,
-        Algorithm::Sha512 => 2,
-    };
-    [&[tag], digest.as_bytes()].concat()
-}
-
-fn digest_of(key: &[u8]) -> Option<Digest> {
-    match key.split_first()? {
-        (1, raw) => raw.try_into().ok().map(Digest::Sha256),
-        (2, raw) => raw.try_into().ok().map(Digest::Sha512),
-        _ => None,
-    }
-}
-
-fn encode(size: u64, used: u64) -> [u8; 16] {
-    let mut value = [0; 16];
-    value[..8].copy_from_slice(&size.to_be_bytes());
-    value[8..].copy_from_slice(&used.to_be_bytes());
-    value
-}
-
-fn decode(value: &[u8]) -> Option<(u64, u64)> {
-    let (size, used) = value.split_first_chunk::<8>()?;
-    Some((u64::from_be_bytes(*size), u64::from_be_bytes(used.try_into().ok()?)))
+    fs::rename(directory, &aside)
 }
 
 #[cfg(test)]
@@ -307,14 +350,67 @@ mod tests {
         let path = paths.blob(&digest);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, b"x").unwrap();
-        let none = Index {
-            trees: None,
-            stale: AtomicBool::new(true),
-            blobs: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-        };
+        let none = Index::new(None);
         let found: Vec<_> =
-            none.entries(&paths).unwrap().into_iter().map(|(digest, size, _)| (digest, size)).collect();
+            none.entries(&paths).unwrap().into_iter().map(|(digest, entry)| (digest, entry.size)).collect();
         assert_eq!(found, [(digest, 1)], "eviction finds blobs although their index cannot be opened");
+    }
+
+    /// Lays a file down as a blob without a store: its bytes do not matter here.
+    fn lay_down(paths: &Paths, n: u32) -> Digest {
+        let digest = Digest::of(&n.to_be_bytes());
+        let (aside, path) = (paths.root().join("aside"), paths.blob(&digest));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&aside, n.to_be_bytes()).unwrap();
+        fs::rename(aside, path).unwrap();
+        digest
+    }
+
+    fn blobs(paths: &Paths, count: u32) -> Vec<Digest> {
+        (0..count).map(|n| lay_down(paths, n)).collect()
+    }
+
+    #[test]
+    fn what_comes_and_goes_while_files_are_counted_is_counted_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path());
+        let there = blobs(&paths, 2_000);
+        let index = Index::open(&paths);
+        assert!(!index.is_counted());
+        std::thread::scope(|scope| {
+            scope.spawn(|| index.rebuild_if_needed(&paths).unwrap());
+            for (n, digest) in (10_000_u32..).zip(&there[..500]) {
+                assert_eq!(index.remove(&paths, digest).unwrap(), Some(4));
+                let new = lay_down(&paths, n);
+                index.insert(&new, 4);
+            }
+        });
+        assert!(index.is_counted());
+        assert_eq!(index.totals(), Totals { blobs: 2_000, bytes: 8_000 });
+        assert_eq!(index.entries(&paths).unwrap().len(), 2_000);
+    }
+
+    #[test]
+    fn a_crash_after_the_clean_mark_was_taken_means_counting_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path());
+        blobs(&paths, 3);
+        let index = Index::open(&paths);
+        index.rebuild_if_needed(&paths).unwrap();
+        index.close();
+        drop(index);
+        let index = Index::open(&paths);
+        assert!(index.is_counted() && !index.was_rebuilt());
+        assert_eq!(index.totals(), Totals { blobs: 3, bytes: 12 });
+        // As after kill -9 at this very moment.
+        let copy = directory.path().join("copy");
+        fs::create_dir(&copy).unwrap();
+        for file in ["conf", "db"] {
+            fs::copy(paths.index().join(file), copy.join(file)).unwrap();
+        }
+        drop(index);
+        fs::remove_dir_all(paths.index()).unwrap();
+        fs::rename(&copy, paths.index()).unwrap();
+        assert!(!Index::open(&paths).is_counted());
     }
 }

@@ -9,6 +9,8 @@
 //!     _tags/<tag>                                 digest, media type, when last confirmed
 //!     _manifests/<digest>                         this repository has it, with its media type
 //! <data>/index-v1/                                sled: sizes and last use; disposable, rebuilt from the above
+//! <data>/quarantine-v1/                           blobs that went bad on disk, the last few
+//! <data>/check-v1                                 how far the slow check of every blob has come
 //! <data>/tmp/                                     files being written; emptied at start
 //! ```
 //!
@@ -25,38 +27,46 @@
 #![expect(clippy::disallowed_methods, reason = "the store is where files are touched")]
 
 mod blob;
+mod check;
 mod facts;
+mod health;
 mod index;
+mod own;
 mod partial;
 mod paths;
 mod ranges;
 mod refs;
 mod runtime;
+mod shards;
 mod space;
 mod staged;
 mod usage;
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 pub use blob::{Blob, read_chunk};
+pub use check::{Damage, Look, SHARDS};
 pub use facts::{BlobFact, PartialFact, RefFact, RefName};
+pub use health::{Trouble, TroubleKind};
 pub use index::Totals;
 pub use partial::{Finish, Partial};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
 pub use runtime::{RuntimeBlob, RuntimeContent};
-pub use space::{FileSystem, Limits, Space};
+pub use space::{FileSystem, Limits, Need, Space};
 pub use staged::{Kept, StageError, Staged};
 
 use crate::types::{Digest, Mismatch, Repository, Tag};
+use health::Health;
 use index::Index;
+use own::Owned;
 use paths::Paths;
 use usage::UsageLog;
 
@@ -87,6 +97,16 @@ pub enum StoreError {
         /// What this version writes.
         expected: &'static str,
     },
+    /// The store's own limits leave no room, and nothing more can be evicted.
+    #[error(
+        "no room for {wanted} bytes: the store may hold {allowed}, and what it holds is pinned, in use or needed"
+    )]
+    NoRoom {
+        /// Bytes to be stored.
+        wanted: u64,
+        /// Bytes that may be held now.
+        allowed: u64,
+    },
     /// Bytes do not hash to their name.
     #[error(transparent)]
     Mismatch(#[from] Box<Mismatch>),
@@ -101,10 +121,9 @@ impl StoreError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// Whether the disk is full or over quota.
+    /// Whether the disk is full, over quota, or the store over its limits.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        self.trouble() == Some(TroubleKind::Full)
     }
 }
 
@@ -127,8 +146,6 @@ impl Config {
     }
 }
 
-const FORMAT: &str = "hearth-store-v1";
-
 /// The node's content store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
@@ -136,39 +153,63 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     paths: Paths,
-    index: Index,
+    owned: OnceLock<Owned>,
+    /// Stands in for the owner's index.
+    no_index: Index,
     usage: Arc<UsageLog>,
     limits: Limits,
     runtime: Option<RuntimeContent>,
+    health: Health,
     /// Held while references are written or removed, so that none is written into a directory that is being removed.
     references: std::sync::Mutex<()>,
     /// Counts changes of references that were not made for a client's request.
     changes: AtomicU64,
-    /// Released by [`Store::close`], or by the kernel when the process ends.
-    lock: fs::File,
 }
 
 impl Store {
-    /// Opens or makes the store. Blocking: call it off the runtime's threads.
+    /// Opens or makes the store, owns it, and counts what is in it. Blocking: call it off the runtime's threads.
     pub fn open(config: &Config) -> Result<Self, StoreError> {
-        let paths = Paths::new(&config.data_dir);
-        for directory in paths.directories() {
-            fs::create_dir_all(&directory).map_err(StoreError::io("make", &directory))?;
-        }
-        let lock = lock_directory(&paths)?;
-        check_format(&paths)?;
-        empty_directory(&paths.temporary())?;
-        let index = Index::open(&paths);
-        Ok(Self(Arc::new(Inner {
-            paths,
-            index,
+        let store = Self::attach(config)?;
+        store.owner()?;
+        store.rebuild_index_if_needed()?;
+        Ok(store)
+    }
+
+    /// Opens or makes the store; while another process owns it, for reading. Blocking.
+    pub fn attach(config: &Config) -> Result<Self, StoreError> {
+        let store = Self::new(config);
+        store.take_over()?;
+        Ok(store)
+    }
+
+    /// A store that is there, for a look at it beside whoever owns it. Blocking.
+    pub fn visit(config: &Config) -> Result<Self, StoreError> {
+        let store = Self::new(config);
+        store.expect_format()?;
+        Ok(store)
+    }
+
+    fn new(config: &Config) -> Self {
+        Self(Arc::new(Inner {
+            paths: Paths::new(&config.data_dir),
+            owned: OnceLock::new(),
+            no_index: Index::none(),
             usage: Arc::default(),
             limits: config.limits,
             runtime: config.runtime.clone(),
+            health: Health::default(),
             references: std::sync::Mutex::default(),
             changes: AtomicU64::new(0),
-            lock,
-        })))
+        }))
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        self.0.paths.root()
+    }
+
+    fn index(&self) -> &Index {
+        self.0.owned.get().map_or(&self.0.no_index, |owned| &owned.index)
     }
 
     /// Opens a blob for reading; `None` when it is not here.
@@ -184,13 +225,15 @@ impl Store {
 
     /// Stores content that is whole in memory (a manifest), after checking it. Blocking.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        self.owner()?;
         digest.verify(bytes)?;
         let target = self.0.paths.blob(digest);
         if target.exists() {
             return Ok(());
         }
         paths::write_atomically(&self.0.paths, &target, bytes, paths::Mode::ReadOnly)?;
-        self.0.index.insert(digest, bytes.len() as u64);
+        self.index().insert(digest, bytes.len() as u64);
+        self.0.health.recovered();
         Ok(())
     }
 
@@ -198,6 +241,7 @@ impl Store {
     ///
     /// At most one per digest at a time: the caller (one flight per digest) sees to that.
     pub fn partial(&self, digest: &Digest) -> Result<Partial, StoreError> {
+        self.owner()?;
         Partial::open(self.clone(), digest)
     }
 
@@ -214,6 +258,7 @@ impl Store {
 
     /// Remembers what a tag means. Blocking.
     pub fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
+        self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.tag(repository, tag);
         // A pin is the tag's, whatever upstream makes it mean.
@@ -223,6 +268,7 @@ impl Store {
 
     /// Forgets a tag: upstream says that it does not exist. One that is kept by hand stays. Blocking.
     pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.tag(repository, tag);
         let kept = refs::read::<TagRecord>(&path)?.is_some_and(|record| record.is_kept());
@@ -246,6 +292,7 @@ impl Store {
         digest: &Digest,
         record: &ManifestRecord,
     ) -> Result<(), StoreError> {
+        self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.manifest(repository, digest);
         let pinned = record.pinned || refs::read::<ManifestRecord>(&path)?.is_some_and(|old| old.pinned);
@@ -264,187 +311,46 @@ impl Store {
 
     /// How much is stored, as far as the index has counted.
     pub fn totals(&self) -> Totals {
-        self.0.index.totals()
+        self.index().totals()
     }
 
     /// Counts what is on disk when the index was lost or not closed cleanly. Blocking, seconds at most; hits are
     /// served meanwhile.
     pub fn rebuild_index_if_needed(&self) -> Result<(), StoreError> {
-        self.0.index.rebuild_if_needed(&self.0.paths)
+        if !self.is_owner() {
+            return Ok(());
+        }
+        self.index().rebuild_if_needed(&self.0.paths)
+    }
+
+    /// Whether everything on disk is counted. Before that nothing may be evicted.
+    pub fn is_counted(&self) -> bool {
+        self.index().is_counted()
+    }
+
+    /// Whether this process had to rebuild the index.
+    pub fn was_index_rebuilt(&self) -> bool {
+        self.index().was_rebuilt()
     }
 
     /// Writes noted use times to the index in one batch. Blocking.
     pub fn flush_usage(&self) {
-        self.0.index.touch(self.0.usage.take());
+        if self.is_owner() {
+            self.index().touch(self.0.usage.take());
+        }
     }
 
     /// Last write-out before the process ends. Blocking.
     pub fn close(&self) {
         self.flush_usage();
-        self.0.index.close();
-        if let Err(error) = rustix::fs::flock(&self.0.lock, rustix::fs::FlockOperation::Unlock) {
-            tracing::warn!(%error, "directory not unlocked: the end of the process does it");
+        if let Some(owned) = self.0.owned.get() {
+            owned.index.close();
+            owned.release();
         }
     }
-}
-
-fn lock_directory(paths: &Paths) -> Result<fs::File, StoreError> {
-    let path = paths.lock();
-    let file = fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(StoreError::io("open", &path))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(paths.root().to_owned())),
-        Err(errno) => Err(StoreError::io("lock", path)(errno.into())),
-    }
-}
-
-fn check_format(paths: &Paths) -> Result<(), StoreError> {
-    let path = paths.format();
-    match fs::read_to_string(&path) {
-        Ok(found) if found.trim() == FORMAT => Ok(()),
-        Ok(found) => {
-            Err(StoreError::Format { path, found: found.trim().chars().take(80).collect(), expected: FORMAT })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            paths::write_atomically(paths, &path, FORMAT.as_bytes(), paths::Mode::Normal)
-        }
-        Err(error) => Err(StoreError::io("read", path)(error)),
-    }
-}
-
-fn empty_directory(directory: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(directory).map_err(StoreError::io("list", directory))? {
-        let path = entry.map_err(StoreError::io("list", directory))?.path();
-        fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&Config::of(directory.path())).unwrap();
-        (directory, store)
-    }
-
-    fn record() -> TagRecord {
-        TagRecord {
-            digest: Digest::of(b"m"),
-            media_type: "a/b".into(),
-            size: 1,
-            confirmed: 7,
-            pinned: false,
-            imported: false,
-        }
-    }
-
-    #[tokio::test]
-    async fn content_is_stored_only_under_its_own_digest() {
-        let (_directory, store) = store();
-        let digest = Digest::of(b"hello");
-        assert!(matches!(store.put(&digest, b"jello"), Err(StoreError::Mismatch(_))));
-        assert!(store.blob(&digest).await.unwrap().is_none());
-        store.put(&digest, b"hello").unwrap();
-        assert_eq!(store.blob(&digest).await.unwrap().unwrap().size(), 5);
-        assert_eq!(store.totals(), Totals { blobs: 1, bytes: 5 });
-    }
-
-    #[test]
-    fn a_second_agent_on_the_same_directory_is_refused() {
-        let (directory, _store) = store();
-        let second = Store::open(&Config::of(directory.path()));
-        assert!(matches!(second, Err(StoreError::Locked(_))));
-    }
-
-    #[test]
-    fn a_directory_of_another_format_is_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("format"), "hearth-store-v9").unwrap();
-        let error = Store::open(&Config::of(directory.path())).unwrap_err();
-        assert!(matches!(error, StoreError::Format { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn tags_are_remembered_over_a_restart_and_forgotten_when_removed() {
-        let (directory, store) = store();
-        let repository =
-            Repository { registry: "r.test:5000".parse().unwrap(), name: "a/b".parse().unwrap() };
-        let tag: Tag = "v1".parse().unwrap();
-        let record = record();
-        store.set_tag(&repository, &tag, &record).unwrap();
-        store.close();
-        drop(store);
-        let store = Store::open(&Config::of(directory.path())).unwrap();
-        assert_eq!(store.tag(&repository, &tag).await.unwrap(), Some(record));
-        let fact = store.references().unwrap().remove(0);
-        assert!(store.set_pin(&fact, true).unwrap());
-        store.remove_tag(&repository, &tag).unwrap();
-        assert!(store.tag(&repository, &tag).await.unwrap().unwrap().pinned, "a pinned tag stays");
-        assert!(store.set_pin(&fact, false).unwrap());
-        store.remove_tag(&repository, &tag).unwrap();
-        store.remove_tag(&repository, &tag).unwrap();
-        assert_eq!(store.tag(&repository, &tag).await.unwrap(), None);
-        assert!(!store.set_pin(&fact, true).unwrap());
-    }
-
-    #[tokio::test]
-    async fn a_damaged_reference_counts_as_unknown() {
-        let (_directory, store) = store();
-        let repository = Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
-        let tag: Tag = "v1".parse().unwrap();
-        let record = record();
-        store.set_tag(&repository, &tag, &record).unwrap();
-        fs::write(store.0.paths.tag(&repository, &tag), "{\"dig").unwrap();
-        assert_eq!(store.tag(&repository, &tag).await.unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn a_lost_or_broken_index_is_rebuilt_from_the_blobs() {
-        for damage in ["remove", "junk", "file"] {
-            let (directory, store) = store();
-            store.put(&Digest::of(b"one"), b"one").unwrap();
-            store.put(&Digest::of(b"three"), b"three").unwrap();
-            store.close();
-            drop(store);
-            let index = directory.path().join("index-v1");
-            match damage {
-                "remove" => fs::remove_dir_all(&index).unwrap(),
-                "junk" => {
-                    for entry in fs::read_dir(&index).unwrap() {
-                        let path = entry.unwrap().path();
-                        if path.is_file() {
-                            fs::write(path, b"junk junk junk").unwrap();
-                        }
-                    }
-                }
-                _ => {
-                    fs::remove_dir_all(&index).unwrap();
-                    fs::write(&index, b"not a directory").unwrap();
-                }
-            }
-            let store = Store::open(&Config::of(directory.path())).unwrap();
-            assert!(store.blob(&Digest::of(b"one")).await.unwrap().is_some(), "{damage}: hits need no index");
-            store.rebuild_index_if_needed().unwrap();
-            assert_eq!(store.totals(), Totals { blobs: 2, bytes: 8 }, "{damage}");
-        }
-    }
-
-    #[test]
-    fn a_clean_index_is_not_rebuilt() {
-        let (directory, store) = store();
-        store.put(&Digest::of(b"one"), b"one").unwrap();
-        store.rebuild_index_if_needed().unwrap();
-        store.close();
-        drop(store);
-        let store = Store::open(&Config::of(directory.path())).unwrap();
-        assert_eq!(store.totals(), Totals { blobs: 1, bytes: 3 });
-    }
-}
+mod crash;
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,14 @@ impl Paths {
         self.root.join("tmp")
     }
 
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine-v1")
+    }
+
+    pub(super) fn check_mark(&self) -> PathBuf {
+        self.root.join("check-v1")
+    }
+
     pub(super) fn index(&self) -> PathBuf {
         self.root.join("index-v1")
     }
@@ -132,14 +140,24 @@ pub(super) fn publish(from: &Path, target: &Path, mode: Mode) -> Result<(), Stor
             .map_err(StoreError::io("protect", from))?;
     }
     let parent = target.parent().expect("every path of the store is below its root");
-    if !parent.is_dir() {
-        fs::create_dir_all(parent).map_err(StoreError::io("make", parent))?;
-        if let Some(above) = parent.parent() {
-            sync_directory(above)?;
-        }
-    }
+    make_directory(parent)?;
     fs::rename(from, target).map_err(StoreError::io("rename into", target))?;
     sync_directory(parent)
+}
+
+/// Makes a directory and those above it that are missing, each durable in the one above.
+pub(super) fn make_directory(directory: &Path) -> Result<(), StoreError> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = directory.parent() {
+        make_directory(above)?;
+    }
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made.map_err(StoreError::io("make", directory))?,
+    }
+    directory.parent().map_or(Ok(()), sync_directory)
 }
 
 fn sync_directory(directory: &Path) -> Result<(), StoreError> {

@@ -59,7 +59,7 @@ impl Store {
     /// allowed, the file lies on another file system or is mounted read-only, is not what its name says, or has gone.
     /// Blocking.
     pub fn link_runtime_blob(&self, found: &RuntimeBlob) -> Option<Blob> {
-        if !self.0.runtime.as_ref()?.link {
+        if !self.is_owner() || !self.0.runtime.as_ref()?.link {
             return None;
         }
         let aside = self.0.paths.aside();
@@ -90,7 +90,7 @@ impl Store {
         // Its permissions are the runtime's and stay.
         paths::publish(aside, &target, Mode::Normal)?;
         let blob = Blob::of(file).map_err(StoreError::io("inspect", &target))?;
-        self.0.index.insert(&found.digest, blob.size());
+        self.index().insert(&found.digest, blob.size());
         Ok(Some(blob.held(self.0.usage.hold(&found.digest))))
     }
 }

@@ -43,6 +43,15 @@ pub struct Space {
     pub allowed: u64,
 }
 
+/// Why room is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// So many bytes are about to be stored.
+    Room(u64),
+    /// The disk is full, whatever the limits say: so many bytes have to go.
+    Freed(u64),
+}
+
 impl Limits {
     /// What a store that holds `used` bytes may hold: the limit, or less when the floor of free space asks for it.
     /// Pure.
@@ -51,6 +60,18 @@ impl Limits {
         let by_floor = (used.saturating_add(file_system.available)).saturating_sub(floor);
         let by_limit = self.limit.of(file_system.total);
         Space { used, allowed: by_floor.min(by_limit) }
+    }
+
+    /// What has to go for a need: at least so much, and when anything goes, how much is worth it. Pure.
+    pub fn demand(&self, space: Space, need: Need) -> (u64, u64) {
+        match need {
+            Need::Freed(bytes) => (bytes, bytes),
+            Need::Room(bytes) => {
+                let after = space.used.saturating_add(bytes);
+                let least = after.saturating_sub(space.allowed);
+                (least, if least == 0 { 0 } else { after - share(space.allowed, self.low).min(after) })
+            }
+        }
     }
 
     /// Bytes to evict: none up to the high watermark, else down to the low one. Pure.
@@ -92,6 +113,20 @@ mod tests {
         ] {
             let space = limits(limit, min_free).space(disk, used);
             assert_eq!(space, Space { used, allowed }, "{limit:?} {min_free:?}");
+        }
+    }
+
+    #[test]
+    fn room_is_made_down_to_the_low_watermark_and_only_when_there_is_none() {
+        let limits = limits(Amount::Percent(100), Amount::Bytes(0));
+        let space = Space { used: 90, allowed: 100 };
+        for (need, demand) in [
+            (Need::Room(10), (0, 0)),
+            (Need::Room(11), (1, 16)),
+            (Need::Room(200), (190, 205)),
+            (Need::Freed(30), (30, 30)),
+        ] {
+            assert_eq!(limits.demand(space, need), demand, "{need:?}");
         }
     }
 

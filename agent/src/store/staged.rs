@@ -47,6 +47,7 @@ pub struct Kept {
 impl Store {
     /// Writes content aside and hashes it. Blocking.
     pub fn stage(&self, algorithm: Algorithm, content: &mut dyn Read) -> Result<Staged, StageError> {
+        self.owner()?;
         let path = self.0.paths.aside();
         let mut file = fs::File::create_new(&path).map_err(StoreError::io("make", &path))?;
         // From here on dropping it removes the file.
@@ -112,7 +113,7 @@ impl Staged {
     pub fn commit(self) -> Result<(), StoreError> {
         self.open()?.sync_all().map_err(StoreError::io("sync", &self.path))?;
         paths::publish(&self.path, &self.store.0.paths.blob(&self.digest), Mode::ReadOnly)?;
-        self.store.0.index.insert(&self.digest, self.size);
+        self.store.index().insert(&self.digest, self.size);
         Ok(())
     }
 }
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(store.blob(&digest).await.unwrap().unwrap().size(), 7);
         assert_eq!((aside(), store.totals().blobs), (0, 1));
         let kept = store.keep(&digest).unwrap().unwrap();
-        assert!(!store.remove_blob(&digest).unwrap(), "it is kept");
+        assert!(store.remove_blob(&digest).unwrap().is_none(), "it is kept");
         assert_eq!(io::read_to_string(kept.open().unwrap()).unwrap(), "content");
         assert!(store.keep(&Digest::of(b"other")).unwrap().is_none());
     }

@@ -5,7 +5,10 @@ pub(crate) mod cold_burst;
 pub(crate) mod forest;
 mod images;
 pub(crate) mod layering;
+pub(crate) mod memory;
 pub(crate) mod slow_upstream;
+pub(crate) mod startup;
+pub(crate) mod sync;
 pub(crate) mod warm;
 
 use anyhow::Result;
@@ -27,6 +30,6 @@ fn seconds(time: std::time::Duration) -> f64 {
 }
 
 /// Milliseconds as a number.
-fn milliseconds(time: std::time::Duration) -> f64 {
+pub(crate) fn milliseconds(time: std::time::Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

@@ -1,8 +1,11 @@
 //! The mirror as clients see it: one agent in process, one fake upstream, real HTTP between them.
 
 mod auth;
+mod damage;
+mod disk;
 mod eviction;
 mod faults;
+mod handover;
 mod listings;
 mod manifests;
 mod odd;

@@ -15,7 +15,7 @@ use super::REPOSITORY;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn home() -> TempDir {
+pub(super) fn home() -> TempDir {
     tempfile::Builder::new().prefix("kit-agent-").tempdir().expect("temporary folders are available")
 }
 

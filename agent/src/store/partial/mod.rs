@@ -269,22 +269,47 @@ impl Partial {
     /// Hashes what follows without a gap from the file (the page cache, as a rule).
     pub fn hash_forward(&self) -> Result<(), StoreError> {
         let mut running = guard(&self.hash);
-        let mut buffer = Vec::new();
         loop {
             let end = self.end_from(running.position);
             if end == running.position {
                 return Ok(());
             }
-            if buffer.is_empty() {
-                buffer.resize(READ_BACK, 0);
-            }
-            let wanted = usize::try_from(end - running.position).unwrap_or(READ_BACK).min(READ_BACK);
+            self.read_back(&mut running, end)?;
+        }
+    }
+
+    /// Adds what lies in the file up to `end` to a hash.
+    fn read_back(&self, running: &mut Running, end: u64) -> Result<(), StoreError> {
+        let length = |left: u64| usize::try_from(left).unwrap_or(READ_BACK).min(READ_BACK);
+        let mut buffer = vec![0; length(end.saturating_sub(running.position))];
+        while running.position < end {
+            let wanted = length(end - running.position);
             self.file
                 .read_exact_at(&mut buffer[..wanted], running.position)
                 .map_err(StoreError::io("read back", &self.data_path))?;
             running.hasher.update(&buffer[..wanted]);
             running.position += wanted as u64;
         }
+        Ok(())
+    }
+
+    /// The hash of everything before `position`, for whoever goes on elsewhere; `None` when not all of that is there.
+    pub fn hash_up_to(&self, position: u64) -> Result<Option<Hasher>, StoreError> {
+        if self.end_from(0) < position {
+            return Ok(None);
+        }
+        let mut running = {
+            let running = guard(&self.hash);
+            let fits = running.position <= position;
+            let (hasher, start) = if fits {
+                (running.hasher.clone(), running.position)
+            } else {
+                (self.digest.algorithm().hasher(), 0)
+            };
+            Running { hasher, position: start }
+        };
+        self.read_back(&mut running, position)?;
+        Ok(Some(running.hasher))
     }
 
     /// Checks the digest of the complete content. On a mismatch the bytes are thrown away.
@@ -313,7 +338,8 @@ impl Partial {
         let blob = Blob::of(self.file.try_clone().map_err(StoreError::io("reopen", &target))?)
             .map_err(StoreError::io("inspect", &target))?
             .held(self.store.0.usage.hold(&self.digest));
-        self.store.0.index.insert(&self.digest, blob.size());
+        self.store.index().insert(&self.digest, blob.size());
+        self.store.0.health.recovered();
         Ok(blob)
     }
 

@@ -1,0 +1,71 @@
+//! `hearth-agent verify`: looks at every stored blob now, as fast as the disk gives them.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::{CHUNK, chain};
+use crate::store::{Damage, SHARDS, Store, StoreError};
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Blobs that were read through.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blobs that are not what their names say; they were taken out of the store.
+    pub bad: Vec<Bad>,
+}
+
+/// A bad blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Bad {
+    /// Its name.
+    pub digest: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Looks at every blob and takes the bad ones out. `tell` hears of progress: what was found so far, and the share of the
+/// store that was seen, in percent. Blocking.
+pub fn verify(store: &Store, mut tell: impl FnMut(&Verdict, usize)) -> Result<Verdict, StoreError> {
+    let mut verdict = Verdict::default();
+    let mut told = Instant::now();
+    for shard in 0..SHARDS {
+        for digest in store.shard(shard)? {
+            match read_through(store, &digest, |read| {
+                verdict.bytes += read;
+                if told.elapsed() >= TELL_EVERY {
+                    told = Instant::now();
+                    tell(&verdict, shard * 100 / SHARDS);
+                }
+            }) {
+                Ok(()) => {}
+                Err(damage) => {
+                    store.quarantine(&digest)?;
+                    verdict.bad.push(Bad { digest: digest.to_string(), problem: chain(&damage) });
+                }
+            }
+            verdict.blobs += 1;
+        }
+    }
+    Ok(verdict)
+}
+
+fn read_through(
+    store: &Store,
+    digest: &crate::types::Digest,
+    mut seen: impl FnMut(u64),
+) -> Result<(), Damage> {
+    let Some(mut look) = store.look(digest)? else { return Ok(()) };
+    loop {
+        match look.advance(CHUNK)? {
+            0 => return Ok(()),
+            read => seen(read),
+        }
+    }
+}

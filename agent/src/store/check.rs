@@ -1,0 +1,158 @@
+//! Looking at what lies on the disk: whether a stored blob still is what its name says, and what becomes of one that is
+//! not. Layout: `<data>/quarantine-v1/<algorithm>-<hex>`, the last few bad files, for whoever wants to know why.
+//!
+//! A look is no use: it does not keep a blob from eviction. What it reads is dropped from the page cache again.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::Path,
+};
+
+use super::{Store, StoreError, refs, shards};
+use crate::types::{Digest, Hasher, Mismatch};
+
+/// Bad files that are kept.
+const QUARANTINED: usize = 4;
+
+/// Parts that the store's blobs are listed in, in this order.
+pub const SHARDS: usize = shards::ALL_SHARDS;
+
+/// A stored blob that is being read through.
+#[derive(Debug)]
+pub struct Look {
+    digest: Digest,
+    file: fs::File,
+    hasher: Hasher,
+    position: u64,
+}
+
+/// What is wrong with a stored blob.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// Other bytes.
+    #[error(transparent)]
+    Mismatch(#[from] Box<Mismatch>),
+    /// It cannot be read.
+    #[error("cannot be read")]
+    Unreadable(#[from] io::Error),
+}
+
+impl Look {
+    /// Reads on for at most `bytes`; `false` at the end, where the digest matched. Blocking.
+    pub fn advance(&mut self, bytes: usize) -> Result<u64, Damage> {
+        let mut buffer = vec![0; bytes];
+        let read = self.file.read_at(&mut buffer, self.position)?;
+        if read == 0 {
+            let found = self.hasher.clone().finish();
+            if found != self.digest {
+                return Err(Box::new(Mismatch { expected: self.digest, found }).into());
+            }
+            return Ok(0);
+        }
+        self.hasher.update(&buffer[..read]);
+        // The advice is a courtesy to whoever needs the memory.
+        let length = std::num::NonZeroU64::new(read as u64);
+        let _ = rustix::fs::fadvise(&self.file, self.position, length, rustix::fs::Advice::DontNeed);
+        self.position += read as u64;
+        Ok(read as u64)
+    }
+}
+
+impl Store {
+    /// The blobs of one of [`SHARDS`] parts, in order. Blocking.
+    pub fn shard(&self, shard: usize) -> Result<Vec<Digest>, StoreError> {
+        let mut all: Vec<_> =
+            shards::list_shard(&self.0.paths, shard)?.into_iter().map(|(digest, _)| digest).collect();
+        all.sort();
+        Ok(all)
+    }
+
+    /// Opens a stored blob for a look; `None` when it is gone. Blocking.
+    pub fn look(&self, digest: &Digest) -> Result<Option<Look>, Damage> {
+        match fs::File::open(self.0.paths.blob(digest)) {
+            Ok(file) => {
+                let hasher = digest.algorithm().hasher();
+                Ok(Some(Look { digest: *digest, file, hasher, position: 0 }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes a bad blob out of the store, so that it is fetched again when it is wanted. Readers that have it open keep
+    /// it. Blocking.
+    ///
+    /// Works beside a running agent too: the files are the truth, and its index learns of it in time.
+    pub fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
+        let directory = self.0.paths.quarantine();
+        super::paths::make_directory(&directory)?;
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        let target = directory.join(name);
+        self.index().take_out(&self.0.paths, digest, |path| match fs::rename(path, &target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("move aside", path)(error))
+            }
+            _ => Ok(()),
+        })?;
+        keep_newest(&directory)
+    }
+
+    /// Where a slow check of everything has come to, if one was under way. Blocking.
+    pub fn check_mark<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        refs::read(&self.0.paths.check_mark()).ok().flatten()
+    }
+
+    /// Remembers that over restarts. Blocking.
+    pub fn set_check_mark<T: serde::Serialize>(&self, mark: &T) -> Result<(), StoreError> {
+        self.owner()?;
+        refs::write(&self.0.paths, &self.0.paths.check_mark(), mark)
+    }
+}
+
+fn keep_newest(directory: &Path) -> Result<(), StoreError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).map_err(StoreError::io("list", directory))? {
+        let entry = entry.map_err(StoreError::io("list", directory))?;
+        let moved = entry.metadata().map(|metadata| (metadata.ctime(), metadata.ctime_nsec()));
+        files.push((moved.unwrap_or_default(), entry.path()));
+    }
+    files.sort();
+    let surplus = files.len().saturating_sub(QUARANTINED);
+    files[..surplus].iter().try_for_each(|(_, path)| refs::remove(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Config, *};
+
+    fn check(store: &Store, digest: &Digest) -> Result<(), Damage> {
+        let mut look = store.look(digest).unwrap().unwrap();
+        while look.advance(3)? > 0 {}
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_bad_blob_is_found_and_taken_out_and_a_few_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&Config::of(directory.path())).unwrap();
+        store.rebuild_index_if_needed().unwrap();
+        let texts: Vec<_> = (0..6).map(|n| format!("blob {n}")).collect();
+        for text in &texts {
+            let digest = Digest::of(text.as_bytes());
+            store.put(&digest, text.as_bytes()).unwrap();
+            assert!(check(&store, &digest).is_ok());
+            let path = store.0.paths.blob(&digest);
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, "rotten").unwrap();
+            assert!(matches!(check(&store, &digest), Err(Damage::Mismatch(_))));
+            store.quarantine(&digest).unwrap();
+            assert!(store.blob(&digest).await.unwrap().is_none());
+            assert!(store.look(&digest).unwrap().is_none());
+        }
+        assert_eq!(store.totals().blobs, 0);
+        assert_eq!(fs::read_dir(store.0.paths.quarantine()).unwrap().count(), QUARANTINED);
+        assert!(store.0.paths.quarantine().join(format!("sha256-{}", Digest::of(b"blob 5").hex())).exists());
+        store.quarantine(&Digest::of(b"never seen")).unwrap();
+    }
+}

@@ -1,0 +1,232 @@
+//! Crashes between any two steps, for real: a workload runs under `strace`, which kills it with SIGKILL before its n-th
+//! write, fsync, rename, ..., for every n; then the directory must hold nothing but whole, right things. A power cut
+//! takes what was not synced besides: that nothing gets its name before it is synced is read in the order of the calls.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+};
+
+use bytes::Bytes;
+
+use super::{Config, Finish, ManifestRecord, Store, TagRecord};
+use crate::types::{Digest, Repository, Tag};
+
+/// Where the workload of the child process takes place.
+const DIRECTORY: &str = "HEARTH_CRASH_DIRECTORY";
+
+/// Calls that change a directory or a file.
+const CALLS: &[&str] = &["write", "pwrite64", "fsync", "rename", "unlink", "mkdir", "chmod", "ftruncate"];
+
+const LAYER: [u8; 100_000] = [7; 100_000];
+const MANIFEST: &[u8] = b"{\"schemaVersion\":2}";
+const CONFIG: &[u8] = b"{}";
+
+fn repository() -> Repository {
+    Repository { registry: "r.test:5000".parse().unwrap(), name: "team/app".parse().unwrap() }
+}
+
+/// Everything that changes the store: what a pull writes, a pin, what eviction removes.
+fn work(directory: &Path) {
+    let store = Store::open(&Config::of(directory)).unwrap();
+    store.rebuild_index_if_needed().unwrap();
+    let (repository, tag): (_, Tag) = (repository(), "v1".parse().unwrap());
+    let (manifest, config, layer) = (Digest::of(MANIFEST), Digest::of(CONFIG), Digest::of(&LAYER));
+    store.put(&manifest, MANIFEST).unwrap();
+    store.set_manifest(&repository, &manifest, &ManifestRecord::new("a/b")).unwrap();
+    let record = TagRecord {
+        digest: manifest,
+        media_type: "a/b".into(),
+        size: MANIFEST.len() as u64,
+        confirmed: 7,
+        pinned: false,
+        imported: false,
+    };
+    store.set_tag(&repository, &tag, &record).unwrap();
+    transfer(&store, &layer);
+    store.put(&config, CONFIG).unwrap();
+    for fact in store.references().unwrap() {
+        store.set_pin(&fact, true).unwrap();
+        store.set_pin(&fact, false).unwrap();
+        store.remove_reference(&fact).unwrap();
+    }
+    store.remove_blob(&config).unwrap();
+    store.close();
+}
+
+/// In two halves, with a stop between them.
+fn transfer(store: &Store, digest: &Digest) {
+    let (content, size) = (Bytes::from_static(&LAYER), LAYER.len() as u64);
+    if fs::metadata(store.0.paths.blob(digest)).is_ok() {
+        return;
+    }
+    let partial = store.partial(digest).unwrap();
+    partial.set_size(size).unwrap();
+    partial.write(0, &[content.slice(..60_000)]).unwrap();
+    partial.park().unwrap();
+    drop(partial);
+    let partial = store.partial(digest).unwrap();
+    for gap in partial.gaps(0..size) {
+        let range = usize::try_from(gap.start).unwrap()..usize::try_from(gap.end).unwrap();
+        partial.write(gap.start, &[content.slice(range)]).unwrap();
+    }
+    assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    partial.commit().unwrap();
+}
+
+#[test]
+#[ignore = "the child of the other tests here"]
+#[expect(clippy::disallowed_methods, reason = "how a parent tells its child where to work")]
+fn workload() {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        work(Path::new(&directory));
+    }
+}
+
+fn under_strace(directory: &Path, log: &Path, options: &[String]) -> ExitStatus {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-y", "-s", "0", "-o"]).arg(log).args(options);
+    command.arg(std::env::current_exe().unwrap());
+    command.args(["store::crash::workload", "--exact", "--ignored"]).env(DIRECTORY, directory);
+    command.output().expect("strace is installed").status
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.path().is_dir() { open.push(entry.path()) } else { found.push(entry.path()) }
+        }
+    }
+    found
+}
+
+/// Nothing, or whole and right; and what counts agrees with what is there.
+fn assert_sound(directory: &Path, when: &str) {
+    let blobs = files(&directory.join("blobs-v1"));
+    for path in &blobs {
+        let bytes = fs::read(path).unwrap();
+        assert_eq!(path.file_name().unwrap().to_str().unwrap(), Digest::of(&bytes).hex(), "{when}");
+    }
+    for path in files(&directory.join("refs-v1")) {
+        let bytes = fs::read(&path).unwrap();
+        let record = serde_json::from_slice::<serde_json::Value>(&bytes);
+        assert!(record.is_ok(), "{when}: half a reference in {}", path.display());
+    }
+    let store = Store::open(&Config::of(directory)).unwrap_or_else(|error| panic!("{when}: {error}"));
+    store.rebuild_index_if_needed().unwrap();
+    assert_eq!(store.totals().blobs, blobs.len() as u64, "{when}");
+    let indexed: BTreeSet<_> = store.blobs().unwrap().into_iter().map(|fact| fact.digest.hex()).collect();
+    let there: BTreeSet<_> =
+        blobs.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    assert_eq!(indexed, there, "{when}");
+    assert_eq!(files(&directory.join("tmp")), Vec::<PathBuf>::new(), "{when}");
+    let orphans: Vec<_> = files(&directory.join("partial-v1"))
+        .into_iter()
+        .filter(|path| !path.with_extension("data").exists())
+        .collect();
+    assert_eq!(orphans, Vec::<PathBuf>::new(), "{when}");
+    transfer(&store, &Digest::of(&LAYER));
+    store.close();
+}
+
+#[test]
+fn a_crash_before_any_step_leaves_nothing_or_what_is_whole_and_right() {
+    let home = tempfile::tempdir().unwrap();
+    for call in CALLS {
+        let mut nth = 1;
+        loop {
+            let (directory, when) = (home.path().join(format!("{call}-{nth}")), format!("{call} {nth}"));
+            fs::create_dir(&directory).unwrap();
+            let options = [
+                "-e".to_owned(),
+                format!("trace={call}"),
+                "-e".to_owned(),
+                format!("inject={call}:signal=SIGKILL:when={nth}"),
+            ];
+            let ended = under_strace(&directory, &home.path().join("log"), &options);
+            assert_sound(&directory, &when);
+            fs::remove_dir_all(&directory).unwrap();
+            if ended.success() {
+                break;
+            }
+            assert!(nth < 500, "{call} does not end");
+            // Most of the later calls are the index's own, one like the other.
+            nth += 1 + nth / 10;
+        }
+    }
+}
+
+/// What a power cut could take: files with unsynced bytes, and names in directories that were not synced.
+#[derive(Default)]
+struct Unsynced {
+    files: BTreeSet<String>,
+    names: BTreeSet<String>,
+}
+
+impl Unsynced {
+    /// Takes the next call of the trace; says what is wrong with it.
+    fn take(&mut self, call: &str, arguments: &str) -> Option<String> {
+        match call {
+            "write" | "pwrite64" => {
+                self.files.insert(descriptor(arguments)?);
+            }
+            "fsync" => {
+                let path = descriptor(arguments)?;
+                self.files.remove(&path);
+                self.names.retain(|name| Path::new(name).parent() != Some(Path::new(&path)));
+            }
+            "mkdir" => {
+                self.names.insert(quoted(arguments).next()?);
+            }
+            "rename" => {
+                let mut names = quoted(arguments);
+                let (from, to) = (names.next()?, names.next()?);
+                let dirty = self.files.remove(&from);
+                self.names.insert(to.clone());
+                return dirty.then(|| format!("`{to}` got its name before its bytes were synced"));
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+/// `5</path>` as `strace -y` prints it.
+fn descriptor(arguments: &str) -> Option<String> {
+    let (_, rest) = arguments.split_once('<')?;
+    Some(rest.split_once('>')?.0.to_owned())
+}
+
+fn quoted(arguments: &str) -> impl Iterator<Item = String> {
+    arguments.split('"').skip(1).step_by(2).map(str::to_owned)
+}
+
+#[test]
+fn nothing_gets_its_name_before_it_is_synced_and_every_name_is_synced_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let (directory, log) = (home.path().join("data"), home.path().join("log"));
+    fs::create_dir(&directory).unwrap();
+    let options = ["-e".to_owned(), format!("trace={}", CALLS.join(","))];
+    // Names have to be given in full.
+    let options = [&options[..], &["-s".to_owned(), "4096".to_owned()]].concat();
+    assert!(under_strace(&directory, &log, &options).success());
+    let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
+    let truth = ["blobs-v1", "refs-v1"].map(|name| directory.join(name));
+    let ours = |name: &str| truth.iter().any(|root| Path::new(name).starts_with(root));
+    let (mut unsynced, mut seen) = (Unsynced::default(), 0);
+    for line in text.lines() {
+        let Some((_, call)) = line.split_once(' ') else { continue };
+        let Some((call, arguments)) = call.trim().split_once('(') else { continue };
+        if let Some(problem) = unsynced.take(call, arguments) {
+            assert!(!quoted(arguments).any(|name| ours(&name)), "{problem}");
+        }
+        seen += usize::from(call == "rename" && quoted(arguments).any(|name| ours(&name)));
+    }
+    assert!(seen >= 8, "the trace has {seen} renames:\n{text}");
+    let left: Vec<_> = unsynced.names.iter().filter(|name| ours(name)).collect();
+    assert!(left.is_empty(), "names that a power cut takes back: {left:?}");
+}

@@ -1,0 +1,126 @@
+//! Who owns the data directory: one agent at a time, by a lock on its file `lock`, which the kernel gives back when a
+//! process ends, however it ends.
+//!
+//! At a rolling update a new agent starts beside the old one, and the old one is told to end only when the new one is
+//! ready. So a store can be attached to a directory that another agent owns: it serves what is there (the files are the
+//! truth, and each is whole), writes nothing, and takes the directory over when the other one has let go of it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{Store, StoreError, TroubleKind, facts, index::Index, paths, paths::Paths, refs};
+
+const FORMAT: &str = "hearth-store-v1";
+
+/// What only the owner has.
+#[derive(Debug)]
+pub(super) struct Owned {
+    pub(super) index: Index,
+    /// Released by [`Store::close`], or by the kernel when the process ends.
+    lock: fs::File,
+}
+
+impl Owned {
+    pub(super) fn release(&self) {
+        if let Err(error) = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock) {
+            tracing::warn!(%error, "directory not unlocked: the end of the process does it");
+        }
+    }
+}
+
+impl Store {
+    /// Whether this process may write here.
+    pub fn is_owner(&self) -> bool {
+        self.0.owned.get().is_some()
+    }
+
+    /// Fails unless this process may write here.
+    pub(super) fn owner(&self) -> Result<(), StoreError> {
+        if self.is_owner() { Ok(()) } else { Err(StoreError::Locked(self.0.paths.root().to_owned())) }
+    }
+
+    /// Fails unless there is a store of our format.
+    pub(super) fn expect_format(&self) -> Result<(), StoreError> {
+        check_format(&self.0.paths)
+    }
+
+    /// Becomes the owner unless another process is; `false` then. Blocking.
+    ///
+    /// A disk that takes nothing now does not keep the agent from serving what is there and from streaming the rest.
+    pub fn take_over(&self) -> Result<bool, StoreError> {
+        if self.is_owner() {
+            return Ok(true);
+        }
+        let paths = &self.0.paths;
+        let mut trouble = None;
+        let mut tolerate = |done: Result<(), StoreError>| match done {
+            Err(error) if matches!(error.trouble(), Some(TroubleKind::Full | TroubleKind::ReadOnly)) => {
+                trouble.get_or_insert(error);
+                Ok(())
+            }
+            done => done,
+        };
+        for directory in paths.directories() {
+            tolerate(paths::make_directory(&directory))?;
+        }
+        let Some(lock) = lock_directory(paths)? else { return Ok(false) };
+        tolerate(make_format(paths))?;
+        tolerate(empty_directory(&paths.temporary()))?;
+        tolerate(remove_lost_maps(&paths.partials()))?;
+        // Set once: only one process and one task of it take over.
+        let _ = self.0.owned.set(Owned { index: Index::open(paths), lock });
+        self.0.health.recovered();
+        if let Some(error) = trouble {
+            self.note_trouble(&error);
+        }
+        Ok(true)
+    }
+}
+
+/// `None` when another process has the lock.
+fn lock_directory(paths: &Paths) -> Result<Option<fs::File>, StoreError> {
+    let path = paths.lock();
+    let opened = match fs::File::options().create(true).truncate(false).write(true).open(&path) {
+        // The kernel locks files that are open for reading just as well.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => fs::File::open(&path),
+        opened => opened,
+    };
+    let file = opened.map_err(StoreError::io("open", &path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(StoreError::io("lock", path)(errno.into())),
+    }
+}
+
+fn make_format(paths: &Paths) -> Result<(), StoreError> {
+    match check_format(paths) {
+        Err(StoreError::Io { source, path, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            paths::write_atomically(paths, &path, FORMAT.as_bytes(), paths::Mode::Normal)
+        }
+        checked => checked,
+    }
+}
+
+fn check_format(paths: &Paths) -> Result<(), StoreError> {
+    let path = paths.format();
+    let found = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+    if found.trim() == FORMAT {
+        return Ok(());
+    }
+    Err(StoreError::Format { path, found: found.trim().chars().take(80).collect(), expected: FORMAT })
+}
+
+fn empty_directory(directory: &Path) -> Result<(), StoreError> {
+    facts::list(directory)?.iter().try_for_each(|path| refs::remove(path))
+}
+
+/// A crash between the last two steps of a transfer leaves a map without its bytes.
+fn remove_lost_maps(directory: &Path) -> Result<(), StoreError> {
+    let lost = |path: &&PathBuf| {
+        !path.with_extension("data").exists() || path.extension().is_some_and(|ext| ext == "map-new")
+    };
+    facts::list(directory)?.iter().filter(lost).try_for_each(|path| refs::remove(path))
+}
