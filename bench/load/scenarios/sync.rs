@@ -22,7 +22,11 @@ const CHUNK: usize = 256 << 10;
 pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
     let (work, _upstream) = super::world().await?;
     let size = usize::try_from(arguments.size.unwrap_or(LAYER_MIB) << 20)?;
-    let store = Store::open(&Config { data_dir: work.path().join("data"), limits: Limits::default() })?;
+    let store = Store::open(&Config {
+        data_dir: work.path().join("data"),
+        limits: Limits::default(),
+        runtime: None,
+    })?;
     store.rebuild_index_if_needed()?;
     let plain = work.path().join("plain");
     fs::create_dir_all(&plain)?;
