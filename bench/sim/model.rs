@@ -3,14 +3,17 @@
 //!
 //! * a link is full duplex and carries one piece at a time each way, first come first served;
 //! * upstream gives every connection the same rate; a fetcher reads the stripes of its slot one after the other;
-//! * a request takes one latency; a dead member is stepped over after [`PATIENCE`].
+//! * a request takes one latency; a member that is dead when it is asked costs the agent's limit for a connection, one
+//!   that dies while it holds a request the limit for an answer; either is not asked again.
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet},
+    time::Duration,
 };
 
 use hearth_agent::peers::{
+    CONNECT, HEADER, HOLD,
     layout::{Layout, SLOTS},
     plan::{Answer, Role, Standing, Target, Window, answer, targets},
     rank::{Ranking, Subject},
@@ -20,8 +23,14 @@ use hearth_agent::peers::{
 const ASKS: u32 = 16;
 /// One way between two nodes, in nanoseconds.
 const LATENCY: u64 = 500_000;
-/// After this long without an answer a member counts as dead, in nanoseconds.
-const PATIENCE: u64 = 1_000_000_000;
+/// What a member costs that is dead when it is asked, in nanoseconds.
+const UNREACHABLE: u64 = nanoseconds(CONNECT);
+/// What one costs that dies while it holds a request, in nanoseconds.
+const SILENT: u64 = nanoseconds(HOLD) + nanoseconds(HEADER);
+
+const fn nanoseconds(time: Duration) -> u64 {
+    time.as_secs() * 1_000_000_000 + time.subsec_nanos() as u64
+}
 
 /// Whom a node asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,7 +286,7 @@ impl Simulation {
         for key in held {
             for waiting in self.waiting.remove(&key).unwrap_or_default() {
                 if let Some(place) = self.nodes[waiting as usize].asked.get(&key.1).copied() {
-                    self.at(now + PATIENCE, Event::GiveUp(waiting, key.1, place));
+                    self.at(now + SILENT, Event::GiveUp(waiting, key.1, place));
                 }
             }
         }
@@ -334,7 +343,7 @@ impl Simulation {
 
     fn request(&mut self, now: u64, (from, to): (u32, u32), piece: u64, place: usize, role: Role) {
         if self.nodes[to as usize].dead {
-            self.at(now + PATIENCE, Event::GiveUp(from, piece, place));
+            self.at(now + UNREACHABLE, Event::GiveUp(from, piece, place));
             return;
         }
         let height = |at: u32| self.subject.height(piece, &self.names[at as usize], "");

@@ -111,7 +111,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "peer.uploads",
-        default: "8",
+        default: "4",
         meaning: "pieces of 4 MiB sent to members at once; few at once arrive sooner",
     },
     Key {

@@ -13,13 +13,13 @@ use super::{
 use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType};
 
 /// Longest wait for a connection: members are a few milliseconds away, and a dead one is met on many paths.
-const CONNECT: Duration = Duration::from_millis(300);
+pub const CONNECT: Duration = Duration::from_millis(300);
 
 /// For how long a member holds a request for a piece that is on its way, before it says so.
 pub const HOLD: Duration = Duration::from_secs(1);
 
 /// Longest wait for the header of an answer beyond [`HOLD`].
-const HEADER: Duration = Duration::from_secs(1);
+pub const HEADER: Duration = Duration::from_secs(1);
 
 /// Longest silence inside a body.
 const IDLE: Duration = Duration::from_secs(3);

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use client::Client;
-pub use client::{HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagMeaning};
+pub use client::{CONNECT, HEADER, HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagMeaning};
 use directory::{Directory as _, Fixed, Publisher};
 use dns::Dns;
 use health::Health;

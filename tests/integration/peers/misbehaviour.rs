@@ -1,6 +1,6 @@
 //! Members that lie, stall, are busy for ever, or die: right bytes all the same, and upstream is not stormed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use kit::{
@@ -14,6 +14,9 @@ use kit::{
 
 use super::{REPOSITORY, config, pull_all, sent, sum, try_pull, upstream};
 
+/// The default of `peer.wait`.
+const WAIT: Duration = Duration::from_secs(3);
+
 /// Real members at all places but the last, which is someone else's.
 async fn beside(upstream: &FakeUpstream, places: &[Place]) -> Vec<Agent> {
     let mut agents = Vec::new();
@@ -23,7 +26,20 @@ async fn beside(upstream: &FakeUpstream, places: &[Place]) -> Vec<Agent> {
     agents
 }
 
+/// How long everyone takes without members.
+async fn without_members(count: usize) -> Duration {
+    let (upstream, _) = upstream().await;
+    let mut agents = Vec::new();
+    for _ in 0..count {
+        agents.push(Agent::start(&config(&upstream)).await);
+    }
+    let started = Instant::now();
+    pull_all(&agents).await;
+    started.elapsed()
+}
+
 async fn bad_member(manner: Manner, most: u64) {
+    let alone = without_members(5).await;
     let (upstream, size) = upstream().await;
     let places = places(6);
     let _bad = BadPeer::start(&places[5], manner);
@@ -32,7 +48,11 @@ async fn bad_member(manner: Manner, most: u64) {
         // A client that was given wrong bytes before anyone could know sees so itself and pulls again.
         join_all(agents.iter().map(try_pull)).await;
     }
+    let started = Instant::now();
     pull_all(&agents).await;
+    // No slower than without members by more than `peer.wait` and what a machine with other work takes.
+    let most_time = 3 * alone + 2 * WAIT;
+    assert!(started.elapsed() <= most_time, "{manner:?}: {:?}, alone {alone:?}", started.elapsed());
     assert!(sent(&upstream) <= most * size, "{manner:?}: {}", upstream.log().blob_gets().describe());
     if manner == Manner::Lies {
         let name = [("member", "node-05")];
