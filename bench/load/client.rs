@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use kit::registry::MANIFEST;
+
 use crate::rivals::Contestant;
 
 /// A transfer that stands still for so long has failed.
@@ -44,7 +46,9 @@ impl Connection {
     pub(crate) fn get(&mut self, size: u64) -> Result<Transfer> {
         let started = Instant::now();
         // One write: a request in pieces would meet Nagle and delayed acknowledgements.
-        self.stream.write_all(format!("GET {} HTTP/1.1\r\nHost: bench\r\n\r\n", self.path).as_bytes())?;
+        // Without the media type docker-registry does not find an OCI manifest.
+        let request = format!("GET {} HTTP/1.1\r\nHost: bench\r\nAccept: {MANIFEST}\r\n\r\n", self.path);
+        self.stream.write_all(request.as_bytes())?;
         let mut head = Vec::new();
         let mut got = loop {
             let read = self.stream.read(&mut self.buffer)?;
