@@ -64,7 +64,7 @@ async fn a_node_that_does_not_relay_still_gets_and_gives_its_own() {
     let cluster = Cluster::start(&config(&upstream), 4, "relay: false").await;
     pull(&cluster.agents[0]).await;
     assert_eq!(sent(&upstream), size, "nobody reads for it: {}", upstream.log().describe());
-    assert_eq!(sum(&cluster.agents[1..], "hearth_peer_sent_bytes_total", &[]).await, 0.0);
+    assert!(sum(&cluster.agents[1..], "hearth_peer_sent_bytes_total", &[]).await < 1.0, "they gave nothing");
     pull_all(&cluster.agents[1..]).await;
     assert!(sent(&upstream) <= 4 * size, "{}", upstream.log().describe());
 }
