@@ -4,12 +4,14 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::Output,
+    time::Duration,
 };
 
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, assert_store_is_right, blob_path, manifest_path},
     pull::Puller,
     registry::{FakeUpstream, INDEX, Image, Layer, MANIFEST, random_bytes, sha256},
+    wire::Exchange,
 };
 use serde_json::{Value, json};
 
@@ -307,4 +309,48 @@ async fn what_docker_saves_is_taken_with_its_layers_checked() {
     std::fs::write(&path, archive(b"another layer")).expect("writable");
     let said = complaint(&command(&agent, &["import", text(&path)]));
     assert!(said.contains("is not the layer"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hearth_builds_is_taken_from_its_directory() {
+    let fixture = crate::build_fixture::Fixture::new();
+    let report = fixture.build(&[]);
+    let dist = fixture.path("dist");
+    let agent = Agent::start(&closed_network()).await;
+    let repository = format!("{REGISTRY}/{REPOSITORY}");
+    let said = stdout(&command(&agent, &["import", text(&dist), "--name", &repository]));
+    let digest = report["images"][0]["manifest"].as_str().expect("the report names it");
+    assert!(said.contains(digest), "{said}");
+    pull(&agent, "3.5.9-java17-python3.11").await.expect("the pull succeeds");
+    let unnamed = complaint(&command(&agent, &["import", text(&dist)]));
+    assert!(unnamed.contains("--name REGISTRY/REPOSITORY"), "{unnamed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_of_its_archive_leaves_nothing_behind() {
+    let agent = Agent::start(&closed_network()).await;
+    let archive = tar(&whole());
+    let head = format!(
+        "POST /api/v1/images HTTP/1.1\r\nhost: localhost\r\nx-hearth-command: 1\r\ncontent-length: {}\r\n\r\n",
+        archive.len()
+    );
+    let part = [head.as_bytes(), &archive[..archive.len() / 2]].concat();
+    let aside = || std::fs::read_dir(agent.data().join("tmp")).expect("readable").count();
+    let limit = Duration::from_secs(20);
+    let exchange = Exchange::open(agent.addresses.admin, &part, limit).await.expect("it listens");
+    let wait = async |staged: bool| {
+        while (aside() > 0) != staged {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(limit, wait(true)).await.expect("what has come is staged");
+    drop(exchange);
+    tokio::time::timeout(limit, wait(false)).await.expect("and swept");
+    assert!(agent.stored().is_empty());
+    // It holds up neither the next one nor the end of the agent.
+    let exchange = Exchange::open(agent.addresses.admin, &part, limit).await.expect("it listens");
+    tokio::time::timeout(limit, wait(true)).await.expect("what has come is staged");
+    let home = agent.stop().await;
+    drop(exchange);
+    assert_eq!(std::fs::read_dir(home.path().join("data/tmp")).expect("readable").count(), 0);
 }

@@ -71,7 +71,7 @@ pub fn export(store: &Store, names: &[ImageName]) -> Result<Export, ImageError> 
         let (_, meant) = find(&images, name)?;
         let digest = meant[0].digest;
         let state = whole(&digest, &|digest| links(store, digest), &|digest| {
-            // Content has to be here at the end, not only now: each that is seen is kept.
+            // Only a look; what is exported is kept below, and then it must still be here.
             store.keep(digest).ok()?.map(|kept| kept.size())
         });
         if !state.complete {
