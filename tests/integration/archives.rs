@@ -322,6 +322,9 @@ async fn what_hearth_builds_is_taken_from_its_directory() {
     let digest = report["images"][0]["manifest"].as_str().expect("the report names it");
     assert!(said.contains(digest), "{said}");
     pull(&agent, "3.5.9-java17-python3.11").await.expect("the pull succeeds");
+    let elsewhere = command(&agent, &["import", text(&dist), "--name", "other.test/x"]);
+    let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(elsewhere.status.success() && said.contains("is not among `registries`"), "{said}");
     let unnamed = complaint(&command(&agent, &["import", text(&dist)]));
     assert!(unnamed.contains("--name REGISTRY/REPOSITORY"), "{unnamed}");
 }

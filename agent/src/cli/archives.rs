@@ -77,7 +77,7 @@ pub(super) fn import(arguments: &ArgMatches, config: &Config) -> anyhow::Result<
         ImportOptions { name: arguments.get_one::<ImageName>(NAME).cloned(), pin: arguments.get_flag("pin") };
     let place = Place::of(arguments, config)?;
     let what = || format!("cannot import `{}`", path.display());
-    let imported = match &place {
+    let mut imported = match &place {
         Place::Agent(client) => {
             let (reader, size) = stream(path).with_context(what)?;
             let progress = Progress::start("sending to the agent", size);
@@ -94,6 +94,16 @@ pub(super) fn import(arguments: &ArgMatches, config: &Config) -> anyhow::Result<
             archive::import(store, source, &options).with_context(what)?
         }
     };
+    let registries = &config.upstream.registries;
+    if matches!(place, Place::Directory(_)) && !registries.is_empty() {
+        imported.note_served(|host| registries.iter().any(|one| one.pattern.closeness(host).is_some()));
+    }
+    for image in imported.images.iter().filter(|image| !image.served) {
+        tracing::warn!(
+            "`{}` is not served: its registry is not among `registries` of the configuration",
+            image.name
+        );
+    }
     place.close();
     print(&tell(&imported, as_json(arguments))?)
 }

@@ -54,7 +54,7 @@ impl Admin {
         tasks: Tasks,
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
-        let api = Api::new(store.clone(), tasks, stopping.clone());
+        let api = Api::new(store.clone(), upstream.clone(), tasks, stopping.clone());
         Self { readiness, metrics, store, api, upstream, fetcher, stopping }
     }
 

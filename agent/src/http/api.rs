@@ -37,6 +37,7 @@ use crate::{
     store::{Store, StoreError},
     task::Tasks,
     types::ImageName,
+    upstream::Upstream,
 };
 
 /// What a request that changes something must carry, with any value.
@@ -122,6 +123,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[derive(Clone, Debug)]
 pub(super) struct Api {
     store: Store,
+    upstream: Arc<Upstream>,
     /// One call at a time: each looks at the whole store.
     turn: Arc<tokio::sync::Mutex<()>>,
     /// One archive at a time, beside the other calls.
@@ -132,9 +134,9 @@ pub(super) struct Api {
 
 impl Api {
     /// Archives under way end with `stop`.
-    pub(super) fn new(store: Store, tasks: Tasks, stop: CancellationToken) -> Self {
+    pub(super) fn new(store: Store, upstream: Arc<Upstream>, tasks: Tasks, stop: CancellationToken) -> Self {
         let archives = Arc::new(tokio::sync::Semaphore::new(1));
-        Self { store, turn: Arc::default(), archives, tasks, stop }
+        Self { store, upstream, turn: Arc::default(), archives, tasks, stop }
     }
 
     /// Answers a request below `/api/v1/`.
@@ -192,7 +194,8 @@ impl Api {
             // A client that is still sending is to see the answer, not a broken connection.
             let _ = tokio::time::timeout(LINGER, pump).await;
         }
-        let imported = outcome?;
+        let mut imported = outcome?;
+        imported.note_served(|registry| self.upstream.serves(registry).is_some());
         for image in &imported.images {
             tracing::info!(image = image.name, digest = image.digest, bytes = image.bytes, "image imported");
         }

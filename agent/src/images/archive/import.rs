@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     store::{ManifestRecord, Staged, Store, StoreError, TagRecord},
-    types::{Digest, ImageName, ManifestLinks, Reference, media_type_of, named_media_type},
+    types::{Digest, ImageName, ManifestLinks, Reference, RegistryHost, media_type_of, named_media_type},
 };
 
 /// Where images come from.
@@ -64,6 +64,18 @@ pub struct ImportedImage {
     pub pinned: bool,
     /// Images of an index (platforms, attestations) that the archive does not hold.
     pub missing_images: usize,
+    /// The agent speaks for its registry; otherwise nobody gets to see it.
+    pub served: bool,
+}
+
+impl Imported {
+    /// Notes which images belong to registries that the agent does not speak for.
+    pub fn note_served(&mut self, serves: impl Fn(&RegistryHost) -> bool) {
+        for image in &mut self.images {
+            let name: Result<ImageName, _> = image.name.parse();
+            image.served = name.is_ok_and(|name| serves(&name.repository.registry));
+        }
+    }
 }
 
 /// Takes images in, all or none. Blocking.
@@ -164,6 +176,7 @@ fn publish(
         bytes: state.content.iter().map(size).sum(),
         pinned: pin,
         missing_images: state.absent.len(),
+        served: true,
     };
     let imported = Imported { images: checked.iter().map(image).collect() };
     let sizes: Vec<u64> = checked.iter().map(|(_, entry, _)| size(&entry.digest)).collect();
