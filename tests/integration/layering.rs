@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "task", "types", "upstream",
         ],
     ),
-    ("cli", &["config", "http", "images", "store", "types"]),
+    ("cli", &["config", "http", "images", "setup", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["fetch", "gc", "http", "peers", "prepull", "store", "types", "upstream"]),
     ("http", &["fetch", "images", "metrics", "peers", "store", "task", "types", "upstream"]),
@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("gc", &["images", "metrics", "store", "task", "types"]),
     ("images", &["store", "types"]),
     ("scrub", &["metrics", "store", "task", "types"]),
+    ("setup", &["types"]),
     ("store", &["types"]),
     ("peers", &["metrics", "task", "types"]),
     ("upstream", &["metrics", "task", "types"]),

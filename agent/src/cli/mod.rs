@@ -8,6 +8,7 @@ mod archives;
 mod client;
 mod images;
 mod progress;
+mod setup;
 mod table;
 
 use std::io::Write as _;
@@ -28,7 +29,7 @@ const OUTPUT: &str = "output";
 /// The commands, with the argument that names the configuration file.
 pub fn commands(file: &Arg) -> Vec<Command> {
     let all = images::commands().into_iter().chain(archives::commands());
-    all.map(|command| with_common(command, file)).collect()
+    all.map(|command| with_common(command, file)).chain([setup::command(file)]).collect()
 }
 
 /// Runs one of [`commands`] and says what it comes to on standard output.
@@ -36,6 +37,7 @@ pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Resul
     match name {
         "import" => archives::import(arguments, config),
         "export" => archives::export(arguments, config),
+        setup::NAME => setup::run(arguments, config),
         _ => images::run(name, arguments, config),
     }
 }
@@ -48,16 +50,21 @@ fn with_common(command: Command, file: &Arg) -> Command {
         .long(OFFLINE)
         .action(ArgAction::SetTrue)
         .help("Work on the data directory of an agent that is stopped");
-    let output = Arg::new(OUTPUT)
+    with_config(command.args([agent, offline, output()]), file)
+}
+
+fn output() -> Arg {
+    Arg::new(OUTPUT)
         .long(OUTPUT)
         .value_name("FORMAT")
         .value_parser(["table", "json"])
         .default_value("table")
-        .help("How the answer is written");
-    command
-        .args([agent, offline, output])
-        .arg(file.clone())
-        .args(config::flags().map(|flag| flag.hide_short_help(true)))
+        .help("How the answer is written")
+}
+
+/// With the configuration file, and its keys as flags.
+fn with_config(command: Command, file: &Arg) -> Command {
+    command.arg(file.clone()).args(config::flags().map(|flag| flag.hide_short_help(true)))
 }
 
 /// Where images are: behind a running agent, or in a directory that is ours while we work.

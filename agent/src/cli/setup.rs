@@ -1,0 +1,150 @@
+//! `hearth-agent setup`: points the container runtimes of a node at the agent.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::{as_json, output, print, with_config};
+use crate::{
+    config::Config,
+    setup::{self, Edit, Finding, Job, Plan, Runtime},
+};
+
+pub(super) const NAME: &str = "setup";
+
+const ROOT: &str = "root";
+const RUNTIME: &str = "runtime";
+const UNINSTALL: &str = "uninstall";
+const DRY_RUN: &str = "dry-run";
+
+pub(super) fn command(file: &Arg) -> Command {
+    let root = Arg::new(ROOT)
+        .long(ROOT)
+        .value_name("DIRECTORY")
+        .value_parser(value_parser!(PathBuf))
+        .default_value("/")
+        .help("Where the node's file system is mounted");
+    let runtime = Arg::new(RUNTIME)
+        .long(RUNTIME)
+        .value_name("NAME")
+        .value_parser(Runtime::ALL.map(Runtime::name))
+        .value_delimiter(',')
+        .action(ArgAction::Append)
+        .help("Which runtimes [default: those whose configuration is there]");
+    let uninstall = Arg::new(UNINSTALL)
+        .long(UNINSTALL)
+        .action(ArgAction::SetTrue)
+        .help("Take everything back, byte for byte");
+    let dry_run = Arg::new(DRY_RUN)
+        .long(DRY_RUN)
+        .action(ArgAction::SetTrue)
+        .help("Say what would be written and what stands in the way; write nothing");
+    let command = Command::new(NAME)
+        .about("Point the node's container runtimes at the agent, for the registries of its configuration, or take that back")
+        .args([root, runtime, uninstall, dry_run, output()])
+        .after_help("Examples:\n  hearth-agent setup --config /etc/hearth/agent.yaml --dry-run\n  hearth-agent setup --config /etc/hearth/agent.yaml --root /host\n  hearth-agent setup --uninstall --runtime containerd");
+    with_config(command, file)
+}
+
+pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
+    let names = arguments.get_many::<String>(RUNTIME).into_iter().flatten();
+    let job = Job {
+        root: arguments.get_one::<PathBuf>(ROOT).cloned().unwrap_or_else(|| PathBuf::from("/")),
+        mirror: reachable(config.mirror_listen),
+        registries: config.upstream.registries.iter().map(|entry| entry.pattern.clone()).collect(),
+        runtimes: names.filter_map(|name| Runtime::ALL.into_iter().find(|one| one.name() == name)).collect(),
+    };
+    let undo = arguments.get_flag(UNINSTALL);
+    if !undo && job.registries.is_empty() {
+        anyhow::bail!("the configuration names no `registries`: there is nothing to point at the agent");
+    }
+    let plan = setup::plan(&job, undo)?;
+    let dry_run = arguments.get_flag(DRY_RUN);
+    if !dry_run {
+        setup::apply(&job.root, &plan.edits)?;
+    }
+    if as_json(arguments) {
+        print(&format!("{}\n", serde_json::to_string_pretty(&plan)?))
+    } else {
+        print(&describe(&plan, dry_run))
+    }
+}
+
+/// Whoever listens on all addresses is reached on loopback.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    if !listen.ip().is_unspecified() {
+        return listen;
+    }
+    let loopback: std::net::IpAddr = if listen.is_ipv4() {
+        std::net::Ipv4Addr::LOCALHOST.into()
+    } else {
+        std::net::Ipv6Addr::LOCALHOST.into()
+    };
+    SocketAddr::new(loopback, listen.port())
+}
+
+fn describe(plan: &Plan, dry_run: bool) -> String {
+    let names: Vec<_> = plan.runtimes.iter().map(|runtime| runtime.name()).collect();
+    let mut out = format!("runtimes: {}\n", names.join(", "));
+    let would = if dry_run { "would be " } else { "" };
+    for Edit { path, before, after } in &plan.edits {
+        let done = match (before, after) {
+            (None, _) => "created",
+            (_, None) => "removed",
+            _ => "changed",
+        };
+        out.push_str(&format!("{path}: {would}{done}\n"));
+    }
+    if plan.edits.is_empty() {
+        out.push_str("every file is as it should be\n");
+    }
+    for Finding { trap, place, what, remedy } in &plan.findings {
+        let word = if *trap { "TRAP" } else { "note" };
+        out.push_str(&format!("{word}: {place}: {what}: {remedy}\n"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_reads_as_what_is_done_and_what_is_left_to_do() {
+        let edit = |path: &str, before: Option<&str>, after: Option<&str>| Edit {
+            path: path.into(),
+            before: before.map(Into::into),
+            after: after.map(Into::into),
+        };
+        let plan = Plan {
+            runtimes: vec![Runtime::Containerd, Runtime::Docker],
+            edits: vec![
+                edit("/a", None, Some("x")),
+                edit("/b", Some("x"), Some("y")),
+                edit("/c", Some("x"), None),
+            ],
+            findings: vec![Finding {
+                trap: true,
+                place: "/d".into(),
+                what: "it is so".into(),
+                remedy: "do this".into(),
+            }],
+        };
+        assert_eq!(
+            describe(&plan, false),
+            "runtimes: containerd, docker\n/a: created\n/b: changed\n/c: removed\nTRAP: /d: it is so: do this\n"
+        );
+        assert!(describe(&plan, true).contains("/a: would be created"));
+        let nothing = Plan { runtimes: vec![Runtime::Crio], ..Plan::default() };
+        assert_eq!(describe(&nothing, false), "runtimes: crio\nevery file is as it should be\n");
+    }
+
+    #[test]
+    fn the_mirror_is_reached_on_loopback_when_it_listens_everywhere() {
+        for (listen, expected) in
+            [("0.0.0.0:5050", "127.0.0.1:5050"), ("[::]:5050", "[::1]:5050"), ("10.0.0.7:1", "10.0.0.7:1")]
+        {
+            assert_eq!(reachable(listen.parse().unwrap()), expected.parse().unwrap());
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Pointing the node's container runtimes at the agent, and taking that back.
+//!
+//! What to write is decided by pure functions over what lies there (`containerd`, `containers`, `documents`), which
+//! also name the settings with which requests would never arrive. [`plan`] puts their answers together without
+//! touching anything; [`apply`] then changes file by file, each whole or not at all, and only if it still is what the
+//! plan saw. Doing it twice changes nothing; undoing it restores every file byte for byte:
+//!
+//! | file | how it comes back |
+//! | --- | --- |
+//! | containerd's `hosts.toml` | our part lies between two marker lines (`block`) |
+//! | `registries.conf.d/zz-hearth.conf` | all ours |
+//! | `daemon.json`, `registries.yaml` | the original lies beside it, with `.before-hearth` at the end of its name |
+
+mod block;
+mod containerd;
+mod containers;
+mod documents;
+mod host;
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use containerd::Registries;
+use documents::Document;
+use host::Host;
+pub use host::apply;
+
+use crate::types::RegistryPattern;
+
+/// End of the name under which a document's original is kept.
+const BEFORE: &str = ".before-hearth";
+
+/// What is to be set up.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Where the node's file system is mounted; `/` on the node itself.
+    pub root: PathBuf,
+    /// Where the runtimes reach the mirror.
+    pub mirror: SocketAddr,
+    /// Which registries are served.
+    pub registries: Vec<RegistryPattern>,
+    /// Which runtimes; empty means those that are there.
+    pub runtimes: Vec<Runtime>,
+}
+
+/// A program that pulls images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// containerd, by itself.
+    Containerd,
+    /// CRI-O, and podman, buildah and skopeo, which read the same files.
+    Crio,
+    /// Docker.
+    Docker,
+    /// k3s, which writes its containerd's configuration itself.
+    K3s,
+    /// RKE2, likewise.
+    Rke2,
+}
+
+impl Runtime {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Containerd, Self::Crio, Self::Docker, Self::K3s, Self::Rke2];
+
+    /// As it is named on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Crio => "crio",
+            Self::Docker => "docker",
+            Self::K3s => "k3s",
+            Self::Rke2 => "rke2",
+        }
+    }
+
+    /// The directory by which it is recognised.
+    fn home(self) -> &'static str {
+        match self {
+            Self::Containerd => "/etc/containerd",
+            Self::Crio => "/etc/containers",
+            Self::Docker => "/etc/docker",
+            Self::K3s => "/etc/rancher/k3s",
+            Self::Rke2 => "/etc/rancher/rke2",
+        }
+    }
+}
+
+/// Something that people should know.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// Requests do not arrive as long as it is so.
+    pub trap: bool,
+    /// Which file or directory of the node.
+    pub place: String,
+    /// What is so.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Finding {
+    fn trap(place: &str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { trap: true, place: place.to_owned(), what: what.into(), remedy: remedy.into() }
+    }
+
+    fn note(place: &str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { trap: false, ..Self::trap(place, what, remedy) }
+    }
+}
+
+/// A file to be changed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Edit {
+    /// Its path on the node.
+    pub path: String,
+    /// What lies there now.
+    #[serde(skip)]
+    pub before: Option<String>,
+    /// What is to lie there; `None` removes it.
+    pub after: Option<String>,
+}
+
+/// What would be done, and what stands in the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    /// Runtimes that were found or named.
+    pub runtimes: Vec<Runtime>,
+    /// Files to change, in this order.
+    pub edits: Vec<Edit>,
+    /// What people should know.
+    pub findings: Vec<Finding>,
+}
+
+/// Why nothing can be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A file that cannot be understood, or changed safely.
+    #[error("`{path}`: {what}; {remedy}")]
+    Problem {
+        /// Which file of the node.
+        path: String,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The disk.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nothing to set up.
+    #[error("no container runtime found below `{}`: name one with --runtime", .0.display())]
+    NoRuntime(PathBuf),
+}
+
+fn problem(path: &str, what: &dyn std::fmt::Display, remedy: &str) -> SetupError {
+    SetupError::Problem { path: path.to_owned(), what: what.to_string(), remedy: remedy.to_owned() }
+}
+
+/// Decides what to write; with `undo`, what to take back. Reads only.
+pub fn plan(job: &Job, undo: bool) -> Result<Plan, SetupError> {
+    let host = Host::new(&job.root);
+    let mut planning =
+        Planning { job, host, undo, plan: Plan { runtimes: runtimes(job)?, ..Plan::default() } };
+    for runtime in planning.plan.runtimes.clone() {
+        match runtime {
+            Runtime::Containerd => planning.containerd()?,
+            Runtime::Crio => planning.containers()?,
+            Runtime::Docker => planning.docker()?,
+            Runtime::K3s => planning.rancher(documents::K3S, "k3s")?,
+            Runtime::Rke2 => planning.rancher(documents::RKE2, "rke2-server or rke2-agent")?,
+        }
+    }
+    planning.plan.edits.retain(|edit| edit.before != edit.after);
+    Ok(planning.plan)
+}
+
+fn runtimes(job: &Job) -> Result<Vec<Runtime>, SetupError> {
+    if !job.runtimes.is_empty() {
+        return Ok(job.runtimes.clone());
+    }
+    let host = Host::new(&job.root);
+    let mut found = Vec::new();
+    for runtime in Runtime::ALL {
+        if host.is_directory(runtime.home())? {
+            found.push(runtime);
+        }
+    }
+    if found.is_empty() { Err(SetupError::NoRuntime(job.root.clone())) } else { Ok(found) }
+}
+
+struct Planning<'a> {
+    job: &'a Job,
+    host: Host,
+    undo: bool,
+    plan: Plan,
+}
+
+impl Planning<'_> {
+    fn url(&self) -> String {
+        format!("http://{}", self.job.mirror)
+    }
+
+    fn edit(&mut self, path: String, before: Option<String>, after: Option<String>) {
+        self.plan.edits.push(Edit { path, before, after });
+    }
+
+    fn note(&mut self, finding: Finding) {
+        self.plan.findings.push(finding);
+    }
+
+    fn containerd(&mut self) -> Result<(), SetupError> {
+        let config = self.containerd_config()?;
+        let certs = config.directory().to_owned();
+        let present = self.host.list(&certs)?;
+        if self.undo {
+            for name in present {
+                self.take_out_of_hosts(format!("{certs}/{name}/hosts.toml"))?;
+            }
+            return Ok(());
+        }
+        self.plan.findings.extend(config.findings());
+        let mut names = Vec::new();
+        for pattern in &self.job.registries {
+            let candidates = containerd::directories(pattern);
+            let chosen = candidates.iter().find(|name| present.contains(name)).or(candidates.last());
+            match chosen {
+                Some(name) => names.push(name.clone()),
+                None => self.plan.findings.push(Finding::note(
+                    &certs,
+                    format!(
+                        "`{pattern}` cannot be mirrored: containerd knows whole names and `_default` only"
+                    ),
+                    "name each registry of these nodes in `registries`, or `*`",
+                )),
+            }
+        }
+        // `_default` does not speak for registries that have a directory of their own.
+        if names.iter().any(|name| name == "_default") {
+            names.extend(present.iter().cloned());
+        }
+        names.sort();
+        names.dedup();
+        for name in &names {
+            self.put_into_hosts(format!("{certs}/{name}/hosts.toml"))?;
+        }
+        for name in present.iter().filter(|name| !names.contains(name)) {
+            self.check_hosts(&format!("{certs}/{name}/hosts.toml"))?;
+        }
+        Ok(())
+    }
+
+    fn containerd_config(&self) -> Result<Registries, SetupError> {
+        let mut registries = Registries::default();
+        let mut open = vec![containerd::CONFIG.to_owned()];
+        let mut imports = true;
+        while let Some(path) = open.pop() {
+            let Some(text) = self.host.read(&path)? else { continue };
+            let table: toml::Table = text
+                .parse()
+                .map_err(|error| problem(&path, &error, "mend the file, then run setup again"))?;
+            registries.add(&table);
+            if std::mem::take(&mut imports) {
+                let named = table.get("imports").and_then(toml::Value::as_array).into_iter().flatten();
+                for pattern in named.filter_map(toml::Value::as_str) {
+                    open.extend(self.host.matching(pattern)?);
+                }
+                // The first of the list is read first.
+                open.reverse();
+            }
+        }
+        Ok(registries)
+    }
+
+    fn put_into_hosts(&mut self, path: String) -> Result<(), SetupError> {
+        let before = self.host.read(&path)?;
+        let after = containerd::with_agent(before.as_deref().unwrap_or_default(), &self.url())
+            .map_err(|error| problem(&path, &error, "mend the file, then run setup again"))?;
+        self.edit(path, before, Some(after));
+        Ok(())
+    }
+
+    fn take_out_of_hosts(&mut self, path: String) -> Result<(), SetupError> {
+        let Some(before) = self.host.read(&path)? else { return Ok(()) };
+        let after = containerd::without_agent(&before)
+            .map_err(|error| problem(&path, &error, "mend the file, then run setup again"))?;
+        self.edit(path, Some(before), after);
+        Ok(())
+    }
+
+    /// Files that are not ours to write are worth a word when containerd cannot read them.
+    fn check_hosts(&mut self, path: &str) -> Result<(), SetupError> {
+        if let Some(Err(error)) = self.host.read(path)?.map(|text| containerd::check_hosts(&text)) {
+            self.note(Finding::note(
+                path,
+                error.to_string(),
+                "mend it: containerd goes straight upstream meanwhile",
+            ));
+        }
+        Ok(())
+    }
+
+    fn containers(&mut self) -> Result<(), SetupError> {
+        let ours = format!("{}/{}", containers::DROP_INS, containers::OURS);
+        let before = self.host.read(&ours)?;
+        if self.undo {
+            self.edit(ours, before, None);
+            return Ok(());
+        }
+        let mut files = Vec::new();
+        let names = self.host.list(containers::DROP_INS)?.into_iter();
+        let names = names.filter(|name| name.ends_with(".conf") && name != containers::OURS);
+        let paths = names.map(|name| format!("{}/{name}", containers::DROP_INS));
+        for path in std::iter::once(containers::MAIN.to_owned()).chain(paths) {
+            files.extend(self.host.read(&path)?.map(|text| (path, text)));
+        }
+        let (text, findings) =
+            containers::drop_in(&files, &self.job.mirror.to_string(), &self.job.registries)?;
+        self.plan.findings.extend(findings);
+        if before.as_deref() != Some(&*text) {
+            self.note(Finding::note(
+                &ours,
+                "a running CRI-O does not know it yet",
+                "`systemctl reload crio`; podman, buildah and skopeo read it at each run",
+            ));
+        }
+        self.edit(ours, before, Some(text));
+        Ok(())
+    }
+
+    fn docker(&mut self) -> Result<(), SetupError> {
+        let hub: RegistryPattern =
+            "docker.io".parse().map_err(|error| problem(documents::DOCKER, &error, ""))?;
+        let served =
+            self.job.registries.iter().any(|pattern| *pattern == hub || *pattern == RegistryPattern::Any);
+        if !self.undo && !served {
+            self.note(Finding::note(
+                documents::DOCKER,
+                "Docker's `registry-mirrors` speak for `docker.io` alone, which the agent does not serve",
+                "add it to `registries` and as `defaultRegistry`, or leave Docker alone",
+            ));
+            return Ok(());
+        }
+        let changed = self.document(Document::Docker, documents::DOCKER)?;
+        if changed {
+            self.note(Finding::note(
+                documents::DOCKER,
+                "a running Docker does not know it yet; only images of `docker.io` go through mirrors",
+                "`systemctl reload docker`; the agent needs `defaultRegistry: docker.io`",
+            ));
+        }
+        Ok(())
+    }
+
+    fn rancher(&mut self, path: &'static str, service: &str) -> Result<(), SetupError> {
+        if self.document(Document::Rancher, path)? {
+            self.note(Finding::note(
+                path,
+                "it is read when the service starts",
+                format!("`systemctl restart {service}`"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Plans a document and the original beside it; says whether the document changes.
+    fn document(&mut self, kind: Document, path: &str) -> Result<bool, SetupError> {
+        let url = self.url();
+        let kept = format!("{path}{BEFORE}");
+        let (now, original) = (self.host.read(path)?, self.host.read(&kept)?);
+        let from = |text: &str| kind.with_agent(path, text, &url, &self.job.registries);
+        // What was made from the kept original and not changed since.
+        let ours = match &original {
+            Some(original) => now.as_deref() == Some(&from(original)?),
+            None => false,
+        };
+        let base = match (&original, &now) {
+            (Some(original), _) if ours => Some(original.clone()),
+            (Some(_), Some(now)) => Some(kind.without_agent(path, now, &url)?),
+            _ => now.clone(),
+        };
+        // A file that was not there is kept as an empty one.
+        let base = base.unwrap_or_default();
+        if self.undo {
+            if original.is_none() {
+                return Ok(false);
+            }
+            let changed = now.as_deref() != Some(&base);
+            self.edit(path.to_owned(), now, Some(base).filter(|base| !base.is_empty()));
+            self.edit(kept, original, None);
+            return Ok(changed);
+        }
+        let after = from(&base)?;
+        let changed = now.as_deref() != Some(&after);
+        // The original first: without it nothing could be taken back.
+        self.edit(kept, original, Some(base));
+        self.edit(path.to_owned(), now, Some(after));
+        Ok(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests;
