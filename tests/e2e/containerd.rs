@@ -220,6 +220,33 @@ async fn start(
     containerd.run_container(&image.name(), options, &command, RUN_LIMIT).await
 }
 
+#[tokio::test]
+async fn containerd_pulls_with_what_setup_wrote() -> Result<()> {
+    let (image, upstream, agent) = image_behind_an_agent().await?;
+    let node = tempfile::tempdir()?;
+    let file = |path: &str| node.path().join(path);
+    fs::create_dir_all(file("etc/containerd"))?;
+    fs::write(file("agent.yaml"), format!("registries: [{{ host: \"{REGISTRY}\" }}]\n"))?;
+    let setup = |more: &[&str]| {
+        let mut command = std::process::Command::new(kit::process::binary("hearth-agent")?);
+        command.arg("setup").arg("--root").arg(node.path()).arg("--config").arg(file("agent.yaml"));
+        command.args(["--mirror-listen", agent.url().trim_start_matches("http://")]).args(more);
+        anyhow::Ok(command)
+    };
+    kit::runtime::run(setup(&[])?, Duration::from_secs(30)).await?.output()?;
+    let hosts = file(&format!("etc/containerd/certs.d/{REGISTRY}/hosts.toml"));
+
+    let containerd = Containerd::start().await?;
+    containerd.configure(REGISTRY, &fs::read_to_string(&hosts)?)?;
+    containerd.pull_by_cri(&image.name()).await?;
+
+    assert_has_upstreams_bytes(&containerd, &image)?;
+    upstream.assert_was_read_once(&image);
+    kit::runtime::run(setup(&["--uninstall"])?, Duration::from_secs(30)).await?.output()?;
+    assert!(!hosts.exists(), "it is gone again");
+    Ok(())
+}
+
 async fn image_behind_an_agent() -> Result<(Image, Upstream, Agent)> {
     let image = Image::built().await?;
     let upstream = Upstream::start(&image.storage, None).await?;

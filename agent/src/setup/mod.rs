@@ -347,12 +347,16 @@ impl Planning<'_> {
             ));
             return Ok(());
         }
-        let changed = self.document(Document::Docker, documents::DOCKER)?;
-        if changed {
+        if self.document(Document::Docker, documents::DOCKER)? {
+            let remedy = if self.undo {
+                "`systemctl reload docker`"
+            } else {
+                "`systemctl reload docker`; the agent needs `defaultRegistry: docker.io`"
+            };
             self.note(Finding::note(
                 documents::DOCKER,
                 "a running Docker does not know it yet; only images of `docker.io` go through mirrors",
-                "`systemctl reload docker`; the agent needs `defaultRegistry: docker.io`",
+                remedy,
             ));
         }
         Ok(())
