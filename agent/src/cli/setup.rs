@@ -85,7 +85,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 
 fn describe(plan: &Plan, dry_run: bool) -> String {
     let names: Vec<_> = plan.runtimes.iter().map(|runtime| runtime.name()).collect();
-    let mut out = format!("runtimes: {}\n", names.join(", "));
+    let mut lines = vec![format!("runtimes: {}", names.join(", "))];
     let would = if dry_run { "would be " } else { "" };
     for Edit { path, before, after } in &plan.edits {
         let done = match (before, after) {
@@ -93,16 +93,16 @@ fn describe(plan: &Plan, dry_run: bool) -> String {
             (_, None) => "removed",
             _ => "changed",
         };
-        out.push_str(&format!("{path}: {would}{done}\n"));
+        lines.push(format!("{path}: {would}{done}"));
     }
     if plan.edits.is_empty() {
-        out.push_str("every file is as it should be\n");
+        lines.push("every file is as it should be".to_owned());
     }
     for Finding { trap, place, what, remedy } in &plan.findings {
         let word = if *trap { "TRAP" } else { "note" };
-        out.push_str(&format!("{word}: {place}: {what}: {remedy}\n"));
+        lines.push(format!("{word}: {place}: {what}: {remedy}"));
     }
-    out
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]

@@ -17,7 +17,11 @@ mod containers;
 mod documents;
 mod host;
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use containerd::Registries;
 use documents::Document;
@@ -315,7 +319,9 @@ impl Planning<'_> {
         }
         let mut files = Vec::new();
         let names = self.host.list(containers::DROP_INS)?.into_iter();
-        let names = names.filter(|name| name.ends_with(".conf") && name != containers::OURS);
+        let names = names.filter(|name| {
+            Path::new(name).extension().is_some_and(|end| end == "conf") && name != containers::OURS
+        });
         let paths = names.map(|name| format!("{}/{name}", containers::DROP_INS));
         for path in std::iter::once(containers::MAIN.to_owned()).chain(paths) {
             files.extend(self.host.read(&path)?.map(|text| (path, text)));
@@ -410,4 +416,5 @@ impl Planning<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the tests look at the files")]
 mod tests;
