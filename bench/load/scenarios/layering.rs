@@ -94,6 +94,9 @@ fn write_base(path: &Path) -> Result<()> {
         };
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(content.len() as u64);
         archive.append_data(&mut header, path, content)?;
     }
