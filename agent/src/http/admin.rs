@@ -93,13 +93,15 @@ impl Admin {
 
     /// What the agent does and how its registries stand, for people and scripts.
     fn status(&self) -> Response<Body> {
+        // In this order: what is said to be counted is counted.
+        let counted = self.store.is_counted();
         let totals = self.store.totals();
         let document = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "store": {
                 "blobs": totals.blobs,
                 "bytes": totals.bytes,
-                "counted": self.store.is_counted(),
+                "counted": counted,
                 "trouble": self.store.trouble().map(|trouble| trouble.what),
             },
             "transfers": self.fetcher.status(),
