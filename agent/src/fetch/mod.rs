@@ -200,7 +200,7 @@ impl Fetcher {
         let inner = &self.0;
         if inner.store.is_paused() && self.flight(&way.digest).is_none() {
             inner.metrics.count_content(Kind::blob, Found::miss);
-            return way.clone().open(range).await.map(Source::Passing);
+            return way.clone().open(range).await.map(Box::new).map(Source::Passing);
         }
         // Once more when the bytes were wrong and nothing of them has left: the next transfer may be right.
         let mut again = true;
@@ -211,7 +211,9 @@ impl Fetcher {
                 Err(FetchError::Corrupt { .. } | FetchError::Changed(_) | FetchError::Parked) if again => {
                     again = false;
                 }
-                Err(FetchError::Store(_)) => return way.clone().open(range).await.map(Source::Passing),
+                Err(FetchError::Store(_)) => {
+                    return way.clone().open(range).await.map(Box::new).map(Source::Passing);
+                }
                 outcome => return outcome,
             }
         }

@@ -32,7 +32,7 @@ pub(super) enum Source {
     /// On its way.
     Growing(Growing),
     /// On its way past the store.
-    Passing(Passing),
+    Passing(Box<Passing>),
     /// A part that is there, of a blob of so many bytes that is on its way. Not verified: for members, who verify.
     Landed(Arc<Partial>, u64),
 }
@@ -139,7 +139,8 @@ impl ContentReader {
             Source::Growing(growing) => Some(growing.partial.clone()),
             Source::Whole(_) | Source::Passing(_) | Source::Landed(..) => None,
         };
-        self.source = Source::Passing(way.go_on(size, position..self.end, partial).await);
+        let passing = way.go_on(size, position..self.end, partial).await;
+        self.source = Source::Passing(Box::new(passing));
     }
 }
 

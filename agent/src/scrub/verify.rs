@@ -37,18 +37,16 @@ pub fn verify(store: &Store, mut tell: impl FnMut(&Verdict, usize)) -> Result<Ve
     let mut told = Instant::now();
     for shard in 0..SHARDS {
         for digest in store.shard(shard)? {
-            match read_through(store, &digest, |read| {
+            let looked = read_through(store, &digest, |read| {
                 verdict.bytes += read;
                 if told.elapsed() >= TELL_EVERY {
                     told = Instant::now();
                     tell(&verdict, shard * 100 / SHARDS);
                 }
-            }) {
-                Ok(()) => {}
-                Err(damage) => {
-                    store.quarantine(&digest)?;
-                    verdict.bad.push(Bad { digest: digest.to_string(), problem: chain(&damage) });
-                }
+            });
+            if let Err(damage) = looked {
+                store.quarantine(&digest)?;
+                verdict.bad.push(Bad { digest: digest.to_string(), problem: chain(&damage) });
             }
             verdict.blobs += 1;
         }

@@ -39,7 +39,7 @@ pub enum Damage {
 }
 
 impl Look {
-    /// Reads on for at most `bytes`; `false` at the end, where the digest matched. Blocking.
+    /// Reads on for at most `bytes` and says for how many; zero at the end, where the digest matched. Blocking.
     pub fn advance(&mut self, bytes: usize) -> Result<u64, Damage> {
         let mut buffer = vec![0; bytes];
         let read = self.file.read_at(&mut buffer, self.position)?;

@@ -78,7 +78,6 @@ fn transfer(store: &Store, digest: &Digest) {
 
 #[test]
 #[ignore = "the child of the other tests here"]
-#[expect(clippy::disallowed_methods, reason = "how a parent tells its child where to work")]
 fn workload() {
     if let Some(directory) = std::env::var_os(DIRECTORY) {
         work(Path::new(&directory));
