@@ -155,8 +155,8 @@ fn verify(config: &Config, json: bool) -> ExitCode {
     let printed = if json {
         print(&format!("{}\n", serde_json::json!(verdict)))
     } else {
-        let bad: String =
-            verdict.bad.iter().map(|bad| format!("bad: {}: {}\n", bad.digest, bad.problem)).collect();
+        let line = |bad: &scrub::Bad| format!("bad: {}: {}\n", bad.digest, bad.problem);
+        let bad = verdict.bad.iter().map(line).collect::<Vec<_>>().concat();
         print(&format!("{bad}{} blobs, {} bytes, {} bad\n", verdict.blobs, verdict.bytes, verdict.bad.len()))
     };
     if verdict.bad.is_empty() { printed } else { ExitCode::FAILURE }

@@ -136,6 +136,10 @@ const MAX_RELAYS: usize = 64;
 
 impl Fetcher {
     /// Puts the parts together. Flights run in `tasks` and park when `stop` is cancelled.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and one caller puts them together"
+    )]
     pub fn new(
         config: Config,
         store: Store,

@@ -155,7 +155,7 @@ impl Passing {
             let registry = self.way.repository.registry.clone();
             inner.upstream.count_mismatch(&registry);
             inner.liars.note(&self.way.digest, &self.origins);
-            FetchError::Corrupt { registry, origins: self.origins.clone(), mismatch: Arc::new(mismatch) }
+            FetchError::Corrupt { registry, origins: self.origins.clone(), mismatch: Arc::new(*mismatch) }
         })
     }
 

@@ -72,7 +72,7 @@ impl Sieve {
     }
 
     /// Takes the next bytes; those past the end of what is wanted are ignored.
-    pub(super) fn take(&mut self, mut chunk: Bytes) -> Result<(), Mismatch> {
+    pub(super) fn take(&mut self, mut chunk: Bytes) -> Result<(), Box<Mismatch>> {
         let left = self.end() - self.position;
         chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         if chunk.is_empty() {
@@ -100,12 +100,12 @@ impl Sieve {
         Ok(())
     }
 
-    fn verify(&mut self) -> Result<(), Mismatch> {
+    fn verify(&mut self) -> Result<(), Box<Mismatch>> {
         let Some(hasher) = &self.hasher else { return Ok(()) };
         let found = hasher.clone().finish();
         if found != self.digest {
             self.held.clear();
-            return Err(Mismatch { expected: self.digest, found });
+            return Err(Box::new(Mismatch { expected: self.digest, found }));
         }
         self.ready.append(&mut self.held);
         Ok(())
@@ -126,7 +126,7 @@ mod tests {
     }
 
     /// Feeds what is wanted in pieces; returns what went on, and how it ended.
-    fn run(mut sieve: Sieve, content: &[u8], step: usize) -> (Vec<u8>, Result<(), Mismatch>) {
+    fn run(mut sieve: Sieve, content: &[u8], step: usize) -> (Vec<u8>, Result<(), Box<Mismatch>>) {
         let mut out = Vec::new();
         while !sieve.wanted().is_empty() {
             let at = usize::try_from(sieve.wanted().start).unwrap();

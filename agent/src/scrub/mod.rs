@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-pub use verify::{Verdict, verify};
+pub use verify::{Bad, Verdict, verify};
 
 use crate::{
     metrics::Metrics,

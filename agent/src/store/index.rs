@@ -72,7 +72,7 @@ impl Index {
                 return Err(problem);
             }
             tracing::warn!(path = %directory.display(), error = %problem.text, "index cannot be opened: moved aside, will be rebuilt");
-            move_aside(&directory).map_err(Problem::of_disk)?;
+            move_aside(&directory).map_err(|error| Problem::of_disk(&error))?;
             open_trees(&directory)
         });
         match trees {
@@ -298,7 +298,7 @@ struct Problem {
 }
 
 impl Problem {
-    fn of_disk(error: io::Error) -> Self {
+    fn of_disk(error: &io::Error) -> Self {
         Self { text: error.to_string(), disk: true }
     }
 }
