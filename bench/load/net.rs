@@ -45,7 +45,7 @@ impl Net {
         ip(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &space])?;
         ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", &space, "link", "set", "lo", "up"])?;
-        ip(&["-n", &space, "addr", "add", &format!("{}/24", self.address(node)), "dev", "eth0"])?;
+        ip(&["-n", &space, "addr", "add", &format!("{}/24", Self::address(node)), "dev", "eth0"])?;
         ip(&["-n", &space, "link", "set", "eth0", "up"])?;
         for (space, device) in [(&space, "eth0"), (&switch, port.as_str())] {
             let bucket = ["-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate];
@@ -63,7 +63,7 @@ impl Net {
     }
 
     /// A node's address.
-    pub(crate) fn address(&self, node: u8) -> IpAddr {
+    pub(crate) fn address(node: u8) -> IpAddr {
         Ipv4Addr::new(10, 77, 0, node + 1).into()
     }
 

@@ -20,7 +20,7 @@ const DIRECTORY: &str = "HEARTH_CRASH_DIRECTORY";
 /// Calls that change a directory or a file.
 const CALLS: &[&str] = &["write", "pwrite64", "fsync", "rename", "unlink", "mkdir", "chmod", "ftruncate"];
 
-const LAYER: [u8; 100_000] = [7; 100_000];
+static LAYER: [u8; 100_000] = [7; 100_000];
 const MANIFEST: &[u8] = b"{\"schemaVersion\":2}";
 const CONFIG: &[u8] = b"{}";
 

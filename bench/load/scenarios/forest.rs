@@ -156,7 +156,7 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
         Rule::Central => {
             let storage = home.path().join("central-storage");
             Some(
-                registry(net, 1, home.path(), &storage, Some(format!("http://{}:{PORT}", net.address(0))))
+                registry(net, 1, home.path(), &storage, Some(format!("http://{}:{PORT}", Net::address(0))))
                     .await?,
             )
         }
@@ -177,9 +177,10 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
     let begin = SystemTime::now().duration_since(UNIX_EPOCH)? + LEAD;
     let mut clients = tokio::task::JoinSet::new();
     for node in 1..=nodes {
-        let address = agents
-            .get(usize::from(node) - 1)
-            .map_or_else(|| format!("{}:{PORT}", net.address(1)), |agent| agent.addresses.mirror.to_string());
+        let address = agents.get(usize::from(node) - 1).map_or_else(
+            || format!("{}:{PORT}", Net::address(1)),
+            |agent| agent.addresses.mirror.to_string(),
+        );
         let query = if rule == Rule::Central { String::new() } else { format!("?ns={REGISTRY}") };
         clients.spawn(run_to_end(client(net, node, &address, begin, content, &query)?, LIMIT));
     }
@@ -214,7 +215,7 @@ async fn registry(
     storage: &Path,
     remote: Option<String>,
 ) -> Result<Daemon> {
-    let address = format!("{}:{PORT}", net.address(node));
+    let address = format!("{}:{PORT}", Net::address(node));
     let mut config = serde_json::json!({
         "version": "0.1",
         "log": { "level": "error" },
@@ -231,7 +232,7 @@ async fn registry(
     let mut daemon = Daemon::start(&mut command, &home.join(format!("registry-{node}.log")))?;
     let probe = || {
         let mut probe = net.on(node, "bash");
-        probe.args(["-c", &format!("exec 3<>/dev/tcp/{}/{PORT}", net.address(node))]);
+        probe.args(["-c", &format!("exec 3<>/dev/tcp/{}/{PORT}", Net::address(node))]);
         run_to_end(probe, Duration::from_secs(5))
     };
     daemon.ready(async |_| probe().await.ok().filter(|finished| finished.success).map(drop)).await?;
@@ -241,12 +242,12 @@ async fn registry(
 async fn agent(net: &Net, home: &Path, node: u8, nodes: u8, peers: bool) -> Result<AgentProcess> {
     let home = home.join(format!("agent-{node}"));
     fs::create_dir_all(&home)?;
-    let listen = format!("peer: {{ listen: \"{}:5051\", name: node-{node}", net.address(node));
+    let listen = format!("peer: {{ listen: \"{}:5051\", name: node-{node}", Net::address(node));
     let members: Vec<_> =
-        (1..=nodes).map(|other| format!("node-{other}={}:5051", net.address(other))).collect();
+        (1..=nodes).map(|other| format!("node-{other}={}:5051", Net::address(other))).collect();
     let members = if peers { format!(", members: \"{}\"", members.join(",")) } else { String::new() };
     let config = AgentConfig::default()
-        .registry(REGISTRY, &[&format!("http://{}:{PORT}", net.address(0))], "")
+        .registry(REGISTRY, &[&format!("http://{}:{PORT}", Net::address(0))], "")
         .with(&format!("{listen}{members} }}"))
         .with_log("warn,hearth_agent::app=info");
     let path = config.write(&home)?;

@@ -79,5 +79,5 @@ fn layer(store: &Store, round: u32, size: usize) -> Result<(f64, f64)> {
     let committed = started.elapsed();
     drop(partial);
     store.remove_blob(&digest)?;
-    Ok((milliseconds(written), milliseconds(committed - written)))
+    Ok((milliseconds(written), milliseconds(committed.saturating_sub(written))))
 }
