@@ -157,7 +157,7 @@ async fn room_is_made_before_a_transfer_and_a_full_disk_that_has_room_again_is_u
             stage.puller().pull(REPOSITORY, "third", |_| ()).await.expect("the pull succeeds");
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), again).await.expect("the disk is used again");
+    tokio::time::timeout(Duration::from_mins(1), again).await.expect("the disk is used again");
     assert_eq!(stage.ready().await, "ok\n");
     assert_store_is_right(&stage.agent.data());
 }
