@@ -316,6 +316,7 @@ mod tests {
         assert_eq!(
             without,
             [
+                "runtime_content",
                 "name",
                 "zone",
                 "members",

@@ -262,7 +262,7 @@ mod tests {
         gnu.set_cksum();
         built.append_data(&mut gnu.clone(), &long, &b"abc"[..]).unwrap();
         let mut pax = built.into_inner().unwrap();
-        let record = "18 path=from/pax.x\n13 size=513\n";
+        let record = "19 path=from/pax.x\n12 size=513\n";
         let content = [7; 513];
         pax.truncate(pax.len() - 2 * BLOCK);
         pax.extend(archive(&[("PaxHeaders/x", EntryType::XHeader, record.as_bytes(), "")]));
