@@ -232,11 +232,13 @@ async fn the_environments_proxy_is_used_except_where_it_says_not_to() -> Result<
 
     let agent = stage.agent(&endpoint, &stage.trust(), &[("HTTPS_PROXY", &url)]).await?;
     assert_eq!(stage.fetch(&agent).await?, 200, "{}", agent.log());
-    assert_eq!(proxy.asked(), [target.as_str()]);
+    // How many connections are open at once is not the proxy's matter.
+    let through = proxy.asked();
+    assert!(!through.is_empty() && through.iter().all(|asked| *asked == target), "{through:?}");
 
     let environment = [("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "localhost,127.0.0.0/8")];
     let agent = stage.agent(&endpoint, &stage.trust(), &environment).await?;
     assert_eq!(stage.fetch(&agent).await?, 200, "{}", agent.log());
-    assert_eq!(proxy.asked(), [target.as_str()], "no further connection went through the proxy");
+    assert_eq!(proxy.asked(), through, "no further connection went through the proxy");
     Ok(())
 }
