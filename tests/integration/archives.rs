@@ -3,7 +3,6 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
-    process::Output,
     time::Duration,
 };
 
@@ -15,25 +14,10 @@ use kit::{
 };
 use serde_json::{Value, json};
 
-use crate::cli::agent as hearth_agent;
+use crate::cli::{agent as hearth_agent, command, complaint, stdout};
 
 const REPOSITORY: &str = "team/app";
 const MIB: u64 = 1 << 20;
-
-fn command(agent: &Agent, arguments: &[&str]) -> Output {
-    let admin = agent.addresses.admin.to_string();
-    hearth_agent(&[arguments, &["--agent", &admin]].concat(), &[])
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn complaint(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// Nothing listens at its only registry, and every tag is asked for anew.
 fn closed_network() -> AgentConfig {

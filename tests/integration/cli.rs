@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::process::binary;
+use kit::{agent::Agent, process::binary};
 
 /// A configuration that is taken for good starts an agent, which would run for ever.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -25,6 +25,24 @@ pub(crate) fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> Output 
         std::thread::sleep(Duration::from_millis(10));
     }
     child.wait_with_output().expect("it is our child")
+}
+
+/// Runs a command against a running agent.
+pub(crate) fn command(agent: &Agent, arguments: &[&str]) -> Output {
+    let admin = agent.addresses.admin.to_string();
+    self::agent(&[arguments, &["--agent", &admin]].concat(), &[])
+}
+
+/// What a command printed that succeeded as it should.
+pub(crate) fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a command complained about that failed as it should.
+pub(crate) fn complaint(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn run_with(dir: &Path, yaml: &str) -> (Option<i32>, String) {

@@ -1,6 +1,6 @@
 //! `ls`, `pin`, `unpin` and `rm`: the real command against a running agent, and on the data of one that is stopped.
 
-use std::{net::SocketAddr, process::Output, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, manifest_path},
@@ -10,27 +10,10 @@ use kit::{
 };
 use serde_json::Value;
 
-use crate::cli::agent as hearth_agent;
+use crate::cli::{agent as hearth_agent, command, complaint, stdout};
 
 const REPOSITORY: &str = "team/app";
 const MIB: u64 = 1 << 20;
-
-/// Runs a command against a running agent.
-fn command(agent: &Agent, arguments: &[&str]) -> Output {
-    let admin = agent.addresses.admin.to_string();
-    hearth_agent(&[arguments, &["--agent", &admin]].concat(), &[])
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a command complains about that failed as it should.
-fn complaint(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn list(agent: &Agent) -> Vec<Value> {
     serde_json::from_str(&stdout(&command(agent, &["ls", "--output", "json"]))).expect("JSON")
