@@ -77,7 +77,14 @@ pub(crate) async fn start(home: &Path, blobs: u32) -> Result<Started> {
         .write(home)?;
     let begun = Instant::now();
     let agent = AgentProcess::start(&config).await?;
-    let ready = page(&agent, "/readyz").await.map(|_| begun.elapsed())?;
+    // It listens before it is ready, and says 503 until then.
+    let ready = loop {
+        if page(&agent, "/readyz").await.is_ok() {
+            break begun.elapsed();
+        }
+        ensure!(begun.elapsed() < LIMIT, "not ready in time; its log:\n{}", agent.log());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
     loop {
         let status: Value = serde_json::from_str(&page(&agent, "/api/v1/status").await?)?;
         if status["store"]["counted"] == true {
