@@ -17,9 +17,10 @@ use crate::{
     config::Config,
     fetch::{Fetcher, MakeRoom},
     gc::Collector,
-    http::{Admin, Latch, Limits, Mirror, PeerApi, Readiness, Server},
+    http::{Admin, Latch, Limits, Mirror, PeerApi, Readiness, Section, Server},
     metrics::Metrics,
     peers::{self, Peers, directory::Publisher},
+    prepull::{self, Prepuller},
     scrub::Scrubber,
     store::{Store, StoreError},
     task::Tasks,
@@ -80,6 +81,7 @@ pub struct App {
     store: Store,
     fetcher: Fetcher,
     collector: Collector,
+    prepuller: Prepuller,
     upstream: Arc<Upstream>,
     peers: Peers,
     publisher: Publisher,
@@ -122,6 +124,8 @@ impl App {
             park.clone(),
             MakeRoom::new(move |need| room.make_room(need)),
         );
+        let prepuller =
+            Prepuller::new(config.prepull.clone(), fetcher.clone(), store.clone(), metrics.clone());
         let mirror = bind("mirror.listen", config.mirror_listen, config.limits)?;
         let admin = bind("admin.listen", config.admin_listen, config.limits)?;
         let (readiness, starting) = Readiness::new();
@@ -130,6 +134,7 @@ impl App {
             store,
             fetcher,
             collector,
+            prepuller,
             upstream,
             peers,
             publisher,
@@ -159,12 +164,15 @@ impl App {
         tracing::info!(mirror = %addresses.mirror, peer = addresses.peer.map(tracing::field::display), admin = %addresses.admin, "listening");
         let owning = self.tasks.spawn("store", own(self.store.clone(), self.config.lock_wait, stop.clone()));
         let connections = Tasks::default();
+        let prepuller = self.prepuller;
+        let reporter = prepuller.clone();
         let admin = Admin::new(
             self.readiness,
             self.metrics.clone(),
             self.store.clone(),
             self.upstream.clone(),
             self.fetcher.clone(),
+            Section::new("prepull", move || prepull::document(&reporter.report())),
             self.tasks.clone(),
             stop.clone(),
         );
@@ -176,6 +184,7 @@ impl App {
         let gc_task = self.tasks.spawn("gc", self.collector.run(stop.clone()));
         let scrubber = Scrubber::new(self.store.clone(), self.metrics.clone(), self.config.scrub_rate);
         let scrub_task = self.tasks.spawn("scrub", scrubber.run(stop.clone()));
+        let prepull_task = self.tasks.spawn("prepull", prepuller.run(stop.clone()));
         let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
         let directory_task =
             self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
@@ -202,6 +211,7 @@ impl App {
         directory_task.await?;
         usage_task.await?;
         gc_task.await?;
+        prepull_task.await?;
         scrub_task.await?;
         let owned = owning.await?;
         self.tasks.finished().await;

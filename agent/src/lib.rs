@@ -1,7 +1,7 @@
 //! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
 //!
 //! ```text
-//! main -> app -> http -> fetch -> { store, peers, upstream } -> types
+//! main -> app -> { http, prepull } -> fetch -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
 //!             -> scrub ---------> store
 //! ```
@@ -19,6 +19,7 @@
 //! | [`setup`] | pointing the node's container runtimes at the agent, and taking that back |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
+//! | [`prepull`] | images that are to be here before anyone asks: sets, schedules, what is due (pure), pulling |
 //! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of members (pure), asking one of them |
 //! | [`types`] | the protocol's words as types |
 //! | [`metrics`], [`task`] | counters; the one place that starts tasks |
@@ -40,6 +41,7 @@ pub mod http;
 pub mod images;
 pub mod metrics;
 pub mod peers;
+pub mod prepull;
 pub mod scrub;
 pub mod setup;
 pub mod store;

@@ -11,7 +11,9 @@ use hearth_agent::{
     app::App,
     cli,
     config::{self, Config, Log, Purpose},
-    gc, scrub,
+    gc,
+    prepull::crd,
+    scrub,
     store::{Store, StoreError},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("config", _)) => print(&config::explain()),
+        Some(("crds", _)) => print(&crd::definitions()),
         Some(("run", arguments)) => match load(arguments, Purpose::Serve) {
             Ok(config) => run(config),
             Err(error) => complain(&error.to_string(), BAD_USAGE),
@@ -98,6 +101,11 @@ fn command() -> Command {
                 .arg(output)
                 .args(config::flags())
                 .after_help("Exit codes: 0 everything is right, 1 something was bad or could not be read, 2 wrong usage or configuration\n\nExample:\n  hearth-agent verify --output json --config /etc/hearth/agent.yaml"),
+        )
+        .subcommand(
+            Command::new("crds")
+                .about("Print the definitions of the cluster's objects, `ImageSet` and `NodeCache`")
+                .after_help("Example:\n  hearth-agent crds | kubectl apply --server-side -f -"),
         )
         .subcommand(Command::new("config").about("About the configuration").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
 }

@@ -131,6 +131,20 @@ pub struct TroubleLabels {
     pub kind: &'static str,
 }
 
+/// Labels of `hearth_prepulls_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PrepullLabels {
+    /// `here`, `changed`, `same`, or why it failed.
+    pub outcome: &'static str,
+}
+
+/// Labels of `hearth_prepull_images`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PrepullStateLabels {
+    /// Where images stand.
+    pub state: &'static str,
+}
+
 /// All metrics of the agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -185,6 +199,10 @@ pub struct Metrics {
     pub evicted_images: Counter,
     /// Bytes that eviction freed.
     pub evicted_bytes: Counter,
+    /// Looks for images of sets, by what came of them.
+    pub prepulls: Family<PrepullLabels, Counter>,
+    /// Images of sets, by where they stand.
+    pub prepull_images: Family<PrepullStateLabels, Gauge>,
     /// Whole blobs in the store.
     pub store_blobs: Gauge,
     /// Bytes of whole blobs in the store.
@@ -292,6 +310,10 @@ impl Default for Metrics {
         registry.register("evicted_images", "Images evicted", evicted_images.clone());
         let evicted_bytes = Counter::default();
         registry.register("evicted_bytes", "Bytes freed by eviction", evicted_bytes.clone());
+        let prepulls = Family::default();
+        registry.register("prepulls", "Looks for images of sets, by what came of them", prepulls.clone());
+        let prepull_images = Family::default();
+        registry.register("prepull_images", "Images of sets, by where they stand", prepull_images.clone());
         let store_blobs = Gauge::default();
         registry.register("store_blobs", "Whole, verified blobs in the store", store_blobs.clone());
         let store_bytes = Gauge::default();
@@ -323,6 +345,8 @@ impl Default for Metrics {
             runtime_bytes,
             evicted_images,
             evicted_bytes,
+            prepulls,
+            prepull_images,
             store_blobs,
             store_bytes,
         }

@@ -16,4 +16,5 @@ mod images;
 mod layering;
 mod mirror;
 mod peers;
+mod prepull;
 mod registry;

@@ -206,6 +206,21 @@ pub const KEYS: &[Key] = &[
         default: "25s",
         meaning: "for how long open requests may go on after SIGTERM",
     },
+    Key {
+        path: "prepull.sets",
+        default: "",
+        meaning: "images that are to be on this node before anyone asks for them: a list of `name`, `images` (by tag or \
+                  digest), `platforms` (default: the node's own), `schedule` (cron, when tags are asked for again) with \
+                  `timeZone`, `pullPolicy` (`IfChanged`: a changed tag is pulled, and the old image let go when the new one \
+                  is whole, the default; `Once`: the first meaning stays), `pin` (never evicted; default `true`) and \
+                  `bandwidth` (most bytes a second for one image)",
+    },
+    Key { path: "prepull.parallel", default: "2", meaning: "images of sets under way at once" },
+    Key {
+        path: "prepull.interval",
+        default: "5m",
+        meaning: "how often sets without a schedule ask what their tags mean",
+    },
     Key { path: "log.format", default: "text", meaning: "`text` or `json`" },
     Key {
         path: "log.filter",
@@ -250,7 +265,7 @@ impl Key {
             let _ = write!(out, "{}{part}:", "  ".repeat(depth));
         }
         // Anything but a list is one line of text.
-        let value = if self.path == "registries" {
+        let value = if matches!(self.path, "registries" | "prepull.sets") {
             value.trim().to_owned()
         } else {
             value.lines().collect::<Vec<_>>().join(" ")

@@ -187,6 +187,8 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     }
     let peers = super::peers::check(&raw.peer, &defaults.peer)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
+    let prepull = super::prepull::check(raw.prepull, defaults.prepull, &checked, &peers.name)
+        .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
     Ok(Config {
         store: store::Config {
             limits: store::Limits {
@@ -230,6 +232,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         admin_listen: value!(admin.listen).0,
         peer_listen: value!(peer.listen).0,
         peers,
+        prepull,
         limits: Limits {
             connections: value!(limits.connections).0,
             client_write: value!(limits.client_write).0,
@@ -326,7 +329,8 @@ mod tests {
                 "default_registry",
                 "docker_config",
                 "kubelet_config",
-                "kubelet_bin_dir"
+                "kubelet_bin_dir",
+                "sets"
             ],
             "{raw}"
         );

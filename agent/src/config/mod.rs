@@ -8,6 +8,7 @@ mod error;
 mod keys;
 mod load;
 mod peers;
+mod prepull;
 mod raw;
 mod tls;
 
@@ -18,7 +19,7 @@ pub use error::ConfigError;
 pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
-use crate::{fetch, http::Limits, peers as cluster, store, types::RegistryHost, upstream};
+use crate::{fetch, http::Limits, peers as cluster, prepull as wishes, store, types::RegistryHost, upstream};
 
 /// Everything the agent needs to know, checked.
 #[derive(Clone, Debug)]
@@ -41,6 +42,8 @@ pub struct Config {
     pub peer_listen: SocketAddr,
     /// Who they are, and how this one takes part.
     pub peers: cluster::Config,
+    /// What is to be here before anyone asks for it.
+    pub prepull: wishes::Config,
     /// Limits of the mirror's listener.
     pub limits: Limits,
     /// The registry that requests without one mean.

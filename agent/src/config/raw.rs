@@ -6,7 +6,10 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
 
-use super::peers::{HostPort, MemberList, Name, ServiceName};
+use super::{
+    peers::{HostPort, MemberList, Name, ServiceName},
+    prepull::RawSet,
+};
 use crate::types::{Amount, RegistryHost, RegistryPattern, parse_duration, parse_percent, parse_size};
 
 macro_rules! section {
@@ -51,6 +54,7 @@ section!(Raw {
     fetch: RawFetch,
     limits: RawLimits,
     log: RawLog,
+    prepull: RawPrepull,
 });
 section!(RawStore {
     limit: Option<Text<Space>>,
@@ -99,6 +103,11 @@ section!(RawLimits {
     client_write: Option<Text<PositiveSpan>>,
     connections: Option<Text<Count>>,
     shutdown_grace: Option<Text<Span>>,
+});
+section!(RawPrepull {
+    sets: Option<Vec<Spanned<RawSet>>>,
+    parallel: Option<Text<Count>>,
+    interval: Option<Text<PositiveSpan>>,
 });
 section!(RawLog { format: Option<Text<Format>>, filter: Option<Text<Filter>> });
 

@@ -370,6 +370,17 @@ impl Flight {
         }
     }
 
+    /// How it ended, once its blob is in the store under its name or cannot come there. Marks the news as seen.
+    pub(super) fn outcome(&self, progress: &mut watch::Receiver<Progress>) -> Option<Result<(), FetchError>> {
+        let phase = progress.borrow_and_update().phase.clone();
+        match phase {
+            _ if self.found.get().is_some() => Some(Ok(())),
+            Phase::Done => Some(Ok(())),
+            Phase::Failed(error) => Some(Err(error)),
+            Phase::Connecting | Phase::Streaming | Phase::Verified => None,
+        }
+    }
+
     fn may_start(&self, phase: &Phase, partial: &Partial, size: u64) -> bool {
         match phase {
             Phase::Verified | Phase::Done => true,

@@ -4,6 +4,7 @@
 //!   however many readers; a reader that leaves does not stop it.
 //! * [`Fetcher::manifest`], [`Fetcher::manifest_head`]: complete and verified, or an error. Tags are asked upstream
 //!   once per freshness period; when upstream cannot answer, the last known meaning is given, marked as such.
+//! * [`Fetcher::keep`]: a blob that nobody reads, until it is in the store.
 //! * [`Fetcher::listing`]: tag lists and referrers, passed on.
 //!
 //! Invariant: what is returned as complete hashed to its digest; "not found" is said only when upstream said it.
@@ -17,6 +18,7 @@ mod flight;
 mod forest;
 mod growth;
 mod hashing;
+mod keep;
 mod keyed;
 mod known;
 mod lane;

@@ -131,9 +131,10 @@ impl Fetcher {
             Ok((record, age)) => {
                 self.0.metrics.count_content(Kind::tag, Found::miss);
                 let unwritten = !self.keep_tag(repository, tag, &record).await;
-                let pinned = state.record.as_ref().is_some_and(|old| old.pinned);
+                let old = state.record.as_ref();
+                let (pinned, held) = old.map_or((false, false), |old| (old.pinned, old.held));
                 *state = TagState {
-                    record: Some(TagRecord { pinned, ..record }),
+                    record: Some(TagRecord { pinned, held, ..record }),
                     confirmed: Instant::now().checked_sub(age),
                     changes: state.changes,
                     unwritten,
@@ -330,6 +331,7 @@ fn record_of(info: &ManifestInfo, age: Duration) -> TagRecord {
         size: info.size,
         confirmed: unix_now().saturating_sub(age.as_secs()),
         pinned: false,
+        held: false,
         imported: false,
     }
 }
@@ -370,6 +372,7 @@ mod tests {
             size: 0,
             confirmed: 0,
             pinned,
+            held: false,
             imported,
         };
         let not_now = FetchError::NotNow { reason: String::new(), retry_after: None };
@@ -392,6 +395,7 @@ mod tests {
             size: 0,
             confirmed: unix_now() + 1_000,
             pinned: false,
+            held: false,
             imported: false,
         };
         assert_eq!(age(&record, None), Duration::MAX);

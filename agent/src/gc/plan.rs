@@ -166,7 +166,8 @@ mod tests {
     fn image(content: &[u8], pinned: bool) -> Image {
         let repository =
             crate::types::Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
-        let reference = RefFact { repository, name: RefName::Digest, digest: name(content[0]), pinned };
+        let reference =
+            RefFact { repository, name: RefName::Digest, digest: name(content[0]), pinned, held: false };
         Image {
             digest: name(content[0]),
             references: vec![reference],

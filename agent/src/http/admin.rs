@@ -31,6 +31,26 @@ impl Readiness {
     }
 }
 
+/// A part of the status document that another part of the agent knows of. Cheap to clone.
+#[derive(Clone)]
+pub struct Section {
+    name: &'static str,
+    make: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+}
+
+impl Section {
+    /// Under a name; made anew for every answer.
+    pub fn new(name: &'static str, make: impl Fn() -> serde_json::Value + Send + Sync + 'static) -> Self {
+        Self { name, make: Arc::new(make) }
+    }
+}
+
+impl std::fmt::Debug for Section {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Section").field(&self.name).finish()
+    }
+}
+
 /// Answers the admin side. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Admin {
@@ -40,22 +60,28 @@ pub struct Admin {
     api: Api,
     upstream: Arc<Upstream>,
     fetcher: Fetcher,
+    section: Section,
     stopping: tokio_util::sync::CancellationToken,
 }
 
 impl Admin {
     /// Puts the parts together; not ready once `stopping` is cancelled.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and one caller puts them together"
+    )]
     pub fn new(
         readiness: Readiness,
         metrics: Metrics,
         store: Store,
         upstream: Arc<Upstream>,
         fetcher: Fetcher,
+        section: Section,
         tasks: Tasks,
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
         let api = Api::new(store.clone(), upstream.clone(), tasks, stopping.clone());
-        Self { readiness, metrics, store, api, upstream, fetcher, stopping }
+        Self { readiness, metrics, store, api, upstream, fetcher, section, stopping }
     }
 
     pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
@@ -96,7 +122,7 @@ impl Admin {
         // In this order: what is said to be counted is counted.
         let counted = self.store.is_counted();
         let totals = self.store.totals();
-        let document = serde_json::json!({
+        let mut document = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "store": {
                 "blobs": totals.blobs,
@@ -107,6 +133,7 @@ impl Admin {
             "transfers": self.fetcher.status(),
             "registries": self.upstream.status(),
         });
+        document[self.section.name] = (self.section.make)();
         self::document(&document)
     }
 

@@ -78,9 +78,10 @@ impl From<ImageError> for Refusal {
     fn from(error: ImageError) -> Self {
         let status = match &error {
             ImageError::NotHere(_) => StatusCode::NOT_FOUND,
-            ImageError::Pinned { .. } | ImageError::Part { .. } | ImageError::Incomplete { .. } => {
-                StatusCode::CONFLICT
-            }
+            ImageError::Pinned { .. }
+            | ImageError::Held { .. }
+            | ImageError::Part { .. }
+            | ImageError::Incomplete { .. } => StatusCode::CONFLICT,
             ImageError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, chain(&error))

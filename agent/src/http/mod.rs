@@ -14,7 +14,7 @@ mod route;
 mod serve;
 mod transfer;
 
-pub use admin::{Admin, Latch, Readiness};
+pub use admin::{Admin, Latch, Readiness, Section};
 pub use api::COMMAND_HEADER;
 pub use mirror::Mirror;
 pub use peer::PeerApi;

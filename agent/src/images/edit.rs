@@ -88,6 +88,9 @@ fn plan(images: &[Image], image: &Image, meant: &[&RefFact]) -> Result<Removal, 
     if let Some(pinned) = references.iter().find(|fact| fact.pinned) {
         return Err(ImageError::Pinned { name: pinned.to_string() });
     }
+    if let Some(held) = references.iter().find(|fact| fact.held) {
+        return Err(ImageError::Held { name: held.to_string() });
+    }
     // Records of parts that another image needs do not keep this one.
     let kept = left.iter().any(|fact| fact.digest == image.digest);
     let blobs = if kept { Vec::new() } else { image.own(&named).copied().collect() };
@@ -105,7 +108,7 @@ mod tests {
     fn fact(repository: &str, tag: &str, n: u8) -> RefFact {
         let repository = repository.parse::<ImageName>().unwrap().repository;
         let name_of = if tag.is_empty() { RefName::Digest } else { RefName::Tag(tag.parse().unwrap()) };
-        RefFact { repository, name: name_of, digest: name(n), pinned: false }
+        RefFact { repository, name: name_of, digest: name(n), pinned: false, held: false }
     }
 
     fn image(content: &[u8], references: Vec<RefFact>) -> Image {
@@ -142,6 +145,10 @@ mod tests {
         let images = [image(&[1, 3], references.clone())];
         let refused = plan(&images, &images[0], &[&references[0]]).unwrap_err();
         assert!(matches!(refused, ImageError::Pinned { .. }), "{refused}");
+        let mut held = images.clone();
+        held[0].references[0] = RefFact { pinned: false, held: true, ..references[0].clone() };
+        let refused = plan(&held, &held[0], &[&held[0].references[0]]).unwrap_err();
+        assert!(matches!(refused, ImageError::Held { .. }), "{refused}");
         let removal = plan(&images, &images[0], &[&references[1]]).unwrap();
         assert_eq!((removal.references, removal.blobs), (vec![references[1].clone()], vec![]));
     }

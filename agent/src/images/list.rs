@@ -58,7 +58,7 @@ pub fn list(store: &Store) -> Result<Vec<Listed>, StoreError> {
             let name = |name: String, pinned| Name { name, pinned };
             Listed {
                 digest: image.digest.to_string(),
-                names: roots.into_iter().map(|one| name(one.to_string(), one.pinned)).collect(),
+                names: roots.into_iter().map(|one| name(one.to_string(), one.is_kept())).collect(),
                 pinned: image.is_pinned(),
                 complete: state.complete,
                 bytes: image.content.iter().filter_map(size).sum(),

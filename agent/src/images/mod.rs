@@ -42,6 +42,12 @@ pub enum ImageError {
         /// The pinned reference.
         name: String,
     },
+    /// Kept by a set.
+    #[error("`{name}` is kept by a pre-pull set: take it out of the set first")]
+    Held {
+        /// The reference.
+        name: String,
+    },
     /// Not an image of its own.
     #[error("`{name}` is a part of `{whole}`: name that one")]
     Part {
@@ -86,9 +92,9 @@ impl Image {
         self.content.iter().filter(|digest| named.get(*digest) == Some(&1))
     }
 
-    /// Whether someone keeps it by hand.
+    /// Whether someone keeps it: by hand, or a pre-pull set.
     pub fn is_pinned(&self) -> bool {
-        self.references.iter().any(|reference| reference.pinned)
+        self.references.iter().any(RefFact::is_kept)
     }
 
     /// A name to call it by: a tag if it has one.
@@ -203,7 +209,7 @@ mod tests {
     fn named(name: RefName, digest: Digest) -> RefFact {
         let repository =
             crate::types::Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
-        RefFact { repository, name, digest, pinned: false }
+        RefFact { repository, name, digest, pinned: false, held: false }
     }
 
     #[test]

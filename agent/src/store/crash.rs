@@ -42,6 +42,7 @@ fn work(directory: &Path) {
         size: MANIFEST.len() as u64,
         confirmed: 7,
         pinned: false,
+        held: false,
         imported: false,
     };
     store.set_tag(&repository, &tag, &record).unwrap();

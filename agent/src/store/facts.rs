@@ -52,6 +52,15 @@ pub struct RefFact {
     pub digest: Digest,
     /// Kept by hand.
     pub pinned: bool,
+    /// Kept by a pre-pull set.
+    pub held: bool,
+}
+
+impl RefFact {
+    /// Never evicted, whoever wants it so.
+    pub fn is_kept(&self) -> bool {
+        self.pinned || self.held
+    }
 }
 
 impl std::fmt::Display for RefFact {
@@ -195,9 +204,31 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the references that `wanted` names the ones that sets keep, and no others. Says how many were changed.
+    pub fn hold(&self, wanted: &dyn Fn(&RefFact) -> bool) -> Result<usize, StoreError> {
+        self.owner()?;
+        let mut changed = 0;
+        for fact in self.references()? {
+            let held = wanted(&fact);
+            if fact.held != held && self.set_kept(&fact, None, Some(held))? {
+                changed += 1;
+            }
+        }
+        Ok(changed)
+    }
+
     /// Pins a reference, or takes its pin away. `false` when it is not there, or means something else by now.
     pub fn set_pin(&self, reference: &RefFact, pinned: bool) -> Result<bool, StoreError> {
         self.owner()?;
+        self.set_kept(reference, Some(pinned), None)
+    }
+
+    fn set_kept(
+        &self,
+        reference: &RefFact,
+        pinned: Option<bool>,
+        held: Option<bool>,
+    ) -> Result<bool, StoreError> {
         let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
         let paths = &self.0.paths;
         match &reference.name {
@@ -207,12 +238,14 @@ impl Store {
                 let Some(now) = now.filter(|record| record.digest == reference.digest) else {
                     return Ok(false);
                 };
-                refs::write(paths, &path, &TagRecord { pinned, ..now })?;
+                let (pinned, held) = (pinned.unwrap_or(now.pinned), held.unwrap_or(now.held));
+                refs::write(paths, &path, &TagRecord { pinned, held, ..now })?;
             }
             RefName::Digest => {
                 let path = paths.manifest(&reference.repository, &reference.digest);
                 let Some(now) = refs::read::<ManifestRecord>(&path)? else { return Ok(false) };
-                refs::write(paths, &path, &ManifestRecord { pinned, ..now })?;
+                let (pinned, held) = (pinned.unwrap_or(now.pinned), held.unwrap_or(now.held));
+                refs::write(paths, &path, &ManifestRecord { pinned, held, ..now })?;
             }
         }
         self.note_reference_change();
@@ -246,15 +279,15 @@ fn references_in(
         let Some(name) = name_of(&path) else { continue };
         let fact = if tags {
             let (Ok(tag), Some(record)) = (name.parse(), refs::read::<TagRecord>(&path)?) else { continue };
-            (RefName::Tag(tag), record.digest, record.pinned)
+            (RefName::Tag(tag), record.digest, record.pinned, record.held)
         } else {
             let (Ok(digest), Some(record)) = (name.parse(), refs::read::<ManifestRecord>(&path)?) else {
                 continue;
             };
-            (RefName::Digest, digest, record.pinned)
+            (RefName::Digest, digest, record.pinned, record.held)
         };
-        let (name, digest, pinned) = fact;
-        found.push(RefFact { repository: repository.clone(), name, digest, pinned });
+        let (name, digest, pinned, held) = fact;
+        found.push(RefFact { repository: repository.clone(), name, digest, pinned, held });
     }
     Ok(())
 }

@@ -11,6 +11,7 @@
 //! <data>/index-v1/                                sled: sizes and last use; disposable, rebuilt from the above
 //! <data>/quarantine-v1/                           blobs that went bad on disk, the last few
 //! <data>/check-v1                                 how far the slow check of every blob has come
+//! <data>/prepull-v1                               which images sets have brought; lost, they are looked for again
 //! <data>/tmp/                                     files being written; emptied at start
 //! ```
 //!
@@ -31,6 +32,7 @@ mod check;
 mod facts;
 mod health;
 mod index;
+mod notes;
 mod own;
 mod partial;
 mod paths;
@@ -262,8 +264,11 @@ impl Store {
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.tag(repository, tag);
         // A pin is the tag's, whatever upstream makes it mean.
-        let pinned = record.pinned || refs::read::<TagRecord>(&path)?.is_some_and(|old| old.pinned);
-        refs::write(&self.0.paths, &path, &TagRecord { pinned, ..record.clone() })
+        let (pinned, held) =
+            refs::read::<TagRecord>(&path)?.map_or((false, false), |old| (old.pinned, old.held));
+        let record =
+            TagRecord { pinned: record.pinned || pinned, held: record.held || held, ..record.clone() };
+        refs::write(&self.0.paths, &path, &record)
     }
 
     /// Forgets a tag: upstream says that it does not exist. One that is kept by hand stays. Blocking.
@@ -295,8 +300,11 @@ impl Store {
         self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.manifest(repository, digest);
-        let pinned = record.pinned || refs::read::<ManifestRecord>(&path)?.is_some_and(|old| old.pinned);
-        refs::write(&self.0.paths, &path, &ManifestRecord { pinned, ..record.clone() })
+        let (pinned, held) =
+            refs::read::<ManifestRecord>(&path)?.map_or((false, false), |old| (old.pinned, old.held));
+        let record =
+            ManifestRecord { pinned: record.pinned || pinned, held: record.held || held, ..record.clone() };
+        refs::write(&self.0.paths, &path, &record)
     }
 
     /// Goes up whenever references were pinned, removed or imported: who remembers one looks again.

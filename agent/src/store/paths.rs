@@ -50,6 +50,10 @@ impl Paths {
         self.root.join("quarantine-v1")
     }
 
+    pub(super) fn prepulled(&self) -> PathBuf {
+        self.root.join("prepull-v1")
+    }
+
     pub(super) fn check_mark(&self) -> PathBuf {
         self.root.join("check-v1")
     }

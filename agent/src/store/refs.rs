@@ -26,6 +26,9 @@ pub struct TagRecord {
     /// Kept by hand: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// Kept because a pre-pull set wants it: the image is never evicted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// Brought by hand, and never confirmed by upstream since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub imported: bool,
@@ -34,7 +37,7 @@ pub struct TagRecord {
 impl TagRecord {
     /// Someone wants it here whatever upstream says of it.
     pub fn is_kept(&self) -> bool {
-        self.pinned || self.imported
+        self.pinned || self.held || self.imported
     }
 }
 
@@ -47,12 +50,15 @@ pub struct ManifestRecord {
     /// Kept by hand: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// Kept because a pre-pull set wants it: the image is never evicted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 impl ManifestRecord {
     /// A manifest that nobody pinned.
     pub fn new(media_type: &str) -> Self {
-        Self { media_type: media_type.to_owned(), pinned: false }
+        Self { media_type: media_type.to_owned(), pinned: false, held: false }
     }
 }
 

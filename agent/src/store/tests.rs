@@ -16,6 +16,7 @@ fn record() -> TagRecord {
         size: 1,
         confirmed: 7,
         pinned: false,
+        held: false,
         imported: false,
     }
 }

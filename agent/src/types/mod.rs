@@ -7,6 +7,7 @@ mod duration;
 mod image;
 mod manifest;
 mod name;
+mod platform;
 mod range;
 mod size;
 mod validator;
@@ -20,6 +21,7 @@ pub use manifest::{
     media_type_of, named_media_type,
 };
 pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
+pub use platform::{Platform, PlatformError};
 pub use range::{ByteRange, RangeHeader};
 pub use size::{SizeError, format_size, parse_size};
 pub use validator::Validator;

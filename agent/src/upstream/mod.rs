@@ -131,6 +131,12 @@ impl Upstream {
         }
     }
 
+    /// For how long work that nobody waits for should leave a registry alone; nothing when it may go on, as far as
+    /// the registry's answers have told.
+    pub fn background_wait(&self, registry: &RegistryHost) -> Option<std::time::Duration> {
+        self.registry(registry).ok()?.background_wait()
+    }
+
     /// How every registry that was asked so far stands.
     pub fn status(&self) -> Vec<RegistryStatus> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

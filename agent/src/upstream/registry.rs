@@ -220,6 +220,16 @@ impl Registry {
         })
     }
 
+    /// The shortest wait until one of the endpoints has more left than its reserve.
+    pub(super) fn background_wait(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let waits = self.endpoints.iter().map(|watched| {
+            let waits = guard(&watched.health).budget.admit(Class::Background, now);
+            waits.err().unwrap_or_default()
+        });
+        waits.min().filter(|wait| !wait.is_zero())
+    }
+
     /// Shows the budget as metrics.
     fn export(&self, budget: &Budget, now: Instant) {
         let status = budget.status(now);

@@ -217,6 +217,7 @@ fn set_name(store: &Store, name: &ImageName, entry: &Entry, size: u64, pin: bool
                     .duration_since(UNIX_EPOCH)
                     .map_or(0, |elapsed| elapsed.as_secs()),
                 pinned: pin,
+                held: false,
                 imported: true,
             },
         ),

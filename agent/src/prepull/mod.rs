@@ -1,0 +1,250 @@
+//! Images that are to be on this node before anyone asks for them.
+//!
+//! ```text
+//! configuration file --sets--+
+//!                            +--> board (pure: what is due) --jobs--> pull --> fetch
+//! ImageSets ----------sets---+       |
+//!                                    +--> references that the store keeps, status, metrics
+//! ```
+//!
+//! | part | owns |
+//! | --- | --- |
+//! | `set` | what is wished for |
+//! | `schedule` | cron expressions in time zones (pure) |
+//! | `board` | what every image stands at and what is due (pure) |
+//! | `pull`, `platform` | bringing one whole image; which parts of an index are needed (pure) |
+//! | `report` | how it stands, for people and the cluster |
+//!
+//! The work is background work: it leaves a registry alone whose budget is at the reserve, and shares every transfer
+//! with waiting pods and with other nodes. Which references sets keep is exactly what the sets say: whatever no set
+//! names any more is let go, and eviction may take it. `<data>/prepull-v1` remembers what sets have brought, so that
+//! `Once` means once over restarts too; lost, the images are looked for again.
+
+mod board;
+pub mod crd;
+mod platform;
+mod progress;
+mod pull;
+mod report;
+mod schedule;
+mod set;
+mod spread;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use board::{Board, Job, Key, News, Remembered};
+use pull::{Problem, Pulled, pull};
+pub use report::{ImageReport, SetReport, State, document};
+pub use schedule::{Schedule, ScheduleError};
+pub use set::{Origin, PullPolicy, Set, SetName};
+
+use crate::{
+    fetch::Fetcher,
+    metrics::{Metrics, PrepullLabels, PrepullStateLabels},
+    store::{Store, StoreError},
+    types::Digest,
+};
+
+/// After the store could not be written to, it is tried again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is to be pre-pulled, and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Sets of the configuration file.
+    pub sets: Vec<Set>,
+    /// Images under way at once.
+    pub parallel: usize,
+    /// How often a set without a schedule asks what its tags mean.
+    pub interval: Duration,
+    /// This node's name.
+    pub node: String,
+}
+
+/// Keeps the wished images on this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Prepuller(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    fetcher: Fetcher,
+    store: Store,
+    metrics: Metrics,
+    board: Mutex<Option<Board>>,
+    /// Sets of the cluster.
+    cluster: watch::Sender<Vec<Set>>,
+    /// Counts changes of what [`Prepuller::report`] says.
+    changes: watch::Sender<u64>,
+}
+
+type Done = (Key, Result<Pulled, Problem>);
+
+impl Prepuller {
+    /// Puts the parts together; nothing is pulled before [`Self::run`].
+    pub fn new(config: Config, fetcher: Fetcher, store: Store, metrics: Metrics) -> Self {
+        let (cluster, changes) = (watch::Sender::default(), watch::Sender::default());
+        Self(Arc::new(Inner { config, fetcher, store, metrics, board: Mutex::default(), cluster, changes }))
+    }
+
+    /// How every set stands.
+    pub fn report(&self) -> Vec<SetReport> {
+        let transfers: HashMap<String, u64> =
+            self.0.fetcher.status().into_iter().map(|transfer| (transfer.digest, transfer.have)).collect();
+        let have = |digest: &Digest| transfers.get(&digest.to_string()).copied().unwrap_or(0);
+        self.board().as_ref().map(|board| board.report(&have)).unwrap_or_default()
+    }
+
+    /// Until told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let _ = stop.run_until_cancelled(self.work()).await;
+    }
+
+    fn board(&self) -> MutexGuard<'_, Option<Board>> {
+        self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_board<T>(&self, act: impl FnOnce(&mut Board) -> T) -> T {
+        let mut board = self.board();
+        let Config { interval, node, .. } = &self.0.config;
+        act(board.get_or_insert_with(|| Board::new(*interval, node, Remembered::default())))
+    }
+
+    async fn work(&self) {
+        self.wait_for_store().await;
+        let mut cluster = self.0.cluster.subscribe();
+        let mut running: FuturesUnordered<BoxFuture<'_, Done>> = FuturesUnordered::new();
+        let mut unsettled = true;
+        self.accept(&cluster.borrow_and_update().clone());
+        loop {
+            let room = self.0.config.parallel.saturating_sub(running.len());
+            let (jobs, next) = self.with_board(|board| board.begin(Timestamp::now(), room));
+            for job in jobs {
+                running.push(Box::pin(self.do_job(job)));
+            }
+            if unsettled {
+                unsettled = !self.settle().await;
+            }
+            self.publish();
+            let until = next.map_or(Duration::MAX, |next| wait_until(next, Timestamp::now()));
+            let until = if unsettled { until.min(RETRY) } else { until };
+            tokio::select! {
+                Some((key, outcome)) = running.next(), if !running.is_empty() => {
+                    unsettled |= self.finish(&key, outcome);
+                }
+                changed = cluster.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.accept(&cluster.borrow_and_update().clone());
+                    unsettled = true;
+                }
+                () = tokio::time::sleep(until) => {}
+            }
+        }
+    }
+
+    /// What was remembered can be read, and what is pulled be kept, once the store is this process's own.
+    async fn wait_for_store(&self) {
+        while !self.0.store.is_owner() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let store = self.0.store.clone();
+        let read = tokio::task::spawn_blocking(move || store.prepulled::<Remembered>()).await;
+        let remembered = read.map_err(StoreError::from).and_then(|read| read).unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "what was pre-pulled before is not known: looked for again");
+            None
+        });
+        let Config { interval, node, .. } = &self.0.config;
+        *self.board() = Some(Board::new(*interval, node, remembered.unwrap_or_default()));
+    }
+
+    fn accept(&self, cluster: &[Set]) {
+        let sets = self.0.config.sets.iter().chain(cluster).cloned().collect();
+        self.with_board(|board| board.accept(sets, Timestamp::now()));
+    }
+
+    async fn do_job(&self, job: Job) -> Done {
+        tracing::debug!(set = %job.key.set, image = job.key.image, reference = %job.reference, "pre-pull begins");
+        let outcome = pull(&self.0.fetcher, &job).await;
+        (job.key, outcome)
+    }
+
+    /// Says whether what the store keeps may have to be different now.
+    fn finish(&self, key: &Key, outcome: Result<Pulled, Problem>) -> bool {
+        let news = self.with_board(|board| board.finished(key, outcome, Timestamp::now()));
+        let (set, image) = (&key.set, &key.image);
+        let count = |outcome: &'static str| {
+            self.0.metrics.prepulls.get_or_create(&PrepullLabels { outcome }).inc();
+        };
+        match news {
+            News::Here(digest) => {
+                count("here");
+                tracing::info!(%set, image, %digest, "pre-pulled image is here");
+                true
+            }
+            News::Changed { from, to } => {
+                count("changed");
+                tracing::info!(%set, image, %from, %to, "pre-pulled tag changed: the new image is here");
+                true
+            }
+            News::Same => {
+                count("same");
+                false
+            }
+            News::Failed(problem) => {
+                count(problem.reason);
+                tracing::warn!(%set, image, reason = problem.reason, message = problem.message, "image not pre-pulled: tried again");
+                false
+            }
+            News::Gone => false,
+        }
+    }
+
+    /// Makes the store keep what the sets name and nothing else, and remembers what they brought. `false` when that
+    /// has to be tried again.
+    async fn settle(&self) -> bool {
+        let (holds, remembered) = self.with_board(|board| (board.holds(), board.remember()));
+        let store = self.0.store.clone();
+        let settled = tokio::task::spawn_blocking(move || {
+            store.hold(&holds)?;
+            store.remember_prepulled(&remembered)
+        });
+        let settled = settled.await.map_err(StoreError::from).and_then(|settled| settled);
+        settled
+            .inspect_err(|error| {
+                tracing::warn!(error = %chain(error), "what sets keep is not written down: tried again");
+            })
+            .is_ok()
+    }
+
+    fn publish(&self) {
+        let report = self.report();
+        for state in [State::Waiting, State::Pulling, State::Ready, State::Failed] {
+            let images = report.iter().flat_map(|set| &set.images);
+            let count = images.filter(|image| image.state == state).count();
+            let labels = PrepullStateLabels { state: state.as_str() };
+            let gauge = self.0.metrics.prepull_images.get_or_create(&labels);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.0.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+fn wait_until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
+}

@@ -1,0 +1,67 @@
+//! How far one image has come.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::types::Digest;
+
+/// Written by whoever pulls, read by whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Progress(Mutex<Vec<Part>>);
+
+#[derive(Debug)]
+struct Part {
+    digest: Digest,
+    size: u64,
+    done: bool,
+}
+
+impl Progress {
+    fn parts(&self) -> MutexGuard<'_, Vec<Part>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A blob that the image needs.
+    pub(super) fn needs(&self, digest: Digest, size: u64) {
+        self.parts().push(Part { digest, size, done: false });
+    }
+
+    /// It is here.
+    pub(super) fn came(&self, digest: &Digest) {
+        for part in self.parts().iter_mut().filter(|part| part.digest == *digest) {
+            part.done = true;
+        }
+    }
+
+    /// Bytes that the image has in all, once its manifests were read.
+    pub(super) fn total(&self) -> u64 {
+        self.parts().iter().map(|part| part.size).sum()
+    }
+
+    /// From 0 to 99: 100 is said of what is whole only.
+    pub(super) fn percent(&self, have: &dyn Fn(&Digest) -> u64) -> u8 {
+        let parts = self.parts();
+        let total: u64 = parts.iter().map(|part| part.size).sum();
+        let come = |part: &Part| if part.done { part.size } else { have(&part.digest).min(part.size) };
+        let come: u64 = parts.iter().map(come).sum();
+        let percent = u128::from(come) * 100 / u128::from(total.max(1));
+        u8::try_from(percent.min(99)).unwrap_or(99)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_and_what_is_on_its_way_count_and_a_hundred_is_for_the_end() {
+        let progress = Progress::default();
+        assert_eq!(progress.percent(&|_| 0), 0);
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        progress.needs(a, 100);
+        progress.needs(b, 300);
+        assert_eq!(progress.percent(&|digest| if *digest == b { 60 } else { 0 }), 15);
+        progress.came(&a);
+        assert_eq!(progress.percent(&|_| 1_000), 99);
+        assert_eq!((progress.percent(&|_| 0), progress.total()), (25, 400));
+    }
+}

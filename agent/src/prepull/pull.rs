@@ -1,0 +1,221 @@
+//! Brings one whole image into the store: what the tag means, the index, the manifests of the wanted platforms, their
+//! configurations and layers. What is here already costs nothing; what other nodes are fetching is shared with them.
+//!
+//! Before every step that asks a registry for something the budget is looked at: at its reserve the job ends with the
+//! reason `RateLimited` and is begun again when there is more.
+
+use std::{fmt::Write as _, time::Duration};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::time::Instant;
+
+use super::{
+    board::Job,
+    platform::{Chosen, choose},
+    progress::Progress,
+};
+use crate::{
+    fetch::{FetchError, Fetcher},
+    types::{
+        ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
+    },
+};
+
+/// Blobs of one image under way at once, as container runtimes have it.
+const BLOBS_AT_ONCE: usize = 3;
+
+/// Indexes within indexes that are followed.
+const MAX_DEPTH: u32 = 3;
+
+/// The least that a paced transfer asks for at once.
+const LEAST_SLICE: u64 = 1 << 20;
+
+/// Longest wait for the budget before it is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_mins(15);
+
+/// What was brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pulled {
+    /// What the tag means.
+    pub(super) digest: Digest,
+    /// Bytes of configurations and layers.
+    pub(super) bytes: u64,
+}
+
+/// Why an image is not here: a word for programs and a text for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Problem {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), retry_after: None }
+    }
+
+    /// Whether something is wrong; a spent budget is nothing wrong.
+    pub(super) fn counts(&self) -> bool {
+        self.reason != RATE_LIMITED
+    }
+}
+
+const RATE_LIMITED: &str = "RateLimited";
+
+impl From<FetchError> for Problem {
+    fn from(error: FetchError) -> Self {
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(next) = cause {
+            let _ = write!(message, ": {next}");
+            cause = next.source();
+        }
+        let (reason, retry_after) = match error {
+            FetchError::NotFound(_) => ("NotFound", None),
+            FetchError::Denied(_) => ("Denied", None),
+            FetchError::NotNow { retry_after, .. } => ("NotAvailable", retry_after),
+            FetchError::Corrupt { .. } => ("WrongBytes", None),
+            FetchError::Unsupported { .. } => ("Unsupported", None),
+            FetchError::Store(_) | FetchError::Disk(_) => ("StoreFailed", None),
+            FetchError::Changed(_) | FetchError::Parked => ("Interrupted", None),
+            FetchError::Stopping => ("Stopping", None),
+        };
+        Self { reason, message, retry_after }
+    }
+}
+
+/// Does a job.
+pub(super) async fn pull(fetcher: &Fetcher, job: &Job) -> Result<Pulled, Problem> {
+    let repository = &job.image.repository;
+    if !fetcher.serves(repository) {
+        let message = format!("`{}` is not among the agent's `registries`", repository.registry);
+        return Err(Problem::new("NotServed", message));
+    }
+    let digest = match &job.reference {
+        Reference::Digest(digest) => *digest,
+        tag @ Reference::Tag(_) => {
+            within_budget(fetcher, repository)?;
+            fetcher.manifest_head(repository, tag).await?.digest
+        }
+    };
+    let here = [Platform::here()];
+    let platforms = if job.platforms.is_empty() { &here[..] } else { &job.platforms };
+    let contents = manifests(fetcher, repository, digest, platforms).await?;
+    for blob in &contents.blobs {
+        job.progress.needs(blob.digest, blob.size);
+    }
+    let bring = |blob: Descriptor| bring(fetcher, repository, blob, job.bandwidth, &job.progress);
+    stream::iter(contents.blobs).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect::<()>().await?;
+    if let Some(problem) = contents.lacking {
+        return Err(problem);
+    }
+    Ok(Pulled { digest, bytes: job.progress.total() })
+}
+
+fn within_budget(fetcher: &Fetcher, repository: &Repository) -> Result<(), Problem> {
+    let Some(wait) = fetcher.background_wait(&repository.registry) else { return Ok(()) };
+    let message = format!(
+        "`{}` allows little more for now, which is left to waiting pods: tried again when it has refilled",
+        repository.registry
+    );
+    let retry_after = Some(wait.min(LONGEST_WAIT));
+    Err(Problem { retry_after, ..Problem::new(RATE_LIMITED, message) })
+}
+
+/// What of an image is needed.
+#[derive(Default)]
+struct Contents {
+    blobs: Vec<Descriptor>,
+    /// Platforms that it does not have: known at the end, when what it has is here.
+    lacking: Option<Problem>,
+}
+
+async fn manifests(
+    fetcher: &Fetcher,
+    repository: &Repository,
+    root: Digest,
+    platforms: &[Platform],
+) -> Result<Contents, Problem> {
+    let mut contents = Contents::default();
+    let mut open = vec![(root, MAX_DEPTH)];
+    while let Some((digest, depth)) = open.pop() {
+        if !fetcher.has(&digest).await {
+            within_budget(fetcher, repository)?;
+        }
+        let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;
+        match choose(&bytes, platforms) {
+            Chosen::Index { manifests, missing, offered } if depth > 0 => {
+                if !missing.is_empty() {
+                    contents.lacking = Some(lacking(&missing, &offered));
+                }
+                open.extend(manifests.into_iter().map(|digest| (digest, depth - 1)));
+            }
+            Chosen::Index { .. } => {
+                return Err(Problem::new("Unsupported", "indexes within indexes go too deep"));
+            }
+            Chosen::Image => {
+                let links = ManifestLinks::parse(&bytes)
+                    .map_err(|error| Problem::new("Unsupported", format!("`{digest}`: {error}")))?;
+                for blob in links.descriptors {
+                    // Registries need not have foreign layers.
+                    let wanted = matches!(blob.role, Role::Config | Role::Layer);
+                    if wanted && !contents.blobs.iter().any(|known| known.digest == blob.digest) {
+                        contents.blobs.push(blob);
+                    }
+                }
+            }
+        }
+    }
+    Ok(contents)
+}
+
+fn lacking(missing: &[Platform], offered: &[Platform]) -> Problem {
+    let list = |platforms: &[Platform]| {
+        platforms.iter().map(|platform| format!("`{platform}`")).collect::<Vec<_>>().join(", ")
+    };
+    let message = format!("it has nothing for {}, only for {}", list(missing), list(offered));
+    Problem::new("PlatformMissing", message)
+}
+
+async fn bring(
+    fetcher: &Fetcher,
+    repository: &Repository,
+    blob: Descriptor,
+    bandwidth: Option<u64>,
+    progress: &Progress,
+) -> Result<(), Problem> {
+    if !fetcher.has(&blob.digest).await {
+        within_budget(fetcher, repository)?;
+        if let Some(rate) = bandwidth {
+            bring_slowly(fetcher, repository, &blob, rate).await?;
+        }
+    }
+    fetcher.keep(repository, &blob.digest).await?;
+    progress.came(&blob.digest);
+    Ok(())
+}
+
+/// Asks for one slice after the other, so that no more than `rate` bytes come in a second; what is left at the end is
+/// brought by the caller. A slice lasts a second at the blob's share of the rate.
+async fn bring_slowly(
+    fetcher: &Fetcher,
+    repository: &Repository,
+    blob: &Descriptor,
+    rate: u64,
+) -> Result<(), Problem> {
+    let rate = (rate / BLOBS_AT_ONCE as u64).max(1);
+    let (mut first, began) = (0, Instant::now());
+    while first < blob.size {
+        let last = first.saturating_add(rate.max(LEAST_SLICE)).min(blob.size) - 1;
+        let range = RangeHeader::One(ByteRange::From { first, last: Some(last) });
+        let content = fetcher.blob(repository, &blob.digest, range).await?;
+        let mut reader = content.read(first..last + 1);
+        while reader.next().await?.is_some() {}
+        first = last + 1;
+        #[expect(clippy::cast_precision_loss, reason = "blobs are far below 2^52 bytes")]
+        let due = Duration::try_from_secs_f64(first as f64 / rate as f64).unwrap_or(LONGEST_WAIT);
+        tokio::time::sleep_until(began + due).await;
+    }
+    Ok(())
+}

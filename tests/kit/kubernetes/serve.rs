@@ -1,0 +1,497 @@
+//! HTTP: verbs, lists in pages, watches, faults, and the log of what was asked.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use super::{
+    kinds::Kind,
+    objects::{Failure, Objects, Write},
+    roles::Rule,
+    selector::Selector,
+};
+
+/// Most objects in one page of a list that asked for pages: small, so that lists have several.
+const PAGE: usize = 3;
+
+/// Pages of lists that are large: more than this many objects.
+const LARGE: usize = 100;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`.
+    pub verb: &'static str,
+    /// Plural name of the kind.
+    pub plural: String,
+    /// Name of the object, if it was about one.
+    pub name: String,
+    /// `status`, or nothing.
+    pub subresource: String,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// Bytes of the answer; of watches, see `FakeApi::watched_bytes`.
+    pub bytes: u64,
+    /// Since the server was made.
+    pub at: Duration,
+}
+
+/// Requests that go wrong.
+#[derive(Clone, Debug)]
+pub struct ApiFault {
+    /// Verbs that it hits; empty means all.
+    pub verbs: &'static [&'static str],
+    /// Plural name of a kind; empty means all.
+    pub plural: &'static str,
+    /// How often; `None` means until it is healed.
+    pub times: Option<usize>,
+    /// What is answered; 0 means that the request goes through, late.
+    pub status: u16,
+    /// How long it takes.
+    pub delay: Duration,
+}
+
+/// What every connection shares.
+#[derive(Debug)]
+pub(super) struct Shared {
+    objects: Mutex<Objects>,
+    roles: Mutex<HashMap<String, Vec<Rule>>>,
+    faults: Mutex<Vec<ApiFault>>,
+    log: Mutex<Vec<Record>>,
+    watched: Mutex<HashMap<String, u64>>,
+    /// The version, and when watches are to end.
+    pub(super) news: watch::Sender<(u64, u64)>,
+    since: std::time::Instant,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            objects: Mutex::default(),
+            roles: Mutex::default(),
+            faults: Mutex::default(),
+            log: Mutex::default(),
+            watched: Mutex::default(),
+            news: watch::Sender::default(),
+            since: std::time::Instant::now(),
+        }
+    }
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn objects(&self) -> MutexGuard<'_, Objects> {
+        guard(&self.objects)
+    }
+
+    pub(super) fn roles(&self) -> MutexGuard<'_, HashMap<String, Vec<Rule>>> {
+        guard(&self.roles)
+    }
+
+    pub(super) fn faults(&self) -> MutexGuard<'_, Vec<ApiFault>> {
+        guard(&self.faults)
+    }
+
+    pub(super) fn log(&self) -> MutexGuard<'_, Vec<Record>> {
+        guard(&self.log)
+    }
+
+    pub(super) fn watched(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        guard(&self.watched)
+    }
+
+    /// Changes objects and tells those who watch.
+    pub(super) fn change<T>(&self, act: impl FnOnce(&mut Objects) -> T) -> T {
+        let mut objects = self.objects();
+        let before = objects.version();
+        let outcome = act(&mut objects);
+        let version = objects.version();
+        drop(objects);
+        if version != before {
+            self.news.send_modify(|news| news.0 = version);
+        }
+        outcome
+    }
+
+    fn fault_for(&self, verb: &str, plural: &str) -> Option<ApiFault> {
+        let mut faults = self.faults();
+        let hit = faults.iter_mut().find(|fault| {
+            (fault.verbs.is_empty() || fault.verbs.contains(&verb))
+                && (fault.plural.is_empty() || fault.plural == plural)
+                && fault.times != Some(0)
+        })?;
+        if let Some(times) = &mut hit.times {
+            *times -= 1;
+        }
+        Some(hit.clone())
+    }
+}
+
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                let shared = shared.clone();
+                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+            });
+            // A client that goes away is no concern of the server.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// A request's target, taken apart.
+#[derive(Debug)]
+struct Target {
+    group: String,
+    version: String,
+    namespace: Option<String>,
+    plural: String,
+    name: String,
+    subresource: String,
+    query: HashMap<String, String>,
+}
+
+fn parse(request: &Request<Incoming>) -> Option<Target> {
+    let parts: Vec<_> = request.uri().path().split('/').filter(|part| !part.is_empty()).collect();
+    let (group, version, rest) = match parts.as_slice() {
+        ["api", version, rest @ ..] => ("", *version, rest),
+        ["apis", group, version, rest @ ..] => (*group, *version, rest),
+        _ => return None,
+    };
+    let (namespace, rest) = match rest {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some((*namespace).to_owned()), rest),
+        _ => (None, rest),
+    };
+    let (plural, name, subresource) = match rest {
+        [plural] => (plural, "", ""),
+        [plural, name] => (plural, *name, ""),
+        [plural, name, subresource] => (plural, *name, *subresource),
+        _ => return None,
+    };
+    let query = request.uri().query().unwrap_or_default();
+    let url = reqwest::Url::parse(&format!("http://x/?{query}")).ok()?;
+    Some(Target {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        namespace,
+        plural: (*plural).to_owned(),
+        name: name.to_owned(),
+        subresource: subresource.to_owned(),
+        query: url.query_pairs().into_owned().collect(),
+    })
+}
+
+fn verb(method: &Method, target: &Target) -> &'static str {
+    let watch = target.query.get("watch").is_some_and(|value| value == "true" || value == "1");
+    match (method.as_str(), target.name.is_empty()) {
+        ("GET", _) if watch => "watch",
+        ("GET", true) => "list",
+        ("GET", false) => "get",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        _ => "delete",
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let Some(target) = parse(&request) else {
+        return failed(&Failure::new(404, "NotFound", "the server could not find the requested resource"));
+    };
+    let verb = verb(request.method(), &target);
+    let fault = shared.fault_for(verb, &target.plural);
+    if let Some(fault) = &fault {
+        tokio::time::sleep(fault.delay).await;
+    }
+    let outcome = match fault {
+        Some(fault) if fault.status != 0 => {
+            Err(Failure::new(fault.status, "Fault", "made to fail by the test"))
+        }
+        _ => act(shared, verb, &target, request).await,
+    };
+    let (response, bytes) = match outcome {
+        Ok(Outcome::Document(status, value)) => {
+            let text = value.to_string();
+            let bytes = text.len() as u64;
+            (document(status, text), bytes)
+        }
+        Ok(Outcome::Watch(response)) => (response, 0),
+        Err(failure) => (failed(&failure), 0),
+    };
+    shared.log().push(Record {
+        verb,
+        plural: target.plural,
+        name: target.name,
+        subresource: target.subresource,
+        status: response.status().as_u16(),
+        bytes,
+        at: shared.since.elapsed(),
+    });
+    response
+}
+
+enum Outcome {
+    Document(StatusCode, Value),
+    Watch(Response<Body>),
+}
+
+fn document(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}
+
+fn failed(failure: &Failure) -> Response<Body> {
+    let status = StatusCode::from_u16(failure.code).expect("faults have a status");
+    let mut response = document(status, failure.body().to_string());
+    if failure.code == 429 {
+        response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+    }
+    response
+}
+
+async fn act(
+    shared: &Arc<Shared>,
+    verb: &'static str,
+    target: &Target,
+    request: Request<Incoming>,
+) -> Result<Outcome, Failure> {
+    admit(shared, verb, target, request.headers())?;
+    let kind = shared.objects().kind_at(&target.group, &target.version, &target.plural);
+    let kind = kind
+        .ok_or_else(|| Failure::new(404, "NotFound", "the server could not find the requested resource"))?;
+    if !target.subresource.is_empty() && (target.subresource != "status" || !kind.status) {
+        return Err(Failure::new(404, "NotFound", "the server could not find the requested resource"));
+    }
+    match verb {
+        "watch" => return watch(shared, kind, target),
+        "list" => return list(shared, &kind, target),
+        _ => {}
+    }
+    let content_type = header_text(request.headers(), header::CONTENT_TYPE.as_str());
+    let agent = header_text(request.headers(), header::USER_AGENT.as_str());
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| Failure::new(400, "BadRequest", error.to_string()))?;
+    let body = body.to_bytes();
+    let value = || {
+        serde_json::from_slice::<Value>(&body)
+            .map_err(|error| Failure::new(400, "BadRequest", error.to_string()))
+    };
+    let namespace = target.namespace.as_deref().unwrap_or_default();
+    let name = target.name.as_str();
+    let manager = target.query.get("fieldManager").cloned().unwrap_or(agent);
+    let status = target.subresource == "status";
+    let outcome = match verb {
+        "get" => (StatusCode::OK, shared.objects().read(&kind, namespace, name)?),
+        "create" => {
+            let object = value()?;
+            (
+                StatusCode::CREATED,
+                shared.change(|objects| objects.create(&kind, namespace, object, &manager))?,
+            )
+        }
+        "update" => {
+            let object = value()?;
+            let write = Write::Put(&object);
+            let written =
+                shared.change(|objects| objects.write(&kind, (namespace, name), status, &write, &manager));
+            (StatusCode::OK, written?)
+        }
+        "patch" => {
+            let patch = value()?;
+            let write = match content_type.split(';').next().unwrap_or_default() {
+                "application/json-patch+json" => Write::Json(&patch),
+                "application/merge-patch+json" => Write::Merge(&patch),
+                "application/strategic-merge-patch+json" if kind.schema.is_none() => Write::Strategic(&patch),
+                "application/apply-patch+yaml" => Write::Apply {
+                    patch: &patch,
+                    force: target.query.get("force").is_some_and(|force| force == "true"),
+                },
+                other => {
+                    return Err(Failure::new(
+                        415,
+                        "UnsupportedMediaType",
+                        format!("`{other}` is not supported"),
+                    ));
+                }
+            };
+            let written =
+                shared.change(|objects| objects.write(&kind, (namespace, name), status, &write, &manager));
+            (StatusCode::OK, written?)
+        }
+        _ => (StatusCode::OK, shared.change(|objects| objects.delete(&kind, namespace, name))?),
+    };
+    Ok(Outcome::Document(outcome.0, outcome.1))
+}
+
+fn header_text(headers: &HeaderMap, name: &str) -> String {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+/// Without a token, or with one that was given no role, everything may be done.
+fn admit(shared: &Shared, verb: &str, target: &Target, headers: &HeaderMap) -> Result<(), Failure> {
+    let token = header_text(headers, header::AUTHORIZATION.as_str());
+    let Some(token) = token.strip_prefix("Bearer ") else { return Ok(()) };
+    let roles = shared.roles();
+    let Some(rules) = roles.get(token) else { return Ok(()) };
+    let resource = match target.subresource.as_str() {
+        "" => target.plural.clone(),
+        subresource => format!("{}/{subresource}", target.plural),
+    };
+    if rules.iter().any(|rule| rule.allows(verb, &target.group, &resource, &target.name)) {
+        return Ok(());
+    }
+    let message = format!(
+        "{resource}.{} is forbidden: User \"test\" cannot {verb} resource \"{resource}\"",
+        target.group
+    );
+    Err(Failure::new(403, "Forbidden", message))
+}
+
+fn selector(target: &Target) -> Selector {
+    let of = |name: &str| target.query.get(name).map(String::as_str).unwrap_or_default();
+    Selector::new(target.namespace.clone(), of("labelSelector"), of("fieldSelector"))
+}
+
+fn list(shared: &Shared, kind: &Kind, target: &Target) -> Result<Outcome, Failure> {
+    let objects = shared.objects();
+    let all = objects.matching(kind, &selector(target));
+    let limit =
+        target.query.get("limit").and_then(|limit| limit.parse::<usize>().ok()).filter(|limit| *limit > 0);
+    let from = match target.query.get("continue").map(String::as_str).unwrap_or_default() {
+        "" => 0,
+        token => token
+            .strip_prefix("at-")
+            .and_then(|at| at.parse::<usize>().ok())
+            .ok_or_else(|| Failure::new(400, "BadRequest", "continue key is not valid"))?,
+    };
+    let most = if all.len() > LARGE { usize::MAX } else { PAGE };
+    let page = limit.map_or(usize::MAX, |limit| limit.min(most));
+    let items: Vec<_> = all.iter().skip(from).take(page).cloned().collect();
+    let more =
+        if from + items.len() < all.len() { format!("at-{}", from + items.len()) } else { String::new() };
+    Ok(Outcome::Document(
+        StatusCode::OK,
+        json!({
+            "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(),
+            "metadata": {"resourceVersion": objects.version().to_string(), "continue": more}, "items": items,
+        }),
+    ))
+}
+
+fn watch(shared: &Arc<Shared>, kind: Kind, target: &Target) -> Result<Outcome, Failure> {
+    if target.query.contains_key("sendInitialEvents") {
+        let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        return Err(Failure::new(422, "Invalid", message));
+    }
+    let from = target.query.get("resourceVersion").and_then(|version| version.parse::<u64>().ok());
+    let limit = target.query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(300);
+    let bookmarks = target.query.contains_key("allowWatchBookmarks");
+    let selector = selector(target);
+    // The client is slower than the server at times: what it has not taken waits here.
+    let (sender, receiver) = mpsc::channel::<Bytes>(64);
+    let feed = Feed { shared: shared.clone(), kind, selector, sender, bookmarks };
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(Duration::from_secs(limit), feed.run(from.unwrap_or(0))).await;
+    });
+    let stream = futures_util::stream::unfold(receiver, |mut receiver| async {
+        let bytes = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), receiver))
+    });
+    Ok(Outcome::Watch(Response::new(StreamBody::new(stream).boxed_unsync())))
+}
+
+/// One watch.
+struct Feed {
+    shared: Arc<Shared>,
+    kind: Kind,
+    selector: Selector,
+    sender: mpsc::Sender<Bytes>,
+    bookmarks: bool,
+}
+
+impl Feed {
+    async fn send(&self, event: &Value) -> bool {
+        let line = format!("{event}\n");
+        *self.shared.watched().entry(self.kind.plural.clone()).or_default() += line.len() as u64;
+        self.sender.send(line.into()).await.is_ok()
+    }
+
+    async fn run(self, mut version: u64) {
+        let mut news = self.shared.news.subscribe();
+        let ends = news.borrow_and_update().1;
+        if version == 0 {
+            version = self.shared.objects().version();
+        }
+        loop {
+            let (events, now) = {
+                let objects = self.shared.objects();
+                (objects.since(&self.kind, version, &self.selector), objects.version())
+            };
+            let Some(events) = events else {
+                let expired = json!({"type": "ERROR", "object": {
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410,
+                    "reason": "Expired", "message": format!("too old resource version: {version}"),
+                }});
+                self.send(&expired).await;
+                return;
+            };
+            // The version moves on with objects of other kinds too: a bookmark tells, before the watch ends.
+            for event in &events {
+                if !self.send(event).await {
+                    return;
+                }
+            }
+            version = now;
+            tokio::select! {
+                changed = news.changed() => {
+                    if changed.is_err() || news.borrow().1 != ends {
+                        if self.bookmarks {
+                            self.send(&bookmark(&self.kind, version)).await;
+                        }
+                        return;
+                    }
+                }
+                () = self.sender.closed() => return,
+            }
+        }
+    }
+}
+
+fn bookmark(kind: &Kind, version: u64) -> Value {
+    json!({"type": "BOOKMARK", "object": {
+        "kind": kind.kind, "apiVersion": kind.api_version(), "metadata": {"resourceVersion": version.to_string()},
+    }})
+}
