@@ -20,7 +20,7 @@ use crate::{
     http::{Admin, Latch, Limits, Mirror, PeerApi, Readiness, Section, Server},
     metrics::Metrics,
     peers::{self, Peers, directory::Publisher},
-    prepull::{self, Prepuller},
+    prepull::{self, Prepuller, cluster::Cluster},
     scrub::Scrubber,
     store::{Store, StoreError},
     task::Tasks,
@@ -184,6 +184,10 @@ impl App {
         let gc_task = self.tasks.spawn("gc", self.collector.run(stop.clone()));
         let scrubber = Scrubber::new(self.store.clone(), self.metrics.clone(), self.config.scrub_rate);
         let scrub_task = self.tasks.spawn("scrub", scrubber.run(stop.clone()));
+        let cluster_task = self.config.kubernetes.clone().map(|config| {
+            let cluster = Cluster::new(config, prepuller.clone(), self.store.clone());
+            self.tasks.spawn("cluster", cluster.run(stop.clone()))
+        });
         let prepull_task = self.tasks.spawn("prepull", prepuller.run(stop.clone()));
         let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
         let directory_task =
@@ -212,6 +216,9 @@ impl App {
         usage_task.await?;
         gc_task.await?;
         prepull_task.await?;
+        if let Some(task) = cluster_task {
+            task.await?;
+        }
         scrub_task.await?;
         let owned = owning.await?;
         self.tasks.finished().await;

@@ -70,6 +70,8 @@ enum Scenario {
     Startup,
     /// An agent with 100,000 blobs: its memory at rest.
     Memory,
+    /// What agents cost the API server of a cluster of 5,000 nodes.
+    ClusterApi,
     /// What it costs that nothing gets its name before it is on the disk.
     Sync,
 }
@@ -107,6 +109,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
         Scenario::Startup => scenarios::startup::run(arguments, &mut report).await?,
+        Scenario::ClusterApi => scenarios::cluster_api::run(arguments, &mut report).await?,
         Scenario::Sync => scenarios::sync::run(arguments, &mut report).await?,
         Scenario::Memory => scenarios::memory::run(arguments, &mut report).await?,
     }

@@ -12,6 +12,7 @@ mod build_push;
 mod build_sbom;
 mod build_wheels;
 mod cli;
+mod cluster;
 mod images;
 mod layering;
 mod mirror;

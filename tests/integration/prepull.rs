@@ -68,6 +68,8 @@ async fn an_image_of_a_set_is_brought_whole_and_served_without_upstream() {
     let ready = until(&agent, is_ready).await;
     assert_eq!((&ready["digest"], &ready["progress"]), (&Value::from(index), &Value::from(100)));
     assert_eq!(status(&agent).await["prepull"][0]["set"], "file/s");
+    let shown = stdout(&command(&agent, &["status"]));
+    assert!(shown.contains("file/s") && shown.contains("Ready") && shown.contains("100%"), "{shown}");
     let stored = agent.stored();
     assert!(made.blobs().all(|digest| stored.iter().any(|one| one == digest)), "{stored:?}");
     upstream.stop().await;
@@ -169,4 +171,12 @@ async fn a_paced_set_takes_no_more_than_its_bandwidth() {
     let gets = upstream.log().blob_gets();
     let slices = gets.filter(|entry| entry.range().is_some()).len();
     assert!(slices >= 3, "{}", gets.describe());
+}
+
+#[test]
+fn the_definitions_in_the_manifests_are_those_of_the_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base/crds.yaml");
+    let written = std::fs::read_to_string(path).expect("`manifests/base/crds.yaml` is there");
+    let current = hearth_agent::prepull::crd::definitions();
+    assert!(written == current, "stale: `hearth-agent crds > manifests/base/crds.yaml`");
 }

@@ -9,6 +9,7 @@ mod client;
 mod images;
 mod progress;
 mod setup;
+mod status;
 mod table;
 
 use std::io::Write as _;
@@ -29,7 +30,9 @@ const OUTPUT: &str = "output";
 /// The commands, with the argument that names the configuration file.
 pub fn commands(file: &Arg) -> Vec<Command> {
     let all = images::commands().into_iter().chain(archives::commands());
-    all.map(|command| with_common(command, file)).chain([setup::command(file)]).collect()
+    all.map(|command| with_common(command, file))
+        .chain([setup::command(file), status::command(file)])
+        .collect()
 }
 
 /// Runs one of [`commands`] and says what it comes to on standard output.
@@ -38,6 +41,7 @@ pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Resul
         "import" => archives::import(arguments, config),
         "export" => archives::export(arguments, config),
         setup::NAME => setup::run(arguments, config),
+        status::NAME => status::run(arguments, config),
         _ => images::run(name, arguments, config),
     }
 }

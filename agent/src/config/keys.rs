@@ -221,6 +221,58 @@ pub const KEYS: &[Key] = &[
         default: "5m",
         meaning: "how often sets without a schedule ask what their tags mean",
     },
+    Key {
+        path: "kubernetes.imageSets",
+        default: "false",
+        meaning: "whether the agent follows the `ImageSet`s of its cluster, writes its `NodeCache`, and looks after its node's \
+                  start-up taint",
+    },
+    Key {
+        path: "kubernetes.api",
+        default: "",
+        meaning: "URL of the API server; without it the cluster that the agent runs in, with the pod's own account",
+    },
+    Key {
+        path: "kubernetes.node",
+        default: "",
+        meaning: "this node's name in the cluster; without it `peer.name`",
+    },
+    Key {
+        path: "kubernetes.namespace",
+        default: "hearth",
+        meaning: "namespace of the lease by which one agent leads",
+    },
+    Key {
+        path: "kubernetes.taint",
+        default: "hearth.dev/warming",
+        meaning: "key of the start-up taint that the agent removes once the pinned images of its node are here",
+    },
+    Key {
+        path: "kubernetes.warmDeadline",
+        default: "10m",
+        meaning: "after so long the taint goes whatever is here",
+    },
+    Key {
+        path: "kubernetes.statusInterval",
+        default: "10s",
+        meaning: "least time between two writes of one object's status",
+    },
+    Key {
+        path: "kubernetes.spark",
+        default: "true",
+        meaning: "whether the leader warms the images of Spark applications: of the Spark operator's, and of drivers that \
+                  `spark-submit` started",
+    },
+    Key {
+        path: "kubernetes.sparkLead",
+        default: "10m",
+        meaning: "how long before a scheduled application's next run its images are warmed",
+    },
+    Key {
+        path: "kubernetes.sparkTtl",
+        default: "1h",
+        meaning: "for how long images stay wanted after the last application that needed them",
+    },
     Key { path: "log.format", default: "text", meaning: "`text` or `json`" },
     Key {
         path: "log.filter",

@@ -187,7 +187,9 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     }
     let peers = super::peers::check(&raw.peer, &defaults.peer)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
-    let prepull = super::prepull::check(raw.prepull, defaults.prepull, &checked, &peers.name)
+    let kubernetes = super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name);
+    let in_cluster = kubernetes.is_some();
+    let prepull = super::prepull::check(raw.prepull, defaults.prepull, &checked, &peers.name, in_cluster)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
     Ok(Config {
         store: store::Config {
@@ -233,6 +235,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         peer_listen: value!(peer.listen).0,
         peers,
         prepull,
+        kubernetes,
         limits: Limits {
             connections: value!(limits.connections).0,
             client_write: value!(limits.client_write).0,
@@ -330,7 +333,9 @@ mod tests {
                 "docker_config",
                 "kubelet_config",
                 "kubelet_bin_dir",
-                "sets"
+                "sets",
+                "api",
+                "node"
             ],
             "{raw}"
         );

@@ -6,6 +6,7 @@
 mod credentials;
 mod error;
 mod keys;
+mod kubernetes;
 mod load;
 mod peers;
 mod prepull;
@@ -44,6 +45,8 @@ pub struct Config {
     pub peers: cluster::Config,
     /// What is to be here before anyone asks for it.
     pub prepull: wishes::Config,
+    /// This agent's part in a cluster, if it has one.
+    pub kubernetes: Option<wishes::cluster::Config>,
     /// Limits of the mirror's listener.
     pub limits: Limits,
     /// The registry that requests without one mean.

@@ -76,6 +76,13 @@ fn host_name() -> Result<String, String> {
 #[derive(Clone, Debug)]
 pub(super) struct Name(String);
 
+impl Name {
+    /// As it was written.
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+}
+
 impl FromStr for Name {
     type Err = String;
 

@@ -37,6 +37,7 @@ pub(super) fn check(
     defaults: RawPrepull,
     registries: &[RegistryConfig],
     node: &str,
+    in_cluster: bool,
 ) -> Result<Config, Wrong> {
     let mut sets: Vec<Set> = Vec::new();
     for set in raw.sets.unwrap_or_default() {
@@ -52,6 +53,7 @@ pub(super) fn check(
         parallel: raw.parallel.or(defaults.parallel).expect("`prepull.parallel` has a default").0.0,
         interval: raw.interval.or(defaults.interval).expect("`prepull.interval` has a default").0.0,
         node: node.to_owned(),
+        in_cluster,
     })
 }
 

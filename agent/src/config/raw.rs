@@ -55,6 +55,7 @@ section!(Raw {
     limits: RawLimits,
     log: RawLog,
     prepull: RawPrepull,
+    kubernetes: RawKubernetes,
 });
 section!(RawStore {
     limit: Option<Text<Space>>,
@@ -108,6 +109,18 @@ section!(RawPrepull {
     sets: Option<Vec<Spanned<RawSet>>>,
     parallel: Option<Text<Count>>,
     interval: Option<Text<PositiveSpan>>,
+});
+section!(RawKubernetes {
+    image_sets: Option<Text<bool>>,
+    api: Option<Text<Endpoint>>,
+    node: Option<Text<Name>>,
+    namespace: Option<Text<Name>>,
+    taint: Option<Text<String>>,
+    warm_deadline: Option<Text<PositiveSpan>>,
+    status_interval: Option<Text<PositiveSpan>>,
+    spark: Option<Text<bool>>,
+    spark_lead: Option<Text<PositiveSpan>>,
+    spark_ttl: Option<Text<PositiveSpan>>,
 });
 section!(RawLog { format: Option<Text<Format>>, filter: Option<Text<Filter>> });
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{FetchError, Fetcher, flight::Flight};
+use super::{FetchError, Fetcher, error::chain, flight::Flight};
 use crate::{
     metrics::{Found, Kind},
     types::{Digest, RangeHeader, RegistryHost, Repository},
@@ -20,6 +20,12 @@ impl Fetcher {
     /// For how long work that nobody waits for should leave a registry alone: its budget is at the reserve.
     pub fn background_wait(&self, registry: &RegistryHost) -> Option<Duration> {
         self.0.upstream.background_wait(registry)
+    }
+
+    /// From now on these documents (`.dockerconfigjson`) are credentials of the agent as well; gives what is wrong with
+    /// them.
+    pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
+        self.0.upstream.use_secrets(documents).iter().map(|error| chain(error)).collect()
     }
 
     /// Brings a blob into the store and waits until it is there under its name. Joins a transfer that is under way.

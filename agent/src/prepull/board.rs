@@ -249,13 +249,21 @@ impl Board {
         }
     }
 
-    /// What to keep over restarts.
-    pub(super) fn remember(&self) -> Remembered {
+    /// What to keep over restarts; unless all sets are known, also what was remembered of others.
+    pub(super) fn remember(&self, all_known: bool) -> Remembered {
+        let of_others = self.remembered.iter().filter(|((set, image), _)| {
+            !all_known && !self.entries.keys().any(|key| key.set.to_string() == *set && key.image == *image)
+        });
+        let of_others = of_others.map(|((set, image), digest)| RememberedImage {
+            set: set.clone(),
+            image: image.clone(),
+            digest: digest.to_string(),
+        });
         let images = self.entries.iter().filter_map(|(key, entry)| {
             let digest = entry.digest?.to_string();
             Some(RememberedImage { set: key.set.to_string(), image: key.image.clone(), digest })
         });
-        Remembered { images: images.collect() }
+        Remembered { images: images.chain(of_others).collect() }
     }
 
     /// How everything stands; `have` says how much of a blob that is under way has come.
@@ -417,7 +425,7 @@ mod tests {
             let set = Set { policy, ..set(&[TAGGED]) };
             let mut first = board(set.clone());
             run(&mut first, 0, pulled(1));
-            let mut second = Board::new(Duration::from_mins(5), "n", first.remember());
+            let mut second = Board::new(Duration::from_mins(5), "n", first.remember(true));
             second.accept(vec![set], at(1));
             let (reference, news) = run(&mut second, 1, pulled(1)).unwrap();
             assert_eq!((reference, news), (expected, News::Here(Digest::of(&[1]))));
@@ -482,7 +490,7 @@ mod tests {
         let (jobs, _) = board.begin(at(0), 9);
         board.accept(Vec::new(), at(0));
         assert_eq!(board.finished(&jobs[0].key, pulled(1), at(0)), News::Gone);
-        assert_eq!(board.remember(), Remembered::default());
+        assert_eq!(board.remember(true), Remembered::default());
     }
 
     #[test]

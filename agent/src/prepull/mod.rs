@@ -14,6 +14,9 @@
 //! | `board` | what every image stands at and what is due (pure) |
 //! | `pull`, `platform` | bringing one whole image; which parts of an index are needed (pure) |
 //! | `report` | how it stands, for people and the cluster |
+//! | [`crd`] | the cluster's objects |
+//! | [`cluster`] | following `ImageSet`s, this node's `NodeCache` and taint, the leader |
+//! | [`spark`] | what Spark applications will need |
 //!
 //! The work is background work: it leaves a registry alone whose budget is at the reserve, and shares every transfer
 //! with waiting pods and with other nodes. Which references sets keep is exactly what the sets say: whatever no set
@@ -21,6 +24,7 @@
 //! `Once` means once over restarts too; lost, the images are looked for again.
 
 mod board;
+pub mod cluster;
 pub mod crd;
 mod platform;
 mod progress;
@@ -28,6 +32,7 @@ mod pull;
 mod report;
 mod schedule;
 mod set;
+pub mod spark;
 mod spread;
 
 use std::{
@@ -68,6 +73,8 @@ pub struct Config {
     pub interval: Duration,
     /// This node's name.
     pub node: String,
+    /// Whether there will be sets of a cluster.
+    pub in_cluster: bool,
 }
 
 /// Keeps the wished images on this node. Cheap to clone.
@@ -81,8 +88,8 @@ struct Inner {
     store: Store,
     metrics: Metrics,
     board: Mutex<Option<Board>>,
-    /// Sets of the cluster.
-    cluster: watch::Sender<Vec<Set>>,
+    /// Sets of the cluster; `None` until they were read once.
+    cluster: watch::Sender<Option<Vec<Set>>>,
     /// Counts changes of what [`Prepuller::report`] says.
     changes: watch::Sender<u64>,
 }
@@ -94,6 +101,21 @@ impl Prepuller {
     pub fn new(config: Config, fetcher: Fetcher, store: Store, metrics: Metrics) -> Self {
         let (cluster, changes) = (watch::Sender::default(), watch::Sender::default());
         Self(Arc::new(Inner { config, fetcher, store, metrics, board: Mutex::default(), cluster, changes }))
+    }
+
+    /// From now on these are the sets of the cluster.
+    pub(crate) fn follow_cluster(&self, sets: Vec<Set>) {
+        self.0.cluster.send_replace(Some(sets));
+    }
+
+    /// From now on these secrets of the cluster are credentials as well; gives what is wrong with them.
+    pub(crate) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
+        self.0.fetcher.use_secrets(documents)
+    }
+
+    /// Says when [`Self::report`] has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     /// How every set stands.
@@ -124,7 +146,7 @@ impl Prepuller {
         let mut cluster = self.0.cluster.subscribe();
         let mut running: FuturesUnordered<BoxFuture<'_, Done>> = FuturesUnordered::new();
         let mut unsettled = true;
-        self.accept(&cluster.borrow_and_update().clone());
+        self.accept(cluster.borrow_and_update().as_deref());
         loop {
             let room = self.0.config.parallel.saturating_sub(running.len());
             let (jobs, next) = self.with_board(|board| board.begin(Timestamp::now(), room));
@@ -145,7 +167,7 @@ impl Prepuller {
                     if changed.is_err() {
                         return;
                     }
-                    self.accept(&cluster.borrow_and_update().clone());
+                    self.accept(cluster.borrow_and_update().as_deref());
                     unsettled = true;
                 }
                 () = tokio::time::sleep(until) => {}
@@ -168,8 +190,8 @@ impl Prepuller {
         *self.board() = Some(Board::new(*interval, node, remembered.unwrap_or_default()));
     }
 
-    fn accept(&self, cluster: &[Set]) {
-        let sets = self.0.config.sets.iter().chain(cluster).cloned().collect();
+    fn accept(&self, cluster: Option<&[Set]>) {
+        let sets = self.0.config.sets.iter().chain(cluster.unwrap_or_default()).cloned().collect();
         self.with_board(|board| board.accept(sets, Timestamp::now()));
     }
 
@@ -213,10 +235,12 @@ impl Prepuller {
     /// Makes the store keep what the sets name and nothing else, and remembers what they brought. `false` when that
     /// has to be tried again.
     async fn settle(&self) -> bool {
-        let (holds, remembered) = self.with_board(|board| (board.holds(), board.remember()));
+        // Before the cluster's sets were read, what they kept is not let go.
+        let known = !self.0.config.in_cluster || self.0.cluster.borrow().is_some();
+        let (holds, remembered) = self.with_board(|board| (board.holds(), board.remember(known)));
         let store = self.0.store.clone();
         let settled = tokio::task::spawn_blocking(move || {
-            store.hold(&holds)?;
+            store.hold(&|fact| holds(fact) || (!known && fact.held))?;
             store.remember_prepulled(&remembered)
         });
         let settled = settled.await.map_err(StoreError::from).and_then(|settled| settled);

@@ -137,6 +137,12 @@ impl Upstream {
         self.registry(registry).ok()?.background_wait()
     }
 
+    /// From now on these documents (`.dockerconfigjson`) are credentials of the agent, beside those of its configuration:
+    /// for registries whose `private` is `agent`. Gives what is wrong with those that cannot be read.
+    pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
+        self.shared.credentials.use_secrets(documents)
+    }
+
     /// How every registry that was asked so far stands.
     pub fn status(&self) -> Vec<RegistryStatus> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! The scenarios, one file each.
 
 pub(crate) mod builder;
+pub(crate) mod cluster_api;
 pub(crate) mod cold_burst;
 pub(crate) mod forest;
 mod images;

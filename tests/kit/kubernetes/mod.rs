@@ -24,6 +24,8 @@ mod serve;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use hearth_agent::prepull::crd::{ImageSet, NodeCache};
+use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -102,6 +104,13 @@ impl FakeApi {
     pub fn install(&self, definition: &Value) {
         let kind = Kind::of_definition(definition).expect("a definition with a served version");
         self.shared.objects().install(kind);
+    }
+
+    /// Installs the kinds of the agent.
+    pub fn install_hearth(&self) {
+        for definition in [ImageSet::crd(), NodeCache::crd()] {
+            self.install(&serde_json::to_value(definition).expect("definitions are JSON"));
+        }
     }
 
     /// Takes a kind away with all its objects.

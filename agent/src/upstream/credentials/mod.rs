@@ -10,7 +10,10 @@ mod docker;
 mod helper;
 mod kubelet;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 pub use docker::{CredentialsError, DockerFile};
 pub use kubelet::{KubeletError, KubeletProviders};
@@ -49,12 +52,33 @@ pub struct Credentials {
     docker: Option<Arc<DockerFile>>,
     kubelet: Option<Arc<KubeletProviders>>,
     helpers: Arc<helper::Helpers>,
+    /// Secrets of the cluster that sets name; shared by all clones.
+    secrets: Arc<RwLock<Vec<docker::DockerConfig>>>,
 }
 
 impl Credentials {
     /// Puts the sources together.
     pub fn new(docker: Option<DockerFile>, kubelet: Option<KubeletProviders>) -> Self {
-        Self { docker: docker.map(Arc::new), kubelet: kubelet.map(Arc::new), helpers: Arc::default() }
+        Self { docker: docker.map(Arc::new), kubelet: kubelet.map(Arc::new), ..Self::default() }
+    }
+
+    /// From now on these secrets (`.dockerconfigjson`) are used beside the other credentials, and no earlier ones.
+    /// One that cannot be read is left out and said.
+    pub(super) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
+        let (read, wrong): (Vec<_>, Vec<_>) =
+            documents.iter().map(|document| docker::DockerConfig::parse(document)).partition(Result::is_ok);
+        let read = read.into_iter().filter_map(Result::ok).collect();
+        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) = read;
+        wrong.into_iter().filter_map(Result::err).collect()
+    }
+
+    fn of_secrets(&self, registry: &RegistryHost) -> Option<Login> {
+        let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        secrets.iter().find_map(|config| match config.source(registry)? {
+            docker::Source::Login(login) => Some(login),
+            // A secret cannot name programs of this node.
+            docker::Source::Helper(_) => None,
+        })
     }
 
     /// A registry matched by `pattern` for which there are, or may be, credentials; as a text for people.
@@ -90,6 +114,9 @@ impl Credentials {
                 None => {}
             }
         }
+        if let Some(login) = self.of_secrets(registry) {
+            return Some(login);
+        }
         self.kubelet.as_ref()?.login(registry, name, fresh).await
     }
 }
@@ -97,6 +124,19 @@ impl Credentials {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_of_the_cluster_are_used_as_long_as_they_are_named() {
+        let credentials = Credentials::default();
+        let clone = credentials.clone();
+        let good = br#"{"auths":{"r.test":{"username":"u","password":"p"}}}"#.to_vec();
+        let wrong = credentials.use_secrets(&[good, b"{".to_vec()]);
+        assert_eq!(wrong.len(), 1);
+        let host = |name: &str| name.parse::<RegistryHost>().unwrap();
+        assert!(clone.of_secrets(&host("r.test")).is_some() && clone.of_secrets(&host("s.test")).is_none());
+        credentials.use_secrets(&[]);
+        assert!(clone.of_secrets(&host("r.test")).is_none());
+    }
 
     #[test]
     fn a_login_never_shows_its_secret() {

@@ -1,0 +1,120 @@
+//! Talking to the API server: a client, limits on every wait, and following a kind of objects.
+//!
+//! kube's watcher lists in pages, watches from there, begins anew after 410, and backs off on errors (0.8 s up to 30 s);
+//! what was known stays in force meanwhile.
+
+use std::{collections::BTreeMap, fmt::Debug, future::Future, time::Duration};
+
+use futures_util::{StreamExt as _, pin_mut};
+use kube::{
+    Api, Client, Config, Resource,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+/// Longest wait for an answer; watches have limits of their own.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A client for the server at `url`, without one for the cluster that this process runs in, or that `KUBECONFIG` names.
+pub(crate) async fn client(url: Option<&str>) -> Result<Client, String> {
+    let mut config = match url {
+        Some(url) => Config::new(
+            url.parse::<http::Uri>()
+                .map_err(|error| format!("`kubernetes.api`: `{url}` is not a URL: {error}"))?,
+        ),
+        None => Config::infer().await.map_err(|error| format!("there is no cluster to talk to: {error}"))?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(|error| format!("no client for the API server: {error}"))
+}
+
+/// Gives a request up that is not answered in time.
+pub(crate) async fn within<T>(
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    let late = || kube::Error::Service(format!("the API server did not answer within {ANSWER:?}").into());
+    tokio::time::timeout(ANSWER, request).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Whether the server refuses because of who asks.
+pub(crate) fn forbidden(error: &kube::Error) -> bool {
+    has_code(error, &[401, 403])
+}
+
+/// Whether the server answered with one of these.
+pub(crate) fn has_code(error: &kube::Error, codes: &[u16]) -> bool {
+    matches!(error, kube::Error::Api(status) if codes.contains(&status.code))
+}
+
+/// Objects of one kind by their name (`namespace/name`), as far as they are of interest.
+#[derive(Clone, Debug)]
+pub(crate) struct Known<T> {
+    /// The first list is complete.
+    pub(crate) synced: bool,
+    pub(crate) objects: BTreeMap<String, T>,
+}
+
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Self { synced: false, objects: BTreeMap::new() }
+    }
+}
+
+/// Follows a kind until it is dropped. `keep` says what of an object is of interest.
+pub(crate) async fn follow<K, T>(
+    api: Api<K>,
+    config: watcher::Config,
+    keep: impl Fn(K) -> T,
+    known: watch::Sender<Known<T>>,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let events = kube::runtime::watcher(api, config).default_backoff();
+    pin_mut!(events);
+    let (mut listed, mut trouble) = (BTreeMap::new(), false);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed = BTreeMap::new(),
+            Ok(Event::InitApply(object)) => {
+                listed.insert(name(&object), keep(object));
+            }
+            Ok(Event::InitDone) => {
+                trouble = false;
+                let objects = std::mem::take(&mut listed);
+                known.send_modify(|known| *known = Known { synced: true, objects });
+            }
+            Ok(Event::Apply(object)) => {
+                let name = name(&object);
+                let object = keep(object);
+                known.send_modify(|known| {
+                    known.objects.insert(name, object);
+                });
+            }
+            Ok(Event::Delete(object)) => known.send_modify(|known| {
+                known.objects.remove(&name(&object));
+            }),
+            Err(error) => {
+                // Once, not with every attempt. A kind whose definition is not installed is nothing wrong.
+                if error.to_string().contains("404") {
+                    tracing::debug!(%error, "a kind is not installed: looked for again");
+                } else if !trouble {
+                    tracing::warn!(%error, kind = std::any::type_name::<K>(), "objects cannot be followed: what was known stays, tried again");
+                }
+                trouble = true;
+            }
+        }
+    }
+}
+
+fn name<K: Resource>(object: &K) -> String {
+    let metadata = object.meta();
+    let name = metadata.name.as_deref().unwrap_or_default();
+    metadata.namespace.as_ref().map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"))
+}

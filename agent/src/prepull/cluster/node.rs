@@ -1,0 +1,205 @@
+//! This node's side: which sets are meant for it, and its own `NodeCache`.
+//!
+//! The `NodeCache` is written when what it says has changed, at most once per interval, at a time of this node's own:
+//! thousands of nodes that come to the same point together do not write together. Its owner is the node, so that it
+//! goes with it.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::Node,
+    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    MANAGER, Shared,
+    api::{has_code, within},
+    select::selects,
+    translate::{self, Wanted},
+};
+use crate::prepull::{
+    crd::{DiskStatus, NodeCache, NodeCacheSpec, NodeCacheStatus},
+    set::Set,
+    spread::{around, fraction},
+};
+
+/// How often the node's labels and taints are read anew.
+const NODE_AGE: Duration = Duration::from_mins(5);
+
+/// First wait after a write or read failed; doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest wait.
+const LONGEST_PAUSE: Duration = Duration::from_mins(2);
+
+/// Sizes are told in steps of this.
+const STEP: u64 = 64 << 20;
+
+pub(super) async fn run(shared: &Arc<Shared>) {
+    tokio::join!(follow_node(shared), write(shared));
+}
+
+/// Reads the node now and then and hands the sets that select it on.
+async fn follow_node(shared: &Shared) {
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    let name = &shared.config.node;
+    let (mut sets, mut node, mut pause) = (shared.sets.subscribe(), None::<Node>, FIRST_PAUSE);
+    let mut read_at = Instant::now();
+    loop {
+        if read_at <= Instant::now() {
+            match within(nodes.get(name)).await {
+                Ok(found) => {
+                    node = Some(found);
+                    (pause, read_at) = (FIRST_PAUSE, Instant::now() + around(NODE_AGE, fraction(name)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, node = name, "the node cannot be read: tried again");
+                    read_at = Instant::now() + around(pause, fraction(name));
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+        if let Some(node) = &node {
+            let wanted = wanted(shared, node);
+            if let Some(wanted) = wanted {
+                hand_on(shared, wanted);
+            }
+        }
+        tokio::select! {
+            changed = sets.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                sets.mark_unchanged();
+            }
+            () = tokio::time::sleep_until(read_at) => {}
+        }
+    }
+}
+
+fn wanted(shared: &Shared, node: &Node) -> Option<Vec<Wanted>> {
+    let known = shared.sets.borrow();
+    known.synced.then(|| {
+        let selected = known.objects.values().filter(|set| {
+            set.metadata.deletion_timestamp.is_none() && selects(&set.spec, node, &shared.config.taint)
+        });
+        selected.map(|set| translate::wanted(set, &shared.config.node)).collect()
+    })
+}
+
+fn hand_on(shared: &Shared, wanted: Vec<Wanted>) {
+    let changed = shared.wanted.send_if_modified(|before| {
+        let changed = before.as_ref() != Some(&wanted);
+        if changed {
+            *before = Some(wanted.clone());
+        }
+        changed
+    });
+    if changed {
+        for (name, problem) in wanted.iter().filter_map(|one| Some((&one.name, one.set.as_ref().err()?))) {
+            tracing::warn!(set = name, problem, "an ImageSet cannot be followed");
+        }
+        let sets: Vec<Set> = wanted.into_iter().filter_map(|one| one.set.ok()).collect();
+        shared.prepuller.follow_cluster(sets);
+    }
+}
+
+/// Keeps the `NodeCache` current.
+async fn write(shared: &Shared) {
+    let part = fraction(&format!("write {}", shared.config.node));
+    let (mut wanted, mut reports) = (shared.wanted.subscribe(), shared.prepuller.changes());
+    let (mut written, mut made) = (None::<NodeCacheStatus>, false);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let status = wanted.borrow_and_update().as_deref().map(|wanted| status(shared, wanted));
+        reports.mark_unchanged();
+        let due = status.filter(|status| written.as_ref() != Some(status));
+        let rest = match due {
+            None => None,
+            Some(status) => match put(shared, &status, &mut made).await {
+                Ok(()) => {
+                    written = Some(status);
+                    pause = FIRST_PAUSE;
+                    Some(shared.config.interval.mul_f64(0.5 + part))
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the NodeCache is not written: tried again");
+                    let rest = around(pause, part);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    Some(rest)
+                }
+            },
+        };
+        // What changes meanwhile is written together.
+        match rest {
+            Some(rest) => tokio::time::sleep(rest).await,
+            None => {
+                let changed = async {
+                    tokio::select! {
+                        changed = wanted.changed() => changed.is_ok(),
+                        changed = reports.changed() => changed.is_ok(),
+                    }
+                };
+                if !changed.await {
+                    return;
+                }
+                // The first change of several that come together is not written alone.
+                tokio::time::sleep(shared.config.interval.mul_f64(part / 4.0)).await;
+            }
+        }
+    }
+}
+
+fn status(shared: &Shared, wanted: &[Wanted]) -> NodeCacheStatus {
+    let disk = DiskStatus {
+        used_bytes: shared.store.totals().bytes.next_multiple_of(STEP),
+        trouble: shared.store.trouble().map(|trouble| trouble.kind.as_str().to_owned()),
+    };
+    let agent_version = env!("CARGO_PKG_VERSION").to_owned();
+    NodeCacheStatus { agent_version, disk, ..translate::status(wanted, &shared.prepuller.report()) }
+}
+
+async fn put(shared: &Shared, status: &NodeCacheStatus, made: &mut bool) -> Result<(), kube::Error> {
+    let caches: Api<NodeCache> = Api::all(shared.client.clone());
+    let name = &shared.config.node;
+    let parameters = PatchParams::apply(MANAGER).force();
+    if !*made {
+        let object = make(shared).await?;
+        within(caches.patch(name, &parameters, &Patch::Apply(&object))).await?;
+        *made = true;
+    }
+    let status = NodeCacheStatus { updated: Some(Time(Timestamp::now())), ..status.clone() };
+    let patch = json!({
+        "apiVersion": "hearth.dev/v1alpha1", "kind": "NodeCache", "metadata": {"name": name}, "status": status,
+    });
+    let written = within(caches.patch_status(name, &parameters, &Patch::Apply(patch))).await;
+    // Somebody removed it: made again with the next attempt.
+    *made = !written.as_ref().is_err_and(|error| has_code(error, &[404]));
+    written.map(drop)
+}
+
+/// Without a status; owned by the node, when that can be read.
+async fn make(shared: &Shared) -> Result<NodeCache, kube::Error> {
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    let name = &shared.config.node;
+    let mut object = NodeCache::new(name, NodeCacheSpec { node_name: name.clone() });
+    let node = within(nodes.get_opt(name)).await?;
+    object.metadata.owner_references = node.and_then(|node| node.metadata.uid).map(|uid| {
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: name.clone(),
+            uid,
+            ..OwnerReference::default()
+        };
+        vec![owner]
+    });
+    Ok(object)
+}

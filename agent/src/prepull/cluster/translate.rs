@@ -1,0 +1,173 @@
+//! From an `ImageSet` to what this node is to do, and from what it did to its part of the `NodeCache`. Pure.
+
+use std::collections::HashSet;
+
+use crate::{
+    prepull::{
+        crd::{ImageSet, NodeCacheStatus, NodeImageStatus, NodeSetStatus, SecretReference},
+        report::{ImageReport, SetReport, State},
+        schedule::Schedule,
+        set::{Origin, Set, SetName},
+        spread::fraction,
+    },
+    types::{ImageName, Platform, parse_size},
+};
+
+/// What the threshold of `maxParallelNodes` is counted in.
+pub(crate) const WHOLE: u32 = 1_000_000;
+
+/// A set that this node is to follow, or why it cannot.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    pub(crate) generation: i64,
+    /// Sets that are for a while only are nothing that a starting node waits for.
+    pub(crate) passing: bool,
+    pub(crate) secrets: Vec<SecretReference>,
+    pub(crate) set: Result<Set, String>,
+}
+
+/// Reads a set. What the schema let through and is wrong all the same is said in the node's status.
+pub(crate) fn wanted(object: &ImageSet, node: &str) -> Wanted {
+    let name = object.metadata.name.clone().unwrap_or_default();
+    Wanted {
+        generation: object.metadata.generation.unwrap_or_default(),
+        passing: object.spec.ttl_seconds.is_some(),
+        secrets: object.spec.pull_secrets.clone(),
+        set: read(object, &name, node),
+        name,
+    }
+}
+
+fn read(object: &ImageSet, name: &str, node: &str) -> Result<Set, String> {
+    let spec = &object.spec;
+    let mut seen = HashSet::new();
+    let mut images = Vec::new();
+    for image in &spec.images {
+        let image = image.parse::<ImageName>().map_err(|error| error.to_string())?;
+        if seen.insert(image.to_string()) {
+            images.push(image);
+        }
+    }
+    let platforms = spec.platforms.iter().map(|platform| platform.parse::<Platform>());
+    let schedule = spec.schedule.as_deref().map(|cron| Schedule::new(cron, spec.time_zone.as_deref()));
+    let bandwidth = spec.bandwidth.as_deref().map(parse_size);
+    Ok(Set {
+        platforms: platforms.collect::<Result<_, _>>().map_err(|error| error.to_string())?,
+        schedule: schedule.transpose().map_err(|error| error.to_string())?,
+        policy: spec.pull_policy,
+        pin: spec.pin,
+        bandwidth: bandwidth.transpose().map_err(|error| error.to_string())?.filter(|rate| *rate > 0),
+        runtime: spec.runtime,
+        admitted: admitted(object, name, node),
+        ..Set::of(SetName { origin: Origin::Cluster, name: name.to_owned() }, images)
+    })
+}
+
+/// Whether it is this node's turn. Before the leader has said whose turn it is, it is nobody's.
+fn admitted(object: &ImageSet, name: &str, node: &str) -> bool {
+    if object.spec.max_parallel_nodes.is_none() {
+        return true;
+    }
+    let threshold = object.status.as_ref().and_then(|status| status.admitted).unwrap_or(0);
+    share(name, node) < threshold
+}
+
+/// A node's place in a set's order, below [`WHOLE`].
+pub(crate) fn share(set: &str, node: &str) -> u32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to below a million")]
+    let share = (fraction(&format!("{set} {node}")) * f64::from(WHOLE)) as u32;
+    share
+}
+
+/// The part of the node's status that is about sets.
+pub(crate) fn status(wanted: &[Wanted], reports: &[SetReport]) -> NodeCacheStatus {
+    let of = |wanted: &Wanted| {
+        let report = reports
+            .iter()
+            .find(|report| report.name.origin == Origin::Cluster && report.name.name == wanted.name);
+        NodeSetStatus {
+            name: wanted.name.clone(),
+            observed_generation: wanted.generation,
+            problem: wanted.set.as_ref().err().cloned(),
+            images: report.map(|report| report.images.iter().map(image).collect()).unwrap_or_default(),
+        }
+    };
+    let sets: Vec<NodeSetStatus> = wanted.iter().map(of).collect();
+    let count = |state: State| {
+        let images = sets.iter().flat_map(|set| &set.images);
+        u32::try_from(images.filter(|image| image.state == state.as_str()).count()).unwrap_or(u32::MAX)
+    };
+    let desired = sets.iter().map(|set| set.images.len()).sum::<usize>();
+    NodeCacheStatus {
+        images_desired: u32::try_from(desired).unwrap_or(u32::MAX),
+        images_ready: count(State::Ready),
+        images_failed: count(State::Failed),
+        sets,
+        ..NodeCacheStatus::default()
+    }
+}
+
+fn image(report: &ImageReport) -> NodeImageStatus {
+    NodeImageStatus {
+        image: report.image.clone(),
+        state: report.state.as_str().to_owned(),
+        here: report.here,
+        // In steps, so that a slow transfer is not a stream of writes.
+        progress: u32::from(if report.progress == 100 { 100 } else { report.progress / 10 * 10 }),
+        digest: report.digest.clone(),
+        reason: report.reason.map(str::to_owned),
+        message: report.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(spec: serde_json::Value, status: serde_json::Value) -> ImageSet {
+        serde_json::from_value(json!({
+            "apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet",
+            "metadata": {"name": "s", "generation": 3}, "spec": spec, "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_set_is_read_and_what_is_wrong_is_said() {
+        let spec = json!({"images": ["r.test/a:1", "r.test/a:1"], "bandwidth": "5MiB", "schedule": "0 3 * * *", "timeZone": "Europe/Berlin"});
+        let read = wanted(&object(spec, json!(null)), "n");
+        let set = read.set.unwrap();
+        assert_eq!(
+            (set.images.len(), set.bandwidth, read.generation, read.passing),
+            (1, Some(5 << 20), 3, false)
+        );
+        for (spec, problem) in [
+            (json!({"images": ["r.test/A:1"]}), "A"),
+            (json!({"images": ["a"], "schedule": "61 * * * *"}), "is not between 0 and 59"),
+            (json!({"images": ["a"], "schedule": "@daily", "timeZone": "X"}), "not a time zone"),
+            (json!({"images": ["a"], "platforms": ["linux"]}), "is not a platform"),
+            (json!({"images": ["a"], "bandwidth": "fast"}), "fast"),
+        ] {
+            let message = wanted(&object(spec, json!(null)), "n").set.unwrap_err();
+            assert!(message.contains(problem), "{message}");
+        }
+    }
+
+    #[test]
+    fn with_a_limit_of_nodes_it_is_the_turn_of_those_below_the_threshold() {
+        let turn = |status| {
+            wanted(&object(json!({"images": ["a"], "maxParallelNodes": 2}), status), "n")
+                .set
+                .unwrap()
+                .admitted
+        };
+        let mine = share("s", "n");
+        assert!(
+            !turn(json!(null)) && !turn(json!({"admitted": mine})) && turn(json!({"admitted": mine + 1}))
+        );
+        assert!(wanted(&object(json!({"images": ["a"]}), json!(null)), "n").set.unwrap().admitted);
+    }
+}

@@ -1,0 +1,237 @@
+//! Agents in a Kubernetes cluster: every reconciler, against the API server of the kit; with `KUBECONFIG` and
+//! `HEARTH_TEST_KUBERNETES=1` the same stories against a real one, under names of their own that are removed again.
+
+mod node;
+mod outage;
+mod set;
+mod spark;
+
+use std::{fmt::Debug, future::Future, time::Duration};
+
+use hearth_agent::prepull::crd::{ImageSet, NodeCache};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kit::{
+    agent::{Agent, AgentConfig, REGISTRY},
+    kubernetes::FakeApi,
+    registry::{FakeUpstream, Image, Layer},
+};
+use kube::{
+    Api, Client, CustomResourceExt as _, Resource,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// Longest wait for anything here.
+const SOON: Duration = Duration::from_secs(60);
+
+const REPOSITORY: &str = "team/spark";
+
+/// An API server, a registry, and a prefix for names.
+struct World {
+    fake: Option<FakeApi>,
+    client: Client,
+    upstream: FakeUpstream,
+    prefix: String,
+}
+
+impl World {
+    async fn start() -> Self {
+        let upstream = FakeUpstream::start().await;
+        let prefix = format!("t{:08x}", rand());
+        let real = std::env::var("HEARTH_TEST_KUBERNETES").is_ok_and(|value| value == "1");
+        let (fake, client) = if real {
+            (None, Client::try_default().await.expect("`KUBECONFIG` names a cluster"))
+        } else {
+            let fake = FakeApi::start().await;
+            let client = fake.client();
+            (Some(fake), client)
+        };
+        let world = Self { fake, client, upstream, prefix };
+        let definitions: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+        for definition in [ImageSet::crd(), NodeCache::crd()] {
+            let name = definition.metadata.name.clone().expect("a definition has a name");
+            let parameters = PatchParams::apply("test").force();
+            definitions
+                .patch(&name, &parameters, &Patch::Apply(&definition))
+                .await
+                .expect("the definitions are valid");
+        }
+        let namespaces: Api<Namespace> = Api::all(world.client.clone());
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": world.prefix}});
+        namespaces
+            .patch(&world.prefix, &PatchParams::apply("test").force(), &Patch::Apply(namespace))
+            .await
+            .expect("a namespace of our own");
+        let ready = async {
+            while world.all::<ImageSet>().list(&kube::api::ListParams::default()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(SOON, ready).await.expect("the definitions are served");
+        world
+    }
+
+    fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::ClusterResourceScope>,
+    {
+        Api::all(self.client.clone())
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    async fn image(&self, tag: &str, seed: u64) -> Image {
+        self.upstream.image(REPOSITORY, tag, [Layer::random(seed, 1 << 20)]).await
+    }
+
+    /// A node with labels and taints.
+    async fn node(&self, name: &str, labels: Value, taints: Value) -> String {
+        let name = self.name(name);
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
+        }))
+        .expect("a node");
+        self.all::<Node>().create(&PostParams::default(), &node).await.expect("the node is made");
+        name
+    }
+
+    /// A set of images, by their tags in the registry, for the nodes of this world that `selector` names.
+    async fn set(&self, name: &str, images: &[&str], more: Value) -> String {
+        let name = self.name(name);
+        let mut spec = json!({"images": images.iter().map(|tag| image_name(tag)).collect::<Vec<_>>()});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        let object = json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet", "metadata": {"name": name}, "spec": spec});
+        self.all::<ImageSet>()
+            .patch(&name, &PatchParams::apply("test").force(), &Patch::Apply(object))
+            .await
+            .expect("the set is valid");
+        name
+    }
+
+    /// The configuration of an agent on a node.
+    fn config(&self, node: &str, more: &str) -> AgentConfig {
+        let api = self.fake.as_ref().map(|fake| format!("api: \"{}\", ", fake.url())).unwrap_or_default();
+        AgentConfig::for_upstream(&self.upstream).with(&format!(
+            "tags: {{ freshness: 0s, negative: 0s }}\nprepull: {{ interval: 1s }}\n\
+             kubernetes: {{ imageSets: true, {api}node: \"{node}\", namespace: \"{}\", statusInterval: 300ms{more} }}",
+            self.prefix
+        ))
+    }
+
+    /// The same, for a registry that wants credentials.
+    fn private_config(&self, node: &str) -> AgentConfig {
+        let api = self.fake.as_ref().map(|fake| format!("api: \"{}\", ", fake.url())).unwrap_or_default();
+        AgentConfig::default().registry(REGISTRY, &[&self.upstream.url()], "private: agent").with(&format!(
+            "kubernetes: {{ imageSets: true, {api}node: \"{node}\", namespace: \"{}\", statusInterval: 300ms }}",
+            self.prefix
+        ))
+    }
+
+    async fn agent(&self, node: &str) -> Agent {
+        Agent::start(&self.config(node, "")).await
+    }
+
+    /// Waits until an object of the cluster looks as wanted.
+    async fn until<K>(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + serde::Serialize,
+    {
+        let api = self.all::<K>();
+        eventually(name, || async {
+            let object = api.get_opt(name).await.ok().flatten();
+            let value = serde_json::to_value(object).expect("objects are JSON");
+            if wanted(&value) { Ok(value) } else { Err(value) }
+        })
+        .await
+    }
+
+    /// Reasons of the events about an object.
+    async fn events_about(&self, name: &str) -> Vec<String> {
+        let events: Api<k8s_openapi::api::events::v1::Event> = Api::all(self.client.clone());
+        let list = events.list(&kube::api::ListParams::default()).await.expect("events can be listed");
+        let about = |event: &k8s_openapi::api::events::v1::Event| {
+            event.regarding.as_ref().is_some_and(|regarding| regarding.name.as_deref() == Some(name))
+        };
+        list.items.into_iter().filter(about).filter_map(|event| event.reason).collect()
+    }
+
+    /// Removes what was made in a real cluster.
+    async fn end(self) {
+        if self.fake.is_some() {
+            return;
+        }
+        let delete = DeleteParams::default();
+        let mine = |name: &Option<String>| name.as_deref().is_some_and(|name| name.starts_with(&self.prefix));
+        let list = kube::api::ListParams::default();
+        for set in self.all::<ImageSet>().list(&list).await.expect("sets").items {
+            if mine(&set.metadata.name) {
+                let _ = self.all::<ImageSet>().delete(&set.metadata.name.unwrap_or_default(), &delete).await;
+            }
+        }
+        for cache in self.all::<NodeCache>().list(&list).await.expect("caches").items {
+            if mine(&cache.metadata.name) {
+                let _ =
+                    self.all::<NodeCache>().delete(&cache.metadata.name.unwrap_or_default(), &delete).await;
+            }
+        }
+        for node in self.all::<Node>().list(&list).await.expect("nodes").items {
+            if mine(&node.metadata.name) {
+                let _ = self.all::<Node>().delete(&node.metadata.name.unwrap_or_default(), &delete).await;
+            }
+        }
+        let _ = self.all::<Namespace>().delete(&self.prefix, &delete).await;
+    }
+}
+
+/// The name of an image as pods have it.
+fn image_name(tag: &str) -> String {
+    if tag.contains('/') { tag.to_owned() } else { format!("{REGISTRY}/{REPOSITORY}:{tag}") }
+}
+
+/// Random state of the standard library: different in every test.
+fn rand() -> u32 {
+    use std::hash::{BuildHasher as _, RandomState};
+    let [.., a, b, c, d] = RandomState::new().hash_one(0).to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+/// Tries until something is as wanted; says what it was otherwise.
+async fn eventually<T, E: Debug, F: Future<Output = Result<T, E>>>(what: &str, attempt: impl Fn() -> F) -> T {
+    let last = std::sync::Mutex::new(None);
+    let trying = async {
+        loop {
+            match attempt().await {
+                Ok(found) => return found,
+                Err(other) => *last.lock().expect("no one panics holding it") = Some(other),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    match tokio::time::timeout(SOON, trying).await {
+        Ok(found) => found,
+        Err(_) => panic!(
+            "`{what}` not within {SOON:?}; at last {:#?}",
+            last.lock().expect("no one panics holding it")
+        ),
+    }
+}
+
+fn condition(object: &Value, name: &str) -> (String, String) {
+    let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == name);
+    let text =
+        |field: &str| found.and_then(|condition| condition[field].as_str()).unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}

@@ -1,0 +1,132 @@
+//! The API server gone, slow, refusing, forgetful: the cache goes on, and nothing restarts in a loop.
+
+use std::time::Duration;
+
+use hearth_agent::prepull::crd::{ImageSet, NodeCache};
+use kit::{agent::REGISTRY, kubernetes::ApiFault, pull::Puller};
+use serde_json::json;
+
+use super::{REPOSITORY, World, eventually};
+use crate::cli::{command, stdout};
+
+fn is_ready(set: &serde_json::Value) -> bool {
+    set["status"]["nodesReady"] == 1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_server_gone_the_cache_goes_on_and_what_sets_keep_is_kept_over_a_restart() {
+    let mut world = World::start().await;
+    if world.fake.is_none() {
+        return;
+    }
+    world.image("3.5", 1).await;
+    let node = world.node("one", json!({}), json!([])).await;
+    let config = world.config(&node, "");
+    let agent = world.agent(&node).await;
+    let set = world.set("s", &["3.5"], json!({})).await;
+    world.until::<ImageSet>(&set, is_ready).await;
+    world.fake.as_mut().expect("the kit's").stop().await;
+    let puller = Puller::new(&agent.url(), Some(REGISTRY));
+    puller.pull(REPOSITORY, "3.5", |_| ()).await.expect("pulls go on");
+    let home = agent.stop().await;
+    let agent = kit::agent::Agent::start_in(&config, home).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(
+        stdout(&command(&agent, &["ls"])).contains("pinned"),
+        "nothing is let go before the sets are known"
+    );
+    world.image("4.0", 5).await;
+    world.fake.as_mut().expect("the kit's").restart().await;
+    world.set("t", &["4.0"], json!({})).await;
+    world.until::<ImageSet>(&world.name("t"), is_ready).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_conflicts_and_expired_watches_are_got_over_without_a_storm() {
+    let world = World::start().await;
+    let Some(fake) = &world.fake else { return };
+    world.image("3.5", 1).await;
+    let node = world.node("one", json!({}), json!([])).await;
+    let agent = world.agent(&node).await;
+    let set = world.set("s", &["3.5"], json!({})).await;
+    world.until::<ImageSet>(&set, is_ready).await;
+    for (status, verbs) in [
+        (429, &["patch"][..]),
+        (409, &["patch", "update"]),
+        (500, &["list", "watch", "get"]),
+        (410, &["watch"]),
+    ] {
+        fake.fault(ApiFault { verbs, plural: "", times: None, status, delay: Duration::ZERO });
+        if verbs.contains(&"watch") {
+            fake.compact();
+        }
+        let before = fake.log().len();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let asked = fake.log().len() - before;
+        assert!(asked < 60, "{asked} requests in 4 s while {verbs:?} are answered with {status}");
+        fake.heal();
+    }
+    world.image("4.0", 7).await;
+    world.set("s", &["4.0"], json!({})).await;
+    let name = super::image_name("4.0");
+    world
+        .until::<NodeCache>(&node, |cache| {
+            let image = &cache["status"]["sets"][0]["images"][0];
+            image["image"] == name.as_str() && image["state"] == "Ready"
+        })
+        .await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_server_slows_no_pull() {
+    let world = World::start().await;
+    let Some(fake) = &world.fake else { return };
+    world.image("3.5", 1).await;
+    let node = world.node("one", json!({}), json!([])).await;
+    fake.fault(ApiFault { verbs: &[], plural: "", times: None, status: 0, delay: Duration::from_secs(20) });
+    let agent = world.agent(&node).await;
+    let pull = Puller::new(&agent.url(), Some(REGISTRY));
+    let pulled = tokio::time::timeout(Duration::from_secs(10), pull.pull(REPOSITORY, "3.5", |_| ())).await;
+    pulled.expect("the server is not waited for").expect("pulls go on");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lead_goes_to_another_when_the_leader_ends() {
+    let world = World::start().await;
+    world.image("3.5", 1).await;
+    let mut agents = Vec::new();
+    for n in 0..2 {
+        let node = world.node(&format!("n{n}"), json!({"pool": world.prefix}), json!([])).await;
+        agents.push((world.agent(&node).await, node));
+    }
+    let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
+        kube::Api::namespaced(world.client.clone(), &world.prefix);
+    let holder = || async {
+        let lease = leases.get_opt("hearth-leader").await.ok().flatten();
+        lease
+            .and_then(|lease| lease.spec?.holder_identity)
+            .filter(|holder| !holder.is_empty())
+            .ok_or("nobody leads")
+    };
+    let first = eventually("a leader", &holder).await;
+    let at = agents.iter().position(|(_, node)| *node == first).expect("one of ours");
+    let (leader, _) = agents.remove(at);
+    leader.stop().await;
+    let next = eventually("another leader", || async {
+        match holder().await {
+            Ok(other) if other != first => Ok(other),
+            same => Err(format!("{same:?}")),
+        }
+    })
+    .await;
+    assert_eq!(next, agents[0].1);
+    let set = world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}})).await;
+    world.until::<ImageSet>(&set, |set| set["status"]["nodesReady"].as_u64() >= Some(1)).await;
+    for (agent, _) in agents {
+        agent.stop().await;
+    }
+    world.end().await;
+}
