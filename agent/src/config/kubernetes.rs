@@ -4,7 +4,7 @@ use super::raw::RawKubernetes;
 use crate::prepull::{cluster, spark};
 
 /// How often the node is read when there is nothing to do.
-const IDLE: std::time::Duration = std::time::Duration::from_mins(1);
+const IDLE: std::time::Duration = std::time::Duration::from_mins(3);
 
 /// Nothing unless `imageSets` is on. `node` stands in for a name that is not given.
 pub(super) fn check(raw: RawKubernetes, defaults: RawKubernetes, node: &str) -> Option<cluster::Config> {
@@ -27,7 +27,7 @@ pub(super) fn check(raw: RawKubernetes, defaults: RawKubernetes, node: &str) -> 
         taint: value!(taint),
         deadline: value!(warm_deadline).0,
         interval,
-        idle: IDLE.min(interval * 6),
+        idle: IDLE.min(interval * 18),
         spark,
     })
 }

@@ -52,6 +52,7 @@ pub(super) struct Job {
     pub(super) reference: Reference,
     pub(super) platforms: Vec<Platform>,
     pub(super) bandwidth: Option<u64>,
+    pub(super) runtime: bool,
     pub(super) progress: Arc<Progress>,
 }
 
@@ -187,6 +188,7 @@ impl Board {
                         reference: wanted(set, entry),
                         platforms: set.platforms.clone(),
                         bandwidth: set.bandwidth,
+                        runtime: set.runtime,
                         key,
                         progress,
                     });

@@ -62,6 +62,9 @@ use crate::{
 /// After the store could not be written to, it is tried again after this long.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How often what is under way is looked at: for those who are told of progress.
+const PROGRESS: Duration = Duration::from_secs(2);
+
 /// What is to be pre-pulled, and how.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -159,6 +162,7 @@ impl Prepuller {
             self.publish();
             let until = next.map_or(Duration::MAX, |next| wait_until(next, Timestamp::now()));
             let until = if unsettled { until.min(RETRY) } else { until };
+            let until = if running.is_empty() { until } else { until.min(PROGRESS) };
             tokio::select! {
                 Some((key, outcome)) = running.next(), if !running.is_empty() => {
                     unsettled |= self.finish(&key, outcome);

@@ -110,6 +110,10 @@ pub(super) async fn pull(fetcher: &Fetcher, job: &Job) -> Result<Pulled, Problem
     if let Some(problem) = contents.lacking {
         return Err(problem);
     }
+    if job.runtime {
+        let message = "it is in the agent's cache; the agent was not told of the node's container runtime";
+        return Err(Problem::new("NoRuntime", message));
+    }
     Ok(Pulled { digest, bytes: job.progress.total() })
 }
 

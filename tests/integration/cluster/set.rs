@@ -121,7 +121,7 @@ async fn a_set_with_a_time_to_live_goes_when_it_is_over() {
     let node = world.node("one", json!({"pool": world.prefix}), json!([])).await;
     let agent = world.agent(&node).await;
     let set =
-        world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}, "ttlSeconds": 5})).await;
+        world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}, "ttlSeconds": 20})).await;
     world.until::<ImageSet>(&set, |set| is_ready(set, 1)).await;
     world.until::<ImageSet>(&set, Value::is_null).await;
     agent.stop().await;
@@ -153,7 +153,7 @@ async fn the_server_refuses_sets_that_make_no_sense() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_label_that_comes_later_brings_the_set() {
+async fn a_node_is_chosen_by_the_labels_that_it_has() {
     let world = World::start().await;
     world.image("3.5", 1).await;
     let node = world.node("one", json!({}), json!([])).await;

@@ -102,7 +102,7 @@ pub(crate) async fn follow<K, T>(
             }),
             Err(error) => {
                 // Once, not with every attempt. A kind whose definition is not installed is nothing wrong.
-                if error.to_string().contains("404") {
+                if matches!(&error, watcher::Error::InitialListFailed(cause) if has_code(cause, &[404])) {
                     tracing::debug!(%error, "a kind is not installed: looked for again");
                 } else if !trouble {
                     tracing::warn!(%error, kind = std::any::type_name::<K>(), "objects cannot be followed: what was known stays, tried again");

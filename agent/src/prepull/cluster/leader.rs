@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     api::{self, Known, has_code, within},
-    lease::{RENEW, look_again},
+    lease::RENEW,
     sum::sum,
 };
 use crate::prepull::{
@@ -63,9 +63,9 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) {
                 shared.leads.store(false, Ordering::Relaxed);
                 tracing::info!(node = shared.config.node, "leads no longer");
             }
-            Ok(Some(nodes)) => {
+            Ok(Some(rest)) => {
                 pause = RENEW;
-                tokio::time::sleep(look_again(nodes, part)).await;
+                tokio::time::sleep(rest).await;
             }
             Err(error) => {
                 tracing::debug!(%error, "the lease was not looked at: tried again");

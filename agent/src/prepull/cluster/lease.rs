@@ -13,11 +13,16 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 
+use crate::prepull::spread::fraction;
+
 /// For how long a leader that is silent is waited for, in seconds.
 const DURATION_SECONDS: i32 = 30;
 
 /// How often the leader renews.
 pub(crate) const RENEW: Duration = Duration::from_secs(10);
+
+/// A leader that seems to be silent is looked at again after the lease's time.
+const SILENT: Duration = Duration::from_secs(DURATION_SECONDS as u64 + 1);
 
 /// Looks at the lease by all who do not lead, in a minute.
 const LOOKS_A_MINUTE: u32 = 60;
@@ -30,8 +35,9 @@ const NODES: &str = "hearth.dev/nodes";
 pub(crate) enum Step {
     /// Write this one: it makes us the leader or keeps us so.
     Write(Box<Lease>),
-    /// Someone else leads in a cluster of so many nodes.
-    Follow(u32),
+    /// Someone else leads in a cluster of so many nodes; `silent` when his clock, held against ours, says that he has not
+    /// renewed for long: then it is worth looking again soon.
+    Follow { nodes: u32, silent: bool },
 }
 
 /// Decides by the lease that is there. `held_since` is for how long it has looked the same to us: clocks of other
@@ -49,7 +55,11 @@ pub(crate) fn decide(
     let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(DURATION_SECONDS)).unwrap_or(0);
     let vacant = holder.is_empty() || seen_same_for >= Duration::from_secs(seconds);
     if !mine && !vacant {
-        return Step::Follow(lease.map_or(0, nodes_of));
+        let renewed = spec.renew_time.as_ref().map(|renewed| renewed.0);
+        let silent = renewed.is_some_and(|renewed| {
+            now.duration_since(renewed).as_secs() > i64::try_from(3 * seconds).unwrap_or(i64::MAX)
+        });
+        return Step::Follow { nodes: lease.map_or(0, nodes_of), silent };
     }
     let mut metadata = lease.map(|lease| lease.metadata.clone()).unwrap_or_default();
     metadata.managed_fields = None;
@@ -84,6 +94,8 @@ pub(crate) struct Elector {
     leases: Api<Lease>,
     name: String,
     me: String,
+    /// Tells the times of our looks from those of others.
+    part: f64,
     seen: Option<(String, tokio::time::Instant)>,
 }
 
@@ -93,12 +105,13 @@ impl Elector {
             leases: Api::namespaced(client, namespace),
             name: name.to_owned(),
             me: me.to_owned(),
+            part: fraction(&format!("lead {me}")),
             seen: None,
         }
     }
 
-    /// One look: `None` when we lead, else how many nodes there are. A lease that someone else has just taken is his.
-    pub(crate) async fn look(&mut self, nodes: u32) -> Result<Option<u32>, kube::Error> {
+    /// One look: `None` when we lead, else after how long to look again. A lease that someone else has just taken is his.
+    pub(crate) async fn look(&mut self, nodes: u32) -> Result<Option<Duration>, kube::Error> {
         let lease = self.leases.get_opt(&self.name).await?;
         let version =
             lease.as_ref().and_then(|lease| lease.metadata.resource_version.clone()).unwrap_or_default();
@@ -106,7 +119,8 @@ impl Elector {
         let at = same.unwrap_or_else(tokio::time::Instant::now);
         self.seen = Some((version, at));
         match decide(lease.as_ref(), &self.me, at.elapsed(), nodes, Timestamp::now()) {
-            Step::Follow(nodes) => Ok(Some(nodes)),
+            Step::Follow { silent: true, .. } => Ok(Some(SILENT)),
+            Step::Follow { nodes, .. } => Ok(Some(look_again(nodes, self.part))),
             Step::Write(mut wanted) => {
                 wanted.metadata.name = Some(self.name.clone());
                 let parameters =
@@ -117,7 +131,9 @@ impl Elector {
                 };
                 match written {
                     Ok(_) => Ok(None),
-                    Err(kube::Error::Api(status)) if status.code == 409 => Ok(Some(nodes)),
+                    Err(kube::Error::Api(status)) if status.code == 409 => {
+                        Ok(Some(look_again(nodes, self.part)))
+                    }
                     Err(error) => Err(error),
                 }
             }
@@ -161,7 +177,7 @@ mod tests {
             let there = there.map(lease);
             let step = decide(there.as_ref(), "me", at(seen), 9, Timestamp::UNIX_EPOCH);
             let Step::Write(written) = step else {
-                assert_eq!((step, transitions), (Step::Follow(5_000), None));
+                assert_eq!((step, transitions), (Step::Follow { nodes: 5_000, silent: false }, None));
                 continue;
             };
             let spec = written.spec.as_ref().unwrap();
@@ -172,6 +188,18 @@ mod tests {
                 written.metadata.resource_version, version,
                 "a lease that changed meanwhile is not overwritten"
             );
+        }
+    }
+
+    #[test]
+    fn a_leader_whose_last_renewal_lies_far_back_is_looked_at_again_soon() {
+        let mut lease = lease("other");
+        let now = Timestamp::from_second(1_000).unwrap();
+        for (renewed, expected) in [(1_000, false), (911, false), (909, true), (2_000, false)] {
+            let at = Timestamp::from_second(renewed).unwrap();
+            lease.spec.as_mut().unwrap().renew_time = Some(MicroTime(at));
+            let step = decide(Some(&lease), "me", Duration::ZERO, 9, now);
+            assert_eq!(step, Step::Follow { nodes: 5_000, silent: expected }, "{renewed}");
         }
     }
 

@@ -14,12 +14,15 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{GetParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Warmth, api::forbidden};
+use super::{
+    Warmth,
+    api::{forbidden, within},
+};
 
 /// The condition's type.
 pub(crate) const CONDITION: &str = "HearthImagesReady";
@@ -126,7 +129,9 @@ impl Warden {
     ) -> Result<(), kube::Error> {
         let mut pause = PAUSE;
         for attempt in 1..=ATTEMPTS {
-            let node = nodes.get(&self.node).await?;
+            // The first look may be answered from the server's cache: the patch tests what was read.
+            let how = if attempt == 1 { GetParams::any() } else { GetParams::default() };
+            let node = within(nodes.get_with(&self.node, &how)).await?;
             let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
             let tainted = taints.iter().any(|taint| taint.key == self.taint);
             *since = if tainted { Some(since.unwrap_or_else(Instant::now)) } else { None };
@@ -159,7 +164,8 @@ impl Warden {
             {"op": "replace", "path": "/spec/taints", "value": kept},
         ]);
         let patch: json_patch::Patch = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
-        nodes.patch(&self.node, &PatchParams::default(), &Patch::<Node>::Json(patch)).await.map(drop)
+        let parameters = PatchParams::default();
+        within(nodes.patch(&self.node, &parameters, &Patch::<Node>::Json(patch))).await.map(drop)
     }
 
     async fn set_condition(
@@ -174,7 +180,8 @@ impl Warden {
             "type": CONDITION, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": now,
         }]}});
-        nodes.patch_status(&self.node, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
+        let parameters = PatchParams::default();
+        within(nodes.patch_status(&self.node, &parameters, &Patch::Strategic(patch))).await.map(drop)
     }
 }
 
