@@ -12,7 +12,8 @@ pub(super) struct Progress(Mutex<Vec<Part>>);
 struct Part {
     digest: Digest,
     size: u64,
-    done: bool,
+    /// Bytes that came in slices.
+    come: u64,
 }
 
 impl Progress {
@@ -22,13 +23,20 @@ impl Progress {
 
     /// A blob that the image needs.
     pub(super) fn needs(&self, digest: Digest, size: u64) {
-        self.parts().push(Part { digest, size, done: false });
+        self.parts().push(Part { digest, size, come: 0 });
     }
 
     /// It is here.
     pub(super) fn came(&self, digest: &Digest) {
         for part in self.parts().iter_mut().filter(|part| part.digest == *digest) {
-            part.done = true;
+            part.come = part.size;
+        }
+    }
+
+    /// So many bytes of it are here.
+    pub(super) fn reached(&self, digest: &Digest, bytes: u64) {
+        for part in self.parts().iter_mut().filter(|part| part.digest == *digest) {
+            part.come = bytes.min(part.size);
         }
     }
 
@@ -41,7 +49,10 @@ impl Progress {
     pub(super) fn percent(&self, have: &dyn Fn(&Digest) -> u64) -> u8 {
         let parts = self.parts();
         let total: u64 = parts.iter().map(|part| part.size).sum();
-        let come = |part: &Part| if part.done { part.size } else { have(&part.digest).min(part.size) };
+        let come = |part: &Part| match part.come {
+            come if come == part.size => come,
+            come => have(&part.digest).clamp(come, part.size),
+        };
         let come: u64 = parts.iter().map(come).sum();
         let percent = u128::from(come) * 100 / u128::from(total.max(1));
         u8::try_from(percent.min(99)).unwrap_or(99)

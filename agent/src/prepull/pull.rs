@@ -192,7 +192,7 @@ async fn bring(
     if !fetcher.has(&blob.digest).await {
         within_budget(fetcher, repository)?;
         if let Some(rate) = bandwidth {
-            bring_slowly(fetcher, repository, &blob, rate).await?;
+            bring_slowly(fetcher, repository, &blob, rate, progress).await?;
         }
     }
     fetcher.keep(repository, &blob.digest).await?;
@@ -207,6 +207,7 @@ async fn bring_slowly(
     repository: &Repository,
     blob: &Descriptor,
     rate: u64,
+    progress: &Progress,
 ) -> Result<(), Problem> {
     let rate = (rate / BLOBS_AT_ONCE as u64).max(1);
     let (mut first, began) = (0, Instant::now());
@@ -217,6 +218,7 @@ async fn bring_slowly(
         let mut reader = content.read(first..last + 1);
         while reader.next().await?.is_some() {}
         first = last + 1;
+        progress.reached(&blob.digest, first);
         #[expect(clippy::cast_precision_loss, reason = "blobs are far below 2^52 bytes")]
         let due = Duration::try_from_secs_f64(first as f64 / rate as f64).unwrap_or(LONGEST_WAIT);
         tokio::time::sleep_until(began + due).await;

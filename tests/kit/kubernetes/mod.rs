@@ -85,17 +85,13 @@ impl FakeApi {
 
     /// A client with every right.
     pub fn client(&self) -> kube::Client {
-        self.client_as(None)
-    }
-
-    /// A client with the rights of a token that was given a role.
-    pub fn client_as(&self, token: Option<&str>) -> kube::Client {
         let mut config = kube::Config::new(self.url().parse().expect("an address makes a URL"));
-        config.auth_info.token = token.map(|token| token.to_owned().into());
+        config.auth_info.token = Some("test".to_owned().into());
         kube::Client::try_from(config).expect("a plain client")
     }
 
-    /// From now on whoever comes with this token may do what the rules say and nothing else.
+    /// From now on whoever comes with this token (empty: without one, as agents do) may do what the rules say and
+    /// nothing else.
     pub fn role(&self, token: &str, rules: Vec<Rule>) {
         self.shared.roles().insert(token.to_owned(), rules);
     }
@@ -199,7 +195,11 @@ impl FakeApi {
     pub fn asked(&self) -> (usize, usize) {
         let log = self.shared.log();
         let of = |verb: &str| {
-            log.iter().filter(|record| record.plural == "endpointslices" && record.verb == verb).count()
+            log.iter()
+                .filter(|record| {
+                    record.plural == "endpointslices" && record.verb == verb && !record.continued
+                })
+                .count()
         };
         (of("list"), of("watch"))
     }

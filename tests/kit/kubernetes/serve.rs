@@ -29,7 +29,7 @@ use super::{
 };
 
 /// Most objects in one page of a list that asked for pages: small, so that lists have several.
-const PAGE: usize = 3;
+const PAGE: usize = 1;
 
 /// Pages of lists that are large: more than this many objects.
 const LARGE: usize = 100;
@@ -47,6 +47,8 @@ pub struct Record {
     pub name: String,
     /// `status`, or nothing.
     pub subresource: String,
+    /// A further page of a list.
+    pub continued: bool,
     /// HTTP status of the answer.
     pub status: u16,
     /// Bytes of the answer; of watches, see `FakeApi::watched_bytes`.
@@ -251,6 +253,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
         plural: target.plural,
         name: target.name,
         subresource: target.subresource,
+        continued: target.query.get("continue").is_some_and(|token| !token.is_empty()),
         status: response.status().as_u16(),
         bytes,
         at: shared.since.elapsed(),
@@ -360,10 +363,10 @@ fn header_text(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// Without a token, or with one that was given no role, everything may be done.
+/// With a token that was given no role everything may be done; no token at all is one too, the empty one.
 fn admit(shared: &Shared, verb: &str, target: &Target, headers: &HeaderMap) -> Result<(), Failure> {
     let token = header_text(headers, header::AUTHORIZATION.as_str());
-    let Some(token) = token.strip_prefix("Bearer ") else { return Ok(()) };
+    let token = token.strip_prefix("Bearer ").unwrap_or_default();
     let roles = shared.roles();
     let Some(rules) = roles.get(token) else { return Ok(()) };
     let resource = match target.subresource.as_str() {
