@@ -200,7 +200,7 @@ impl Forest {
     fn ask_for_readers(&mut self) -> bool {
         let layout = *self.ground.layout();
         let (wants, whole) = self.flight().wants(layout.size());
-        let paused = self.not_before.is_some_and(|until| Instant::now() < until);
+        let paused = self.is_paused();
         let mut wanted = whole;
         for want in &wants {
             let pieces = layout.touched(want);
@@ -235,7 +235,8 @@ impl Forest {
                 let flight = self.flight();
                 flight.desk.fail(piece);
                 flight.wrote();
-                if own {
+                // Those that were under way together are one round.
+                if own && !self.is_paused() {
                     self.rounds += 1;
                     self.not_before = Some(Instant::now() + PAUSE * self.rounds);
                 }
@@ -256,6 +257,10 @@ impl Forest {
             |want| partial.gaps(want.start.min(size)..want.end.min(size)).is_empty(),
             size,
         )
+    }
+
+    fn is_paused(&self) -> bool {
+        self.not_before.is_some_and(|until| Instant::now() < until)
     }
 
     fn is_stuck(&self) -> bool {

@@ -51,7 +51,6 @@ pub(super) enum NoPiece {
 /// What one member did about one piece.
 enum Attempt {
     Brought,
-    NoRanges,
     Next,
 }
 
@@ -119,27 +118,32 @@ impl Ground {
     }
 
     /// Who reads a piece upstream: without ranges one member reads everything.
-    fn readers(&self, piece: u64) -> &[u32] {
-        let slot = if self.has_ranges() { self.layout.slot(piece) } else { 0 };
+    fn readers(&self, piece: u64, ranges: bool) -> &[u32] {
+        let slot = if ranges { self.layout.slot(piece) } else { 0 };
         usize::try_from(slot).ok().and_then(|slot| self.fetchers.get(slot)).map_or(&[], Vec::as_slice)
     }
 
     /// Brings a piece from whoever gives it first.
     pub(super) async fn bring(&self, piece: u64) -> Result<(), NoPiece> {
         let ranges = self.has_ranges();
-        match self.try_all(piece).await {
+        match self.try_all(piece, ranges).await {
             // Learnt on the way: another member reads it then.
-            Err(NoPiece::Nobody) if ranges && !self.has_ranges() => self.try_all(piece).await,
+            Err(NoPiece::Nobody) if ranges && !self.has_ranges() => self.try_all(piece, false).await,
             outcome => outcome,
         }
     }
 
-    async fn try_all(&self, piece: u64) -> Result<(), NoPiece> {
-        let (me, readers) = (self.members.me(), self.readers(piece));
-        let ranges = self.has_ranges();
+    /// `ranges` decides who reads a piece. When it turns out to be wrong nobody is asked to read any more: of those
+    /// who read stripes each would read everything.
+    async fn try_all(&self, piece: u64, ranges: bool) -> Result<(), NoPiece> {
+        let (me, readers) = (self.members.me(), self.readers(piece, ranges));
+        let stripe = readers.first() == Some(&me);
         for target in plan::targets(self.members.ranking(), &self.subject, piece, me, readers) {
             if self.has(piece) {
                 return Ok(());
+            }
+            if ranges && !self.has_ranges() {
+                return Err(NoPiece::Nobody);
             }
             match target {
                 Target::Member(place, role) => {
@@ -148,14 +152,11 @@ impl Ground {
                     else {
                         continue;
                     };
-                    match self.ask(member, role, piece).await? {
-                        Attempt::Brought => return Ok(()),
-                        Attempt::NoRanges if ranges => return Err(NoPiece::Nobody),
-                        Attempt::NoRanges | Attempt::Next => {}
+                    if let Attempt::Brought = self.ask(member, role, piece, ranges).await? {
+                        return Ok(());
                     }
                 }
-                Target::Upstream => match self.read(piece, readers.first() == Some(&me)).await {
-                    Err(ReadError::NoRanges) if ranges => return Err(NoPiece::Nobody),
+                Target::Upstream => match self.read(piece, stripe, ranges).await {
                     Err(ReadError::Fatal(error)) => return Err(NoPiece::Fatal(error)),
                     Err(ReadError::NoRanges | ReadError::Failed) => {}
                     Ok(()) => return Ok(()),
@@ -169,7 +170,7 @@ impl Ground {
     async fn ask_holders(&self, piece: u64) -> Result<(), NoPiece> {
         for member in self.holders.get_or_init(|| self.seek(piece)).await {
             if self.peers().is_usable(member)
-                && let Attempt::Brought = self.ask(member, Role::Parent, piece).await?
+                && let Attempt::Brought = self.ask(member, Role::Parent, piece, self.has_ranges()).await?
             {
                 return Ok(());
             }
@@ -180,7 +181,7 @@ impl Ground {
     /// Who has a piece. Asked once for a flight: what nobody had then, somebody is fetching at best.
     async fn seek(&self, piece: u64) -> Vec<Member> {
         let bytes = self.layout.bytes(piece);
-        let ask = self.request(Role::Parent, piece);
+        let ask = self.request(Role::Parent, piece, self.has_ranges());
         let (ask, length) = (&ask, bytes.end - bytes.start);
         let others =
             self.members.others().filter(|member| self.peers().is_usable(member)).take(SOUGHT).cloned();
@@ -203,7 +204,13 @@ impl Ground {
 
     /// Reads a piece upstream because a member asked this node to.
     pub(super) async fn read_for_members(&self, piece: u64) -> Result<(), NoPiece> {
-        match self.read(piece, true).await {
+        let ranges = self.has_ranges();
+        let mut outcome = self.read(piece, true, ranges).await;
+        // Learnt on the way. The one that reads everything goes on with that, whoever asked and whatever he knew.
+        if ranges && !self.has_ranges() && self.readers(piece, false).first() == Some(&self.members.me()) {
+            outcome = self.read(piece, true, false).await;
+        }
+        match outcome {
             Ok(()) => Ok(()),
             Err(ReadError::Fatal(error)) => Err(NoPiece::Fatal(error)),
             Err(ReadError::NoRanges | ReadError::Failed) => Err(NoPiece::Nobody),
@@ -211,9 +218,9 @@ impl Ground {
     }
 
     /// `stripe`: what belongs to the piece is read with it. Otherwise this is a last resort, for the piece alone.
-    async fn read(&self, piece: u64, stripe: bool) -> Result<(), ReadError> {
+    async fn read(&self, piece: u64, stripe: bool, ranges: bool) -> Result<(), ReadError> {
         let wanted = self.layout.bytes(piece);
-        let bytes = match (self.has_ranges(), stripe) {
+        let bytes = match (ranges, stripe) {
             (true, true) => self.layout.bytes_of(&self.layout.stripe(piece)),
             (true, false) => wanted.clone(),
             (false, true) => 0..self.layout.size(),
@@ -224,9 +231,15 @@ impl Ground {
     }
 
     /// Asks one member until it gives the piece, says that it will not, or shows no sign of life.
-    async fn ask(&self, member: &Member, role: Role, piece: u64) -> Result<Attempt, NoPiece> {
+    async fn ask(
+        &self,
+        member: &Member,
+        role: Role,
+        piece: u64,
+        ranges: bool,
+    ) -> Result<Attempt, NoPiece> {
         let bytes = self.layout.bytes(piece);
-        let ask = self.request(role, piece);
+        let ask = self.request(role, piece, ranges);
         let began = Instant::now();
         let (mut activity, mut last_sign) = (None, began);
         loop {
@@ -243,14 +256,14 @@ impl Ground {
                 }
                 Ok(PieceAnswer::NoRanges) => {
                     self.reading.fetcher.0.upstream.note_no_ranges(&self.repository.registry);
-                    return Ok(Attempt::NoRanges);
+                    return Ok(Attempt::Next);
                 }
                 Ok(PieceAnswer::NoPart | PieceAnswer::Unable) | Err(_) => return Ok(Attempt::Next),
             }
         }
     }
 
-    fn request(&self, role: Role, piece: u64) -> PieceAsk {
+    fn request(&self, role: Role, piece: u64, ranges: bool) -> PieceAsk {
         let me = self.me();
         PieceAsk {
             repository: self.repository.clone(),
@@ -260,7 +273,7 @@ impl Ground {
             role,
             member: me.name.clone(),
             zone: me.zone.clone(),
-            whole: !self.has_ranges(),
+            whole: !ranges,
         }
     }
 

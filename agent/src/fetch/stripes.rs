@@ -44,7 +44,7 @@ type Outcome = Option<Result<(), ReadError>>;
 
 /// The stripes that are being read for one flight. Dropping them ends them.
 #[derive(Debug, Default)]
-pub(super) struct Stripes(Mutex<HashMap<u64, (watch::Receiver<Outcome>, AbortHandle)>>);
+pub(super) struct Stripes(Mutex<HashMap<Range<u64>, (watch::Receiver<Outcome>, AbortHandle)>>);
 
 impl Drop for Stripes {
     fn drop(&mut self) {
@@ -61,10 +61,10 @@ impl Stripes {
         }
     }
 
-    /// Joins the reading that begins at byte `bytes.start`, or starts it.
+    /// Joins the reading of just these bytes, or starts it.
     fn join(&self, reading: &Reading, bytes: &Range<u64>) -> watch::Receiver<Outcome> {
         let mut stripes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((outcome, _)) = stripes.get(&bytes.start)
+        if let Some((outcome, _)) = stripes.get(bytes)
             && outcome.borrow().is_none()
         {
             return outcome.clone();
@@ -75,7 +75,7 @@ impl Stripes {
             let outcome = task.read(bytes_).await;
             sender.send_replace(Some(outcome));
         });
-        stripes.insert(bytes.start, (outcome.clone(), task.abort_handle()));
+        stripes.insert(bytes.clone(), (outcome.clone(), task.abort_handle()));
         outcome
     }
 }
@@ -116,10 +116,12 @@ impl Reading {
     /// Reads `bytes`, resuming what breaks off.
     async fn read(&self, bytes: Range<u64>) -> Result<(), ReadError> {
         let mut barren = 0;
+        // Then an answer from the beginning is as good as any, also where it is to go on after a break.
+        let alone = bytes.start == 0 && self.partial.size() == Some(bytes.end);
         loop {
             let Some(gap) = self.partial.gaps(bytes.clone()).into_iter().next() else { return Ok(()) };
             let before = self.partial.gaps(bytes.clone());
-            let error = match self.attempt(gap.start..bytes.end).await {
+            let error = match self.attempt(gap.start..bytes.end, alone).await {
                 Ok(()) if self.partial.gaps(bytes.clone()) != before => continue,
                 Err(Setback::NoRanges) => return Err(ReadError::NoRanges),
                 Err(Setback::Fatal(error)) => return Err(ReadError::Fatal(error)),
@@ -135,13 +137,13 @@ impl Reading {
     }
 
     /// One request.
-    async fn attempt(&self, bytes: Range<u64>) -> Result<(), Setback> {
+    async fn attempt(&self, bytes: Range<u64>, alone: bool) -> Result<(), Setback> {
         let stopping = || Setback::Fatal(FetchError::Stopping);
         let source = self.flight.source(0).ok_or_else(stopping)?;
         let (sender, mut events) = mpsc::channel(4);
         let to_end = self.partial.size() == Some(bytes.end);
         let span = Span { start: bytes.start, end: (!to_end).then_some(bytes.end) };
-        let order = Order { id: 0, source: source.clone(), span, alone: bytes.start == 0 && to_end };
+        let order = Order { id: 0, source: source.clone(), span, alone };
         let lane = lane::start(&self.fetcher, &self.flight, &self.partial, order, sender);
         let (mut streaming, mut ticks) = (false, tokio::time::interval(TICK));
         loop {

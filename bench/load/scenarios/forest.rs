@@ -150,6 +150,7 @@ fn publish(storage: &Path, seed: u64, size: u64) -> Result<Content> {
 }
 
 async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u8) -> Result<Measured> {
+    machine::settle((u64::from(nodes) + 2) * content.size).await?;
     let home = tempfile::Builder::new().prefix("turn-").tempdir_in(work)?;
     let upstream = registry(net, 0, home.path(), &content.storage, None).await?;
     let central = match rule {
