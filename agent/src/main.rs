@@ -128,7 +128,6 @@ fn command_of(name: &str, arguments: &ArgMatches, config: &Config) -> ExitCode {
 fn collect(config: &Config, dry_run: bool) -> ExitCode {
     telemetry(&config.log);
     let collected = Store::open(&config.store).and_then(|store| {
-        store.rebuild_index_if_needed()?;
         let plan = gc::run_once(&store, dry_run);
         store.close();
         plan

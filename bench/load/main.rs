@@ -7,6 +7,7 @@
 
 mod client;
 mod crowd;
+mod holders;
 mod machine;
 mod net;
 mod report;
@@ -79,10 +80,13 @@ enum Scenario {
 #[tokio::main]
 async fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
-    let client = words.first().is_some_and(|word| word == "client");
     let outcome = tokio::select! {
         outcome = async {
-            if client { client::run_alone(&words[1..]).await } else { measure(&Arguments::parse()).await }
+            match words.first().map(String::as_str) {
+                Some("client") => client::run_alone(&words[1..]).await,
+                Some("holder") => holders::run_alone(&words[1..]).await,
+                _ => measure(&Arguments::parse()).await,
+            }
         } => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };

@@ -31,6 +31,9 @@ struct Arguments {
     /// Size of the blob in MiB.
     #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u64).range(1..=16_384))]
     size: u64,
+    /// Rate of every node's link in Mbit/s.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=400_000))]
+    link: u64,
     /// Also write the result and the plot to `bench/results/`.
     #[arg(long)]
     save: bool,
@@ -42,13 +45,13 @@ enum Scenario {
     Forest,
 }
 
-fn world(nodes: u32, size: u64) -> World {
+fn world(nodes: u32, size: u64, link: u64) -> World {
     World {
         nodes,
         size,
         rule: Rule::Forest,
-        link: 1_250_000_000,
-        connection: 1_000_000_000,
+        link: link * 125_000,
+        connection: link * 100_000,
         lost: 0.0,
         slow: 0.0,
         taking: 1.0,
@@ -71,25 +74,25 @@ fn main() -> Result<()> {
     )?;
     for nodes in [4, 16, 64, 256, 1_000, 4_000, 10_000].into_iter().filter(|nodes| *nodes <= arguments.nodes)
     {
-        let outcome = Simulation::run(world(nodes, size));
+        let outcome = Simulation::run(world(nodes, size, arguments.link));
         row(&mut out, &mut figures, &format!("forest_{nodes}"), &outcome)?;
         forest.push((f64::from(nodes), outcome.last_over_bound));
         central.push((f64::from(nodes), f64::from(nodes)));
         if nodes <= 1_000 {
-            let outcome = Simulation::run(World { rule: Rule::Owner, ..world(nodes, size) });
+            let outcome = Simulation::run(World { rule: Rule::Owner, ..world(nodes, size, arguments.link) });
             row(&mut out, &mut figures, &format!("owner_{nodes}"), &outcome)?;
             owner.push((f64::from(nodes), outcome.last_over_bound));
         }
     }
     let nodes = arguments.nodes.min(1_000);
-    let base = world(nodes, size);
+    let base = world(nodes, size, arguments.link);
     for (name, world) in [
         ("lost_10_percent", World { lost: 0.1, ..base.clone() }),
         ("slow_10_percent", World { slow: 0.1, ..base.clone() }),
         ("joining_within_2s", World { spread: 2_000_000_000, ..base.clone() }),
         ("taking_5_percent", World { taking: 0.05, ..base.clone() }),
         ("taking_50_percent", World { taking: 0.5, ..base.clone() }),
-        ("slow_upstream", World { connection: 20_000_000, ..base }),
+        ("slow_upstream", World { connection: arguments.link * 2_000, ..base }),
     ] {
         row(&mut out, &mut figures, &format!("{name}_{nodes}"), &Simulation::run(world))?;
     }
@@ -129,8 +132,8 @@ fn row(out: &mut impl Write, figures: &mut Map<String, Value>, name: &str, outco
 fn save(arguments: &Arguments, json: &Value, plot: &str) -> Result<()> {
     let mut json = json.clone();
     json["command"] = format!(
-        "cargo run --release -p bench --bin sim -- forest --nodes {} --size {}",
-        arguments.nodes, arguments.size
+        "cargo run --release -p bench --bin sim -- forest --nodes {} --size {} --link {}",
+        arguments.nodes, arguments.size, arguments.link
     )
     .into();
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");

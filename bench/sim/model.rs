@@ -15,7 +15,7 @@ use std::{
 use hearth_agent::peers::{
     CONNECT, HEADER, HOLD,
     layout::{Layout, SLOTS},
-    plan::{Answer, Role, Standing, Target, Window, answer, targets},
+    plan::{Answer, QUEUE, Role, Standing, Target, Window, answer, targets},
     rank::{Ranking, Subject},
 };
 
@@ -350,7 +350,11 @@ impl Simulation {
         let higher = height(to) > height(from);
         let node = &self.nodes[to as usize];
         let fetching = (node.takes && now >= node.begun) || node.asked.contains_key(&piece);
-        let standing = Standing { has: node.window.has(piece), fetching, higher, relays: true, full: false };
+        let span = Self::time(self.layout.piece(), self.world.link) * node.slow;
+        let queue = node.up_free.saturating_sub(now).div_ceil(span);
+        let loaded = queue >= QUEUE as u64;
+        let has = node.window.has(piece);
+        let standing = Standing { has, fetching, higher, relays: true, full: false, loaded };
         let slot = self.layout.slot(piece);
         match answer(role, &standing) {
             Answer::Send => self.send(now, to, from, piece),
@@ -406,7 +410,6 @@ impl Simulation {
         let sent = source.up_free;
         let target = &mut self.nodes[to as usize];
         target.down_free = (begin.max(target.down_free) + span * target.slow).max(sent);
-        target.received += bytes.end - bytes.start;
         let when = target.down_free + LATENCY;
         self.at(when, Event::Arrive(from, to, piece));
     }
@@ -421,14 +424,16 @@ impl Simulation {
             self.at(now, Event::GiveUp(to, piece, place));
             return;
         }
+        let bytes = self.layout.bytes(piece);
+        let length = bytes.end - bytes.start;
         if from == to {
-            let bytes = self.layout.bytes(piece);
-            self.read += bytes.end - bytes.start;
+            self.read += length;
         }
         let node = &mut self.nodes[to as usize];
         if !node.window.arrived(piece) {
             return;
         }
+        node.received += length;
         if node.asked.remove(&piece).is_some() {
             node.asks = node.asks.saturating_sub(1);
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hearth_agent::peers::layout::Layout;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -11,7 +12,6 @@ use tokio::{
 use crate::cluster::Place;
 
 /// Bytes of a piece, as the protocol has them.
-const PIECE: u64 = 4 * 1024 * 1024;
 
 /// How it misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,5 +110,6 @@ fn length_of(target: &str) -> Option<u64> {
     let (path, query) = target.split_once('?')?;
     let piece: u64 = path.strip_prefix("/peer/v1/pieces/")?.split('/').nth(1)?.parse().ok()?;
     let size: u64 = query.split('&').find_map(|pair| pair.strip_prefix("size="))?.parse().ok()?;
-    Some(PIECE.min(size.checked_sub(piece * PIECE)?))
+    let bytes = Layout::new(size).bytes(piece);
+    Some(bytes.end - bytes.start)
 }

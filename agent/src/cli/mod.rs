@@ -87,7 +87,6 @@ impl Place {
         let store = Store::open(&config.store).with_context(|| {
             format!("cannot work offline on `{directory}` (without `--offline` a running agent does it)")
         })?;
-        store.rebuild_index_if_needed()?;
         Ok(Self::Directory(store))
     }
 }

@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "peer.uploads",
         default: "4",
-        meaning: "pieces of 4 MiB sent to members at once; few at once arrive sooner",
+        meaning: "pieces sent to members at once; few at once arrive sooner",
     },
     Key {
         path: "peer.uploadRate",

@@ -28,6 +28,7 @@ mod memory;
 mod passing;
 mod piece;
 mod reader;
+mod recheck;
 mod room;
 mod runtime;
 mod schedule;
@@ -123,6 +124,7 @@ struct Inner {
     known: Known,
     liars: Liars,
     suspects: Suspects,
+    recheck: recheck::Recheck,
     absent: Absent<(Repository, Digest)>,
     slots: tokio::sync::Semaphore,
     relays: tokio::sync::Semaphore,
@@ -166,6 +168,7 @@ impl Fetcher {
             known: Known::default(),
             liars: Liars::default(),
             suspects: Suspects::default(),
+            recheck: recheck::Recheck::default(),
             absent: Absent::default(),
             slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
             relays: tokio::sync::Semaphore::new(MAX_RELAYS),

@@ -231,13 +231,7 @@ impl Ground {
     }
 
     /// Asks one member until it gives the piece, says that it will not, or shows no sign of life.
-    async fn ask(
-        &self,
-        member: &Member,
-        role: Role,
-        piece: u64,
-        ranges: bool,
-    ) -> Result<Attempt, NoPiece> {
+    async fn ask(&self, member: &Member, role: Role, piece: u64, ranges: bool) -> Result<Attempt, NoPiece> {
         let bytes = self.layout.bytes(piece);
         let ask = self.request(role, piece, ranges);
         let began = Instant::now();

@@ -137,7 +137,11 @@ impl ContentReader {
         tracing::info!(digest = %way.digest.short(), position, error = %chain(error), "goes on past the store");
         let partial = match &self.source {
             Source::Growing(growing) => Some(growing.partial.clone()),
-            Source::Whole(_) | Source::Passing(_) | Source::Landed(..) => None,
+            Source::Whole(_) => {
+                way.fetcher.recheck(way.digest, error);
+                None
+            }
+            Source::Passing(_) | Source::Landed(..) => None,
         };
         let passing = way.go_on(size, position..self.end, partial).await;
         self.source = Source::Passing(Box::new(passing));

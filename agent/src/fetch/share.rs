@@ -71,6 +71,9 @@ impl Fetcher {
         let bytes = layout.bytes(ask.piece);
         match self.0.store.blob(&ask.digest).await {
             Ok(Some(blob)) if blob.size() == ask.size => {
+                if self.is_too_loaded(ask) {
+                    return Some(Share::NoPart);
+                }
                 return Some(Share::Here(
                     ContentReader::of_store(Source::Whole(blob), bytes.clone()),
                     bytes.end - bytes.start,
@@ -81,7 +84,7 @@ impl Fetcher {
         }
         let flight = self.flight(&ask.digest);
         if let Some(landed) = flight.as_ref().and_then(|flight| landed(flight, ask, layout)) {
-            return Some(landed);
+            return Some(if self.is_too_loaded(ask) { Share::NoPart } else { landed });
         }
         let waiting = self.0.peers.uploads().wait();
         let standing = Standing {
@@ -90,6 +93,7 @@ impl Fetcher {
             higher: self.is_higher(ask),
             relays: self.0.peers.config().relay && self.0.peers.is_on(),
             full: waiting.is_none(),
+            loaded: false,
         };
         let errand = match plan::answer(ask.role, &standing) {
             Answer::NoPart => return Some(Share::NoPart),
@@ -102,6 +106,12 @@ impl Fetcher {
         }
         let Some(flight) = self.relay(ask) else { return Some(Share::Unable) };
         self.wait_for_piece(&flight, ask, layout, errand, deadline).await
+    }
+
+    /// The piece is here, and others further up are to send it.
+    fn is_too_loaded(&self, ask: &PieceAsk) -> bool {
+        let loaded = self.0.peers.uploads().queue() >= plan::QUEUE;
+        plan::answer(ask.role, &Standing { has: true, loaded, ..Standing::default() }) != Answer::Send
     }
 
     /// Upstream is known to have no ranges, and whoever asks does not know it yet.

@@ -136,14 +136,14 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::peers::layout::PIECE;
 
     #[test]
     fn who_sent_a_wrong_piece_is_found_and_nobody_else() {
-        let size = 2 * PIECE + 10;
+        let piece = Layout::new(0).piece();
+        let size = 2 * piece + 10;
         let right = vec![7; usize::try_from(size).unwrap()];
         let mut wrong = right.clone();
-        wrong[usize::try_from(PIECE).unwrap() + 5] = 8;
+        wrong[usize::try_from(piece).unwrap() + 5] = 8;
         let file = |bytes: &[u8]| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(bytes).unwrap();

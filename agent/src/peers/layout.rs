@@ -1,16 +1,21 @@
 //! How a blob is cut: pieces, which travel between peers, and stripes of pieces, which are read upstream.
 //!
-//! Pieces have 4 MiB. [`SLOTS`] stripes of equal length cover [`WINDOW`] pieces (or the whole blob when it is
-//! smaller), the next stripes the next window, and so on: what nodes ask for in their windows is what all fetchers
-//! are reading, however slow upstream is. Stripe `s` belongs to slot `s mod SLOTS`, and a slot to a fetcher.
+//! A blob has about [`PIECES`] pieces within the limits of a piece's size: with few, a node waits long for the first
+//! one to pass on, and the work is spread unevenly; many small ones cost requests. [`SLOTS`] stripes of equal length
+//! cover [`WINDOW`] pieces (or the whole blob when it is smaller), the next stripes the next window, and so on: what
+//! nodes ask for in their windows is what all fetchers are reading, however slow upstream is. Stripe `s` belongs to slot
+//! `s mod SLOTS`, and a slot to a fetcher.
 
 use std::ops::Range;
 
-/// Bytes of a piece; the last one may be shorter.
-pub const PIECE: u64 = 4 * 1024 * 1024;
+/// Pieces of a blob of middling size.
+const PIECES: u64 = 256;
+
+/// Bytes of the smallest and of the largest piece; the last one of a blob may be shorter.
+const PIECE: (u64, u64) = (512 * 1024, 4 * 1024 * 1024);
 
 /// Pieces that a node may ask ahead of the first one it misses.
-pub const WINDOW: u64 = 64;
+pub const WINDOW: u64 = 128;
 
 /// Fetchers of a blob.
 pub const SLOTS: u64 = 8;
@@ -19,14 +24,21 @@ pub const SLOTS: u64 = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     size: u64,
+    piece: u64,
     stripe: u64,
 }
 
 impl Layout {
     /// Of a blob of `size` bytes.
     pub fn new(size: u64) -> Self {
-        let stripe = size.div_ceil(PIECE).div_ceil(SLOTS).clamp(1, WINDOW / SLOTS);
-        Self { size, stripe }
+        let piece = size.div_ceil(PIECES).clamp(PIECE.0, PIECE.1).next_power_of_two();
+        let stripe = size.div_ceil(piece).div_ceil(SLOTS).clamp(1, WINDOW / SLOTS);
+        Self { size, piece, stripe }
+    }
+
+    /// Bytes of every piece but the last.
+    pub fn piece(&self) -> u64 {
+        self.piece
     }
 
     /// The blob's size in bytes.
@@ -36,7 +48,7 @@ impl Layout {
 
     /// How many pieces there are.
     pub fn pieces(&self) -> u64 {
-        self.size.div_ceil(PIECE)
+        self.size.div_ceil(self.piece)
     }
 
     /// The bytes of a piece; empty past the end.
@@ -46,7 +58,7 @@ impl Layout {
 
     /// The bytes of a run of pieces.
     pub fn bytes_of(&self, pieces: &Range<u64>) -> Range<u64> {
-        let at = |piece: u64| piece.saturating_mul(PIECE).min(self.size);
+        let at = |piece: u64| piece.saturating_mul(self.piece).min(self.size);
         at(pieces.start)..at(pieces.end)
     }
 
@@ -55,7 +67,7 @@ impl Layout {
         if bytes.is_empty() {
             return 0..0;
         }
-        bytes.start / PIECE..bytes.end.min(self.size).div_ceil(PIECE)
+        bytes.start / self.piece..bytes.end.min(self.size).div_ceil(self.piece)
     }
 
     /// The slot whose fetcher reads a piece upstream.
@@ -74,27 +86,46 @@ impl Layout {
 mod tests {
     use super::*;
 
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+
+    #[test]
+    fn the_size_of_a_piece_follows_from_the_size_of_the_blob() {
+        for (size, expected) in [
+            (0, 512 * KIB),
+            (1, 512 * KIB),
+            (128 * MIB, 512 * KIB),
+            (128 * MIB + 1, MIB),
+            (256 * MIB, MIB),
+            (700 * MIB, 4 * MIB),
+            (1 << 40, 4 * MIB),
+        ] {
+            assert_eq!(Layout::new(size).piece(), expected, "{size}");
+        }
+    }
+
     #[test]
     fn pieces_cover_the_blob_and_stripes_cover_the_pieces() {
         // Sizes at the boundaries of a piece, of a stripe and of a window.
         for size in [
             0,
             1,
-            PIECE - 1,
-            PIECE,
-            PIECE + 1,
-            8 * PIECE,
-            9 * PIECE + 5,
-            64 * PIECE,
-            65 * PIECE,
-            300 * PIECE + 1,
+            512 * KIB - 1,
+            512 * KIB,
+            512 * KIB + 1,
+            4 * MIB,
+            5 * MIB + 5,
+            64 * MIB,
+            64 * MIB + 1,
+            300 * MIB + 1,
+            3000 * MIB,
         ] {
             let layout = Layout::new(size);
             let mut position = 0;
             for piece in 0..layout.pieces() {
                 let bytes = layout.bytes(piece);
                 assert_eq!(bytes.start, position);
-                assert!(bytes.end - bytes.start <= PIECE && !bytes.is_empty());
+                assert!(bytes.end - bytes.start <= layout.piece() && !bytes.is_empty());
                 position = bytes.end;
                 let stripe = layout.stripe(piece);
                 assert!(
@@ -106,7 +137,7 @@ mod tests {
             assert_eq!(position, size);
         }
         let slots: std::collections::BTreeSet<_> =
-            (0..WINDOW).map(|piece| Layout::new(300 * PIECE).slot(piece)).collect();
+            (0..WINDOW).map(|piece| Layout::new(1200 * MIB).slot(piece)).collect();
         assert_eq!(slots.len(), 8, "every window is read by all fetchers");
         assert_eq!(Layout::new(1).bytes(7), 1..1);
     }

@@ -24,6 +24,8 @@ const WAITING: usize = 1_024;
 pub struct Uploads {
     slots: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// Pieces that are being sent or wait for it: the references beyond the first.
+    queue: Arc<()>,
     pace: Option<Arc<Pace>>,
 }
 
@@ -31,6 +33,7 @@ pub struct Uploads {
 #[derive(Debug)]
 pub struct Upload {
     _slot: OwnedSemaphorePermit,
+    _place: Arc<()>,
     pace: Option<Arc<Pace>>,
 }
 
@@ -48,7 +51,8 @@ struct Pace {
 impl Uploads {
     pub(super) fn new(slots: usize, rate: Option<u64>) -> Self {
         let pace = rate.map(|rate| Arc::new(Pace { rate: rate.max(1), next: Mutex::new(Instant::now()) }));
-        Self { slots: Arc::new(Semaphore::new(slots)), waiting: Arc::new(Semaphore::new(WAITING)), pace }
+        let (slots, waiting) = (Arc::new(Semaphore::new(slots)), Arc::new(Semaphore::new(WAITING)));
+        Self { slots, waiting, queue: Arc::default(), pace }
     }
 
     /// A place among those who wait; `None` when there are too many.
@@ -58,8 +62,14 @@ impl Uploads {
 
     /// The right to send a piece, in the order of asking; `None` when it takes longer than `limit`.
     pub async fn acquire(&self, limit: Duration) -> Option<Upload> {
+        let place = self.queue.clone();
         let slot = tokio::time::timeout(limit, self.slots.clone().acquire_owned()).await.ok()?.ok()?;
-        Some(Upload { _slot: slot, pace: self.pace.clone() })
+        Some(Upload { _slot: slot, _place: place, pace: self.pace.clone() })
+    }
+
+    /// How many pieces are being sent or wait for their turn.
+    pub fn queue(&self) -> usize {
+        Arc::strong_count(&self.queue) - 1
     }
 }
 
@@ -99,8 +109,11 @@ mod tests {
     async fn a_turn_is_waited_for_only_so_long() {
         let uploads = Uploads::new(1, None);
         let first = uploads.acquire(Duration::from_secs(1)).await.expect("it is free");
+        assert_eq!(uploads.queue(), 1);
         assert!(uploads.acquire(Duration::from_millis(10)).await.is_none());
+        assert_eq!(uploads.queue(), 1, "who gave up waits no more");
         drop(first);
+        assert_eq!(uploads.queue(), 0);
         assert!(uploads.acquire(Duration::from_millis(10)).await.is_some());
     }
 }

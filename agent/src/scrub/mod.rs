@@ -132,6 +132,10 @@ impl Scrubber {
     async fn check(&mut self, digest: Digest) -> Result<(), StoreError> {
         match self.read_through(digest).await {
             Ok(()) => Ok(()),
+            Err(damage) if !damage.is_lasting() => {
+                tracing::warn!(%digest, error = %chain(&damage), "stored blob not checked");
+                Ok(())
+            }
             Err(damage) => {
                 tracing::error!(%digest, error = %chain(&damage), "stored blob is damaged: taken out, fetched again when wanted");
                 self.metrics.bad_blobs.inc();

@@ -45,7 +45,9 @@ pub fn verify(store: &Store, mut tell: impl FnMut(&Verdict, usize)) -> Result<Ve
                 }
             });
             if let Err(damage) = looked {
-                store.quarantine(&digest)?;
+                if damage.is_lasting() {
+                    store.quarantine(&digest)?;
+                }
                 verdict.bad.push(Bad { digest: digest.to_string(), problem: chain(&damage) });
             }
             verdict.blobs += 1;

@@ -103,26 +103,30 @@ pub async fn read_chunk(file: &Arc<File>, position: u64, end: u64) -> io::Result
     let mut buffer = Buffer::take();
     let flags = ReadWriteFlags::NOWAIT;
     match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut buffer.bytes[..wanted])], position, flags) {
+        Err(Errno::OPNOTSUPP) if is_in_memory(file) => read_now(file, position, wanted, buffer),
         Ok(0) | Err(_) => read_blocking(file.clone(), position, wanted, buffer).await,
         Ok(read) => Ok(buffer.filled(read)),
     }
 }
 
 /// The same read where it may wait for the disk; it also tells a real error from "not cached".
-async fn read_blocking(
-    file: Arc<File>,
-    position: u64,
-    wanted: usize,
-    mut buffer: Buffer,
-) -> io::Result<Bytes> {
-    let read = tokio::task::spawn_blocking(move || {
-        let read = file.read_at(&mut buffer.bytes[..wanted], position)?;
-        if read == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "blob file is shorter than its size"));
-        }
-        Ok(buffer.filled(read))
-    });
+async fn read_blocking(file: Arc<File>, position: u64, wanted: usize, buffer: Buffer) -> io::Result<Bytes> {
+    let read = tokio::task::spawn_blocking(move || read_now(&file, position, wanted, buffer));
     read.await.map_err(io::Error::other)?
+}
+
+fn read_now(file: &File, position: u64, wanted: usize, mut buffer: Buffer) -> io::Result<Bytes> {
+    let read = file.read_at(&mut buffer.bytes[..wanted], position)?;
+    if read == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "blob file is shorter than its size"));
+    }
+    Ok(buffer.filled(read))
+}
+
+/// Whether a file lies in memory: `tmpfs` does not know reads that do not wait, for its own never do.
+fn is_in_memory(file: &File) -> bool {
+    const TMPFS: u64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|found| u64::try_from(found.f_type) == Ok(TMPFS))
 }
 
 /// A pooled read buffer, handed to hyper as `Bytes` and returned to the pool on drop.

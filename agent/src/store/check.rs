@@ -38,6 +38,20 @@ pub enum Damage {
     Unreadable(#[from] io::Error),
 }
 
+impl Damage {
+    /// Whether the blob is lost. Else it is the agent that cannot look now: no descriptor left, no permission.
+    pub fn is_lasting(&self) -> bool {
+        use rustix::io::Errno;
+        match self {
+            Self::Mismatch(_) => true,
+            // What file systems answer for a bad block, and for a checksum of theirs that does not match.
+            Self::Unreadable(error) => [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA]
+                .iter()
+                .any(|errno| error.raw_os_error() == Some(errno.raw_os_error())),
+        }
+    }
+}
+
 impl Look {
     /// Reads on for at most `bytes` and says for how many; zero at the end, where the digest matched. Blocking.
     pub fn advance(&mut self, bytes: usize) -> Result<u64, Damage> {
@@ -126,6 +140,13 @@ fn keep_newest(directory: &Path) -> Result<(), StoreError> {
 mod tests {
     use super::{super::Config, *};
 
+    #[test]
+    fn only_what_the_disk_has_lost_is_lost() {
+        let of = |errno: rustix::io::Errno| Damage::from(io::Error::from(errno)).is_lasting();
+        assert!(of(rustix::io::Errno::IO) && of(rustix::io::Errno::UCLEAN));
+        assert!(!of(rustix::io::Errno::MFILE) && !of(rustix::io::Errno::ACCESS));
+    }
+
     fn check(store: &Store, digest: &Digest) -> Result<(), Damage> {
         let mut look = store.look(digest).unwrap().unwrap();
         while look.advance(3)? > 0 {}
@@ -136,7 +157,6 @@ mod tests {
     async fn a_bad_blob_is_found_and_taken_out_and_a_few_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&Config::of(directory.path())).unwrap();
-        store.rebuild_index_if_needed().unwrap();
         let texts: Vec<_> = (0..6).map(|n| format!("blob {n}")).collect();
         for text in &texts {
             let digest = Digest::of(text.as_bytes());

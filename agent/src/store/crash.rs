@@ -31,7 +31,6 @@ fn repository() -> Repository {
 /// Everything that changes the store: what a pull writes, a pin, what eviction removes.
 fn work(directory: &Path) {
     let store = Store::open(&Config::of(directory)).unwrap();
-    store.rebuild_index_if_needed().unwrap();
     let (repository, tag): (_, Tag) = (repository(), "v1".parse().unwrap());
     let (manifest, config, layer) = (Digest::of(MANIFEST), Digest::of(CONFIG), Digest::of(&LAYER));
     store.put(&manifest, MANIFEST).unwrap();
@@ -117,7 +116,6 @@ fn assert_sound(directory: &Path, when: &str) {
         assert!(record.is_ok(), "{when}: half a reference in {}", path.display());
     }
     let store = Store::open(&Config::of(directory)).unwrap_or_else(|error| panic!("{when}: {error}"));
-    store.rebuild_index_if_needed().unwrap();
     assert_eq!(store.totals().blobs, blobs.len() as u64, "{when}");
     let indexed: BTreeSet<_> = store.blobs().unwrap().into_iter().map(|fact| fact.digest.hex()).collect();
     let there: BTreeSet<_> =
@@ -133,20 +131,20 @@ fn assert_sound(directory: &Path, when: &str) {
     store.close();
 }
 
-#[test]
-fn a_crash_before_any_step_leaves_nothing_or_what_is_whole_and_right() {
+fn inject(call: &str, nth: u32, fault: &str) -> [String; 4] {
+    ["-e".to_owned(), format!("trace={call}"), "-e".to_owned(), format!("inject={call}:{fault}:when={nth}")]
+}
+
+/// The workload under a fault at the n-th call, for every n.
+fn everywhere(fault: &str) {
     let home = tempfile::tempdir().unwrap();
     for call in CALLS {
         let mut nth = 1;
         loop {
-            let (directory, when) = (home.path().join(format!("{call}-{nth}")), format!("{call} {nth}"));
+            let (directory, when) =
+                (home.path().join(format!("{call}-{nth}")), format!("{fault} at {call} {nth}"));
             fs::create_dir(&directory).unwrap();
-            let options = [
-                "-e".to_owned(),
-                format!("trace={call}"),
-                "-e".to_owned(),
-                format!("inject={call}:signal=SIGKILL:when={nth}"),
-            ];
+            let options = inject(call, nth, fault);
             let ended = under_strace(&directory, &home.path().join("log"), &options);
             assert_sound(&directory, &when);
             fs::remove_dir_all(&directory).unwrap();
@@ -158,6 +156,17 @@ fn a_crash_before_any_step_leaves_nothing_or_what_is_whole_and_right() {
             nth += 1 + nth / 10;
         }
     }
+}
+
+#[test]
+fn a_crash_before_any_step_leaves_nothing_or_what_is_whole_and_right() {
+    everywhere("signal=SIGKILL");
+}
+
+/// Whoever calls gives up at the first error; what counts is what it leaves.
+#[test]
+fn a_disk_error_at_any_step_leaves_nothing_or_what_is_whole_and_right() {
+    everywhere("error=EIO");
 }
 
 /// What a power cut could take: files with unsynced bytes, and names in directories that were not synced.

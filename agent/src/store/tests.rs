@@ -5,7 +5,6 @@ use super::*;
 fn store() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&Config::of(directory.path())).unwrap();
-    store.rebuild_index_if_needed().unwrap();
     (directory, store)
 }
 
@@ -106,7 +105,6 @@ async fn a_lost_or_broken_index_is_rebuilt_from_the_blobs() {
         }
         let store = Store::open(&Config::of(directory.path())).unwrap();
         assert!(store.blob(&Digest::of(b"one")).await.unwrap().is_some(), "{damage}: hits need no index");
-        store.rebuild_index_if_needed().unwrap();
         assert_eq!(store.totals(), Totals { blobs: 2, bytes: 8 }, "{damage}");
     }
 }
@@ -115,7 +113,6 @@ async fn a_lost_or_broken_index_is_rebuilt_from_the_blobs() {
 fn a_clean_index_is_not_rebuilt() {
     let (directory, store) = store();
     store.put(&Digest::of(b"one"), b"one").unwrap();
-    store.rebuild_index_if_needed().unwrap();
     store.close();
     drop(store);
     let store = Store::open(&Config::of(directory.path())).unwrap();

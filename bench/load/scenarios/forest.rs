@@ -1,6 +1,6 @@
 //! `forest`: every node of a small cluster pulls one image at the same moment. Real agents in network namespaces on a
 //! bridge, every link with a token bucket at both ends, `docker-registry` as the upstream behind a link of its own;
-//! against agents without peers and one central `docker-registry` proxy.
+//! against agents without peers, one central `docker-registry` proxy, and the rule "ask a peer that already has it".
 //!
 //! All nodes share this machine's processors and keep their stores in memory: what is measured is the network.
 
@@ -38,6 +38,7 @@ enum Rule {
     Forest,
     NoPeers,
     Central,
+    Holders,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         let few = measure(Rule::Forest, FEW).await?;
         let alone = measure(Rule::NoPeers, nodes).await?;
         let central = measure(Rule::Central, nodes).await?;
+        let holders = measure(Rule::Holders, nodes).await?;
         report.figure("last_over_bound", forest.last / bound);
         report.figure("upstream_bytes_ratio", forest.upstream_bytes as f64 / content.size as f64);
         report.figure("upstream_manifest_gets", forest.manifest_gets as f64);
@@ -85,7 +87,14 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         report.figure("last_over_bound_vs_4_nodes", forest.last / few.last);
         report.figure("speedup_vs_central", central.last / forest.last);
         report.figure("speedup_vs_no_peers", alone.last / forest.last);
-        for (name, one) in [("forest", forest), ("4 nodes", few), ("no peers", alone), ("central", central)] {
+        report.figure("speedup_vs_holders", holders.last / forest.last);
+        for (name, one) in [
+            ("forest", forest),
+            ("4 nodes", few),
+            ("no peers", alone),
+            ("central", central),
+            ("holders", holders),
+        ] {
             report.detail(&format!("{name} last s"), one.last);
             report.detail(&format!("{name} upstream ratio"), one.upstream_bytes as f64 / content.size as f64);
             report.detail(&format!("{name} manifest GETs"), one.manifest_gets as f64);
@@ -161,10 +170,15 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
                     .await?,
             )
         }
-        Rule::Forest | Rule::NoPeers => None,
+        Rule::Forest | Rule::NoPeers | Rule::Holders => None,
     };
-    let mut agents = Vec::new();
-    if rule != Rule::Central {
+    let (mut agents, mut holders) = (Vec::new(), Vec::new());
+    if rule == Rule::Holders {
+        for node in 1..=nodes {
+            holders.push(holder(net, home.path(), node, nodes).await?);
+        }
+    }
+    if matches!(rule, Rule::Forest | Rule::NoPeers) {
         for node in 1..=nodes {
             agents.push(agent(net, home.path(), node, nodes, rule == Rule::Forest).await?);
         }
@@ -178,11 +192,12 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
     let begin = SystemTime::now().duration_since(UNIX_EPOCH)? + LEAD;
     let mut clients = tokio::task::JoinSet::new();
     for node in 1..=nodes {
-        let address = agents.get(usize::from(node) - 1).map_or_else(
-            || format!("{}:{PORT}", Net::address(1)),
-            |agent| agent.addresses.mirror.to_string(),
-        );
-        let query = if rule == Rule::Central { String::new() } else { format!("?ns={REGISTRY}") };
+        let address = match rule {
+            Rule::Central => format!("{}:{PORT}", Net::address(1)),
+            Rule::Holders => format!("{}:{PORT}", Net::address(node)),
+            Rule::Forest | Rule::NoPeers => agents[usize::from(node) - 1].addresses.mirror.to_string(),
+        };
+        let query = if agents.is_empty() { String::new() } else { format!("?ns={REGISTRY}") };
         clients.spawn(run_to_end(client(net, node, &address, begin, content, &query)?, LIMIT));
     }
     let mut last = 0.0_f64;
@@ -194,7 +209,7 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
     let processor = processor(&agents)? - used;
     let sent: Vec<_> = net.sent()?.iter().zip(before).map(|(after, before)| after - before).collect();
     let asked = requests(&upstream.printed());
-    drop((agents, central));
+    drop((agents, central, holders));
     Ok(Measured {
         last,
         upstream_bytes: asked
@@ -230,7 +245,21 @@ async fn registry(
     fs::write(&path, config.to_string())?;
     let mut command = net.on(node, "docker-registry");
     command.arg("serve").arg(&path).env("OTEL_TRACES_EXPORTER", "none");
-    let mut daemon = Daemon::start(&mut command, &home.join(format!("registry-{node}.log")))?;
+    listening(net, node, Daemon::start(&mut command, &home.join(format!("registry-{node}.log")))?).await
+}
+
+/// This program again, with the rule "ask a peer that already has it".
+async fn holder(net: &Net, home: &Path, node: u8, nodes: u8) -> Result<Daemon> {
+    let directory = home.join(format!("holder-{node}"));
+    fs::create_dir_all(&directory)?;
+    let place = |node| format!("{}:{PORT}", Net::address(node));
+    let mut command = net.on(node, &std::env::current_exe()?.to_string_lossy());
+    command.args(["holder", &place(node), &place(0)]).arg(directory);
+    command.args((1..=nodes).filter(|other| *other != node).map(place));
+    listening(net, node, Daemon::start(&mut command, &home.join(format!("holder-{node}.log")))?).await
+}
+
+async fn listening(net: &Net, node: u8, mut daemon: Daemon) -> Result<Daemon> {
     let probe = || {
         let mut probe = net.on(node, "bash");
         probe.args(["-c", &format!("exec 3<>/dev/tcp/{}/{PORT}", Net::address(node))]);

@@ -12,7 +12,8 @@ use std::{ops::Range, time::Duration};
 use crate::store::RangeSet;
 
 /// Spans start and end on multiples of this, so that peers and resumed transfers meet on the same lines.
-pub(super) use crate::peers::layout::PIECE;
+/// Grain of what is handed to connections, in bytes.
+pub(super) const PIECE: u64 = 4 * 1024 * 1024;
 
 /// A reader whose next byte is within this distance ahead of a lane waits for that lane.
 const NEAR: u64 = 2 * PIECE;
