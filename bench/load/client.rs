@@ -3,7 +3,10 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::{Arc, Barrier},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -17,6 +20,8 @@ use crate::rivals::Contestant;
 /// A transfer that stands still for so long has failed.
 const SILENCE: Duration = Duration::from_mins(1);
 const BUFFER: usize = 256 << 10;
+/// Blobs of an image that a client fetches at once, as containerd does.
+const AT_ONCE: usize = 3;
 
 /// One transfer.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +105,9 @@ pub(crate) fn burst(
     Ok(transfers)
 }
 
-/// This program as one client in a process of its own: waits for a moment, fetches everything in order, and prints
-/// how many seconds that took. Words: address, milliseconds since 1970, and `path size` each.
+/// This program as one client in a process of its own: waits for a moment, fetches the first part and then the others,
+/// [`AT_ONCE`] at a time, and prints how many seconds that took. Words: address, milliseconds since 1970, and `path size`
+/// each.
 pub(crate) async fn run_alone(words: &[String]) -> Result<()> {
     let [address, begin, parts @ ..] = words else { anyhow::bail!("a client needs an address and a moment") };
     let address: SocketAddr = address.parse()?;
@@ -113,12 +119,26 @@ pub(crate) async fn run_alone(words: &[String]) -> Result<()> {
     let parts = parts.collect::<Result<Vec<_>>>()?;
     tokio::time::sleep(begin.duration_since(SystemTime::now()).unwrap_or_default()).await;
     let started = Instant::now();
-    tokio::task::spawn_blocking(move || {
-        parts.into_iter().try_for_each(|(path, size)| burst(address, &path, size, 1, 1).map(drop))
-    })
-    .await??;
+    tokio::task::spawn_blocking(move || pull(address, &parts)).await??;
     writeln!(io::stdout(), "{}", started.elapsed().as_secs_f64())?;
     Ok(())
+}
+
+fn pull(address: SocketAddr, parts: &[(String, u64)]) -> Result<()> {
+    let get = |(path, size): &(String, u64)| burst(address, path, *size, 1, 1).map(drop);
+    let (manifest, blobs) = parts.split_first().context("there is nothing to fetch")?;
+    get(manifest)?;
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let one = || {
+            while let Some(part) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                get(part)?;
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().ok().context("a client's thread panicked")?)
+    })
 }
 
 /// [`burst`] of a contestant's blob, beside the asynchronous part of the program. A failure carries the contestant's log.

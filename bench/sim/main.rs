@@ -2,10 +2,11 @@
 //! agent's own ranking, layout, piece order and answers. Prints a table and, last, one JSON object; `--save` writes
 //! `bench/results/sim-forest.json` and a plot beside it. What is modelled and how: `model.rs`.
 //!
-//! Not modelled: processors, disks, loss on the wire, and how a slow parent is stepped over.
+//! Not modelled: processors, disks, and loss on the wire.
 
 mod model;
 mod plot;
+mod world;
 
 use std::{
     fs,
@@ -17,7 +18,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use crate::model::{Outcome, Rule, Simulation, World};
+use crate::{
+    model::Simulation,
+    world::{Outcome, Rule, World},
+};
 
 /// Simulates what cannot be measured on one machine.
 #[derive(Clone, Debug, Parser)]
@@ -56,6 +60,7 @@ fn world(nodes: u32, size: u64, link: u64) -> World {
         slow: 0.0,
         taking: 1.0,
         spread: 0,
+        zones: 1,
         seed: 1,
     }
 }
@@ -69,8 +74,8 @@ fn main() -> Result<()> {
     let (mut forest, mut owner, mut central) = (Vec::new(), Vec::new(), Vec::new());
     writeln!(
         out,
-        "{:34} {:>10} {:>12} {:>10} {:>11} {:>10}",
-        "time over size/link", "last", "median", "upstream", "max upload", "bystander"
+        "{:34} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "time over size/link", "last", "median", "upstream", "max upload", "bystander", "into zone"
     )?;
     for nodes in [4, 16, 64, 256, 1_000, 4_000, 10_000].into_iter().filter(|nodes| *nodes <= arguments.nodes)
     {
@@ -90,6 +95,7 @@ fn main() -> Result<()> {
         ("lost_10_percent", World { lost: 0.1, ..base.clone() }),
         ("slow_10_percent", World { slow: 0.1, ..base.clone() }),
         ("joining_within_2s", World { spread: 2_000_000_000, ..base.clone() }),
+        ("three_zones", World { zones: 3, ..base.clone() }),
         ("taking_5_percent", World { taking: 0.05, ..base.clone() }),
         ("taking_50_percent", World { taking: 0.5, ..base.clone() }),
         ("slow_upstream", World { connection: arguments.link * 2_000, ..base }),
@@ -119,6 +125,7 @@ fn row(out: &mut impl Write, figures: &mut Map<String, Value>, name: &str, outco
         ("upstream_bytes_ratio", outcome.upstream),
         ("max_upload_ratio", outcome.max_upload),
         ("bystander_ratio", outcome.bystander),
+        ("most_into_a_zone_ratio", outcome.crossings),
     ];
     write!(out, "{name:34}")?;
     for (column, value) in columns {

@@ -15,9 +15,12 @@ use std::{
 use hearth_agent::peers::{
     CONNECT, HEADER, HOLD,
     layout::{Layout, SLOTS},
+    pace::Paces,
     plan::{Answer, QUEUE, Role, Standing, Target, Window, answer, targets},
     rank::{Ranking, Subject},
 };
+
+use crate::world::{Outcome, Rule, World};
 
 /// Requests that a node has under way.
 const ASKS: u32 = 16;
@@ -32,59 +35,14 @@ const fn nanoseconds(time: Duration) -> u64 {
     time.as_secs() * 1_000_000_000 + time.subsec_nanos() as u64
 }
 
-/// Whom a node asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
-    /// Its parent in the piece's tree.
-    Forest,
-    /// The piece's one owner: plain rendezvous hashing.
-    Owner,
-}
-
-/// What is simulated.
-#[derive(Clone, Debug)]
-pub(crate) struct World {
-    pub(crate) nodes: u32,
-    pub(crate) rule: Rule,
-    pub(crate) size: u64,
-    /// Bytes a second of a node's link.
-    pub(crate) link: u64,
-    /// Bytes a second of one connection upstream.
-    pub(crate) connection: u64,
-    /// Share of the nodes that die on the way.
-    pub(crate) lost: f64,
-    /// Share of the nodes whose link is four times slower.
-    pub(crate) slow: f64,
-    /// Share of the nodes that want the blob.
-    pub(crate) taking: f64,
-    /// Nodes begin within this many nanoseconds.
-    pub(crate) spread: u64,
-    pub(crate) seed: u64,
-}
-
-/// What came of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Outcome {
-    /// Longest time of a healthy, living node from its beginning to its last piece, over the time that its link needs, or
-    /// upstream when that is what all wait for.
-    pub(crate) last_over_bound: f64,
-    pub(crate) median_over_bound: f64,
-    /// Bytes read upstream over the blob.
-    pub(crate) upstream: f64,
-    /// Largest upload of a node over the blob.
-    pub(crate) max_upload: f64,
-    /// What a node that wants nothing received, on average, over the blob.
-    pub(crate) bystander: f64,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Start(u32),
     Die(u32),
     /// `from`, `to`, piece, place in the route of `from`, and whether the tree ends there or is left there.
     Request(u32, u32, u64, usize, As),
-    /// `from` (or itself when it came from upstream), `to`, piece.
-    Arrive(u32, u32, u64),
+    /// `from` (or itself when it came from upstream), `to`, piece, nanoseconds in which it came.
+    Arrive(u32, u32, u64, u64),
     /// Nobody answered: node, piece, place in its route.
     GiveUp(u32, u64, usize),
 }
@@ -132,6 +90,7 @@ struct Node {
     received: u64,
     /// Where in the route the pieces that are asked for stand.
     asked: HashMap<u64, usize>,
+    paces: Paces<u32>,
     /// Members that did not answer: not asked again.
     gone: HashSet<u32>,
     /// Pieces that are being read upstream.
@@ -153,6 +112,8 @@ pub(crate) struct Simulation {
     tick: u64,
     random: u64,
     read: u64,
+    /// Bytes that came into a zone from another.
+    crossed: HashMap<&'static str, u64>,
 }
 
 impl Simulation {
@@ -168,7 +129,7 @@ impl Simulation {
     fn new(world: World) -> Self {
         let layout = Layout::new(world.size);
         let names: Vec<_> = (0..world.nodes).map(|at| format!("node-{at:06}")).collect();
-        let ranking = Ranking::new(names.iter().map(|name| (name.as_str(), "")));
+        let ranking = Ranking::new((0..).zip(&names).map(|(at, name)| (name.as_str(), world.zone(at))));
         let subject = Subject::of(&format!("sha256:{:064x}", world.seed));
         let fetchers = (0..SLOTS).map(|slot| ranking.fetchers(&subject, slot, 8)).collect();
         let node = |at: u32| Node {
@@ -187,6 +148,7 @@ impl Simulation {
             sent: 0,
             received: 0,
             asked: HashMap::new(),
+            paces: Paces::default(),
             gone: HashSet::new(),
             reading: HashSet::new(),
             upstream_free: (0..SLOTS).map(|_| 0).collect(),
@@ -206,6 +168,7 @@ impl Simulation {
             tick: 0,
             random,
             read: 0,
+            crossed: HashMap::new(),
         }
     }
 
@@ -267,7 +230,7 @@ impl Simulation {
             Event::Request(from, to, piece, place, role) => {
                 self.request(now, (from, to), piece, place, role.into());
             }
-            Event::Arrive(from, to, piece) => self.arrive(now, from, to, piece),
+            Event::Arrive(from, to, piece, taken) => self.arrive(now, (from, to), piece, taken),
             Event::GiveUp(me, piece, place) => {
                 let node = &self.nodes[me as usize];
                 if !node.dead && !node.window.has(piece) && node.asked.get(&piece) == Some(&place) {
@@ -318,9 +281,15 @@ impl Simulation {
                 .position(|target| !matches!(target, Target::Member(_, Role::Parent)))
                 .unwrap_or(0),
         };
-        let gone = &self.nodes[me as usize].gone;
-        let known = |place: &usize| matches!(route.get(skipped + place), Some(Target::Member(member, _)) if gone.contains(member));
-        let place = (place..route.len()).find(|place| !known(place)).unwrap_or(place);
+        let node = &mut self.nodes[me as usize];
+        let (gone, paces) = (&node.gone, &mut node.paces);
+        let mut skips = |place: &usize| match route.get(skipped + place) {
+            Some(Target::Member(member, role)) => {
+                gone.contains(member) || (*role == Role::Parent && paces.passes_over(member))
+            }
+            _ => false,
+        };
+        let place = (place..route.len()).find(|place| !skips(place)).unwrap_or(place);
         self.nodes[me as usize].asked.insert(piece, place);
         match route.get(skipped + place) {
             Some(Target::Member(member, role)) => {
@@ -346,7 +315,7 @@ impl Simulation {
             self.at(now + UNREACHABLE, Event::GiveUp(from, piece, place));
             return;
         }
-        let height = |at: u32| self.subject.height(piece, &self.names[at as usize], "");
+        let height = |at: u32| self.subject.height(piece, &self.names[at as usize], self.world.zone(at));
         let higher = height(to) > height(from);
         let node = &self.nodes[to as usize];
         let fetching = (node.takes && now >= node.begun) || node.asked.contains_key(&piece);
@@ -397,7 +366,7 @@ impl Simulation {
         let free = &mut node.upstream_free[slot];
         *free = now.max(*free) + span;
         let when = *free;
-        self.at(when, Event::Arrive(me, me, piece));
+        self.at(when, Event::Arrive(me, me, piece, span));
     }
 
     fn send(&mut self, now: u64, from: u32, to: u32, piece: u64) {
@@ -407,14 +376,15 @@ impl Simulation {
         let begin = now.max(source.up_free);
         source.up_free = begin + span * source.slow;
         source.sent += bytes.end - bytes.start;
-        let sent = source.up_free;
+        let (sent, source_slow) = (source.up_free, source.slow);
         let target = &mut self.nodes[to as usize];
+        let taken = span * source_slow.max(target.slow);
         target.down_free = (begin.max(target.down_free) + span * target.slow).max(sent);
         let when = target.down_free + LATENCY;
-        self.at(when, Event::Arrive(from, to, piece));
+        self.at(when, Event::Arrive(from, to, piece, taken));
     }
 
-    fn arrive(&mut self, now: u64, from: u32, to: u32, piece: u64) {
+    fn arrive(&mut self, now: u64, (from, to): (u32, u32), piece: u64, taken: u64) {
         if self.nodes[to as usize].dead {
             return;
         }
@@ -434,6 +404,13 @@ impl Simulation {
             return;
         }
         node.received += length;
+        if from != to {
+            node.paces.note(from, length, Duration::from_nanos(taken));
+        }
+        let (zone, other) = (self.world.zone(to), self.world.zone(from));
+        if zone != other {
+            *self.crossed.entry(zone).or_default() += length;
+        }
         if node.asked.remove(&piece).is_some() {
             node.asks = node.asks.saturating_sub(1);
         }
@@ -463,6 +440,7 @@ impl Simulation {
             median_over_bound: times.get(times.len() / 2).copied().unwrap_or(0.0),
             upstream: self.read as f64 / size,
             max_upload: self.nodes.iter().map(|node| node.sent).max().unwrap_or(0) as f64 / size,
+            crossings: self.crossed.values().max().map_or(0.0, |most| *most as f64 / size),
             bystander: if idle.is_empty() { 0.0 } else { idle.iter().sum::<f64>() / idle.len() as f64 },
         }
     }

@@ -147,11 +147,11 @@ impl Ground {
             }
             match target {
                 Target::Member(place, role) => {
-                    let Some(member) =
-                        self.members.get(place).filter(|member| self.peers().is_usable(member))
-                    else {
+                    let Some(member) = self.members.get(place) else { continue };
+                    let too_slow = || role == Role::Parent && self.peers().passes_over(member);
+                    if !self.peers().is_usable(member) || too_slow() {
                         continue;
-                    };
+                    }
                     if let Attempt::Brought = self.ask(member, role, piece, ranges).await? {
                         return Ok(());
                     }
@@ -275,7 +275,8 @@ impl Ground {
     async fn receive(&self, member: &Member, mut body: PieceBody, piece: u64) -> Result<Attempt, NoPiece> {
         let flight = self.flight();
         flight.desk.note_member(piece, &member.name);
-        let mut position = self.layout.bytes(piece).start;
+        let bytes = self.layout.bytes(piece);
+        let (mut position, began) = (bytes.start, Instant::now());
         let (mut batch, mut length) = (Vec::new(), 0);
         loop {
             let next = body.chunk().await;
@@ -291,7 +292,10 @@ impl Ground {
             }
             match next {
                 Ok(Some(_)) => {}
-                Ok(None) => return Ok(Attempt::Brought),
+                Ok(None) => {
+                    self.peers().note_pace(member, bytes.end - bytes.start, began.elapsed());
+                    return Ok(Attempt::Brought);
+                }
                 Err(error) => {
                     self.peers().note_failure(&error);
                     return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });

@@ -12,7 +12,7 @@ use std::ops::Range;
 const PIECES: u64 = 256;
 
 /// Bytes of the smallest and of the largest piece; the last one of a blob may be shorter.
-const PIECE: (u64, u64) = (512 * 1024, 4 * 1024 * 1024);
+const PIECE: (u64, u64) = (1024 * 1024, 4 * 1024 * 1024);
 
 /// Pieces that a node may ask ahead of the first one it misses.
 pub const WINDOW: u64 = 128;
@@ -86,17 +86,15 @@ impl Layout {
 mod tests {
     use super::*;
 
-    const KIB: u64 = 1024;
-    const MIB: u64 = 1024 * KIB;
+    const MIB: u64 = 1 << 20;
 
     #[test]
     fn the_size_of_a_piece_follows_from_the_size_of_the_blob() {
         for (size, expected) in [
-            (0, 512 * KIB),
-            (1, 512 * KIB),
-            (128 * MIB, 512 * KIB),
-            (128 * MIB + 1, MIB),
+            (0, MIB),
+            (1, MIB),
             (256 * MIB, MIB),
+            (256 * MIB + 1, 2 * MIB),
             (700 * MIB, 4 * MIB),
             (1 << 40, 4 * MIB),
         ] {
@@ -110,11 +108,11 @@ mod tests {
         for size in [
             0,
             1,
-            512 * KIB - 1,
-            512 * KIB,
-            512 * KIB + 1,
-            4 * MIB,
-            5 * MIB + 5,
+            MIB - 1,
+            MIB,
+            MIB + 1,
+            8 * MIB,
+            9 * MIB + 5,
             64 * MIB,
             64 * MIB + 1,
             300 * MIB + 1,

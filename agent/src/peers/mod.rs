@@ -4,7 +4,8 @@
 //! `rank` gives every piece its own tree over all members, known to everyone without a message; `layout` cuts blobs
 //! into pieces and stripes; `plan` says what to ask for next, whom, and what to answer. All are pure, and
 //! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
-//! `client` asks, `health` remembers who is to be left alone, `uploads` bounds what this node gives. What is done with
+//! `client` asks, `health` remembers who is to be left alone, `pace` who is slow, `uploads` bounds what this
+//! node gives. What is done with
 //! a piece is `fetch`'s business.
 
 mod client;
@@ -14,12 +15,17 @@ mod health;
 mod kubernetes;
 pub mod layout;
 mod members;
+pub mod pace;
 pub mod plan;
 pub mod rank;
 mod uploads;
 pub mod wire;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -32,6 +38,7 @@ use dns::Dns;
 use health::Health;
 use kubernetes::Slices;
 pub use members::{Member, Members};
+use pace::Paces;
 pub use uploads::{Upload, Uploads, Waiting};
 use wire::{PeerRequest, PieceAsk};
 
@@ -99,6 +106,7 @@ struct Inner {
     members: watch::Receiver<Arc<Members>>,
     client: Client,
     health: Health,
+    paces: Mutex<Paces<String>>,
     uploads: Uploads,
     metrics: Metrics,
     /// A source of members is configured.
@@ -119,6 +127,7 @@ impl Peers {
             uploads: Uploads::new(config.uploads, config.upload_rate),
             client: Client::new()?,
             health: Health::default(),
+            paces: Mutex::default(),
             config,
             members,
             metrics,
@@ -175,6 +184,17 @@ impl Peers {
     /// Whether a member is to be asked at all now.
     pub fn is_usable(&self, member: &Member) -> bool {
         self.0.health.is_usable(&member.name)
+    }
+
+    /// Whether a parent is to be passed over now because it is much slower than others.
+    pub fn passes_over(&self, member: &Member) -> bool {
+        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&member.name)
+    }
+
+    /// It sent so many bytes of a piece in this time.
+    pub fn note_pace(&self, member: &Member, bytes: u64, taken: Duration) {
+        let mut paces = self.0.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.note(member.name.clone(), bytes, taken);
     }
 
     /// It sent wrong bytes: it is left out for a while.

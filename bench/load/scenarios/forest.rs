@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,14 +15,13 @@ use anyhow::{Context, Result, ensure};
 use kit::{
     agent::{AgentConfig, REGISTRY},
     process::AgentProcess,
-    registry::{MANIFEST, random_bytes, sha256},
     runtime::{Daemon, run as run_to_end},
 };
 
+use super::content::Content;
 use crate::{Arguments, machine, net::Net, report::Report};
 
 const SIZE_MIB: u64 = 256;
-const REPOSITORY: &str = "bench/image";
 /// Port of every registry.
 const PORT: u16 = 5000;
 /// Between starting the clients and their common moment.
@@ -50,14 +49,6 @@ struct Measured {
     processor: f64,
 }
 
-/// What every node pulls: paths and sizes, in this order.
-#[derive(Debug)]
-struct Content {
-    storage: PathBuf,
-    parts: Vec<(String, u64)>,
-    size: u64,
-}
-
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
     let nodes = arguments.nodes;
@@ -71,13 +62,21 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     let bound = size as f64 / bytes_per_second(&arguments.link)?;
     for round in 0..arguments.rounds {
         let work = tempfile::Builder::new().prefix("hearth-forest-").tempdir_in("/dev/shm")?;
-        let content = publish(&work.path().join("storage"), u64::from(round), size)?;
+        let content = Content::random(&work.path().join("storage"), u64::from(round), size)?;
         let measure = async |rule, nodes| measure(&net, work.path(), &content, rule, nodes).await;
         let forest = measure(Rule::Forest, nodes).await?;
         let few = measure(Rule::Forest, FEW).await?;
         let alone = measure(Rule::NoPeers, nodes).await?;
         let central = measure(Rule::Central, nodes).await?;
         let holders = measure(Rule::Holders, nodes).await?;
+        let spark = Content::spark(&work.path().join("spark")).await?;
+        let spark_bound = spark.size as f64 / bytes_per_second(&arguments.link)?;
+        let spark_forest = self::measure(&net, work.path(), &spark, Rule::Forest, nodes).await?;
+        let spark_alone = self::measure(&net, work.path(), &spark, Rule::NoPeers, nodes).await?;
+        report.figure("spark_last_over_bound", spark_forest.last / spark_bound);
+        report.figure("spark_speedup_vs_no_peers", spark_alone.last / spark_forest.last);
+        report.figure("spark_upstream_bytes_ratio", spark_forest.upstream_bytes as f64 / spark.size as f64);
+        report.detail("spark MiB", spark.size as f64 / f64::from(1 << 20));
         report.figure("last_over_bound", forest.last / bound);
         report.figure("upstream_bytes_ratio", forest.upstream_bytes as f64 / content.size as f64);
         report.figure("upstream_manifest_gets", forest.manifest_gets as f64);
@@ -112,50 +111,6 @@ fn bytes_per_second(link: &str) -> Result<f64> {
         _ => anyhow::bail!("`{link}` is not a rate: write `200mbit` or `1gbit`"),
     };
     Ok(number.parse::<f64>().with_context(|| format!("`{link}` is not a rate"))? * factor)
-}
-
-/// Writes an image into a registry's storage: one random layer.
-fn publish(storage: &Path, seed: u64, size: u64) -> Result<Content> {
-    let root = storage.join("docker/registry/v2");
-    let repository = root.join("repositories").join(REPOSITORY);
-    let link = |place: &str, digest: &str| -> Result<()> {
-        let directory = repository.join(place);
-        fs::create_dir_all(&directory)?;
-        fs::write(directory.join("link"), digest)?;
-        Ok(())
-    };
-    let blob = |bytes: &[u8]| -> Result<(String, String)> {
-        let digest = sha256(bytes);
-        let hex = digest.trim_start_matches("sha256:").to_owned();
-        let directory = root.join("blobs/sha256").join(&hex[..2]).join(&hex);
-        fs::create_dir_all(&directory)?;
-        fs::write(directory.join("data"), bytes)?;
-        Ok((digest, hex))
-    };
-    let (mut descriptors, mut parts) = (Vec::new(), Vec::new());
-    let config =
-        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
-    for bytes in [config, random_bytes(seed, usize::try_from(size)?)] {
-        let (digest, hex) = blob(&bytes)?;
-        link(&format!("_layers/sha256/{hex}"), &digest)?;
-        parts.push((format!("/v2/{REPOSITORY}/blobs/{digest}"), bytes.len() as u64));
-        descriptors.push(serde_json::json!({
-            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": bytes.len(),
-        }));
-    }
-    descriptors[0]["mediaType"] = "application/vnd.oci.image.config.v1+json".into();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptors[0], "layers": [descriptors[1]],
-    });
-    let manifest = manifest.to_string().into_bytes();
-    let (digest, hex) = blob(&manifest)?;
-    for place in ["revisions", "tags/v1/index"] {
-        link(&format!("_manifests/{place}/sha256/{hex}"), &digest)?;
-    }
-    link("_manifests/tags/v1/current", &digest)?;
-    parts.insert(0, (format!("/v2/{REPOSITORY}/manifests/v1"), manifest.len() as u64));
-    let size = parts.iter().skip(1).map(|(_, size)| size).sum();
-    Ok(Content { storage: storage.to_owned(), parts, size })
 }
 
 async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u8) -> Result<Measured> {

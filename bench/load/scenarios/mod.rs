@@ -3,6 +3,7 @@
 pub(crate) mod builder;
 pub(crate) mod cluster_api;
 pub(crate) mod cold_burst;
+mod content;
 pub(crate) mod forest;
 mod images;
 pub(crate) mod layering;

@@ -1,0 +1,117 @@
+//! How fast members send, as one node has seen it: a parent that is much slower than the others is passed over, and
+//! asked now and then all the same, for links recover.
+//!
+//! Only the time in which bytes flow counts, not how long a member waited for them itself.
+
+use std::{collections::HashMap, hash::Hash, time::Duration};
+
+/// A member that sends at less than this share of the median rate is slow.
+const SHARE: f64 = 0.4;
+
+/// Members whose rate has to be known before any of them is called slow.
+const ENOUGH: usize = 4;
+
+/// A slow member is asked every so many times.
+const AGAIN: u32 = 16;
+
+/// What the newest rate weighs.
+const WEIGHT: f64 = 0.3;
+
+/// Notes between two looks at the median.
+const RENEW: u32 = 8;
+
+/// Members remembered; further ones are taken for fast.
+const MOST: usize = 16_384;
+
+/// The memory. `M` names a member.
+#[derive(Clone, Debug)]
+pub struct Paces<M> {
+    seen: HashMap<M, Seen>,
+    median: f64,
+    notes: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Bytes a second.
+    rate: f64,
+    passed_over: u32,
+}
+
+impl<M> Default for Paces<M> {
+    fn default() -> Self {
+        Self { seen: HashMap::new(), median: 0.0, notes: 0 }
+    }
+}
+
+impl<M: Eq + Hash> Paces<M> {
+    /// A member sent so many bytes in this time.
+    pub fn note(&mut self, member: M, bytes: u64, taken: Duration) {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let rate = bytes as f64 / taken.as_secs_f64().max(1e-6);
+        if self.seen.len() >= MOST && !self.seen.contains_key(&member) {
+            return;
+        }
+        let seen = self.seen.entry(member).or_insert(Seen { rate, passed_over: 0 });
+        seen.rate += WEIGHT * (rate - seen.rate);
+        if self.notes % RENEW == 0 {
+            self.median = median(self.seen.values().map(|seen| seen.rate).collect());
+        }
+        self.notes = self.notes.wrapping_add(1);
+    }
+
+    /// Whether to ask the next one instead.
+    pub fn passes_over(&mut self, member: &M) -> bool {
+        if self.seen.len() < ENOUGH {
+            return false;
+        }
+        let limit = SHARE * self.median;
+        let Some(seen) = self.seen.get_mut(member).filter(|seen| seen.rate < limit) else { return false };
+        seen.passed_over = (seen.passed_over + 1) % AGAIN;
+        seen.passed_over != 0
+    }
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    let middle = rates.len() / 2;
+    if rates.is_empty() { 0.0 } else { *rates.select_nth_unstable_by(middle, f64::total_cmp).1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn noted(rates: &[(&'static str, u64)]) -> Paces<&'static str> {
+        let mut paces = Paces::default();
+        for _ in 0..2 * RENEW {
+            for (member, rate) in rates {
+                paces.note(*member, rate * MIB, Duration::from_secs(1));
+            }
+        }
+        paces
+    }
+
+    #[test]
+    fn who_is_much_slower_than_the_others_is_passed_over_and_asked_now_and_then() {
+        let mut paces = noted(&[("a", 20), ("b", 25), ("c", 30), ("d", 5)]);
+        for fast in ["a", "b", "c", "unknown"] {
+            assert!((0..100).all(|_| !paces.passes_over(&fast)), "{fast}");
+        }
+        let asked = (0..160).filter(|_| !paces.passes_over(&"d")).count();
+        assert_eq!(asked, 10);
+        for _ in 0..20 {
+            paces.note("d", 24 * MIB, Duration::from_secs(1));
+        }
+        assert!(!paces.passes_over(&"d"), "its link has recovered");
+    }
+
+    #[test]
+    fn a_few_members_or_a_node_that_is_slow_itself_call_nobody_slow() {
+        let mut few = noted(&[("a", 20), ("b", 20), ("c", 1)]);
+        assert!(!few.passes_over(&"c"));
+        let mut even = noted(&[("a", 2), ("b", 2), ("c", 3), ("d", 1)]);
+        assert!(["a", "b", "c", "d"].iter().all(|member| !even.passes_over(member)));
+    }
+}
