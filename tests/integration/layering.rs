@@ -42,7 +42,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
     ("oci_client", &["builder/src/registry.rs"]),
     ("roxmltree", &["builder/src/sources/maven/pom.rs"]),
-    ("schemars", &["builder/src/spec/"]),
+    ("schemars", &["agent/src/prepull/", "builder/src/spec/"]),
 ];
 
 fn root() -> PathBuf {

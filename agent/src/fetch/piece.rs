@@ -137,7 +137,9 @@ impl Ground {
     /// who read stripes each would read everything.
     async fn try_all(&self, piece: u64, ranges: bool) -> Result<(), NoPiece> {
         let (me, readers) = (self.members.me(), self.readers(piece, ranges));
-        let stripe = readers.first() == Some(&me);
+        // Whoever comes to its own turn among the readers reads for those who ask it next. Not everything, though, for
+        // somebody's moment of weakness.
+        let stripe = if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
         for target in plan::targets(self.members.ranking(), &self.subject, piece, me, readers) {
             if self.has(piece) {
                 return Ok(());

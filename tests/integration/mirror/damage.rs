@@ -152,6 +152,11 @@ async fn a_blob_that_the_disk_cannot_read_any_more_is_served_all_the_same_and_fe
     agent.kill().await.expect("it dies");
     let agent = AgentProcess::start(&file).await.expect("it starts");
     pull(&agent).await;
-    assert!(stored_blobs(&data).contains(layer), "it is stored anew");
+    let stored = async {
+        while !stored_blobs(&data).contains(layer) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), stored).await.expect("it is stored anew");
     assert_store_is_right(&data);
 }
