@@ -44,7 +44,10 @@ type Outcome = Option<Result<(), ReadError>>;
 
 /// The stripes that are being read for one flight. Dropping them ends them.
 #[derive(Debug, Default)]
-pub(super) struct Stripes(Mutex<HashMap<Range<u64>, (watch::Receiver<Outcome>, AbortHandle)>>);
+pub(super) struct Stripes(Mutex<HashMap<Range<u64>, Stripe>>);
+
+/// One that is being read, and what ends it.
+type Stripe = (watch::Receiver<Outcome>, AbortHandle);
 
 impl Drop for Stripes {
     fn drop(&mut self) {

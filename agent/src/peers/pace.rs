@@ -54,7 +54,7 @@ impl<M: Eq + Hash> Paces<M> {
         }
         let seen = self.seen.entry(member).or_insert(Seen { rate, passed_over: 0 });
         seen.rate += WEIGHT * (rate - seen.rate);
-        if self.notes % RENEW == 0 {
+        if self.notes.is_multiple_of(RENEW) {
             self.median = median(self.seen.values().map(|seen| seen.rate).collect());
         }
         self.notes = self.notes.wrapping_add(1);
