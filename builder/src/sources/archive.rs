@@ -11,13 +11,14 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufReader, Read},
+    io::{self, Read},
     ops::Bound,
     path::{Path, PathBuf},
 };
 
+use super::tarball::{Limits, Tail, decompressed, for_each_member};
 use crate::{
-    cache::{BUFFER, Cache, CacheError, Shelf},
+    cache::{Cache, CacheError, Shelf},
     tree::{self, Entry, ImagePath, Kind, PathError, Tree},
 };
 
@@ -40,22 +41,6 @@ impl Flavour {
             Self::RootFileSystem => "root file system",
             Self::Source => "source",
         }
-    }
-}
-
-/// How much an archive may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of all files together.
-    pub bytes: u64,
-    /// Members.
-    pub members: u64,
-}
-
-impl Default for Limits {
-    /// Far above any real Spark distribution or base (0.5 GB, 15,000 files), far below a full disk.
-    fn default() -> Self {
-        Self { bytes: 32 << 30, members: 2_000_000 }
     }
 }
 
@@ -104,24 +89,6 @@ pub enum ArchiveError {
     Cache(#[from] CacheError),
 }
 
-/// Undoes the compression that the first bytes show.
-pub fn decompressed<'a>(
-    mut reader: impl Read + Send + 'a,
-) -> Result<Box<dyn Read + Send + 'a>, ArchiveError> {
-    let mut magic = Vec::new();
-    reader.by_ref().take(6).read_to_end(&mut magic).map_err(ArchiveError::Read)?;
-    let whole = BufReader::with_capacity(BUFFER, io::Cursor::new(magic.clone()).chain(reader));
-    Ok(match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(zstd::Decoder::with_buffer(whole).map_err(ArchiveError::Read)?)
-        }
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(ArchiveError::Compression("xz")),
-        [b'B', b'Z', b'h', ..] => return Err(ArchiveError::Compression("bzip2")),
-        _ => Box::new(whole),
-    })
-}
-
 /// Reads an archive into the cache and describes it.
 pub fn unpack(
     cache: &Cache,
@@ -129,15 +96,9 @@ pub fn unpack(
     flavour: Flavour,
     limits: Limits,
 ) -> Result<Tree, ArchiveError> {
-    let mut tail = Tail { inner: decompressed(reader)?, zeros: 0 };
+    let mut tail = Tail::new(decompressed(reader)?);
     let mut unpacker = Unpacker { cache, flavour, limits, tree: Tree::new(), bytes: 0, links: 0 };
-    let mut archive = tar::Archive::new(&mut tail);
-    for (count, member) in (1u64..).zip(archive.entries().map_err(ArchiveError::Read)?) {
-        if count > limits.members {
-            return Err(ArchiveError::TooLarge { limit: limits.members, unit: "members" });
-        }
-        unpacker.member(member.map_err(ArchiveError::Read)?)?;
-    }
+    for_each_member(&mut tail, limits, |member| unpacker.member(member))?;
     let mut tree = unpacker.tree;
     if tail.zeros < 512 {
         return Err(ArchiveError::Truncated);
@@ -165,7 +126,7 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    fn member(&mut self, mut member: tar::Entry<'_, impl Read>) -> Result<(), ArchiveError> {
+    fn member(&mut self, member: &mut tar::Entry<'_, impl Read>) -> Result<(), ArchiveError> {
         use tar::EntryType as Type;
         let name = text(&member.path_bytes(), "its name")?;
         if matches!(name.trim_end_matches('/'), "." | "") {
@@ -185,19 +146,19 @@ impl Unpacker<'_> {
                 if self.bytes > self.limits.bytes {
                     return Err(ArchiveError::TooLarge { limit: self.limits.bytes, unit: "bytes" });
                 }
-                let content = self.cache.put(Shelf::Files, &mut member).map_err(|error| match error {
+                let content = self.cache.put(Shelf::Files, member).map_err(|error| match error {
                     CacheError::Input(source) => ArchiveError::Read(source),
                     other => other.into(),
                 })?;
                 Kind::File { content, link: None }
             }
             Type::Symlink => {
-                let target = link_target(&member)?.ok_or_else(|| refuse("the link has no target"))?;
+                let target = link_target(member)?.ok_or_else(|| refuse("the link has no target"))?;
                 self.check_symlink(&path, &target).map_err(|reason| refuse(&reason))?;
                 Kind::Symlink(target)
             }
             Type::Link => {
-                let target = link_target(&member)?.ok_or_else(|| refuse("the link has no target"))?;
+                let target = link_target(member)?.ok_or_else(|| refuse("the link has no target"))?;
                 let entry = self.hard_link(&target).map_err(|reason| refuse(&reason))?;
                 self.tree.insert(path, entry);
                 return Ok(());
@@ -207,7 +168,7 @@ impl Unpacker<'_> {
             }
             _ => return Err(refuse("only files, directories and links are expected here")),
         };
-        let entry = Self::describe(kind, &mut member)?;
+        let entry = Self::describe(kind, member)?;
         self.insert(path, entry);
         Ok(())
     }
@@ -385,22 +346,6 @@ pub fn resolve(path: &ImagePath, link: impl Fn(&str) -> Option<String>) -> Optio
         return Some(None);
     }
     Some(ImagePath::new(&done.join("/")).ok())
-}
-
-/// Counts the zero bytes at the end of what was read: a tar archive ends with at least one zero block, and
-/// the reader of the `tar` crate takes a file cut between two members for a whole one.
-struct Tail<R> {
-    inner: R,
-    zeros: u64,
-}
-
-impl<R: Read> Read for Tail<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let zeros = buffer[..count].iter().rev().take_while(|byte| **byte == 0).count();
-        self.zeros = if zeros == count { self.zeros + zeros as u64 } else { zeros as u64 };
-        Ok(count)
-    }
 }
 
 #[cfg(test)]

@@ -92,6 +92,58 @@ fn hostile_members_are_refused_with_their_name() {
 }
 
 #[test]
+fn a_root_file_system_must_not_reach_out_either() {
+    use tar::EntryType as Type;
+    let cases = [
+        (Maker::new().file("/etc/passwd", b""), "absolute"),
+        (Maker::new().file("usr/../../etc/passwd", b""), "`..`"),
+        (Maker::new().raw(Type::Link, "a/h", "/etc/shadow", b""), "absolute"),
+        (Maker::new().raw(Type::Link, "a/h", "../etc/shadow", b""), "`..`"),
+        (Maker::new().file("etc/.wh.passwd", b""), "deletion"),
+        (Maker::new().symlink("a", "a").file("a/x", b""), "loop"),
+    ];
+    for (maker, expected) in cases {
+        let error = read(&maker.bytes(), Flavour::RootFileSystem, Limits::default()).unwrap_err();
+        let error = anyhow::Error::from(error);
+        assert!(format!("{error:#}").contains(expected), "{error:#} should say {expected}");
+    }
+}
+
+#[test]
+fn headers_that_would_fill_the_memory_are_refused() {
+    let long = vec![b'x'; 3000];
+    let attribute = [("SCHILY.xattr.user.bomb", &long[..])];
+    for kind in [tar::EntryType::GNULongName, tar::EntryType::GNULongLink, tar::EntryType::XHeader] {
+        let mut builder = tar::Builder::new(Vec::new());
+        if kind == tar::EntryType::XHeader {
+            builder.append_pax_extensions(attribute).unwrap();
+        } else {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(long.len() as u64);
+            header.set_cksum();
+            builder.append(&header, &long[..]).unwrap();
+        }
+        let mut header = tar::Header::new_ustar();
+        header.set_path("a").unwrap();
+        header.set_size(0);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_cksum();
+        builder.append(&header, io::empty()).unwrap();
+        let bytes = builder.into_inner().unwrap();
+        let with = |headers| read(&bytes, Flavour::Source, Limits { headers, ..Limits::default() });
+        let error = with(2000);
+        let refused =
+            matches!(&error, Err(ArchiveError::TooLarge { limit: 2000, unit }) if unit.contains("headers"));
+        assert!(refused, "{kind:?}: {error:?}");
+        assert!(!matches!(with(10_000), Err(ArchiveError::TooLarge { .. })), "{kind:?}");
+    }
+}
+
+#[test]
 fn links_inside_the_archive_are_kept() {
     use tar::EntryType as Type;
     let maker =
@@ -143,9 +195,12 @@ fn extended_attributes_of_a_root_file_system_are_kept() {
 fn bombs_and_cut_archives_are_refused() {
     let bytes = Maker::new().file("p/a", &[1; 600]).file("p/b", &[2; 600]).bytes();
     let with = |limits| read(&bytes, Flavour::Source, limits).unwrap_err();
-    assert!(matches!(with(Limits { bytes: 1199, members: 9 }), ArchiveError::TooLarge { unit: "bytes", .. }));
     assert!(matches!(
-        with(Limits { bytes: 1200, members: 1 }),
+        with(Limits { bytes: 1199, members: 9, ..Limits::default() }),
+        ArchiveError::TooLarge { unit: "bytes", .. }
+    ));
+    assert!(matches!(
+        with(Limits { bytes: 1200, members: 1, ..Limits::default() }),
         ArchiveError::TooLarge { unit: "members", .. }
     ));
     // Header, content, header, content: 512 + 1024 each. Every cut is noticed, also between two members.

@@ -7,7 +7,8 @@
 use std::io::{self, Read};
 
 use super::{
-    archive::{ArchiveError, decompressed},
+    archive::ArchiveError,
+    tarball::{Limits, decompressed, for_each_member},
     view::{Node, SMALL, View, of_interest},
 };
 use crate::{
@@ -50,19 +51,26 @@ pub fn apply(
 ) -> Result<(), ScanError> {
     let fail = |source| ScanError::Read { layer: blob.digest, source };
     let file = cache.open_content(Shelf::Blobs, blob).map_err(|error| fail(error.into()))?;
-    let mut raw = Hashing::new(decompressed(bar.reader(file)).map_err(fail)?);
-    let read = |source| fail(ArchiveError::Read(source));
-    let mut archive = tar::Archive::new(&mut raw);
+    let limits = Limits::default();
+    // One more than allowed: what is cut off then is noticed.
+    let bounded = decompressed(bar.reader(file)).map_err(fail)?.take(limits.bytes + 1);
+    let mut raw = Hashing::new(bounded);
     // Whiteouts hide what lower layers brought, wherever in the layer they stand: additions wait.
     let mut additions = Vec::new();
-    for member in archive.entries().map_err(read)? {
-        member_into(view, &mut additions, &mut member.map_err(read)?).map_err(read)?;
+    let read = for_each_member(&mut raw, limits, |member| {
+        member_into(view, &mut additions, member).map_err(ArchiveError::Read)
+    });
+    // The end mark is read over, and whatever follows it is a part of what was hashed.
+    let read = read.and_then(|()| io::copy(&mut raw, &mut io::sink()).map_err(ArchiveError::Read));
+    let hasher = raw.into_parts().1;
+    if hasher.length() > limits.bytes {
+        return Err(fail(ArchiveError::TooLarge { limit: limits.bytes, unit: "bytes" }));
     }
+    read.map_err(fail)?;
     for (path, node) in additions {
         view.put(&path, node);
     }
-    io::copy(&mut raw, &mut io::sink()).map_err(read)?;
-    let found = raw.into_parts().1.finish();
+    let found = hasher.finish();
     if found == diff_id {
         Ok(())
     } else {
@@ -156,6 +164,35 @@ mod tests {
         let left: Vec<&str> = view.nodes().map(|(path, _)| path).collect();
         assert_eq!(left, ["etc/group", "etc/passwd", "opt/b", "opt/c", "srv/y"]);
         assert_eq!(view.text(&ImagePath::known("etc/passwd")), Some("root"));
+    }
+
+    #[test]
+    fn a_layer_that_is_cut_short_or_has_endless_headers_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let (whole, diff_id) = layer(&cache, &[("a", "1"), ("b", "2")]);
+        let bytes = std::fs::read(cache.path(Shelf::Blobs, &whole.digest)).unwrap();
+        for length in [0, 20, bytes.len() / 2, bytes.len() - 1] {
+            let cut = cache.put(Shelf::Blobs, &mut &bytes[..length]).unwrap();
+            let mut view = View::default();
+            let error = apply(&cache, &mut view, &cut, diff_id, &Bar::hidden());
+            assert!(error.is_err(), "cut at {length}");
+            assert_eq!(view.nodes().count(), 0, "nothing of it is seen");
+        }
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(64 << 20);
+        header.set_cksum();
+        builder.append(&header, io::repeat(b'x').take(64 << 20)).unwrap();
+        let raw = builder.into_inner().unwrap();
+        let packed = zstd::encode_all(&raw[..], 1).unwrap();
+        let bomb = cache.put(Shelf::Blobs, &mut &packed[..]).unwrap();
+        let error = apply(&cache, &mut View::default(), &bomb, Digest::of(&raw), &Bar::hidden());
+        let source = |error: &ScanError| {
+            matches!(error, ScanError::Read { source: ArchiveError::TooLarge { .. }, .. })
+        };
+        assert!(error.as_ref().is_err_and(source), "{error:?}");
     }
 
     #[test]

@@ -11,17 +11,18 @@ use std::{
 
 use ::zip::{ZipArchive, result::ZipError};
 
+use super::tarball::Limits;
 use crate::{
     cache::{Cache, CacheError, Shelf},
     digest::Digest,
     tree::{Entry, ImagePath, PathError, Tree},
 };
 
-/// No wheel and no JAR of this world comes near this.
-const LIMIT: u64 = 8 << 30;
+/// No wheel, no JAR and no JDK of this world comes near this.
+const LIMITS: Limits = Limits { bytes: 8 << 30, members: 500_000, headers: 0 };
 
-/// Members of one archive.
-const MEMBERS: usize = 500_000;
+/// What is read of an archive into memory, all members together.
+const TEXTS: u64 = 64 << 20;
 
 /// Why an archive cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +55,13 @@ pub enum ZipFileError {
     #[error("its member `{0}` is a symbolic link, which is not expected here")]
     Link(String),
     /// It unpacks to too much.
-    #[error("it unpacks to more than {LIMIT} bytes or {MEMBERS} members: refused")]
-    TooLarge,
+    #[error("it unpacks to more than {limit} {unit}: refused")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+        /// Of what.
+        unit: &'static str,
+    },
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -78,9 +84,15 @@ pub fn unpack(cache: &Cache, path: &Path, digest: Digest) -> Result<Tree, ZipFil
     {
         return Ok(tree);
     }
+    let tree = members(cache, path, LIMITS)?;
+    cache.leave_note("trees-v1", &key, &tree)?;
+    Ok(tree)
+}
+
+fn members(cache: &Cache, path: &Path, limits: Limits) -> Result<Tree, ZipFileError> {
     let mut archive = open(path)?;
-    if archive.len() > MEMBERS {
-        return Err(ZipFileError::TooLarge);
+    if archive.len() as u64 > limits.members {
+        return Err(ZipFileError::TooLarge { limit: limits.members, unit: "members" });
     }
     let (mut tree, mut total) = (Tree::new(), 0_u64);
     for at in 0..archive.len() {
@@ -95,22 +107,22 @@ pub fn unpack(cache: &Cache, path: &Path, digest: Digest) -> Result<Tree, ZipFil
         }
         let executable = member.unix_mode().is_some_and(|mode| mode & 0o111 != 0);
         // What the directory says of the size is the archive's word: what comes is counted.
-        let mut bounded = Read::take(&mut member, LIMIT - total + 1);
+        let mut bounded = Read::take(&mut member, limits.bytes - total + 1);
         let content = cache.put(Shelf::Files, &mut bounded).map_err(|error| match error {
             CacheError::Input(source) => ZipFileError::Member { member: name, source },
             other => other.into(),
         })?;
         total += content.size;
-        if total > LIMIT {
-            return Err(ZipFileError::TooLarge);
+        if total > limits.bytes {
+            return Err(ZipFileError::TooLarge { limit: limits.bytes, unit: "bytes" });
         }
         tree.insert(path, Entry::file(content, if executable { 0o755 } else { 0o644 }));
     }
-    cache.leave_note("trees-v1", &key, &tree)?;
     Ok(tree)
 }
 
-/// Reads the members whose names are wanted, each at most `limit` bytes, without touching the cache.
+/// Reads the members whose names are wanted, each at most `limit` bytes, without touching the cache. An archive with
+/// too many of them is refused.
 pub fn texts(
     path: &Path,
     limit: u64,
@@ -119,12 +131,15 @@ pub fn texts(
     let mut archive = open(path)?;
     let names = archive.file_names().filter_map(Result::ok).map(std::borrow::Cow::into_owned);
     let names: Vec<String> = names.filter(|name| wanted(name)).collect();
-    let mut found = Vec::new();
+    let (mut found, mut total) = (Vec::new(), 0);
     for name in names {
         let member = archive.by_name(&name).map_err(ZipFileError::Read)?;
         let mut bytes = Vec::new();
         let read = member.take(limit).read_to_end(&mut bytes);
-        read.map_err(|source| ZipFileError::Member { member: name.clone(), source })?;
+        total += read.map_err(|source| ZipFileError::Member { member: name.clone(), source })? as u64;
+        if total > TEXTS {
+            return Err(ZipFileError::TooLarge { limit: TEXTS, unit: "bytes of texts" });
+        }
         found.push((name, String::from_utf8_lossy(&bytes).into_owned()));
     }
     Ok(found)
@@ -176,5 +191,41 @@ pub(crate) mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 10]).unwrap();
         assert!(matches!(unpack(&cache, &path, Digest::of(b"z")), Err(ZipFileError::Read(_))));
+    }
+
+    #[test]
+    fn bombs_links_and_damaged_members_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let path = directory.path().join("a.whl");
+        let zeros = vec![0; 1 << 20];
+        write(&path, &[("a", 0o644, &zeros), ("b", 0o644, &zeros)]);
+        assert!(std::fs::metadata(&path).unwrap().len() < 10_000, "it is small");
+        let within = |bytes, entries| members(&cache, &path, Limits { bytes, members: entries, headers: 0 });
+        assert!(within(2 << 20, 2).is_ok());
+        for (error, unit) in [(within((2 << 20) - 1, 2), "bytes"), (within(2 << 20, 1), "members")] {
+            assert!(
+                matches!(error, Err(ZipFileError::TooLarge { unit: found, .. }) if found == unit),
+                "{error:?}"
+            );
+        }
+        let many: Vec<String> = (0..70).map(|at| format!("t{at}")).collect();
+        let many: Vec<(&str, u32, &[u8])> =
+            many.iter().map(|name| (name.as_str(), 0o644, &zeros[..])).collect();
+        write(&path, &many);
+        let error = texts(&path, 1 << 20, |_| true);
+        assert!(matches!(error, Err(ZipFileError::TooLarge { .. })), "texts are read into memory");
+
+        let mut archive = ZipWriter::new(File::create(&path).unwrap());
+        archive.add_symlink("lib", "/etc", SimpleFileOptions::default()).unwrap();
+        archive.finish().unwrap();
+        assert!(matches!(within(1, 1), Err(ZipFileError::Link(name)) if name == "lib"));
+
+        write(&path, &[("a", 0o644, b"some text that is long enough to be damaged in the middle")]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let content = 30 + "a".len() + 5;
+        bytes[content] ^= 0xff;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(within(1000, 1), Err(ZipFileError::Member { member, .. }) if member == "a"));
     }
 }

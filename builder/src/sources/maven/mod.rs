@@ -195,7 +195,11 @@ impl<'a> Repositories<'a> {
             }
             let url = format!("{base}/{path}");
             let basic = basic.map(|(user, password)| (user.as_str(), password.as_str()));
-            match self.downloader.small(Remote { url: &url, basic }, limit, at + 1 == urls.len()).await {
+            match self
+                .downloader
+                .small(Remote { basic, ..Remote::open(&url) }, limit, at + 1 == urls.len())
+                .await
+            {
                 Ok(found) => return Ok(found.map(|bytes| (base.clone(), bytes))),
                 // A mirror may have what this server cannot give now.
                 Err(error @ (DownloadError::Network { .. } | DownloadError::Stalled { .. })) => {

@@ -12,6 +12,9 @@ use super::{
 /// Parents above parents, and BOMs within BOMs.
 const DEPTH: usize = 40;
 
+/// BOMs that are imported for one project, each as often as it is: real ones import a few dozens.
+const IMPORTS: usize = 5000;
+
 /// Properties within properties.
 const NESTING: usize = 20;
 
@@ -52,7 +55,8 @@ fn key(dependency: &Dependency) -> Key {
 pub fn model(project: &Project, poms: &Poms) -> Result<Model, Lack> {
     let lineage = lineage(project, poms)?;
     let values = Values::of(project, &lineage);
-    let managed = managed(&lineage, &values, poms, 0)?;
+    let managed =
+        managed(&lineage, &values, &mut Imports { poms, chain: vec![project.clone()], left: IMPORTS })?;
     let mut dependencies: Vec<Dependency> = Vec::new();
     let mut seen: BTreeSet<Key> = BTreeSet::new();
     for pom in &lineage {
@@ -108,16 +112,40 @@ fn lineage<'a>(project: &Project, poms: &'a Poms) -> Result<Vec<&'a Pom>, Lack> 
     Ok(found)
 }
 
+/// The way to an imported BOM, and how many may still be imported.
+struct Imports<'a> {
+    poms: &'a Poms,
+    chain: Vec<Project>,
+    left: usize,
+}
+
+impl Imports<'_> {
+    /// What a BOM manages.
+    fn entries(&mut self, bom: Project) -> Result<BTreeMap<Key, Dependency>, Lack> {
+        if self.chain.contains(&bom) {
+            let chain: Vec<String> = self.chain.iter().chain([&bom]).map(ToString::to_string).collect();
+            return Err(Lack::Wrong(format!("imported BOMs form a cycle: {}", chain.join(" imports "))));
+        }
+        if self.chain.len() > DEPTH {
+            return Err(Lack::Wrong(format!("`{}` imports BOMs more than {DEPTH} deep", self.chain[0])));
+        }
+        let too_many = || Lack::Wrong(format!("`{}` imports more than {IMPORTS} BOMs", self.chain[0]));
+        self.left = self.left.checked_sub(1).ok_or_else(too_many)?;
+        let lineage = lineage(&bom, self.poms)?;
+        let values = Values::of(&bom, &lineage);
+        self.chain.push(bom);
+        let entries = managed(&lineage, &values, self);
+        self.chain.pop();
+        entries
+    }
+}
+
 /// What is managed, the nearest first: own entries, those of parents, then those of imported BOMs in their order.
 fn managed(
     lineage: &[&Pom],
     values: &Values,
-    poms: &Poms,
-    depth: usize,
+    all: &mut Imports<'_>,
 ) -> Result<BTreeMap<Key, Dependency>, Lack> {
-    if depth > DEPTH {
-        return Err(Lack::Wrong("imported BOMs form a cycle".to_owned()));
-    }
     let (mut found, mut imports, mut needed) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
     for entry in lineage.iter().flat_map(|pom| &pom.managed) {
         let entry = values.fill_all(entry);
@@ -130,9 +158,7 @@ fn managed(
     for import in imports {
         let version = import.version.clone().unwrap_or_default();
         let bom = Project { group: import.group, artifact: import.artifact, version };
-        let entries = self::lineage(&bom, poms)
-            .and_then(|lineage| managed(&lineage, &Values::of(&bom, &lineage), poms, depth + 1));
-        match entries {
+        match all.entries(bom) {
             Ok(entries) => {
                 for (key, entry) in entries {
                     found.entry(key).or_insert(entry);

@@ -178,6 +178,46 @@ fn what_cannot_be_resolved_is_said_with_the_way_to_it() {
 }
 
 #[test]
+fn cycles_and_swarms_of_poms_end_at_once() {
+    // Every BOM imports all ten of the next level, seven levels deep: ten million ways.
+    let mut texts: Vec<(String, String)> = Vec::new();
+    for level in 0..7 {
+        let below: Vec<String> = (0..10)
+            .map(|at| format!("g:l{}-{at}:1 <type>pom</type><scope>import</scope>", level + 1))
+            .collect();
+        let below: Vec<&str> = below.iter().map(String::as_str).collect();
+        texts.extend((0..10).map(|at| (format!("g:l{level}-{at}:1"), managed(&below))));
+    }
+    texts.extend((0..10).map(|at| (format!("g:l7-{at}:1"), String::new())));
+    // Two that import each other, two that are each other's parents, two that need each other.
+    let import = |name: &str| managed(&[&format!("g:{name}:1 <type>pom</type><scope>import</scope>")]);
+    let parent = |name: &str| {
+        format!("<parent><groupId>g</groupId><artifactId>{name}</artifactId><version>1</version></parent>")
+    };
+    for (name, text) in [
+        ("tick", import("tock")),
+        ("tock", import("tick")),
+        ("mother", parent("daughter")),
+        ("daughter", parent("mother")),
+        ("hen", needs(&["g:egg:1"])),
+        ("egg", needs(&["g:hen:1"])),
+    ] {
+        texts.push((format!("g:{name}:1"), text));
+    }
+    let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let all = poms(&texts);
+    for (package, expected) in [
+        ("g:l0-0:1", "imports more than"),
+        ("g:tick:1", "form a cycle: g:tick:1 imports g:tock:1 imports g:tick:1"),
+        ("g:mother:1", "form a cycle"),
+    ] {
+        let error = names(&[package], &all).unwrap_err();
+        assert!(error.contains(expected), "{package}: {error}");
+    }
+    assert_eq!(names(&["g:hen:1"], &all).unwrap(), ["g:hen:1", "g:egg:1"]);
+}
+
+#[test]
 fn what_spark_has_is_left_out_and_another_version_of_it_is_a_conflict() {
     let all =
         poms(&[("g:a:1", &needs(&["s:core:3.5", "com.google.guava:guava:33", "g:b:1"])), ("g:b:1", "")]);
