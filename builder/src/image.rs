@@ -114,6 +114,9 @@ pub fn tagged(images: &[(Platform, &Image)]) -> Document {
         object["platform"] = json!({ "architecture": platform.architecture(), "os": "linux" });
         object
     };
+    // In whatever order the specification lists the platforms.
+    let mut images = images.to_vec();
+    images.sort_by_key(|(platform, _)| *platform);
     let manifests: Vec<Value> = images.iter().map(entry).collect();
     Document::new(INDEX, &json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }))
 }

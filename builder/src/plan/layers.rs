@@ -6,13 +6,15 @@
 //!
 //! * A group below [`Limits::smallest`] that only some images share is not worth a request: each of them gets a
 //!   copy in the layer of its own files. What all images share stays one layer, however small.
-//! * A group above [`Limits::largest`] is cut into parts of about the same size: container runtimes fetch and
-//!   unpack layers in parallel, but each on one stream.
+//! * A group that is too large is cut ([`super::cut`]), and groups of JARs are divided such that a changed one takes
+//!   few others along.
 //! * An image with more than [`Limits::layers`] gets its smallest shared groups as copies, too.
 //!
 //! The order is the same in every image: what most images share lies lowest, so that the snapshots of container
 //! runtimes, which are shared by prefix, are shared as well. Our own scripts lie on top: they change with every
 //! version of hearth and would otherwise invalidate what is above them.
+//!
+//! Images come in an order that does not depend on how a specification lists them: positions decide between equals.
 //!
 //! Every layer names the directories above its files, with their attributes, so no layer depends on another.
 
@@ -24,7 +26,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::frozen::{self, Frozen};
+use super::{
+    cut,
+    frozen::{self, Frozen},
+};
 use crate::tree::{self, Entry, ImagePath, Kind, Tree};
 
 /// Which part of an image a file belongs to; files of different parts share no layer unless one is too small.
@@ -91,6 +96,11 @@ impl LayerName {
         }
     }
 
+    /// Whether its files are JARs that change one by one; Spark's own change all together.
+    pub(super) fn is_jars(self) -> bool {
+        matches!(self, Self::SparkJars | Self::Jars)
+    }
+
     /// Whether it lies on top: it changes more often than what is below.
     fn on_top(self) -> bool {
         matches!(self, Self::Hearth | Self::Files)
@@ -106,11 +116,13 @@ pub struct Limits {
     pub smallest: u64,
     /// Larger groups are cut.
     pub largest: u64,
+    /// Groups of JARs are divided into portions of about this size.
+    pub portion: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { layers: 24, smallest: 4 << 20, largest: 256 << 20 }
+        Self { layers: 24, smallest: 4 << 20, largest: 256 << 20, portion: 48 << 20 }
     }
 }
 
@@ -164,9 +176,14 @@ pub fn layers(images: &[Files], frozen: &[Frozen], limits: Limits) -> Vec<Planne
     let mut groups = group(images, &claimed);
     copy_small(&mut groups, images.len(), limits);
     join_small(&mut groups, limits);
-    bound_layers(&mut groups, images, &kept, limits);
-    let mut planned: Vec<Planned> =
-        groups.into_iter().flat_map(|((name, members), tree)| cut(name, &members, tree, limits)).collect();
+    // Finer layers are worth less than shared ones.
+    let fine =
+        (0..images.len()).all(|image| stacked(&groups, images, &kept, image, limits, true) <= limits.layers);
+    bound_layers(&mut groups, images, &kept, limits, fine);
+    let mut planned: Vec<Planned> = groups
+        .iter()
+        .flat_map(|((name, members), tree)| cut::cut(*name, members, tree, limits, fine))
+        .collect();
     planned.sort_by_key(|layer| {
         let top = layer.name.on_top();
         (top, Reverse(layer.images.len()), layer.name, layer.images.clone(), layer.part)
@@ -259,46 +276,30 @@ fn join_small(groups: &mut Groups, limits: Limits) {
     }
 }
 
-fn bound_layers(groups: &mut Groups, images: &[Files], kept: &[Planned], limits: Limits) {
-    for (image, files) in images.iter().enumerate() {
-        let fixed = files.base_layers + kept.iter().filter(|layer| layer.images.contains(&image)).count();
-        loop {
-            let own: Vec<_> = groups.iter().filter(|((_, members), _)| members.contains(&image)).collect();
-            let count: usize = own.iter().map(|(_, tree)| parts(tree, limits)).sum();
-            let shared = own.iter().filter(|((_, members), _)| members.len() > 1);
-            let smallest =
-                shared.min_by_key(|(key, tree)| (tree::bytes(tree), *key)).map(|(key, _)| (*key).clone());
-            match smallest {
-                Some(key) if count + fixed > limits.layers => copy(groups, &key),
-                _ => break,
-            }
-        }
-    }
+/// The layers that an image would have, those of its base included.
+fn stacked(
+    groups: &Groups,
+    images: &[Files],
+    kept: &[Planned],
+    image: usize,
+    limits: Limits,
+    fine: bool,
+) -> usize {
+    let own = groups.iter().filter(|((_, members), _)| members.contains(&image));
+    let own: usize = own.map(|((name, _), tree)| cut::count(*name, tree, limits, fine)).sum();
+    own + images[image].base_layers + kept.iter().filter(|layer| layer.images.contains(&image)).count()
 }
 
-fn parts(tree: &Tree, limits: Limits) -> usize {
-    usize::try_from(tree::bytes(tree).div_ceil(limits.largest.max(1))).unwrap_or(usize::MAX).max(1)
-}
-
-/// Cuts a group into parts of about the same size, in the order of the paths.
-fn cut(name: LayerName, images: &[usize], tree: Tree, limits: Limits) -> Vec<Planned> {
-    let count = parts(&tree, limits);
-    let target = tree::bytes(&tree).div_ceil(count as u64).max(1);
-    let mut trees = vec![Tree::new()];
-    let mut filled = 0;
-    for (path, entry) in tree {
-        let size = entry.content().map_or(0, |content| content.size);
-        // Half of a file over the mark is as good as half a file under it.
-        if filled > 0 && filled + size / 2 > target && trees.len() < count {
-            trees.push(Tree::new());
-            filled = 0;
+fn bound_layers(groups: &mut Groups, images: &[Files], kept: &[Planned], limits: Limits, fine: bool) {
+    for image in 0..images.len() {
+        while stacked(groups, images, kept, image, limits, fine) > limits.layers {
+            let shared =
+                groups.iter().filter(|((_, members), _)| members.len() > 1 && members.contains(&image));
+            let smallest = shared.min_by_key(|(key, tree)| (tree::bytes(tree), *key));
+            let Some(key) = smallest.map(|(key, _)| key.clone()) else { break };
+            copy(groups, &key);
         }
-        filled += size;
-        trees.last_mut().expect("there is always one").insert(path, entry);
     }
-    let of = trees.len();
-    let planned = trees.into_iter().enumerate();
-    planned.map(|(at, tree)| Planned { name, part: (at + 1, of), images: images.to_vec(), tree }).collect()
 }
 
 fn add_directories(layer: &mut Planned, files: &Files) {

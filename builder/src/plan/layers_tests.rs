@@ -77,14 +77,28 @@ fn small_groups_of_some_images_are_copied() {
 
 #[test]
 fn giant_groups_are_cut_evenly() {
-    let names: Vec<String> = (0..30).map(|number| format!("{number:02}.jar")).collect();
-    let jars: Vec<(&str, &str, u64)> =
-        names.iter().map(|name| (name.as_str(), name.as_str(), 20 * MB)).collect();
-    let planned = layers(&[image(&jars)], &[], Limits::default());
+    let mut files = image(&[]);
+    let packages = (0..30).map(|number| format!("opt/python-packages/{number:02}"));
+    let packages = packages.map(|name| (ImagePath::new(&name).unwrap(), file(&name, 20 * MB))).collect();
+    files.parts.insert(LayerName::Wheels, packages);
+    let planned = layers(&[files], &[], Limits::default());
     let sizes: Vec<u64> = shape(&planned).iter().map(|(_, _, size)| *size).collect();
     assert_eq!(sizes, [200, 200, 200, 0]);
-    assert_eq!(planned[1].label(), "Spark JARs (2/3)");
+    assert_eq!(planned[1].label(), "Python packages (2/3)");
     assert_eq!(planned[3].label(), "entry point, user and directories");
+}
+
+#[test]
+fn jars_are_divided_only_where_the_layers_suffice() {
+    let names: Vec<String> = (0..30).map(|number| format!("{number:02}.jar")).collect();
+    let jars: Vec<(&str, &str, u64)> =
+        names.iter().map(|name| (name.as_str(), name.as_str(), 10 * MB)).collect();
+    let count = |layers: usize| {
+        let limits = Limits { layers, ..Limits::default() };
+        self::layers(&[image(&jars)], &[], limits).len()
+    };
+    assert_eq!(count(4), 3, "two halves and the entry point");
+    assert!(count(24) > 6, "{}", count(24));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Decides what is built: the cells of a matrix, and ([`layers`]) the layers of its images. Pure functions only.
 
 pub mod condition;
+mod cut;
 pub mod frozen;
 pub mod layers;
 
@@ -11,8 +12,8 @@ use crate::{
     version::Version,
 };
 
-/// One combination of the axes: one image for one platform.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One combination of the axes: one image for one platform. The order is that in which images are planned.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cell {
     /// Spark.
     pub spark: Version,

@@ -1,0 +1,175 @@
+//! Cuts groups of files into layers of sensible size.
+//!
+//! A group above [`Limits::largest`] is cut into parts of about the same size, in the order of the paths: container
+//! runtimes fetch and unpack layers in parallel, but each on one stream.
+//!
+//! JARs are divided before that, into portions of about [`Limits::portion`] that change independently: a patch release
+//! of Spark exchanges a few small JARs of a few families (`jersey-*`, `orc-*`) and none of the giants, so large JARs lie
+//! apart from small ones, and both are dealt out by family. Where a JAR lies depends on its own name and size and on
+//! little else: two releases that are planned apart, or one after the other under a lock, still have most portions in
+//! common (from 3.5.8 to 3.5.9 six of seven).
+
+use super::layers::{LayerName, Limits, Planned};
+use crate::{
+    digest::Digest,
+    tree::{Entry, ImagePath, Tree},
+};
+
+/// Files of a group that will be one layer.
+type Portion<'a> = Vec<(&'a ImagePath, &'a Entry)>;
+
+/// How many layers a group will be.
+pub(super) fn count(name: LayerName, tree: &Tree, limits: Limits, fine: bool) -> usize {
+    portions(name, tree, limits, fine).len()
+}
+
+/// The layers of a group; `fine`: JARs are divided.
+pub(super) fn cut(
+    name: LayerName,
+    images: &[usize],
+    tree: &Tree,
+    limits: Limits,
+    fine: bool,
+) -> Vec<Planned> {
+    let portions = portions(name, tree, limits, fine);
+    let of = portions.len();
+    let planned = portions.into_iter().enumerate().map(|(at, portion)| Planned {
+        name,
+        part: (at + 1, of),
+        images: images.to_vec(),
+        tree: portion.into_iter().map(|(path, entry)| (path.clone(), entry.clone())).collect(),
+    });
+    planned.collect()
+}
+
+fn portions(name: LayerName, tree: &Tree, limits: Limits, fine: bool) -> Vec<Portion<'_>> {
+    let all: Portion<'_> = tree.iter().collect();
+    let divided = if fine && name.is_jars() { families(all, limits) } else { vec![all] };
+    divided.into_iter().flat_map(|portion| evenly(portion, limits.largest)).collect()
+}
+
+fn size(entry: &Entry) -> u64 {
+    entry.content().map_or(0, |content| content.size)
+}
+
+fn bytes(portion: &[(&ImagePath, &Entry)]) -> u64 {
+    portion.iter().map(|(_, entry)| size(entry)).sum()
+}
+
+/// Large files apart from small ones, and both by family.
+fn families<'a>(all: Portion<'a>, limits: Limits) -> Vec<Portion<'a>> {
+    if bytes(&all) <= limits.portion {
+        return vec![all];
+    }
+    let (large, small): (Portion<'a>, Portion<'a>) =
+        all.into_iter().partition(|(_, entry)| size(entry) >= limits.smallest);
+    let mut found: Vec<Portion<'a>> = Vec::new();
+    for class in [large, small] {
+        // A power of two: half of the families stay where they are when the number doubles.
+        let wanted = bytes(&class).div_ceil(limits.portion.max(1)).next_power_of_two();
+        let mut dealt: Vec<Portion<'a>> = vec![Vec::new(); usize::try_from(wanted).unwrap_or(1)];
+        for (path, entry) in class {
+            let at = usize::from(Digest::of(family(path.name()).as_bytes()).bytes()[0]) % dealt.len();
+            dealt[at].push((path, entry));
+        }
+        found.extend(dealt);
+    }
+    // What is not worth a request of its own goes along with another.
+    let (mut found, tiny): (Vec<Portion<'a>>, Vec<Portion<'a>>) =
+        found.into_iter().partition(|portion| bytes(portion) >= limits.smallest);
+    let mut rest: Portion<'a> = tiny.into_iter().flatten().collect();
+    if let Some(last) = found.last_mut() {
+        last.append(&mut rest);
+    } else {
+        found.push(rest);
+    }
+    for portion in &mut found {
+        portion.sort_unstable_by_key(|(path, _)| *path);
+    }
+    found
+}
+
+/// `jersey` of `jersey-client-2.47.jar`: what is released together.
+fn family(name: &str) -> &str {
+    name.split(['-', '_', '.']).next().unwrap_or(name)
+}
+
+/// Parts of about the same size, none much above `largest`.
+fn evenly(portion: Portion<'_>, largest: u64) -> Vec<Portion<'_>> {
+    let total = bytes(&portion);
+    let count = total.div_ceil(largest.max(1)).max(1);
+    let target = total.div_ceil(count).max(1);
+    let mut parts = vec![Vec::new()];
+    let mut filled = 0;
+    for (path, entry) in portion {
+        let size = size(entry);
+        // Half of a file over the mark is as good as half a file under it.
+        if filled > 0 && filled + size / 2 > target && (parts.len() as u64) < count {
+            parts.push(Vec::new());
+            filled = 0;
+        }
+        filled += size;
+        parts.last_mut().expect("there is always one").push((path, entry));
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Content;
+
+    const MB: u64 = 1 << 20;
+
+    fn jars<'a>(names: impl Iterator<Item = (&'a str, u64)>) -> Tree {
+        let entry = |(name, size): (&str, u64)| {
+            let content = Content { digest: Digest::of(name.as_bytes()), size };
+            (ImagePath::new(&format!("opt/spark/jars/{name}")).unwrap(), Entry::file(content, 0o644))
+        };
+        names.map(entry).collect()
+    }
+
+    fn trees(tree: &Tree) -> Vec<Tree> {
+        let planned = cut(LayerName::SparkJars, &[0], tree, Limits::default(), true);
+        planned.into_iter().map(|layer| layer.tree).collect()
+    }
+
+    #[test]
+    fn a_changed_jar_takes_few_others_along() {
+        let names: Vec<String> = (0..200).map(|at| format!("family{}-part{at}-1.0.jar", at / 4)).collect();
+        let small = || names.iter().map(|name| (name.as_str(), MB / 2));
+        let large = [
+            ("hadoop-client-runtime-3.3.4.jar", 30 * MB),
+            ("rocksdbjni-8.3.2.jar", 59 * MB),
+            ("breeze-2.jar", 13 * MB),
+        ];
+        let before = trees(&jars(small().chain(large)));
+        let changed = |name: &'static str| {
+            trees(&jars(
+                small()
+                    .map(move |(own, size)| (if own == "family7-part30-1.0.jar" { name } else { own }, size))
+                    .chain(large),
+            ))
+        };
+        let after = changed("family7-part30-1.1.jar");
+        assert_eq!(before.len(), after.len());
+        let stays: u64 = after.iter().filter(|tree| before.contains(tree)).map(crate::tree::bytes).sum();
+        let total: u64 = after.iter().map(crate::tree::bytes).sum();
+        assert!(stays * 4 > total * 3, "{} of {} MB stay", stays / MB, total / MB);
+        assert!(after.iter().all(|tree| crate::tree::bytes(tree) >= Limits::default().smallest));
+        // Every file is in exactly one portion.
+        let all: Tree = before.iter().cloned().flatten().collect();
+        assert_eq!(all, jars(small().chain(large)));
+        assert_eq!(before.iter().map(Tree::len).sum::<usize>(), all.len());
+    }
+
+    #[test]
+    fn what_is_small_or_no_jars_stays_together() {
+        let few = jars([("a-1.jar", 20 * MB), ("b-1.jar", 20 * MB)].into_iter());
+        assert_eq!(count(LayerName::SparkJars, &few, Limits::default(), true), 1);
+        let many = jars([("a-1.jar", 100 * MB), ("b-1.jar", 100 * MB)].into_iter());
+        assert_eq!(count(LayerName::Wheels, &many, Limits::default(), true), 1);
+        assert_eq!(count(LayerName::SparkJars, &many, Limits::default(), false), 1);
+        assert_eq!(count(LayerName::SparkJars, &Tree::new(), Limits::default(), true), 1);
+    }
+}
