@@ -50,17 +50,18 @@ pub async fn locate(
     package: &str,
     version: &Version,
     python: Option<&Version>,
+    offline: bool,
 ) -> Result<Located, PyPiError> {
     let wanted = format!("{package} {version}");
     let fail = |source| PyPiError::Uv { package: wanted.clone(), source };
     let scratch = tempfile::tempdir().map_err(|error| fail(UvError::Scratch(error)))?;
-    let found = run(scratch.path(), &["python", "find", "--show-version"]).await.map_err(fail)?;
+    let found = run(scratch.path(), &["python", "find", "--show-version"], offline).await.map_err(fail)?;
     let local: Option<Version> = String::from_utf8_lossy(&found.stdout).trim().parse().ok();
     let floor = python_floor(python.map(Version::line), local.map(|version| version.line()));
     let project = project(package, version, floor);
     std::fs::write(scratch.path().join("pyproject.toml"), project)
         .map_err(|error| fail(UvError::Scratch(error)))?;
-    let output = run(scratch.path(), &["lock", "--no-progress"]).await.map_err(fail)?;
+    let output = run(scratch.path(), &["lock", "--no-progress"], offline).await.map_err(fail)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(fail(UvError::Refused(said)));

@@ -8,10 +8,13 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::{platform::Platform, version::Version};
+use super::wheels::marker::Environment;
 
 /// A resolver that answers at all answers within this time.
 const TIMEOUT: Duration = Duration::from_mins(3);
+
+/// A file in the scratch directory.
+const OVERRIDES: &str = "overrides.txt";
 
 /// Why uv is of no help.
 #[derive(Debug, thiserror::Error)]
@@ -33,15 +36,23 @@ pub enum UvError {
     Option(String),
 }
 
-/// Runs uv to its end.
-pub async fn run(directory: &Path, arguments: &[&str]) -> Result<Output, UvError> {
-    with_input(directory, arguments, "").await
+/// Runs uv to its end; `offline`: on what its own cache has.
+pub async fn run(directory: &Path, arguments: &[&str], offline: bool) -> Result<Output, UvError> {
+    with_input(directory, arguments, "", offline).await
 }
 
-async fn with_input(directory: &Path, arguments: &[&str], input: &str) -> Result<Output, UvError> {
+async fn with_input(
+    directory: &Path,
+    arguments: &[&str],
+    input: &str,
+    offline: bool,
+) -> Result<Output, UvError> {
     let mut command = Command::new("uv");
     command.args(arguments).current_dir(directory).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if offline {
+        command.env("UV_OFFLINE", "1");
+    }
     if let Some(index) = pip_index().await {
         command.env("UV_DEFAULT_INDEX", index);
     }
@@ -59,7 +70,11 @@ async fn with_input(directory: &Path, arguments: &[&str], input: &str) -> Result
 }
 
 /// Locks requirements for one Python and platform and gives the lock in the format of `pylock.toml`.
-pub async fn compile(requirements: &str, python: &Version, platform: Platform) -> Result<String, UvError> {
+pub async fn compile(
+    requirements: &str,
+    environment: &Environment,
+    offline: bool,
+) -> Result<String, UvError> {
     let option = requirements.lines().map(str::trim_start).find(|line| {
         ["-r", "-c", "-e", "--requirement", "--constraint", "--editable"]
             .iter()
@@ -69,7 +84,11 @@ pub async fn compile(requirements: &str, python: &Version, platform: Platform) -
         return Err(UvError::Option(line.trim().to_owned()));
     }
     let scratch = tempfile::tempdir().map_err(UvError::Scratch)?;
-    let (python, platform) = (python.to_string(), format!("{}-manylinux_2_28", platform.machine()));
+    let (python, platform) =
+        (environment.python.to_string(), format!("{}-manylinux_2_28", environment.platform.machine()));
+    // PySpark is in the image already, and there is no wheel of it: never mind who needs it.
+    std::fs::write(scratch.path().join(OVERRIDES), "pyspark ; sys_platform == 'never'\n")
+        .map_err(UvError::Scratch)?;
     let arguments = [
         "pip",
         "compile",
@@ -79,6 +98,8 @@ pub async fn compile(requirements: &str, python: &Version, platform: Platform) -
         "--no-annotate",
         "--format",
         "pylock.toml",
+        "--override",
+        OVERRIDES,
         "--only-binary",
         ":all:",
         "--python-version",
@@ -86,7 +107,7 @@ pub async fn compile(requirements: &str, python: &Version, platform: Platform) -
         "--python-platform",
         &platform,
     ];
-    let output = with_input(scratch.path(), &arguments, requirements).await?;
+    let output = with_input(scratch.path(), &arguments, requirements, offline).await?;
     if !output.status.success() {
         return Err(UvError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
@@ -95,7 +116,7 @@ pub async fn compile(requirements: &str, python: &Version, platform: Platform) -
 
 /// The index that the user configured for pip alone: uv does not read pip's configuration. `None` as soon as
 /// uv has a configuration of its own.
-async fn pip_index() -> Option<String> {
+pub async fn pip_index() -> Option<String> {
     const OWN: [&str; 4] = ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_CONFIG_FILE"];
     let home = |name: &str, rest: &str| std::env::var_os(name).map(|home| Path::new(&home).join(rest));
     let files = [

@@ -22,6 +22,7 @@ use super::{
     archive::{self, ArchiveError, Flavour},
     detect::SEARCH_PATH,
     scan::{self, ScanError},
+    tarball::Limits,
     view::View,
 };
 use crate::{
@@ -91,6 +92,18 @@ pub enum BaseError {
         #[source]
         source: RegistryError,
     },
+    /// No registry may be asked.
+    #[error(
+        "{what} of the base `{name}` is not in the cache, and --offline forbids to ask its registry{hint}"
+    )]
+    Offline {
+        /// The base.
+        name: String,
+        /// What is missing.
+        what: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A layer cannot be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
@@ -125,6 +138,8 @@ pub struct Context<'a> {
     pub platform: Platform,
     /// Threads for compression.
     pub jobs: usize,
+    /// Whether no registry may be asked.
+    pub offline: bool,
 }
 
 /// Makes a base of a root file system archive.
@@ -212,7 +227,7 @@ pub fn unpack_known(
         std::fs::File::open(path).map_err(|source| ArchiveError::Open { path: path.to_owned(), source })?;
     let length = file.metadata().map(|meta| meta.len()).unwrap_or_default();
     let bar = progress.bytes(&format!("unpacking {shown}"), length);
-    let tree = archive::unpack(cache, bar.reader(file), flavour, archive::Limits::default())?;
+    let tree = archive::unpack(cache, bar.reader(file), flavour, Limits::default())?;
     cache.leave_note("trees-v1", &key, &tree)?;
     Ok(tree)
 }
@@ -253,7 +268,7 @@ pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base
 async fn resolve(context: Context<'_>, origin: Origin<'_>) -> Result<(Manifest, Digest), BaseError> {
     let platform = context.platform;
     let unsuitable = |problem: String| BaseError::Unsuitable { name: origin.name(), problem };
-    let (mut bytes, mut digest) = origin.top(context.cache).await?;
+    let (mut bytes, mut digest) = origin.top(context).await?;
     for _ in 0..DEPTH {
         let manifest: Manifest = serde_json::from_slice(&bytes)
             .map_err(|error| unsuitable(format!("its manifest cannot be read: {error}")))?;
@@ -268,7 +283,7 @@ async fn resolve(context: Context<'_>, origin: Origin<'_>) -> Result<(Manifest, 
             manifest.manifests.iter().find(fits).ok_or_else(|| {
                 unsuitable(format!("it has no image for `linux/{}`", platform.architecture()))
             })?;
-        (bytes, digest) = origin.manifest(context.cache, chosen.digest).await?;
+        (bytes, digest) = origin.manifest(context, chosen.digest).await?;
     }
     Err(unsuitable(format!("its indexes are nested more than {DEPTH} deep")))
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{BaseError, Context, DOCUMENT_LIMIT};
 use crate::{
-    cache::{Cache, Content, Shelf},
+    cache::{Content, Shelf},
     digest::Digest,
     image::Descriptor,
     registry::Registry,
@@ -45,19 +45,35 @@ impl Origin<'_> {
         }
     }
 
+    fn online(
+        self,
+        context: Context<'_>,
+        what: impl FnOnce() -> String,
+        hint: &'static str,
+    ) -> Result<(), BaseError> {
+        if context.offline {
+            Err(BaseError::Offline { name: self.name(), what: what(), hint })
+        } else {
+            Ok(())
+        }
+    }
+
     /// The bytes of the outermost manifest or index and their digest.
-    pub(super) async fn top(self, cache: &Cache) -> Result<(Vec<u8>, Digest), BaseError> {
+    pub(super) async fn top(self, context: Context<'_>) -> Result<(Vec<u8>, Digest), BaseError> {
         match self {
             Self::Registry(registry, image) => {
                 if let Some((_, digest)) = image.split_once('@')
                     && let Ok(digest) = digest.parse()
                 {
-                    return self.manifest(cache, digest).await;
+                    return self.manifest(context, digest).await;
                 }
+                // Only a lock says what a tag meant.
+                let hint = ": write a lock with `hearth lock` while it can be asked";
+                self.online(context, || format!("what the tag in `{image}` means"), hint)?;
                 let manifest = registry.manifest(image).await;
                 let (bytes, digest) =
                     manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
-                cache.put(Shelf::Blobs, &mut &bytes[..])?;
+                context.cache.put(Shelf::Blobs, &mut &bytes[..])?;
                 Ok((bytes.to_vec(), digest))
             }
             Self::Layout(path, wanted) => {
@@ -81,7 +97,7 @@ impl Origin<'_> {
                         names.join("`, `")
                     ))
                 })?;
-                self.manifest(cache, chosen.digest).await
+                self.manifest(context, chosen.digest).await
             }
         }
     }
@@ -89,22 +105,23 @@ impl Origin<'_> {
     /// The bytes of a manifest or index by digest.
     pub(super) async fn manifest(
         self,
-        cache: &Cache,
+        context: Context<'_>,
         digest: Digest,
     ) -> Result<(Vec<u8>, Digest), BaseError> {
         match self {
             Self::Registry(registry, image) => {
                 // What a digest names does not change: a build with a lock needs no registry.
-                if let Ok(bytes) = read_document(&cache.path(Shelf::Blobs, &digest))
+                if let Ok(bytes) = read_document(&context.cache.path(Shelf::Blobs, &digest))
                     && Digest::of(&bytes) == digest
                 {
                     return Ok((bytes, digest));
                 }
+                self.online(context, || format!("the manifest `{digest}`"), "")?;
                 let pinned = pinned(image, digest);
                 let manifest = registry.manifest(&pinned).await;
                 let (bytes, digest) =
                     manifest.map_err(|source| BaseError::Registry { name: self.name(), source })?;
-                cache.put(Shelf::Blobs, &mut &bytes[..])?;
+                context.cache.put(Shelf::Blobs, &mut &bytes[..])?;
                 Ok((bytes.to_vec(), digest))
             }
             Self::Layout(path, _) => {
@@ -130,10 +147,11 @@ impl Origin<'_> {
         }
         let bar = context.progress.bytes(&format!("fetching {label}"), size);
         match self {
-            Self::Registry(registry, image) => registry
-                .blob(context.cache, image, digest, &bar)
-                .await
-                .map_err(|source| BaseError::Registry { name: self.name(), source }),
+            Self::Registry(registry, image) => {
+                self.online(context, || format!("the blob `{digest}`"), "")?;
+                let blob = registry.blob(context.cache, image, digest, &bar).await;
+                blob.map_err(|source| BaseError::Registry { name: self.name(), source })
+            }
             Self::Layout(path, _) => {
                 let path = blob_path(path, digest);
                 let file = std::fs::File::open(&path)

@@ -92,6 +92,9 @@ fn pylock(lock: PyLock, environment: &Environment) -> Result<Vec<Wheel>, String>
             continue;
         }
         let name = normal(&package.name);
+        if of_spark(&name) {
+            continue;
+        }
         if package.vcs.is_some() || package.directory.is_some() || package.archive.is_some() {
             return Err(format!("`{name}` is no wheel but a source tree: build a wheel of it first"));
         }
@@ -174,7 +177,7 @@ fn uv_lock(lock: &UvLock, environment: &Environment) -> Result<Vec<Wheel>, Strin
         let extras: Vec<String> = extra.into_iter().collect();
         for dependency in dependencies.into_iter().flatten() {
             let holds = dependency.marker.as_ref().map(|marker| environment.holds(marker, &extras));
-            if !holds.unwrap_or(Ok(true))? {
+            if !holds.unwrap_or(Ok(true))? || of_spark(&normal(&dependency.name)) {
                 continue;
             }
             let target = target(lock, dependency, environment)?;
@@ -195,6 +198,11 @@ fn uv_lock(lock: &UvLock, environment: &Environment) -> Result<Vec<Wheel>, Strin
         found.push(best(&name, version, files, package.sdist.is_some(), environment)?);
     }
     Ok(sorted(found))
+}
+
+/// Whether a package is in every image already, from the Spark distribution; many packages say that they need it.
+fn of_spark(name: &str) -> bool {
+    matches!(name, "pyspark" | "py4j")
 }
 
 /// A package may be there in several versions, each for some environments.
@@ -304,6 +312,17 @@ wheels = [{{ name = "colorama-0.4-py3-none-any.whl", url = "https://x/y", hashes
             let error = wheels(&text.replace(from, to), &environment("3.11")).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn pyspark_comes_with_spark_whoever_needs_it() {
+        // There is no wheel of it: looked at, it would be refused.
+        let pylock = "lock-version = \"1.0\"\n[[packages]]\nname = \"PySpark\"\nsdist = { url = \"x\" }\n";
+        assert_eq!(wheels(pylock, &environment("3.11")), Ok(Vec::new()));
+        let uv = "version = 1\n[[package]]\nname = \"app\"\nsource = { virtual = \".\" }\n\
+                  dependencies = [{ name = \"pyspark\" }]\n[[package]]\nname = \"pyspark\"\nversion = \"3.5.9\"\n\
+                  source = { registry = \"https://i\" }\nsdist = { url = \"x\" }\ndependencies = [{ name = \"py4j\" }]\n";
+        assert_eq!(wheels(uv, &environment("3.11")), Ok(Vec::new()));
     }
 
     #[test]

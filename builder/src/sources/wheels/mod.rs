@@ -88,13 +88,17 @@ impl Request {
     }
 
     /// Chooses the wheels; runs uv unless it is a lock already.
-    pub async fn wheels(&self, environment: &Environment) -> Result<Vec<lockfile::Wheel>, WheelsError> {
+    pub async fn wheels(
+        &self,
+        environment: &Environment,
+        offline: bool,
+    ) -> Result<Vec<lockfile::Wheel>, WheelsError> {
         let unusable = |what: &str, problem| WheelsError::Lock { what: what.to_owned(), problem };
         if self.locked {
             return lockfile::wheels(&self.text, environment)
                 .map_err(|problem| unusable("the lock of Python packages", problem));
         }
-        let text = uv::compile(&self.text, &environment.python, environment.platform).await?;
+        let text = uv::compile(&self.text, environment, offline).await?;
         let wheels =
             lockfile::wheels(&text, environment).map_err(|problem| unusable("what `uv` locked", problem))?;
         let hashes = hashes(&self.text);

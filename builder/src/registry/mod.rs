@@ -1,4 +1,4 @@
-//! Talking to registries: names, credentials, tokens and pulls. The only file that knows `oci-client`.
+//! Talking to registries: names, credentials, tokens and pulls. The only module that knows `oci-client`.
 //!
 //! Pulls and token requests go through `oci-client`. Uploads are in `publish/upload.rs`: the library reads
 //! whole layers into memory and has no retries, so it only lends its tokens there.
@@ -6,16 +6,13 @@
 //! HTTPS is used everywhere except for hosts that the user lists with `--plain-http`. A loopback address is
 //! no exception: what listens there may still be anything, and credentials are sent to it.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::Duration,
-};
+mod credentials;
+mod name;
+
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use bytes::Bytes;
-use docker_credential::{CredentialRetrievalError, DockerCredential};
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use oci_client::{
     Client, Reference, RegistryOperation,
     client::{BlobResponse, ClientConfig, ClientProtocol},
@@ -23,6 +20,8 @@ use oci_client::{
     secrets::RegistryAuth,
 };
 
+use self::credentials::Login;
+pub use self::name::{Repository, check_reference};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
@@ -32,9 +31,6 @@ use crate::{
     sources::part::{Part, PartError},
 };
 
-/// A credential helper that asks a person something would wait for ever.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Manifests that a base image may have: OCI and Docker, single and multi-platform.
 const MANIFEST_TYPES: &[&str] = &[
     "application/vnd.oci.image.index.v1+json",
@@ -43,61 +39,8 @@ const MANIFEST_TYPES: &[&str] = &[
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
-/// A repository on a registry, without tag or digest.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Repository {
-    host: String,
-    endpoint: String,
-    path: String,
-}
-
-impl Repository {
-    /// The registry as references spell it.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// The registry as it is reached (`index.docker.io` for `docker.io`).
-    pub fn endpoint(&self) -> &str {
-        &self.endpoint
-    }
-
-    /// The path on the registry.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-}
-
-impl FromStr for Repository {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The grammar of the library takes capitals when it adds the default registry itself.
-        if text.contains(|letter: char| letter.is_ascii_uppercase()) {
-            return Err(format!("`{text}`: repository name must be lowercase"));
-        }
-        let reference: Reference = text.parse().map_err(|error| format!("`{text}`: {error}"))?;
-        if reference.digest().is_some() || reference.tag() != Some("latest") || text.ends_with(":latest") {
-            return Err(format!("`{text}` has a tag or digest: tags come from the key `tag`"));
-        }
-        Ok(Self {
-            host: reference.registry().to_owned(),
-            endpoint: reference.resolve_registry().to_owned(),
-            path: reference.repository().to_owned(),
-        })
-    }
-}
-
-impl fmt::Display for Repository {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.host, self.path)
-    }
-}
-
-/// Whether a text is an image reference.
-pub fn check_reference(text: &str) -> Result<(), String> {
-    text.parse::<Reference>().map(|_| ()).map_err(|error| format!("`{text}`: {error}"))
-}
+/// Questions under way at once: as many as uploads.
+const PARALLEL: usize = 4;
 
 /// Why a registry did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +110,12 @@ pub struct Registry {
     settings: Settings,
 }
 
+/// A client and what it shows to one repository.
+struct Access {
+    client: Client,
+    auth: RegistryAuth,
+}
+
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").field("settings", &self.settings).finish_non_exhaustive()
@@ -197,37 +146,57 @@ impl fmt::Debug for Authorization {
 impl Registry {
     /// A client that has talked to nobody yet.
     pub fn new(settings: Settings) -> Self {
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(settings.plain_http.clone()),
-            read_timeout: Some(retry::STALL_TIMEOUT),
-            connect_timeout: Some(retry::CONNECT_TIMEOUT),
-            user_agent: concat!("hearth/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        Self { oci: Client::new(config), settings }
+        Self { oci: client(&settings), settings }
     }
 
     /// The URL of something in a repository.
     pub fn url(&self, repository: &Repository, rest: &str) -> String {
-        let plain = self.settings.plain_http.iter().any(|host| host == repository.endpoint());
-        let scheme = if plain { "http" } else { "https" };
-        format!("{scheme}://{}/v2/{}/{rest}", repository.endpoint(), repository.path())
+        format!("{}/v2/{}/{rest}", self.origin(repository.endpoint()), repository.path())
+    }
+
+    /// The root of a registry's URLs.
+    fn origin(&self, endpoint: &str) -> String {
+        let plain = self.settings.plain_http.iter().any(|host| host == endpoint);
+        format!("{}://{endpoint}", if plain { "http" } else { "https" })
+    }
+
+    /// Logs in where the user has credentials.
+    async fn access(
+        &self,
+        reference: &Reference,
+        operation: RegistryOperation,
+    ) -> Result<Access, RegistryError> {
+        let endpoint = reference.resolve_registry();
+        let fail = |reason| RegistryError::Credentials { host: endpoint.to_owned(), reason };
+        let auth = match credentials::find(endpoint, self.settings.docker_config.as_deref()).await {
+            Err(reason) => return Err(fail(reason)),
+            Ok(Login::None) => RegistryAuth::Anonymous,
+            Ok(Login::Password(user, password)) => RegistryAuth::Basic(user, password),
+            Ok(Login::IdentityToken(token)) => {
+                let action = if operation == RegistryOperation::Push { "pull,push" } else { "pull" };
+                let scope = format!("repository:{}:{action}", reference.repository());
+                let token = credentials::exchange(&self.origin(endpoint), &token, &scope).await;
+                let auth = RegistryAuth::Bearer(token.map_err(fail)?);
+                // The library remembers one login for each registry, but this one is for a single repository.
+                return Ok(Access { client: client(&self.settings), auth });
+            }
+        };
+        Ok(Access { client: self.oci.clone(), auth })
     }
 
     /// Asks for the right to push to a repository; a new token each time.
     pub async fn authorize_push(&self, repository: &Repository) -> Result<Authorization, RegistryError> {
-        let credentials = self.credentials(repository.endpoint()).await?;
-        let reference =
-            Reference::with_tag(repository.host.clone(), repository.path.clone(), "latest".to_owned());
+        let reference = repository.reference();
+        let access = self.access(&reference, RegistryOperation::Push).await?;
         let mut attempt = 1;
         let token = loop {
-            match self.oci.auth(&reference, &credentials, RegistryOperation::Push).await {
+            match access.client.auth(&reference, &access.auth, RegistryOperation::Push).await {
                 Ok(token) => break token,
                 Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
                 Err(source) => return Err(request(repository.host(), "let us in".to_owned(), source)),
             }
         };
-        Ok(match (token, credentials) {
+        Ok(match (token, access.auth) {
             (Some(token), _) => Authorization::Bearer(token),
             (None, RegistryAuth::Basic(user, password)) => Authorization::Basic(user, password),
             (None, _) => Authorization::Anonymous,
@@ -237,10 +206,10 @@ impl Registry {
     /// Reads a manifest (any kind) and its digest.
     pub async fn manifest(&self, image: &str) -> Result<(Bytes, Digest), RegistryError> {
         let reference = parse(image)?;
-        let credentials = self.credentials(reference.resolve_registry()).await?;
+        let access = self.access(&reference, RegistryOperation::Pull).await?;
         let mut attempt = 1;
         let bytes = loop {
-            match self.oci.pull_manifest_raw(&reference, &credentials, MANIFEST_TYPES).await {
+            match access.client.pull_manifest_raw(&reference, &access.auth, MANIFEST_TYPES).await {
                 Ok((bytes, _)) => break bytes,
                 Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
                 Err(source) => return Err(request(reference.registry(), format!("give `{image}`"), source)),
@@ -257,6 +226,30 @@ impl Registry {
         }
     }
 
+    /// Which of these blobs a repository has.
+    pub async fn has(
+        &self,
+        repository: &Repository,
+        blobs: &BTreeSet<Digest>,
+    ) -> Result<BTreeSet<Digest>, RegistryError> {
+        let reference = repository.reference();
+        let access = self.access(&reference, RegistryOperation::Pull).await?;
+        access.client.store_auth_if_needed(repository.endpoint(), &access.auth).await;
+        let ask = async |digest: Digest| {
+            let there = has(&access.client, &reference, digest).await;
+            let there =
+                there.map_err(|source| request(repository.host(), "say what it has".to_owned(), source));
+            Ok::<_, RegistryError>(there?.then_some(digest))
+        };
+        let mut blobs = blobs.iter().copied();
+        let Some(first) = blobs.next() else { return Ok(BTreeSet::new()) };
+        // The first question fetches the token that all others use.
+        let mut found: BTreeSet<Digest> = ask(first).await?.into_iter().collect();
+        let rest: Vec<Option<Digest>> = stream::iter(blobs.map(ask)).buffered(PARALLEL).try_collect().await?;
+        found.extend(rest.into_iter().flatten());
+        Ok(found)
+    }
+
     /// Brings a blob of an image into the cache, resuming what an earlier attempt left.
     pub async fn blob(
         &self,
@@ -266,15 +259,15 @@ impl Registry {
         bar: &Bar,
     ) -> Result<Content, RegistryError> {
         let reference = parse(image)?;
-        let credentials = self.credentials(reference.resolve_registry()).await?;
-        self.oci.store_auth_if_needed(reference.resolve_registry(), &credentials).await;
+        let access = self.access(&reference, RegistryOperation::Pull).await?;
+        access.client.store_auth_if_needed(reference.resolve_registry(), &access.auth).await;
         let mut part = Part::open(cache, Shelf::Blobs, Checksum::Sha256(digest)).await?;
         if let Some(content) = part.done()? {
             bar.advance(content.size);
             return Ok(content);
         }
         let mut attempt = 1;
-        while let Err(error) = self.transfer(&reference, digest, &mut part, bar).await {
+        while let Err(error) = transfer(&access.client, &reference, digest, &mut part, bar).await {
             match error {
                 Transfer::Cache(error) => return Err(error.into()),
                 Transfer::Request(error) if transient(&error) && retry::pause(attempt, None).await => {
@@ -294,49 +287,16 @@ impl Registry {
             },
         })
     }
+}
 
-    async fn transfer(
-        &self,
-        reference: &Reference,
-        digest: Digest,
-        part: &mut Part,
-        bar: &Bar,
-    ) -> Result<(), Transfer> {
-        let name = digest.to_string();
-        let answer = self.oci.pull_blob_stream_partial(reference, name.as_str(), part.length(), None).await;
-        let mut stream = match answer.map_err(Transfer::Request)? {
-            BlobResponse::Partial(stream) => stream.stream,
-            BlobResponse::Full(stream) => {
-                part.restart().map_err(Transfer::Cache)?;
-                stream.stream
-            }
-        };
-        while let Some(chunk) = stream.try_next().await.map_err(|error| Transfer::Request(error.into()))? {
-            part.write(&chunk).map_err(Transfer::Cache)?;
-            bar.advance(chunk.len() as u64);
-        }
-        Ok(())
-    }
-
-    async fn credentials(&self, endpoint: &str) -> Result<RegistryAuth, RegistryError> {
-        let server = if endpoint == "index.docker.io" { "https://index.docker.io/v1/" } else { endpoint };
-        let (server, config) = (server.to_owned(), self.settings.docker_config.clone());
-        let fail = |reason: String| RegistryError::Credentials { host: endpoint.to_owned(), reason };
-        let lookup = tokio::task::spawn_blocking(move || look_up(&server, config.as_deref()));
-        let found = tokio::time::timeout(HELPER_TIMEOUT, lookup)
-            .await
-            .map_err(|_| fail(format!("its helper did not answer in {} s", HELPER_TIMEOUT.as_secs())))?
-            .map_err(|error| fail(error.to_string()))?
-            .map_err(|error| fail(error.to_string()))?;
-        match found {
-            None => Ok(RegistryAuth::Anonymous),
-            Some(DockerCredential::UsernamePassword(user, password)) => Ok(RegistryAuth::Basic(user, password)),
-            Some(DockerCredential::IdentityToken(_)) => Err(fail(
-                "they are an identity token, which is not supported: log in with user and password or an access token"
-                    .to_owned(),
-            )),
-        }
-    }
+fn client(settings: &Settings) -> Client {
+    Client::new(ClientConfig {
+        protocol: ClientProtocol::HttpsExcept(settings.plain_http.clone()),
+        read_timeout: Some(retry::STALL_TIMEOUT),
+        connect_timeout: Some(retry::CONNECT_TIMEOUT),
+        user_agent: concat!("hearth/", env!("CARGO_PKG_VERSION")),
+        ..ClientConfig::default()
+    })
 }
 
 enum Transfer {
@@ -344,30 +304,37 @@ enum Transfer {
     Request(OciDistributionError),
 }
 
-/// `--docker-config`, else the user's Docker configuration, else that of podman and buildah
-/// (`REGISTRY_AUTH_FILE`). No entry for the host means anonymous access; an unreadable file that the user
-/// named is an error.
-fn look_up(
-    server: &str,
-    config: Option<&Path>,
-) -> Result<Option<DockerCredential>, CredentialRetrievalError> {
-    use CredentialRetrievalError::{ConfigNotFound, ConfigReadError, NoCredentialConfigured};
-    if let Some(path) = config {
-        let file = std::fs::File::open(path).map_err(|_| ConfigReadError)?;
-        return match docker_credential::get_credential_from_reader(std::io::BufReader::new(file), server) {
-            Err(NoCredentialConfigured) => Ok(None),
-            other => other.map(Some),
-        };
+async fn transfer(
+    client: &Client,
+    reference: &Reference,
+    digest: Digest,
+    part: &mut Part,
+    bar: &Bar,
+) -> Result<(), Transfer> {
+    let name = digest.to_string();
+    let answer = client.pull_blob_stream_partial(reference, name.as_str(), part.length(), None).await;
+    let mut stream = match answer.map_err(Transfer::Request)? {
+        BlobResponse::Partial(stream) => stream.stream,
+        BlobResponse::Full(stream) => {
+            part.restart().map_err(Transfer::Cache)?;
+            stream.stream
+        }
+    };
+    while let Some(chunk) = stream.try_next().await.map_err(|error| Transfer::Request(error.into()))? {
+        part.write(&chunk).map_err(Transfer::Cache)?;
+        bar.advance(chunk.len() as u64);
     }
-    for found in [docker_credential::get_credential(server), docker_credential::get_podman_credential(server)]
-    {
-        match found {
-            Ok(credential) => return Ok(Some(credential)),
-            Err(NoCredentialConfigured | ConfigNotFound | ConfigReadError) => {}
-            Err(error) => return Err(error),
+    Ok(())
+}
+
+async fn has(client: &Client, reference: &Reference, digest: Digest) -> Result<bool, OciDistributionError> {
+    let mut attempt = 1;
+    loop {
+        match client.blob_exists(reference, &digest.to_string()).await {
+            Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
+            answer => return answer,
         }
     }
-    Ok(None)
 }
 
 fn parse(image: &str) -> Result<Reference, RegistryError> {
@@ -381,9 +348,10 @@ fn request(host: &str, action: String, source: OciDistributionError) -> Registry
 /// Whether the same request may succeed a moment later.
 fn transient(error: &OciDistributionError) -> bool {
     match error {
-        OciDistributionError::RequestError(error) => {
-            !error.is_builder() && !error.is_connect() || error.is_timeout()
-        }
+        OciDistributionError::RequestError(error) => match error.status() {
+            Some(status) => retry::worth_retrying(status.as_u16()),
+            None => !error.is_builder() && !error.is_connect() || error.is_timeout(),
+        },
         OciDistributionError::IoError(_) => true,
         OciDistributionError::ServerError { code, .. } => retry::worth_retrying(*code),
         OciDistributionError::RegistryError { envelope, .. } => {
@@ -398,21 +366,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repositories_are_names_without_tag() {
-        let repository = |text: &str| text.parse::<Repository>();
-        let hub = repository("docker.io/library/spark").unwrap();
-        assert_eq!(
-            (hub.host(), hub.endpoint(), hub.path()),
-            ("docker.io", "index.docker.io", "library/spark")
-        );
-        let local = repository("127.0.0.1:5000/a/b").unwrap();
-        assert_eq!(local.to_string(), "127.0.0.1:5000/a/b");
-        for text in ["", "UPPER/x", "a/b:tag", "a/b:latest", "a b", "registry.example.com/a@sha256:00"] {
-            assert!(repository(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn only_listed_hosts_are_spoken_to_without_tls() {
         let settings = Settings { plain_http: vec!["127.0.0.1:5000".to_owned()], docker_config: None };
         let registry = Registry::new(settings);
@@ -422,15 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_found_by_host_and_a_named_file_must_be_readable() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.json");
-        std::fs::write(&path, r#"{"auths": {"registry.example.com": {"auth": "dXNlcjpzZWNyZXQ="}}}"#)
-            .unwrap();
-        let found = look_up("registry.example.com", Some(&path)).unwrap();
-        assert_eq!(found, Some(DockerCredential::UsernamePassword("user".into(), "secret".into())));
-        assert_eq!(look_up("other.example.com", Some(&path)).unwrap(), None);
-        assert!(look_up("registry.example.com", Some(&directory.path().join("missing"))).is_err());
+    fn credentials_are_not_shown() {
         assert_eq!(format!("{:?}", Authorization::Basic("user".into(), "secret".into())), "Basic(..)");
     }
 }
