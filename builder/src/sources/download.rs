@@ -1,4 +1,4 @@
-//! Downloads files into the cache: streamed, resumed, retried and checked.
+//! Downloads files into the cache: streamed, resumed, retried and checked, from web servers and object stores.
 //!
 //! Everything that an image is made of and that lies on a server comes through here, except what registries serve.
 //! A file is kept under its SHA-256 whatever checksum it was asked for with. Proxies come from the usual
@@ -6,13 +6,20 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 
-use super::part::{self, Part, PartError};
+use super::{
+    logins::Logins,
+    objects::{self, Object, ObjectError},
+    part::{self, Part, PartError},
+    uv,
+};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
@@ -61,6 +68,15 @@ pub enum DownloadError {
         /// What was expected.
         expected: String,
     },
+    /// An object store does not give it.
+    #[error("cannot download `{url}`")]
+    Object {
+        /// The URL.
+        url: String,
+        /// Why.
+        #[source]
+        source: ObjectError,
+    },
     /// The file is larger than any real one.
     #[error("`{url}` is larger than {limit} bytes: refused")]
     TooLarge {
@@ -100,6 +116,7 @@ pub struct Downloader<'a> {
     cache: &'a Cache,
     progress: &'a Progress,
     offline: bool,
+    logins: Arc<Logins>,
 }
 
 /// Something on a server, with user and password when it asks for them.
@@ -109,6 +126,8 @@ pub struct Remote<'a> {
     pub url: &'a str,
     /// Who asks.
     pub basic: Option<(&'a str, &'a str)>,
+    /// Whether a package index has named it: the host may want the credentials of the index.
+    pub of_index: bool,
 }
 
 impl fmt::Debug for Remote<'_> {
@@ -118,9 +137,20 @@ impl fmt::Debug for Remote<'_> {
 }
 
 impl<'a> Remote<'a> {
-    /// Something that everybody may read.
+    /// Something that everybody may read, or whoever the user's `netrc` knows.
     pub fn open(url: &'a str) -> Self {
-        Self { url, basic: None }
+        Self { url, basic: None, of_index: false }
+    }
+
+    /// Something that a package index has named.
+    pub fn of_index(url: &'a str) -> Self {
+        Self { of_index: true, ..Self::open(url) }
+    }
+
+    /// With the credentials that are known for it, unless it has some.
+    fn known(self, logins: &'a Logins) -> Self {
+        let login = logins.find(self.url).map(|login| (login.user.as_str(), login.password.as_str()));
+        Self { basic: self.basic.or(login), ..self }
     }
 
     fn request(&self, client: &Client) -> RequestBuilder {
@@ -135,7 +165,24 @@ impl<'a> Remote<'a> {
 impl<'a> Downloader<'a> {
     /// Nothing is asked yet; `offline`: nothing will be.
     pub fn new(cache: &'a Cache, progress: &'a Progress, offline: bool) -> Result<Self, DownloadError> {
-        Ok(Self { client: client()?, cache, progress, offline })
+        let logins = Arc::new(Logins::of_user());
+        Ok(Self { client: client()?, cache, progress, offline, logins })
+    }
+
+    /// The user's logins, with that of pip's index where it matters.
+    async fn logins(&self, remote: Remote<'_>) -> Arc<Logins> {
+        let known = self.logins.clone();
+        if !remote.of_index || known.find(remote.url).is_some() {
+            return known;
+        }
+        match uv::pip_index().await {
+            None => known,
+            Some(index) => {
+                let mut logins = Logins::clone(&known);
+                logins.add_index(&index);
+                Arc::new(logins)
+            }
+        }
     }
 
     /// Downloads a file with a known checksum, unless the cache has it.
@@ -148,8 +195,14 @@ impl<'a> Downloader<'a> {
         if let Some(content) = part.done()? {
             return Ok(content);
         }
+        let logins = self.logins(remote).await;
+        let remote = remote.known(&logins);
         let bar = self.progress.bytes(&format!("downloading {}", last_segment(remote.url)), 0);
-        retried(async || transfer(&self.client, remote, &mut part, &bar).await).await?;
+        if objects::is_object(remote.url) {
+            retried(async || transfer_object(remote.url, &mut part, &bar).await).await?;
+        } else {
+            retried(async || transfer(&self.client, remote, &mut part, &bar).await).await?;
+        }
         part.finish().map_err(|error| match error {
             PartError::Checksum(found) => DownloadError::Checksum {
                 url: redacted(remote.url),
@@ -169,6 +222,7 @@ impl<'a> Downloader<'a> {
         patient: bool,
     ) -> Result<Option<Vec<u8>>, DownloadError> {
         self.refuse_offline(remote.url)?;
+        let remote = remote.known(&self.logins);
         let read = async || {
             let mut response = answer(&self.client, remote, None).await?;
             let mut bytes = Vec::new();
@@ -231,8 +285,7 @@ async fn answer(client: &Client, remote: Remote<'_>, from: Option<u64>) -> Resul
     if let Some(from) = from {
         request = request.header(header::RANGE, format!("bytes={from}-"));
     }
-    let answer = tokio::time::timeout(retry::STALL_TIMEOUT, request.send()).await;
-    let response = answer.map_err(|_| stalled(url))?.map_err(|error| network(url, error))?;
+    let response = bounded(request.send(), url).await?.map_err(|error| network(url, error))?;
     let status = response.status();
     if status.is_success() || (from.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE) {
         return Ok(response);
@@ -245,8 +298,7 @@ async fn answer(client: &Client, remote: Remote<'_>, from: Option<u64>) -> Resul
 }
 
 async fn chunk(response: &mut Response, url: &str) -> Result<Option<Bytes>, Failed> {
-    let chunk = tokio::time::timeout(retry::STALL_TIMEOUT, response.chunk()).await;
-    chunk.map_err(|_| stalled(url))?.map_err(|error| network(url, error))
+    bounded(response.chunk(), url).await?.map_err(|error| network(url, error))
 }
 
 fn network(url: &str, source: reqwest::Error) -> Failed {
@@ -275,13 +327,42 @@ async fn transfer(client: &Client, remote: Remote<'_>, part: &mut Part, bar: &Ba
     }
     bar.set(part.length());
     while let Some(chunk) = chunk(&mut response, remote.url).await? {
-        part.write(&chunk).map_err(|error| Failed::Final(error.into()))?;
-        bar.advance(chunk.len() as u64);
-        if part.length() > LIMIT {
-            return Err(Failed::Final(DownloadError::TooLarge { url: redacted(remote.url), limit: LIMIT }));
-        }
+        append(part, &chunk, remote.url, bar)?;
     }
     Ok(())
+}
+
+fn append(part: &mut Part, chunk: &[u8], url: &str, bar: &Bar) -> Result<(), Failed> {
+    part.write(chunk).map_err(|error| Failed::Final(error.into()))?;
+    bar.advance(chunk.len() as u64);
+    if part.length() > LIMIT {
+        return Err(Failed::Final(DownloadError::TooLarge { url: redacted(url), limit: LIMIT }));
+    }
+    Ok(())
+}
+
+async fn transfer_object(url: &str, part: &mut Part, bar: &Bar) -> Result<(), Failed> {
+    let failed = |source: ObjectError| {
+        let again = source.may_pass();
+        let error = DownloadError::Object { url: redacted(url), source };
+        if again { Failed::Again(error, None) } else { Failed::Final(error) }
+    };
+    let object = bounded(Object::find(url), url).await?.map_err(failed)?;
+    if part.length() > object.size {
+        part.restart().map_err(|error| Failed::Final(error.into()))?;
+    }
+    bar.expect(object.size);
+    bar.set(part.length());
+    let mut stream = bounded(object.read(part.length()), url).await?.map_err(failed)?;
+    while let Some(chunk) = bounded(stream.try_next(), url).await?.map_err(failed)? {
+        append(part, &chunk, url, bar)?;
+    }
+    Ok(())
+}
+
+/// Waits for a step of a transfer, but not for ever.
+async fn bounded<T>(step: impl Future<Output = T>, url: &str) -> Result<T, Failed> {
+    tokio::time::timeout(retry::STALL_TIMEOUT, step).await.map_err(|_| stalled(url))
 }
 
 fn starts_at(response: &Response) -> Option<u64> {
@@ -292,8 +373,10 @@ fn starts_at(response: &Response) -> Option<u64> {
 /// A URL as it may be shown: credentials and signed query parameters stay out of logs.
 pub fn redacted(url: &str) -> String {
     let Ok(mut parsed) = reqwest::Url::parse(url) else { return "<not a URL>".to_owned() };
-    // Neither can fail for the http URLs that get here.
-    let _ = parsed.set_username("");
+    // None can fail for the URLs that get here. A container of `abfs` stands where others have the user.
+    if !objects::is_object(url) {
+        let _ = parsed.set_username("");
+    }
     let _ = parsed.set_password(None);
     parsed.set_query(None);
     parsed.set_fragment(None);
@@ -316,5 +399,8 @@ mod tests {
         assert_eq!(redacted(url), "https://files.example.com/a/pyspark-3.5.9.tar.gz");
         assert_eq!(last_segment(url), "pyspark-3.5.9.tar.gz");
         assert_eq!(redacted("not a url"), "<not a URL>");
+        let object = "abfs://container@account.dfs.core.windows.net/a";
+        assert_eq!(redacted(object), object);
+        assert_eq!(redacted("hdfs://user:secret@name:8020/a"), "hdfs://user@name:8020/a");
     }
 }

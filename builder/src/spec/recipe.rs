@@ -8,7 +8,13 @@ use super::{
     check::Check,
     keys::{ArchiveKeys, At, BaseKeys, Document, FileKeys, JarsKeys, Overlay, RepositoryKeys, WheelsKeys},
 };
-use crate::{checksum::Checksum, image, plan::Cell, sources::maven::coordinate::Coordinate, tree::ImagePath};
+use crate::{
+    checksum::Checksum,
+    image,
+    plan::Cell,
+    sources::{maven::coordinate::Coordinate, objects},
+    tree::ImagePath,
+};
 
 /// Everything that the overlays of a cell say.
 pub(super) struct Merged(Overlay);
@@ -237,8 +243,11 @@ impl Check<'_> {
                         Source::Path(self.directory.join(path))
                     }
                     Some("http" | "https") => Source::Url(url),
+                    _ if objects::is_object(&url) => Source::Url(url),
                     _ => {
-                        let problem = format!("`{key}.url` needs an http(s) or a file URL");
+                        let all = objects::SCHEMES.join("`, `");
+                        let problem =
+                            format!("`{key}.url` needs one of the schemes `https`, `http`, `file`, `{all}`");
                         return Err(self.wrong(text.at(), &problem));
                     }
                 }

@@ -79,7 +79,7 @@ fn mistakes_are_shown_with_file_line_column_and_remedy() {
         ("[\"17\"]", "[\"17.0.1\"]", &["hearth.yaml:8:10", "major version alone"]),
         ("{ pypi: pyspark }", "{ pypi: numpy }", &["hearth.yaml:11:", "only `pyspark`"]),
         ("{ pypi: pyspark }", url, &["hearth.yaml:11:", "needs a `sha256`"]),
-        ("{ pypi: pyspark }", "{ url: \"ftp://x\" }", &["hearth.yaml:11:", "http(s)"]),
+        ("{ pypi: pyspark }", "{ url: \"ftp://x\" }", &["hearth.yaml:11:", "`https`", "`hdfs`"]),
         ("{ pypi: pyspark }", "{ path: a, sha256: \"12\" }", &["hearth.yaml:11:", "64 hex digits"]),
         ("{ pypi: pyspark }", "{}", &["hearth.yaml:11:", "exactly one of `path`, `url` and `pypi`"]),
         ("sources:\n  spark: { pypi: pyspark }\n", "", &["the key `sources.spark` is missing"]),
