@@ -48,6 +48,9 @@ pub struct BuildArgs {
     /// The OCI image layout to write or to add to [default: `dist` beside the specification].
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Also write the images into one file for `docker load`, `podman load` and `ctr image import`.
+    #[arg(long, value_name = "FILE")]
+    docker_archive: Option<PathBuf>,
     /// Push to the repository that the specification names. What is there already is not sent again.
     #[arg(long)]
     push: bool,
@@ -57,6 +60,9 @@ pub struct BuildArgs {
     /// Fail when there is no lock.
     #[arg(long)]
     locked: bool,
+    /// Only show what would be built and sent, as `hearth plan` does.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Attach to each image what is in it (SPDX and CycloneDX) and where it came from (in-toto provenance).
     #[arg(long)]
     sbom: bool,
@@ -67,7 +73,8 @@ Examples:
   hearth plan                           what ./hearth.yaml comes to
   hearth plan --output-format json | jq '.uniqueBytes'
 
-Inputs are downloaded and read (the build will need them anyway); nothing is compressed, written or pushed.";
+Inputs are downloaded and read (the build will need them anyway); nothing is compressed, written or pushed. The target
+registry is asked which layers it has; with --offline it is not.";
 
 /// Shows what a build would do: images, refused combinations with the reason, layers and who shares them.
 #[derive(Debug, Args)]
@@ -78,6 +85,9 @@ pub struct PlanArgs {
     /// Also show what a node would download that has the images of this lock.
     #[arg(long, value_name = "LOCK")]
     against: Option<PathBuf>,
+    /// Build layers that were never built, into the cache, so that all compressed sizes are known.
+    #[arg(long)]
+    exact: bool,
 }
 
 const LOCK_HELP: &str = "\
@@ -184,7 +194,8 @@ impl BuildArgs {
     pub fn options(self) -> Result<(Options, Format), UsageError> {
         let (options, format) = self.common.options()?;
         let (output, push, skip_refused, locked) = (self.output, self.push, self.skip_refused, self.locked);
-        Ok((Options { output, push, skip_refused, locked, sbom: self.sbom, ..options }, format))
+        let (sbom, docker_archive) = (self.sbom, self.docker_archive);
+        Ok((Options { output, docker_archive, push, skip_refused, locked, sbom, ..options }, format))
     }
 }
 
@@ -192,7 +203,7 @@ impl PlanArgs {
     /// The options, and how the result is written.
     pub fn options(self) -> Result<(Options, Format), UsageError> {
         let (options, format) = self.common.options()?;
-        Ok((Options { against: self.against, ..options }, format))
+        Ok((Options { against: self.against, exact: self.exact, ..options }, format))
     }
 }
 
@@ -223,11 +234,13 @@ impl CommonArgs {
             spark: chosen(Source::Spark),
             spec: self.file,
             output: None,
+            docker_archive: None,
             push: false,
             skip_refused: false,
             lock: self.lock,
             locked: false,
             against: None,
+            exact: false,
             cache: self.cache_dir.map_or_else(default_cache, Ok)?,
             jobs: self.jobs.map_or(processors, usize::from),
             sbom: false,

@@ -21,7 +21,7 @@
 //! | [`sbom`] | documents about images: SPDX, CycloneDX, provenance |
 //! | [`publish`] | OCI layout and registry |
 //! | [`platform`], [`version`], [`digest`], [`checksum`] | the words that all of them use |
-//! | [`registry`] | names, credentials, tokens, pulls; the only file that knows `oci-client` |
+//! | [`registry`] | names, credentials, tokens, pulls; the only module that knows `oci-client` |
 //! | [`cache`] | everything on disk between builds |
 //!
 //! # Invariants

@@ -14,6 +14,7 @@ use hearth_builder::{
     progress::Progress,
     report, spec,
 };
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, Format, UsageError};
@@ -57,32 +58,42 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
     match command {
         Command::Schema => out.extend(spec::schema().into_bytes()),
         Command::Build(arguments) => {
+            let dry = arguments.dry_run;
             let (options, format) = arguments.options()?;
-            let report = runtime.block_on(build::run(&options, progress))?;
-            match format {
-                Format::Text => report.write_text(&mut out)?,
-                Format::Json => report::write_json(&report, &mut out)?,
+            if dry {
+                let report = runtime.block_on(build::plan(&options, progress))?;
+                show(&report, format, |out| report.write_text(out), &mut out)?;
+            } else {
+                let report = runtime.block_on(build::run(&options, progress))?;
+                show(&report, format, |out| report.write_text(out), &mut out)?;
             }
         }
         Command::Plan(arguments) => {
             let (options, format) = arguments.options()?;
             let report = runtime.block_on(build::plan(&options, progress))?;
-            match format {
-                Format::Text => report.write_text(&mut out)?,
-                Format::Json => report::write_json(&report, &mut out)?,
-            }
+            show(&report, format, |out| report.write_text(out), &mut out)?;
         }
         Command::Lock(arguments) => {
             let (options, change, format) = arguments.options()?;
             let report = runtime.block_on(build::lock(&options, &change, progress))?;
-            match format {
-                Format::Text => report.write_text(&mut out)?,
-                Format::Json => report::write_json(&report, &mut out)?,
-            }
+            show(&report, format, |out| report.write_text(out), &mut out)?;
             stale = report.stale();
         }
     }
     io::stdout().lock().write_all(&out).context("cannot write the report")?;
     anyhow::ensure!(!stale, "the lock is stale: run `hearth lock`");
     Ok(())
+}
+
+/// Writes a report as it is asked for.
+fn show(
+    report: &impl Serialize,
+    format: Format,
+    text: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    out: &mut Vec<u8>,
+) -> io::Result<()> {
+    match format {
+        Format::Text => text(out),
+        Format::Json => report::write_json(report, out),
+    }
 }

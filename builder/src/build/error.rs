@@ -7,7 +7,7 @@ use crate::{
     layer::LayerError,
     lock::LockError,
     plan::Refused,
-    publish::{layout::LayoutError, upload::PushError},
+    publish::{docker_archive::DockerArchiveError, layout::LayoutError, upload::PushError},
     runtime::RuntimeError,
     sources::{
         archive::ArchiveError,
@@ -160,6 +160,9 @@ pub enum BuildError {
     /// The output cannot be written.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The archive cannot be written.
+    #[error(transparent)]
+    DockerArchive(#[from] DockerArchiveError),
     /// The push failed.
     #[error(transparent)]
     Push(#[from] PushError),
@@ -175,6 +178,7 @@ impl BuildError {
             Self::Spec(_)
             | Self::Refused(_)
             | Self::Unsuitable { .. }
+            | Self::DockerArchive(DockerArchiveError::Platforms(_))
             | Self::Lock(
                 LockError::Unusable { .. }
                 | LockError::Stale { .. }

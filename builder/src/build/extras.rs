@@ -30,14 +30,18 @@ impl Inputs<'_> {
     /// The Java and the Python that the specification brings along.
     pub(super) async fn runtimes(
         &mut self,
-        recipe: &Recipe,
+        wanted: &Wanted,
     ) -> Result<BTreeMap<LayerName, Tree>, BuildError> {
         let mut parts = BTreeMap::new();
-        let wanted: [(&Option<Input>, _, _, _); 2] = [
-            (&recipe.java, LayerName::Java, runtime::JAVA, &["bin/java", "release"][..]),
-            (&recipe.python, LayerName::Python, runtime::PYTHON, &["bin/python3"][..]),
+        let Wanted { cell, recipe } = wanted;
+        // An old Python has no `python3`, and a new one no `python`: the version is always there.
+        let python = cell.python.as_ref().map_or("3".to_owned(), ToString::to_string);
+        let python = format!("bin/python{python}");
+        let runtimes: [(&Option<Input>, _, _, &[&str]); 2] = [
+            (&recipe.java, LayerName::Java, runtime::JAVA, &["bin/java", "release"]),
+            (&recipe.python, LayerName::Python, runtime::PYTHON, &[&python]),
         ];
-        for (input, name, home, marks) in wanted {
+        for (input, name, home, marks) in runtimes {
             let Some(input) = input else { continue };
             let place = match &input.place {
                 Source::Path(path) => self.relative(path),
@@ -85,7 +89,8 @@ impl Inputs<'_> {
                 // Whoever has the file needs no credentials any more.
                 Input { place: Source::Url(url), checksum: Some(checksum) } => {
                     let basic = repositories.as_ref().ok().and_then(|repositories| repositories.basic(url));
-                    self.download(&part, Remote { url, basic }, *checksum, &redacted(url)).await?
+                    self.download(&part, Remote { basic, ..Remote::open(url) }, *checksum, &redacted(url))
+                        .await?
                 }
                 local => self.input(&part, local).await?,
             };
@@ -157,7 +162,7 @@ impl Inputs<'_> {
             parts.into_iter().map(|(file, pin)| (file, pin.origin, Checksum::Sha256(pin.digest))).collect()
         } else {
             let _bar = self.progress.step(&format!("locking {name}"));
-            let wheels = request.wheels(&environment).await?.into_iter();
+            let wheels = request.wheels(&environment, self.options.offline).await?.into_iter();
             wheels.map(|wheel| (wheel.file, wheel.place, Checksum::Sha256(wheel.digest))).collect()
         };
         self.pins.request(&name, request.digest(), &shown);
@@ -166,7 +171,7 @@ impl Inputs<'_> {
         for (file, place, checksum) in files {
             let part = lock::part(&name, &file);
             let archive = if place.contains("://") {
-                self.download(&part, Remote::open(&place), checksum, &place).await?
+                self.download(&part, Remote::of_index(&place), checksum, &place).await?
             } else {
                 let path = Source::Path(directory.join(&place));
                 self.input(&part, &Input { place: path, checksum: Some(checksum) }).await?

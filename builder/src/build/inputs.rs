@@ -95,7 +95,7 @@ impl<'a> Inputs<'a> {
         let (cell, recipe) = (&wanted.cell, &wanted.recipe);
         tracing::debug!(cell = cell.name(), "reading inputs");
         let base = self.base(wanted).await?;
-        let mut parts = self.runtimes(recipe).await?;
+        let mut parts = self.runtimes(wanted).await?;
         let found = self.detect(wanted, &base, &parts)?;
         let archive = self.spark(wanted).await?;
         let distribution = blocking(|| {
@@ -185,7 +185,7 @@ impl<'a> Inputs<'a> {
     async fn base(&mut self, wanted: &Wanted) -> Result<Base, BuildError> {
         let platform = wanted.cell.platform;
         let (cache, progress, jobs) = (self.cache, self.progress, self.options.jobs);
-        let context = Context { cache, progress, platform, jobs };
+        let context = Context { cache, progress, platform, jobs, offline: self.options.offline };
         let key = match &wanted.recipe.base {
             spec::Base::RootFs(path) | spec::Base::Layout(path, None) => path.display().to_string(),
             spec::Base::Layout(path, Some(name)) => format!("{} {name}", path.display()),
@@ -249,13 +249,13 @@ impl<'a> Inputs<'a> {
             (pin.origin, pin.digest)
         } else {
             let _bar = self.progress.step(&format!("looking for {package} {}", cell.spark));
-            let located = pypi::locate(package, &cell.spark, cell.python.as_ref())
+            let located = pypi::locate(package, &cell.spark, cell.python.as_ref(), self.options.offline)
                 .await
                 .map_err(|source| BuildError::Find { version: cell.spark.clone(), source })?;
             (located.url, located.digest)
         };
         // The index's URLs hold no secrets.
-        self.download(&name, Remote::open(&url), Checksum::Sha256(digest), &url).await
+        self.download(&name, Remote::of_index(&url), Checksum::Sha256(digest), &url).await
     }
 
     /// A file that the specification names, checked and noted for the lock.

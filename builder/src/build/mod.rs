@@ -5,6 +5,7 @@ mod extras;
 mod inputs;
 mod inventory;
 mod locking;
+mod planning;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,29 +17,27 @@ use self::inputs::{Inputs, Prepared};
 pub use self::{
     error::BuildError,
     locking::{Change, lock},
+    planning::plan,
 };
 use crate::{
-    cache::{Cache, Content},
+    cache::Cache,
     digest::Digest,
     image::{self, Added, Image},
-    layer::{self, Layer},
+    layer::{self, Layer, LayerError},
     lock::{Lock, LockError, Pins},
     plan::{
         self, Refused,
-        frozen::fingerprint,
+        frozen::{Frozen, fingerprint},
         layers::{Files, Limits, Planned},
     },
     platform::Platform,
     progress::Progress,
-    publish::{Publication, Tag, layout, upload::Pusher},
+    publish::{Publication, Tag, docker_archive, layout, upload::Pusher},
     registry::{Registry, Repository, Settings},
-    report::{
-        Against, AgainstImage, ImageReport, LayerReport, PlanReport, PlannedLayer, PushReport, RefusedReport,
-        Report,
-    },
+    report::{ImageReport, LayerReport, PushReport, RefusedReport, Report},
     sources::{base, download},
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
-    tree::{self, Entry},
+    tree,
 };
 
 /// What to build and how; the command line, checked.
@@ -48,6 +47,8 @@ pub struct Options {
     pub spec: PathBuf,
     /// Where the OCI layout goes; by default `dist` beside the specification.
     pub output: Option<PathBuf>,
+    /// A file for `docker load` that is written as well.
+    pub docker_archive: Option<PathBuf>,
     /// Whether to push.
     pub push: bool,
     /// Whether refused cells are left out instead of failing the build.
@@ -58,6 +59,8 @@ pub struct Options {
     pub locked: bool,
     /// For a plan: the lock of images that a node has already.
     pub against: Option<PathBuf>,
+    /// For a plan: whether layers that were never built are, so that every size is known.
+    pub exact: bool,
     /// The cache.
     pub cache: PathBuf,
     /// Threads for compression.
@@ -111,6 +114,10 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
     }
     let output = output(options);
     blocking(|| layout::write(&cache, &output, &publication))?;
+    if let Some(path) = &options.docker_archive {
+        let repository = &planning.matrix.repository;
+        blocking(|| docker_archive::write(&cache, path, repository, &publication))?;
+    }
     let push = if options.push {
         Some(push(&planning, &registry, &cache, &publication, progress).await?)
     } else {
@@ -127,72 +134,6 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<Report, Build
         push,
         seconds: seconds(started),
     })
-}
-
-/// Reads all inputs and says what a build would make of them; nothing is compressed, written or pushed.
-pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, BuildError> {
-    // A plan is where a user looks at refused combinations: they are a part of its answer.
-    let options = Options { skip_refused: true, ..options.clone() };
-    let cache = Cache::open(&options.cache)?;
-    let registry = Registry::new(options.registries.clone());
-    let against = match &options.against {
-        None => None,
-        Some(path) => {
-            let lock = Lock::read(path)?.ok_or_else(|| LockError::Absent { path: path.clone() })?;
-            Some((path, lock))
-        }
-    };
-    // A plan is also where a user sees what a stale lock comes to: new inputs are looked up.
-    let lock = read_lock(&options)?;
-    let planning = prepare(&options, &cache, &registry, progress, lock.as_ref(), false).await?;
-    let codec = planning.matrix.compression;
-    let names = names(&planning);
-    let describe = |planned: &Planned| PlannedLayer {
-        label: planned.label(),
-        images: planned.images.iter().map(|at| names[*at].clone()).collect(),
-        files: planned.tree.values().filter(|entry| entry.content().is_some()).count(),
-        bytes: tree::bytes(&planned.tree),
-        blob: layer::known(&cache, &planned.tree, codec).map(|layer| layer.blob),
-    };
-    let layers: Vec<PlannedLayer> = planning.layers.iter().map(describe).collect();
-    let cells = planning.prepared.iter().map(|prepared| prepared.wanted.cell.name());
-    let images = names.iter().cloned().zip(cells).collect();
-    let refused = planning.matrix.refused.iter().map(refused_report).collect();
-    let against = against.map(|(path, lock)| compare(&path.display().to_string(), &lock, &planning));
-    let repository = planning.matrix.repository.to_string();
-    let distinct_bytes = distinct(&planning);
-    let report = PlanReport::new(repository, images, refused, layers, planning.warnings);
-    Ok(PlanReport { distinct_bytes, against, ..report })
-}
-
-/// Bytes of every distinct file once: what no plan can get below.
-fn distinct(planning: &Planning) -> u64 {
-    let trees = planning.prepared.iter().flat_map(|prepared| prepared.files.parts.values());
-    let contents: BTreeSet<Content> =
-        trees.flat_map(|tree| tree.values()).filter_map(Entry::content).collect();
-    contents.into_iter().map(|content| content.size).sum()
-}
-
-/// What a node that has the images of an old lock would download for each image, in uncompressed bytes.
-fn compare(name: &str, old: &Lock, planning: &Planning) -> Against {
-    let had: BTreeSet<Digest> = old.layers.iter().map(|layer| layer.tree).collect();
-    let bases: BTreeSet<Digest> = old.inputs.values().map(|pin| pin.digest).collect();
-    let new: Vec<bool> =
-        planning.layers.iter().map(|layer| !had.contains(&fingerprint(&layer.tree))).collect();
-    let names = names(planning);
-    let image = |(at, prepared): (usize, &Prepared)| {
-        let own = planning.layers.iter().zip(&new).filter(|(layer, new)| **new && layer.images.contains(&at));
-        let (count, bytes) =
-            own.fold((0, 0), |(count, bytes), (layer, _)| (count + 1, bytes + tree::bytes(&layer.tree)));
-        let base_is_new = !bases.contains(&prepared.base.digest);
-        AgainstImage { tag: names[at].clone(), layers: count, bytes, base_is_new }
-    };
-    let unique = planning.layers.iter().zip(&new).filter(|(_, new)| **new);
-    Against {
-        lock: name.to_owned(),
-        images: planning.prepared.iter().enumerate().map(image).collect(),
-        unique_bytes: unique.map(|(layer, _)| tree::bytes(&layer.tree)).sum(),
-    }
 }
 
 /// Where the lock lies: `hearth.yaml` has `hearth.lock`.
@@ -238,25 +179,47 @@ async fn prepare(
         prepared.push(inputs.prepare(wanted).await?);
     }
     let (warnings, pins) = (inputs.warnings, inputs.pins.seen);
-    let files: Vec<Files> = prepared.iter().map(|prepared| prepared.files.clone()).collect();
     let frozen = lock.map(|lock| lock.layers.as_slice()).unwrap_or_default();
-    let layers = plan::layers::layers(&files, frozen, Limits::default());
+    let layers = layers(&prepared, frozen);
     let lock = Lock::new(matrix.compression, pins, &layers);
     Ok(Planning { matrix, prepared, layers, warnings, lock })
 }
 
-/// Writes the planned layers, each once, and stacks them.
+/// Plans the layers of all images; in which order the specification lists them makes no difference.
+fn layers(prepared: &[Prepared], frozen: &[Frozen]) -> Vec<Planned> {
+    let mut order: Vec<usize> = (0..prepared.len()).collect();
+    order.sort_by_key(|at| &prepared[*at].wanted.cell);
+    let files: Vec<Files> = order.iter().map(|at| prepared[*at].files.clone()).collect();
+    let mut layers = plan::layers::layers(&files, frozen, Limits::default());
+    for layer in &mut layers {
+        layer.images = layer.images.iter().map(|at| order[*at]).collect();
+        layer.images.sort_unstable();
+    }
+    layers
+}
+
+/// Writes the planned layers, each once.
+fn write_layers(
+    options: &Options,
+    cache: &Cache,
+    planning: &Planning,
+    progress: &Progress,
+) -> Result<Vec<Layer>, LayerError> {
+    let write = |planned: &Planned| {
+        let bar = progress.bytes(&planned.label(), tree::bytes(&planned.tree));
+        layer::write(cache, &planned.tree, planning.matrix.compression, options.jobs, &bar)
+    };
+    planning.layers.iter().map(write).collect()
+}
+
+/// Writes the planned layers and stacks them.
 fn images<'a>(
     options: &Options,
     cache: &Cache,
     planning: &'a Planning,
     progress: &Progress,
 ) -> Result<Vec<Built<'a>>, BuildError> {
-    let mut written: Vec<Layer> = Vec::new();
-    for planned in &planning.layers {
-        let bar = progress.bytes(&planned.label(), tree::bytes(&planned.tree));
-        written.push(layer::write(cache, &planned.tree, planning.matrix.compression, options.jobs, &bar)?);
-    }
+    let written = write_layers(options, cache, planning, progress)?;
     let stack = |(at, prepared): (usize, &'a Prepared)| {
         let own = planning.layers.iter().zip(&written).filter(|(planned, _)| planned.images.contains(&at));
         let added: Vec<Added> =
@@ -299,16 +262,6 @@ fn replace_sources(matrix: &mut Matrix, options: &Options) {
             recipe.spark = SparkSource::Archive(Input { place: Source::Path(path), checksum: None });
         }
     }
-}
-
-/// How images are called in plans: by their first tag, and their platform where a tag has several.
-fn names(planning: &Planning) -> Vec<String> {
-    let name = |prepared: &Prepared| {
-        let tag = prepared.tag();
-        let same = planning.prepared.iter().filter(|other| other.tag() == tag).count();
-        if same > 1 { format!("{tag} {}", prepared.wanted.cell.platform) } else { tag.to_owned() }
-    };
-    planning.prepared.iter().map(name).collect()
 }
 
 /// The images with their tags; the platforms of an image come together under an index.

@@ -1,5 +1,6 @@
 //! Where finished images go, and what is published of them.
 
+pub mod docker_archive;
 pub mod layout;
 mod referrers;
 mod session;

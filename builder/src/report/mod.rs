@@ -1,5 +1,7 @@
 //! What a build tells its user in the end: a table for people, JSON for programs.
 
+mod plan;
+
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -7,7 +9,8 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{cache::Content, digest::Digest};
+pub use self::plan::{Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Target};
+use crate::digest::Digest;
 
 /// The result of a build.
 #[derive(Debug, Default, Serialize)]
@@ -95,57 +98,6 @@ pub struct PushReport {
     pub skipped_bytes: u64,
 }
 
-/// What a build would do.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PlanReport {
-    /// Where the images would go.
-    pub repository: String,
-    /// Tags and combinations.
-    pub images: Vec<PlannedImage>,
-    /// Cells that would not be built.
-    pub refused: Vec<RefusedReport>,
-    /// The layers over the bases, in the order in which images stack them.
-    pub layers: Vec<PlannedLayer>,
-    /// Uncompressed bytes of all layers, each counted once.
-    pub unique_bytes: u64,
-    /// Uncompressed bytes of every distinct file once: the least that any plan could come to.
-    pub distinct_bytes: u64,
-    /// Uncompressed bytes that the images would have without sharing.
-    pub total_bytes: u64,
-    /// What the user should know about the inputs.
-    pub warnings: Vec<String>,
-    /// What a node would download that has the images of an old lock.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub against: Option<Against>,
-}
-
-/// A plan held against the lock of images that nodes have already.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Against {
-    /// The old lock.
-    pub lock: String,
-    /// What each image needs that the old ones did not have.
-    pub images: Vec<AgainstImage>,
-    /// Uncompressed bytes of all new layers, each counted once; without bases.
-    pub unique_bytes: u64,
-}
-
-/// What one image needs that the old ones did not have.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AgainstImage {
-    /// Its tag.
-    pub tag: String,
-    /// New layers over the base.
-    pub layers: usize,
-    /// Their uncompressed bytes.
-    pub bytes: u64,
-    /// Whether the base is another one.
-    pub base_is_new: bool,
-}
-
 /// What became of a lock.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -181,93 +133,6 @@ impl LockReport {
             (false, false) => "was written",
         };
         writeln!(out, "{lock} {what}: {inputs} inputs, {layers} layers")
-    }
-}
-
-/// An image of a plan.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PlannedImage {
-    /// Its tag.
-    pub tag: String,
-    /// Its combination.
-    pub cell: String,
-    /// Its layers over the base.
-    pub layers: usize,
-    /// Their uncompressed bytes.
-    pub bytes: u64,
-}
-
-/// A layer of a plan.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PlannedLayer {
-    /// What is in it.
-    pub label: String,
-    /// The tags of the images that have it.
-    pub images: Vec<String>,
-    /// How many regular files it holds.
-    pub files: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The compressed blob, when the cache has it.
-    pub blob: Option<Content>,
-}
-
-impl PlanReport {
-    /// Adds up what the layers come to.
-    pub fn new(
-        repository: String,
-        images: Vec<(String, String)>,
-        refused: Vec<RefusedReport>,
-        layers: Vec<PlannedLayer>,
-        warnings: Vec<String>,
-    ) -> Self {
-        let image = |(tag, cell): (String, String)| {
-            let own = || layers.iter().filter(|layer| layer.images.contains(&tag));
-            let (count, bytes) = (own().count(), own().map(|layer| layer.bytes).sum());
-            PlannedImage { tag, cell, layers: count, bytes }
-        };
-        let images: Vec<PlannedImage> = images.into_iter().map(image).collect();
-        let unique_bytes = layers.iter().map(|layer| layer.bytes).sum();
-        let total_bytes = images.iter().map(|image| image.bytes).sum();
-        Self {
-            repository,
-            images,
-            refused,
-            layers,
-            unique_bytes,
-            distinct_bytes: 0,
-            total_bytes,
-            warnings,
-            against: None,
-        }
-    }
-
-    /// For people.
-    pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
-        for image in &self.images {
-            let (layers, size) = (image.layers, megabytes(image.bytes));
-            writeln!(out, "{}:{}  {}  {layers} layers, {size}", self.repository, image.tag, image.cell)?;
-        }
-        write_refused(out, &self.refused)?;
-        writeln!(out, "layers over the base, lowest first (uncompressed; compressed when built before):")?;
-        for layer in &self.layers {
-            let (size, files, shared) = (megabytes(layer.bytes), layer.files, layer.images.len());
-            let blob = layer.blob.map_or_else(|| "-".to_owned(), |blob| megabytes(blob.size));
-            writeln!(out, "  {size:>10}  {blob:>10}  {files:>6} files  {shared:>3} images  {}", layer.label)?;
-        }
-        write_warnings(out, &self.warnings)?;
-        if let Some(against) = &self.against {
-            writeln!(out, "a node with the images of {} would download (uncompressed):", against.lock)?;
-            for image in &against.images {
-                let (size, layers, tag) = (megabytes(image.bytes), image.layers, &image.tag);
-                let base = if image.base_is_new { ", and another base" } else { "" };
-                writeln!(out, "  {size:>10}  {layers:>3} layers  {tag}{base}")?;
-            }
-        }
-        let (unique, total) = (megabytes(self.unique_bytes), megabytes(self.total_bytes));
-        writeln!(out, "{unique} to store instead of {total}")
     }
 }
 

@@ -1,0 +1,180 @@
+//! `hearth plan`: what a build would do, and what of it is at the target already.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    BuildError, Options, Planning, blocking, inputs::Prepared, mounts, prepare, read_lock, refused_report,
+    write_layers,
+};
+use crate::{
+    cache::{Cache, Content},
+    digest::Digest,
+    layer,
+    lock::{Lock, LockError},
+    plan::{frozen::fingerprint, layers::Planned},
+    progress::Progress,
+    registry::Registry,
+    report::{Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Target},
+    tree::{self, Entry},
+};
+
+/// A hundred layers are asked for in seconds; who plans does not wait for a registry that is not there.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Reads all inputs and says what a build would make of them. Nothing is written outside the cache or pushed, and
+/// nothing compressed unless every size has to be exact.
+pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, BuildError> {
+    // A plan is where a user looks at refused combinations: they are a part of its answer.
+    let options = Options { skip_refused: true, ..options.clone() };
+    let cache = Cache::open(&options.cache)?;
+    let registry = Registry::new(options.registries.clone());
+    let against = match &options.against {
+        None => None,
+        Some(path) => {
+            let lock = Lock::read(path)?.ok_or_else(|| LockError::Absent { path: path.clone() })?;
+            Some((path, lock))
+        }
+    };
+    // A plan is also where a user sees what a stale lock comes to: new inputs are looked up.
+    let lock = read_lock(&options)?;
+    let planning = prepare(&options, &cache, &registry, progress, lock.as_ref(), false).await?;
+    if options.exact {
+        blocking(|| write_layers(&options, &cache, &planning, progress))?;
+    }
+    let names = names(&planning);
+    let mut layers: Vec<PlannedLayer> =
+        planning.layers.iter().map(|planned| describe(planned, &planning, &cache, &names)).collect();
+    let bases = bases(&planning, &names);
+    let target = target(&options, &planning, &registry, &bases, &mut layers).await;
+    let against = against.map(|(path, lock)| compare(path, &lock, &planning, &layers));
+    let cells = planning.prepared.iter().map(|prepared| prepared.wanted.cell.name());
+    let images: Vec<PlannedImage> =
+        names.into_iter().zip(cells).map(|(tag, cell)| PlannedImage::new(tag, cell, &layers)).collect();
+    Ok(PlanReport {
+        repository: planning.matrix.repository.to_string(),
+        refused: planning.matrix.refused.iter().map(refused_report).collect(),
+        unique_bytes: layers.iter().map(|layer| layer.bytes).sum(),
+        distinct_bytes: distinct(&planning),
+        total_bytes: images.iter().map(|image| image.bytes).sum(),
+        images,
+        bases,
+        layers,
+        target,
+        warnings: planning.warnings,
+        against,
+    })
+}
+
+/// How images are called in plans: by their first tag, and their platform where a tag has several.
+fn names(planning: &Planning) -> Vec<String> {
+    let name = |prepared: &Prepared| {
+        let tag = prepared.tag();
+        let same = planning.prepared.iter().filter(|other| other.tag() == tag).count();
+        if same > 1 { format!("{tag} {}", prepared.wanted.cell.platform) } else { tag.to_owned() }
+    };
+    planning.prepared.iter().map(name).collect()
+}
+
+fn describe(planned: &Planned, planning: &Planning, cache: &Cache, names: &[String]) -> PlannedLayer {
+    let built = layer::known(cache, &planned.tree, planning.matrix.compression);
+    PlannedLayer {
+        label: planned.label(),
+        images: planned.images.iter().map(|at| names[*at].clone()).collect(),
+        files: planned.tree.values().filter(|entry| entry.content().is_some()).count(),
+        bytes: tree::bytes(&planned.tree),
+        blob: built.map(|layer| layer.blob),
+        at_target: None,
+    }
+}
+
+/// The bases with the images on them, each once.
+fn bases(planning: &Planning, names: &[String]) -> Vec<PlannedBase> {
+    let mut found: BTreeMap<Digest, PlannedBase> = BTreeMap::new();
+    for (prepared, name) in planning.prepared.iter().zip(names) {
+        let base = found.entry(prepared.base.digest).or_insert_with(|| PlannedBase {
+            name: prepared.base.name.clone(),
+            images: Vec::new(),
+            layers: prepared.base.layers.iter().map(|layer| layer.blob).collect(),
+        });
+        base.images.push(name.clone());
+    }
+    found.into_values().collect()
+}
+
+/// Asks the target which of the layers it has, and notes it at each. A target that cannot say so is no reason to fail:
+/// a plan is often made where nobody may push.
+async fn target(
+    options: &Options,
+    planning: &Planning,
+    registry: &Registry,
+    bases: &[PlannedBase],
+    layers: &mut [PlannedLayer],
+) -> Target {
+    let of_bases = bases.iter().flat_map(|base| &base.layers).copied();
+    let blobs: BTreeSet<Content> = of_bases.chain(layers.iter().filter_map(|layer| layer.blob)).collect();
+    let unbuilt = layers.iter().filter(|layer| layer.blob.is_none()).map(|layer| layer.bytes).sum();
+    let present = if options.offline {
+        Err("--offline forbids to ask".to_owned())
+    } else {
+        let digests = blobs.iter().map(|blob| blob.digest).collect();
+        let answer = registry.has(&planning.matrix.repository, &digests);
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(answer) => answer.map_err(|error| format!("{:#}", anyhow::Error::new(error))),
+            Err(_) => Err(format!("it did not answer in {} seconds", PATIENCE.as_secs())),
+        }
+    };
+    if let Ok(present) = &present {
+        for layer in layers {
+            layer.at_target = layer.blob.map(|blob| present.contains(&blob.digest));
+        }
+    }
+    let mounts = mounts(planning);
+    Target::new(&blobs, unbuilt, &present, |digest| mounts.contains_key(digest))
+}
+
+/// Bytes of every distinct file once: what no plan can get below.
+fn distinct(planning: &Planning) -> u64 {
+    let trees = planning.prepared.iter().flat_map(|prepared| prepared.files.parts.values());
+    let contents: BTreeSet<Content> =
+        trees.flat_map(|tree| tree.values()).filter_map(Entry::content).collect();
+    contents.into_iter().map(|content| content.size).sum()
+}
+
+/// What a node that has the images of an old lock would download for each image.
+fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]) -> Against {
+    let had: BTreeSet<Digest> = old.layers.iter().map(|layer| layer.tree).collect();
+    let bases: BTreeSet<Digest> = old.inputs.values().map(|pin| pin.digest).collect();
+    let new: Vec<(&Planned, &PlannedLayer)> = planning
+        .layers
+        .iter()
+        .zip(layers)
+        .filter(|(planned, _)| !had.contains(&fingerprint(&planned.tree)))
+        .collect();
+    let packed = |layers: &[&PlannedLayer]| layers.iter().map(|layer| Some(layer.blob?.size)).sum();
+    let names = names(planning);
+    let image = |(at, prepared): (usize, &Prepared)| {
+        let own = new.iter().filter(|(planned, _)| planned.images.contains(&at));
+        let own: Vec<&PlannedLayer> = own.map(|(_, layer)| *layer).collect();
+        let base_is_new = !bases.contains(&prepared.base.digest);
+        let of_base = prepared.base.layers.iter().map(|layer| layer.blob.size).sum();
+        AgainstImage {
+            tag: names[at].clone(),
+            layers: own.len(),
+            bytes: own.iter().map(|layer| layer.bytes).sum(),
+            compressed_bytes: packed(&own),
+            base_is_new,
+            base_bytes: if base_is_new { of_base } else { 0 },
+        }
+    };
+    let all: Vec<&PlannedLayer> = new.iter().map(|(_, layer)| *layer).collect();
+    Against {
+        lock: path.display().to_string(),
+        images: planning.prepared.iter().enumerate().map(image).collect(),
+        unique_bytes: all.iter().map(|layer| layer.bytes).sum(),
+        unique_compressed_bytes: packed(&all),
+    }
+}

@@ -1,0 +1,272 @@
+//! What a build would do, for people and programs.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
+
+use serde::Serialize;
+
+use super::{RefusedReport, megabytes, write_refused, write_warnings};
+use crate::{cache::Content, digest::Digest};
+
+/// What a build would do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    /// Where the images would go.
+    pub repository: String,
+    /// Tags and combinations.
+    pub images: Vec<PlannedImage>,
+    /// Cells that would not be built.
+    pub refused: Vec<RefusedReport>,
+    /// The bases, whose layers are taken as they are.
+    pub bases: Vec<PlannedBase>,
+    /// The layers over the bases, in the order in which images stack them.
+    pub layers: Vec<PlannedLayer>,
+    /// Uncompressed bytes of all layers, each counted once.
+    pub unique_bytes: u64,
+    /// Uncompressed bytes of every distinct file once: the least that any plan could come to.
+    pub distinct_bytes: u64,
+    /// Uncompressed bytes that the images would have without sharing.
+    pub total_bytes: u64,
+    /// What the target has already, and what a push would send.
+    pub target: Target,
+    /// What the user should know about the inputs.
+    pub warnings: Vec<String>,
+    /// What a node would download that has the images of an old lock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<Against>,
+}
+
+/// A plan held against the lock of images that nodes have already.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Against {
+    /// The old lock.
+    pub lock: String,
+    /// What each image needs that the old ones did not have.
+    pub images: Vec<AgainstImage>,
+    /// Uncompressed bytes of all new layers, each counted once; without bases.
+    pub unique_bytes: u64,
+    /// The same compressed; absent when one of them was never built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_compressed_bytes: Option<u64>,
+}
+
+/// What one image needs that the old ones did not have.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgainstImage {
+    /// Its tag.
+    pub tag: String,
+    /// New layers over the base.
+    pub layers: usize,
+    /// Their uncompressed bytes.
+    pub bytes: u64,
+    /// The same compressed, which is what is downloaded; absent when one of them was never built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compressed_bytes: Option<u64>,
+    /// Whether the base is another one.
+    pub base_is_new: bool,
+    /// Compressed bytes of the base when it is another one: at most these are downloaded as well.
+    pub base_bytes: u64,
+}
+
+/// What the target repository has already.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Why nothing is known of it; absent when it was asked and has answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
+    /// Compressed bytes of layers that are there.
+    pub present_bytes: u64,
+    /// Compressed bytes of layers that a push would take from another repository of the same registry.
+    pub mount_bytes: u64,
+    /// Compressed bytes of layers that a push would send.
+    pub upload_bytes: u64,
+    /// Uncompressed bytes of layers that were never built, so that nobody knows their digests.
+    pub unbuilt_bytes: u64,
+}
+
+impl Target {
+    /// Adds up blobs of layers, each digest once. `present`: what the repository has, or why nobody knows.
+    /// `mountable`: what another repository of the same registry has.
+    pub fn new(
+        blobs: &BTreeSet<Content>,
+        unbuilt_bytes: u64,
+        present: &Result<BTreeSet<Digest>, String>,
+        mountable: impl Fn(&Digest) -> bool,
+    ) -> Self {
+        let mut target = Self { unbuilt_bytes, ..Self::default() };
+        let present = match present {
+            Ok(present) => present,
+            Err(why) => return Self { unknown: Some(why.clone()), ..target },
+        };
+        for blob in blobs {
+            let sum = match (present.contains(&blob.digest), mountable(&blob.digest)) {
+                (true, _) => &mut target.present_bytes,
+                (false, true) => &mut target.mount_bytes,
+                (false, false) => &mut target.upload_bytes,
+            };
+            *sum += blob.size;
+        }
+        target
+    }
+
+    fn write_text(&self, repository: &str, out: &mut impl Write) -> io::Result<()> {
+        if let Some(why) = &self.unknown {
+            return writeln!(out, "what {repository} has is not known: {why}");
+        }
+        let [present, upload, mount, unbuilt] =
+            [self.present_bytes, self.upload_bytes, self.mount_bytes, self.unbuilt_bytes].map(megabytes);
+        write!(out, "{repository} has {present} already; to upload: {upload}")?;
+        if self.mount_bytes > 0 {
+            write!(out, ", to mount from other repositories: {mount}")?;
+        }
+        if self.unbuilt_bytes > 0 {
+            write!(
+                out,
+                ", and what {unbuilt} of layers come to that were never built (--exact builds them)"
+            )?;
+        }
+        writeln!(out)
+    }
+}
+
+/// A base of a plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedBase {
+    /// Its name.
+    pub name: String,
+    /// The tags of the images on it.
+    pub images: Vec<String>,
+    /// Its layers, compressed as they are.
+    pub layers: Vec<Content>,
+}
+
+/// An image of a plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedImage {
+    /// Its tag.
+    pub tag: String,
+    /// Its combination.
+    pub cell: String,
+    /// Its layers over the base.
+    pub layers: usize,
+    /// Their uncompressed bytes.
+    pub bytes: u64,
+}
+
+/// A layer of a plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedLayer {
+    /// What is in it.
+    pub label: String,
+    /// The tags of the images that have it.
+    pub images: Vec<String>,
+    /// How many regular files it holds.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The compressed blob, when the cache has it.
+    pub blob: Option<Content>,
+    /// Whether the target has it; absent when nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_target: Option<bool>,
+}
+
+impl PlannedImage {
+    /// Adds up the layers of an image.
+    pub fn new(tag: String, cell: String, layers: &[PlannedLayer]) -> Self {
+        let own = || layers.iter().filter(|layer| layer.images.contains(&tag));
+        let (count, bytes) = (own().count(), own().map(|layer| layer.bytes).sum());
+        Self { tag, cell, layers: count, bytes }
+    }
+}
+
+impl PlanReport {
+    /// For people.
+    pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        for image in &self.images {
+            let (layers, size) = (image.layers, megabytes(image.bytes));
+            writeln!(out, "{}:{}  {}  {layers} layers, {size}", self.repository, image.tag, image.cell)?;
+        }
+        write_refused(out, &self.refused)?;
+        for PlannedBase { name, images, layers } in &self.bases {
+            let size = megabytes(layers.iter().map(|layer| layer.size).sum());
+            let (count, shared) = (layers.len(), images.len());
+            writeln!(out, "base {name}: {count} layers, {size} compressed, {shared} images")?;
+        }
+        self.write_layers(out)?;
+        write_warnings(out, &self.warnings)?;
+        if let Some(against) = &self.against {
+            against.write_text(out)?;
+        }
+        let (unique, total) = (megabytes(self.unique_bytes), megabytes(self.total_bytes));
+        writeln!(out, "{unique} to store instead of {total} (uncompressed, without bases)")?;
+        self.target.write_text(&self.repository, out)
+    }
+
+    fn write_layers(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "layers over the base, lowest first (uncompressed; compressed when built before):")?;
+        for layer in &self.layers {
+            let (size, files, shared) = (megabytes(layer.bytes), layer.files, layer.images.len());
+            let blob = compressed(layer.blob.map(|blob| blob.size));
+            let there = if layer.at_target == Some(true) { "  (at the target)" } else { "" };
+            let label = &layer.label;
+            writeln!(out, "  {size:>10}  {blob:>10}  {files:>6} files  {shared:>3} images  {label}{there}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Against {
+    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "a node with the images of {} would download (uncompressed; compressed):", self.lock)?;
+        for image in &self.images {
+            let (size, layers, tag) = (megabytes(image.bytes), image.layers, &image.tag);
+            let packed = compressed(image.compressed_bytes);
+            write!(out, "  {size:>10}  {packed:>10}  {layers:>3} layers  {tag}")?;
+            if image.base_is_new {
+                write!(out, ", and another base of {}", megabytes(image.base_bytes))?;
+            }
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+}
+
+fn compressed(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), megabytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_are_there_or_mounted_or_sent() {
+        let blob = |text: &str, size| Content { digest: Digest::of(text.as_bytes()), size };
+        let blobs = BTreeSet::from([blob("a", 1), blob("b", 20), blob("c", 300)]);
+        let present = Ok(BTreeSet::from([blob("a", 1).digest]));
+        let target = Target::new(&blobs, 4000, &present, |digest| *digest == blob("b", 0).digest);
+        let expected = Target {
+            unknown: None,
+            present_bytes: 1,
+            mount_bytes: 20,
+            upload_bytes: 300,
+            unbuilt_bytes: 4000,
+        };
+        assert_eq!(target, expected);
+        let unknown = Target::new(&blobs, 4000, &Err("it is asleep".to_owned()), |_| true);
+        assert_eq!((unknown.present_bytes, unknown.upload_bytes), (0, 0));
+        let mut out = Vec::new();
+        unknown.write_text("registry.example.com/spark", &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().ends_with("not known: it is asleep\n"));
+    }
+}
