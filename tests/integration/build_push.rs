@@ -140,6 +140,162 @@ async fn credentials_are_used_where_they_belong_and_tokens_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_identity_token_is_exchanged_for_an_access_token_and_sent_to_nobody_else() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let user = Some(("ci".to_owned(), "secret".to_owned()));
+    let identity_token = Some("refresh-me".to_owned());
+    upstream.access(Access::Bearer(Bearer { user, identity_token, ..Bearer::default() }));
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/base"), "{ rootfs: base.tar }", "");
+    let config = |token: &str| {
+        let text = format!("{{\"auths\": {{\"{host}\": {{\"identitytoken\": \"{token}\"}}}}}}");
+        fs::write(fixture.path("config.json"), text).expect("writable");
+    };
+    config("wrong");
+    let (code, _, message) = push(&fixture, &host, &["--docker-config", "config.json"]).await;
+    assert_eq!(code, Some(1), "{message}");
+    assert!(
+        message.contains("no access token for the identity token") && !message.contains("wrong"),
+        "{message}"
+    );
+    config("refresh-me");
+    upstream.fault(On::kind(Kind::Upload), Fault::ExpireTokens).skip(2).times(1);
+    let done = pushed(&fixture, &host, &["--docker-config", "config.json"]).await;
+    assert_eq!(count(&done, "uploaded"), 4);
+    // One login, two repositories: the base is read with a token of its own.
+    let base = format!("{{ image: \"{host}/data/base:{TAG}\" }}");
+    fixture.spec(&format!("{host}/data/spark"), &base, "");
+    pushed(&fixture, &host, &["--docker-config", "config.json", "--cache-dir", "fresh"]).await;
+    let log = upstream.log();
+    let sent: Vec<&str> = log.iter().filter_map(|entry| entry.authorization()).collect();
+    assert!(sent.iter().all(|value| !value.contains("refresh-me")), "{sent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_netrc_opens_the_servers_that_it_names() {
+    let upstream = FakeUpstream::start().await;
+    let fixture = Fixture::new();
+    let archive = fs::read(fixture.path("pyspark-3.5.9.tar.gz")).expect("readable");
+    let digest = upstream.blob("files", &archive).await;
+    upstream.access(Access::Basic("me".to_owned(), "secret".to_owned()));
+    let hex = digest.strip_prefix("sha256:").expect("a digest");
+    let url = format!("{}/v2/files/blobs/{digest}", upstream.url());
+    let text = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
+    let from = "{ path: \"pyspark-{spark}.tar.gz\" }";
+    let text = text.replace(from, &format!("{{ url: \"{url}\", sha256: \"{hex}\" }}"));
+    fs::write(fixture.path("hearth.yaml"), text).expect("writable");
+    let build = async |machine: &str| {
+        let netrc = format!("machine {machine} login me password secret\n");
+        fs::write(fixture.path("netrc"), netrc).expect("writable");
+        let mut command = fixture.command(&["--output-format", "json"]);
+        command.env("NETRC", fixture.path("netrc"));
+        tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic")
+    };
+    let refused = build("elsewhere.test").await;
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{message}");
+    assert!(message.contains("401") && !message.contains("secret"), "{message}");
+    report(&build("127.0.0.1").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_says_what_the_target_has_and_what_a_push_would_send() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    let plan = async |more: &[&str]| {
+        let mut command = fixture.subcommand("plan", &["--plain-http", &host, "--output-format", "json"]);
+        command.args(more);
+        report(&tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic"))
+    };
+    let bytes = |target: &Value| {
+        ["presentBytes", "mountBytes", "uploadBytes", "unbuiltBytes"]
+            .map(|key| target[key].as_u64().expect(key))
+    };
+    let first = plan(&[]).await;
+    let [present, _, upload, unbuilt] = bytes(&first["target"]);
+    assert!(
+        present == 0 && upload > 0 && unbuilt > 0,
+        "the base is compressed, our layers are not: {first:#}"
+    );
+    let exact = plan(&["--exact"]).await;
+    let [present, _, upload, unbuilt] = bytes(&exact["target"]);
+    assert_eq!((present, unbuilt), (0, 0), "{exact:#}");
+    assert!(!fixture.path("dist").exists(), "only the cache is written");
+
+    let done = pushed(&fixture, &host, &[]).await;
+    let layers: u64 = done["images"][0]["layers"]
+        .as_array()
+        .expect("an image was built")
+        .iter()
+        .filter_map(|layer| layer["size"].as_u64())
+        .sum();
+    assert_eq!(layers, upload, "what was predicted is what was sent");
+    let pushed_target = plan(&[]).await;
+    assert_eq!(bytes(&pushed_target["target"]), [layers, 0, 0, 0]);
+    assert!(
+        pushed_target["layers"].as_array().expect("a list").iter().all(|layer| layer["atTarget"] == true)
+    );
+
+    // On another base of the same registry the lower layers are mounted.
+    fixture.spec(&format!("{host}/data/other"), &format!("{{ image: \"{host}/data/spark:{TAG}\" }}"), "");
+    let [_, mount, ..] = bytes(&plan(&[]).await["target"]);
+    assert_eq!(mount, layers);
+
+    // Nobody who may not ask is kept from planning.
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    let before = upstream.log().len();
+    let offline = plan(&["--offline"]).await;
+    assert!(
+        offline["target"]["unknown"].as_str().is_some_and(|why| why.contains("--offline")),
+        "{offline:#}"
+    );
+    assert_eq!(upstream.log().len(), before);
+    upstream.access(Access::Basic("ci".to_owned(), "secret".to_owned()));
+    let closed = plan(&[]).await;
+    assert!(closed["target"]["unknown"].as_str().is_some_and(|why| why.contains(&host)), "{closed:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_base_is_taken_from_the_cache_when_its_registry_must_not_be_asked() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/base"), "{ rootfs: base.tar }", "");
+    pushed(&fixture, &host, &[]).await;
+    fixture.spec(&format!("{host}/data/spark"), &format!("{{ image: \"{host}/data/base:{TAG}\" }}"), "");
+    let run = async |name: &'static str, more: &[&str]| {
+        let mut command = fixture.subcommand(name, &["--plain-http", &host]);
+        command.args(more);
+        let output =
+            tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let before = upstream.log().len();
+    let (code, message) = run("build", &["--offline"]).await;
+    assert!(
+        code == Some(1) && message.contains("`hearth lock`"),
+        "only a lock says what a tag meant: {message}"
+    );
+    let (code, message) = run("lock", &[]).await;
+    assert_eq!(code, Some(0), "{message}");
+    let asked = upstream.log().len();
+    assert!(asked > before);
+    for name in ["build", "plan", "lock"] {
+        let (code, message) = run(name, &["--offline"]).await;
+        assert_eq!(code, Some(0), "{name}: {message}");
+    }
+    let (code, message) = run("build", &["--offline", "--cache-dir", "empty"]).await;
+    assert!(
+        code == Some(1) && message.contains("--offline forbids") && message.contains("manifest"),
+        "{message}"
+    );
+    assert_eq!(upstream.log().len(), asked, "{}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tls_is_given_up_only_when_the_user_says_so() {
     let upstream = FakeUpstream::start().await;
     let host = upstream.address().to_string();

@@ -40,7 +40,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
     ("kube", &["agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
     ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
-    ("oci_client", &["builder/src/registry.rs"]),
+    ("hdfs_native", &["builder/src/sources/objects.rs"]),
+    ("object_store", &["builder/src/sources/objects.rs"]),
+    ("oci_client", &["builder/src/registry/"]),
     ("roxmltree", &["builder/src/sources/maven/pom.rs"]),
     ("schemars", &["agent/src/prepull/", "builder/src/spec/"]),
 ];

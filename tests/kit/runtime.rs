@@ -8,6 +8,7 @@
 //! Containerd      its own daemon: `hosts.toml`, pulls by ctr and by CRI, containers under runc
 //! ContainersTools podman, buildah and skopeo with one `registries.conf` and one storage
 //! DockerRegistry  the reference registry on a storage directory
+//! S3              a server that speaks S3
 //! CountingProxy   in front of a registry: what was asked of it, when its bytes left, at what pace
 //! ```
 
@@ -17,12 +18,14 @@ mod counting;
 mod cri;
 mod daemon;
 mod docker_registry;
+mod s3;
 
 pub use containerd::Containerd;
 pub use containers::{ContainersTools, Mirror};
 pub use counting::{CountingProxy, Exchange};
 pub use daemon::{Daemon, Finished, run};
 pub use docker_registry::DockerRegistry;
+pub use s3::S3;
 
 /// Which of `programs` are not on this machine's path.
 pub fn missing<'a>(programs: &[&'a str]) -> Vec<&'a str> {

@@ -1,0 +1,130 @@
+//! Crashes at any step, for real: a build runs under `strace`, which kills it with SIGKILL before its n-th write, sync,
+//! rename, link, ..., for every n. Whatever has a name in the cache and in the output must be whole then, and the next
+//! build must come to the same images.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use flate2::{Compression, write::GzEncoder};
+use kit::{process::binary, registry::random_bytes, registry::sha256, runtime::missing};
+use serde_json::Value;
+
+use crate::build_fixture::{Archive, Fixture, finish, report, skipped};
+
+/// Calls that change a directory or a file.
+const CALLS: [&str; 8] = ["rename", "fsync", "write", "linkat", "unlink", "fchmod", "mkdir", "ftruncate"];
+
+/// A Spark that is as small as a Spark can be, with one file that is compressed for itself.
+fn small() -> Fixture {
+    let fixture = Fixture::new();
+    let out = fs::File::create(fixture.path("pyspark-3.5.9.tar.gz")).expect("writable");
+    let mut archive = Archive::new(GzEncoder::new(out, Compression::fast()));
+    for path in ["deps/bin/spark-submit", "deps/bin/spark-class", "lib/pyspark.zip", "lib/py4j-1-src.zip"] {
+        archive.file(&format!("pyspark-3.5.9/{path}"), 0o755, b"x");
+    }
+    for path in ["pyspark/__init__.py", "deps/jars/spark-kubernetes_2.12-3.5.9.jar"] {
+        archive.file(&format!("pyspark-3.5.9/{path}"), 0o644, b"x");
+    }
+    let jar = random_bytes(1, 40_000);
+    archive.file("pyspark-3.5.9/deps/jars/spark-core_2.12-3.5.9.jar", 0o644, &jar);
+    archive.finish().finish().expect("writable");
+    fixture
+}
+
+/// Runs a build that is killed before its n-th call; says whether it came to its end.
+fn killed(fixture: &Fixture, call: &str, nth: usize, cache: &str, output: &str) -> bool {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
+    command.arg(binary("hearth").expect("the binary is built"));
+    command.args(["build", "--jobs", "2", "--cache-dir", cache, "--output", output]);
+    finish(command.current_dir(fixture.path(""))).status.success()
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let (mut found, mut open) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.path().is_dir() { open.push(entry.path()) } else { found.push(entry.path()) }
+        }
+    }
+    found
+}
+
+/// What has the name of a digest has that digest, and a document is whole.
+fn assert_sound(cache: &Path, output: &Path, when: &str) {
+    let named = ["files-v1", "blobs-v1"].map(|shelf| cache.join(shelf)).into_iter();
+    for directory in named.chain([output.join("blobs/sha256")]) {
+        for path in files(&directory) {
+            let name = path.file_name().expect("files have names").to_string_lossy().into_owned();
+            // What is written aside is nobody's content.
+            if name.starts_with(".hearth-") {
+                continue;
+            }
+            let digest = sha256(&fs::read(&path).expect("readable"));
+            assert_eq!(digest, format!("sha256:{name}"), "{when}: {}", path.display());
+        }
+    }
+    let notes = ["layers-v1", "trees-v1", "checked-v1"].map(|kind| files(&cache.join(kind)));
+    let documents = notes.into_iter().flatten().chain([output.join("index.json")]);
+    for path in documents.filter(|path| path.exists()) {
+        let whole = serde_json::from_slice::<Value>(&fs::read(&path).expect("readable")).is_ok();
+        assert!(whole, "{when}: half a document in {}", path.display());
+    }
+}
+
+#[test]
+fn a_crash_before_any_step_leaves_a_usable_cache() {
+    if !missing(&["strace"]).is_empty() {
+        skipped("strace is not installed");
+        return;
+    }
+    let fixture = small();
+    let expected = fixture.build(&["--cache-dir", "whole"]);
+    let next = AtomicUsize::new(0);
+    let kills = Mutex::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(call) = CALLS.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let count = crash_at_every(&fixture, call, &expected);
+                    *kills.lock().expect("nobody panics with it") += count;
+                }
+            });
+        }
+    });
+    let kills = kills.into_inner().expect("all threads have ended");
+    assert!(kills > 30, "only {kills} builds were killed");
+}
+
+/// Kills builds before every call of a kind; says how many.
+fn crash_at_every(fixture: &Fixture, call: &str, expected: &Value) -> usize {
+    let (mut nth, mut kills) = (1, 0);
+    loop {
+        let when = format!("{call} {nth}");
+        let names = [format!("cache-{call}"), format!("dist-{call}")];
+        let [cache, output] = [&names[0], &names[1]].map(|name| fixture.path(name));
+        let ended = killed(fixture, call, nth, &names[0], &names[1]);
+        assert_sound(&cache, &output, &when);
+        let mut command = fixture.command(&["--cache-dir", &names[0], "--output", &names[1]]);
+        let again = report(&finish(command.args(["--output-format", "json"])));
+        assert_eq!(again["images"], expected["images"], "{when}");
+        for directory in [cache, output] {
+            fs::remove_dir_all(directory).expect("removable");
+        }
+        if ended {
+            return kills;
+        }
+        kills += 1;
+        assert!(nth < 500, "{call} does not end");
+        // The first steps each; later ones are like those before them.
+        nth += 1 + nth / 4;
+    }
+}
