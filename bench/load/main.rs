@@ -65,6 +65,8 @@ enum Scenario {
     Builder,
     /// Bytes of several Sparks whose layers are planned together; downloads them once.
     Layering,
+    /// Two images into an empty registry, against skopeo; needs real inputs.
+    Push,
     /// A cluster in network namespaces that pulls one image at once, against no peers and one central proxy; needs root.
     Forest,
     /// An agent with 100,000 blobs: until it is ready, and until it has counted them.
@@ -111,6 +113,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::SlowUpstream => scenarios::slow_upstream::run(arguments, &mut report).await?,
         Scenario::Builder => scenarios::builder::run(arguments, &mut report).await?,
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
+        Scenario::Push => scenarios::push::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
         Scenario::Startup => scenarios::startup::run(arguments, &mut report).await?,
         Scenario::ClusterApi => scenarios::cluster_api::run(arguments, &mut report).await?,

@@ -44,6 +44,7 @@ pub(crate) async fn run(_: &Arguments, report: &mut Report) -> Result<()> {
             report.figure("patch_upgrade_mb", upgrade(&plan, "3.5.8-", "3.5.9-") / 1e6);
         }
     }
+    report.figure("patch_added_later_mb", added_later(work.path()).await? / 1e6);
     report.figure("unique_over_ceiling", unique / distinct);
     report.figure("saved_vs_dockerfiles", 1.0 - unique / total);
     report.figure("layers_max", most);
@@ -51,19 +52,39 @@ pub(crate) async fn run(_: &Arguments, report: &mut Report) -> Result<()> {
 }
 
 async fn plan(work: &Path, name: &str, versions: &[&str]) -> Result<Value> {
-    let text = format!(
+    let file = format!("{name}.yaml");
+    fs::write(work.join(&file), specification(versions))?;
+    let output = hearth(work, &["plan", "-f", &file]).await?;
+    serde_json::from_slice(&output).context("a plan is JSON")
+}
+
+async fn hearth(work: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
+    let mut command = Command::new(kit::process::binary("hearth")?);
+    // Nobody is asked: there is no such registry.
+    command.args(arguments).args(["--cache-dir", "cache", "--output-format", "json", "--offline"]);
+    images::output(command.current_dir(work)).await
+}
+
+fn specification(versions: &[&str]) -> String {
+    format!(
         "apiVersion: hearth.dev/v1alpha1\nkind: ImageMatrix\nrepository: registry.example.com/bench/spark\n\
          tag: \"{{spark}}-python{{python}}\"\nbase: {{ rootfs: base.tar }}\n\
          axes: {{ spark: [\"{}\"], java: [\"17\"], python: [\"3.10\", \"3.11\"] }}\n\
          sources: {{ spark: {{ path: \"pyspark-{{spark}}.tar.gz\" }} }}\n",
         versions.join("\", \"")
-    );
-    let file = format!("{name}.yaml");
-    fs::write(work.join(&file), text)?;
-    let mut command = Command::new(kit::process::binary("hearth")?);
-    command.args(["plan", "--cache-dir", "cache", "--output-format", "json", "-f", &file]);
-    let output = images::output(command.current_dir(work)).await?;
-    serde_json::from_slice(&output).context("a plan is JSON")
+    )
+}
+
+/// What a node needs for a release that joined the lock after its predecessor was built.
+async fn added_later(work: &Path) -> Result<f64> {
+    fs::write(work.join("later.yaml"), specification(&["3.5.8"]))?;
+    hearth(work, &["lock", "-f", "later.yaml"]).await?;
+    fs::copy(work.join("later.lock"), work.join("old.lock"))?;
+    fs::write(work.join("later.yaml"), specification(&["3.5.8", "3.5.9"]))?;
+    hearth(work, &["lock", "-f", "later.yaml"]).await?;
+    let output = hearth(work, &["plan", "-f", "later.yaml", "--against", "old.lock"]).await?;
+    let plan: Value = serde_json::from_slice(&output).context("a plan is JSON")?;
+    plan["against"]["uniqueBytes"].as_f64().context("a plan has what is new")
 }
 
 /// Bytes of the layers that the new image has and the old one has not.

@@ -8,6 +8,7 @@ pub(crate) mod forest;
 mod images;
 pub(crate) mod layering;
 pub(crate) mod memory;
+pub(crate) mod push;
 pub(crate) mod slow_upstream;
 pub(crate) mod startup;
 pub(crate) mod sync;
