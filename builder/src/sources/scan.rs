@@ -147,7 +147,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(directory.path()).unwrap();
         let mut view = View::default();
-        let lower = layer(&cache, &[("etc/passwd", "root"), ("opt/a", "1"), ("opt/b", "2"), ("srv/x", "3")]);
+        // Larger than what headers may have: contents are none.
+        let large = "x".repeat(5 << 20);
+        let lower =
+            layer(&cache, &[("etc/passwd", "root"), ("opt/a", &large), ("opt/b", "2"), ("srv/x", "3")]);
         let upper = layer(
             &cache,
             &[

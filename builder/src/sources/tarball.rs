@@ -72,6 +72,8 @@ pub(super) fn for_each_member<R: Read>(
             return Err(ArchiveError::TooLarge { limit: limits.members, unit: "members" });
         }
         each(&mut member)?;
+        // What nobody wanted of it is no header.
+        io::copy(&mut member, &mut io::sink()).map_err(ArchiveError::Read)?;
     }
 }
 
