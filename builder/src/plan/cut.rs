@@ -158,7 +158,7 @@ mod tests {
         assert!(stays * 4 > total * 3, "{} of {} MB stay", stays / MB, total / MB);
         assert!(after.iter().all(|tree| crate::tree::bytes(tree) >= Limits::default().smallest));
         // Every file is in exactly one portion.
-        let all: Tree = before.iter().cloned().flatten().collect();
+        let all: Tree = before.iter().flatten().map(|(path, entry)| (path.clone(), entry.clone())).collect();
         assert_eq!(all, jars(small().chain(large)));
         assert_eq!(before.iter().map(Tree::len).sum::<usize>(), all.len());
     }

@@ -63,7 +63,7 @@ impl Logins {
             let (mut user, mut password) = (String::new(), None);
             while let Some(key) = words.next_if(|word| !matches!(*word, "machine" | "default")) {
                 match key {
-                    "login" => user = words.next().unwrap_or_default().to_owned(),
+                    "login" => words.next().unwrap_or_default().clone_into(&mut user),
                     "password" => password = words.next().map(str::to_owned),
                     "account" => drop(words.next()),
                     _ => {}

@@ -61,7 +61,7 @@ pub struct Object {
 
 enum Place {
     Store(Arc<dyn ObjectStore>, Path),
-    Hdfs(hdfs_native::file::FileReader),
+    Hdfs(Box<hdfs_native::file::FileReader>),
 }
 
 impl fmt::Debug for Object {
@@ -98,7 +98,7 @@ impl Object {
         let client = builder.build().map_err(|error| ObjectError::Setup(error.into()))?;
         let file = client.read(url.path()).await.map_err(of_hdfs)?;
         let size = file.file_length() as u64;
-        Ok(Self { place: Place::Hdfs(file), size })
+        Ok(Self { place: Place::Hdfs(Box::new(file)), size })
     }
 
     /// Its bytes from an offset, which is not beyond its end.
