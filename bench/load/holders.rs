@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{TryStreamExt as _, stream};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{Request, Response, StatusCode, body::Frame, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -104,13 +104,20 @@ impl Node {
 
     /// The first of the others that has it.
     async fn holder(&self, path: &str) -> Option<String> {
-        let asked = self.peers.iter().map(|peer| async move {
-            let asked = self.client.head(format!("http://{peer}{path}")).header(HERE, "1");
-            let found = asked.timeout(CONNECT).send().await.is_ok_and(|answer| answer.status().is_success());
-            found.then(|| peer.clone())
-        });
-        let found = stream::iter(asked).buffer_unordered(self.peers.len().max(1));
-        std::pin::pin!(found.filter_map(std::future::ready)).next().await
+        let mut asked = tokio::task::JoinSet::new();
+        for peer in self.peers.iter().cloned() {
+            let request = self.client.head(format!("http://{peer}{path}")).header(HERE, "1").timeout(CONNECT);
+            asked.spawn(async move {
+                let found = request.send().await.is_ok_and(|answer| answer.status().is_success());
+                found.then_some(peer)
+            });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok(Some(peer)) = answer {
+                return Some(peer);
+            }
+        }
+        None
     }
 }
 

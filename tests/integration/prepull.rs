@@ -48,10 +48,10 @@ async fn until(agent: &Agent, wanted: impl Fn(&Value) -> bool) -> Value {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    match tokio::time::timeout(SOON, waiting).await {
-        Ok(image) => image,
-        Err(_) => panic!("not within {SOON:?}: {}", status(agent).await["prepull"]),
+    if let Ok(image) = tokio::time::timeout(SOON, waiting).await {
+        return image;
     }
+    panic!("not within {SOON:?}: {}", status(agent).await["prepull"])
 }
 
 fn is_ready(image: &Value) -> bool {
@@ -75,7 +75,8 @@ async fn an_image_of_a_set_is_brought_whole_and_served_without_upstream() {
     upstream.stop().await;
     let puller = Puller::new(&agent.url(), Some(REGISTRY));
     puller.pull(REPOSITORY, "3.5", |_| ()).await.expect("upstream is not needed any more");
-    assert_eq!(agent.metrics().await.sum("hearth_prepulls_total", &[("outcome", "here")]), 1.0);
+    let pulled = agent.metrics().await.sum("hearth_prepulls_total", &[("outcome", "here")]);
+    assert!((pulled - 1.0).abs() < 0.5, "{pulled}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

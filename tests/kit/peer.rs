@@ -11,8 +11,6 @@ use tokio::{
 
 use crate::cluster::Place;
 
-/// Bytes of a piece, as the protocol has them.
-
 /// How it misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {

@@ -177,7 +177,6 @@ impl Board {
             let Some(set) = self.sets.iter().find(|set| set.name == key.set) else { continue };
             let entry = self.entries.get_mut(&key).expect("the keys are those of the entries");
             match due(set, entry, self.interval, now, share(&self.node, &key)) {
-                Due::Never => {}
                 Due::At(at) => next = Some(next.map_or(at, |next| next.min(at))),
                 Due::Now if jobs.len() < room => {
                     let progress = Arc::new(Progress::default());
@@ -193,8 +192,8 @@ impl Board {
                         progress,
                     });
                 }
-                // The end of a running job wakes whoever waits.
-                Due::Now => {}
+                // The end of a running job wakes whoever waits for room.
+                Due::Never | Due::Now => {}
             }
         }
         (jobs, next)
@@ -382,8 +381,8 @@ mod tests {
         board
     }
 
-    fn pulled(n: u8) -> Result<Pulled, Problem> {
-        Ok(Pulled { digest: Digest::of(&[n]), bytes: 10 })
+    fn pulled(n: u8) -> Pulled {
+        Pulled { digest: Digest::of(&[n]), bytes: 10 }
     }
 
     fn problem(reason: &'static str, retry_after: Option<Duration>) -> Problem {
@@ -413,9 +412,9 @@ mod tests {
             (set(&[&fixed]), Reference::Digest(name(1)), None),
         ] {
             let mut board = board(set.clone());
-            assert_eq!(run(&mut board, 0, pulled(1)), Some((first, News::Here(name(1)))), "{set:?}");
-            assert_eq!(run(&mut board, 1, pulled(1)), None, "nothing is due: {set:?}");
-            assert_eq!(run(&mut board, 6, pulled(2)), later, "{set:?}");
+            assert_eq!(run(&mut board, 0, Ok(pulled(1))), Some((first, News::Here(name(1)))), "{set:?}");
+            assert_eq!(run(&mut board, 1, Ok(pulled(1))), None, "nothing is due: {set:?}");
+            assert_eq!(run(&mut board, 6, Ok(pulled(2))), later, "{set:?}");
         }
     }
 
@@ -426,10 +425,10 @@ mod tests {
         {
             let set = Set { policy, ..set(&[TAGGED]) };
             let mut first = board(set.clone());
-            run(&mut first, 0, pulled(1));
+            run(&mut first, 0, Ok(pulled(1)));
             let mut second = Board::new(Duration::from_mins(5), "n", first.remember(true));
             second.accept(vec![set], at(1));
-            let (reference, news) = run(&mut second, 1, pulled(1)).unwrap();
+            let (reference, news) = run(&mut second, 1, Ok(pulled(1))).unwrap();
             assert_eq!((reference, news), (expected, News::Here(Digest::of(&[1]))));
         }
     }
@@ -437,7 +436,7 @@ mod tests {
     #[test]
     fn a_failure_is_tried_again_after_a_growing_pause_and_what_was_whole_is_kept() {
         let mut board = board(set(&[TAGGED]));
-        run(&mut board, 0, pulled(1));
+        run(&mut board, 0, Ok(pulled(1)));
         run(&mut board, 6, Err(problem("NotFound", None)));
         let held = board.holds();
         let repository = "r.test/spark".parse::<ImageName>().unwrap().repository;
@@ -453,8 +452,8 @@ mod tests {
         assert!(!held(&fact(RefName::Digest, Digest::of(&[2]))));
         let report = &board.report(&|_| 0)[0].images[0];
         assert_eq!((report.state, report.reason, report.here), (State::Failed, Some("NotFound"), true));
-        assert!(run(&mut board, 6, pulled(1)).is_none(), "not at once");
-        assert_eq!(run(&mut board, 7, pulled(1)).unwrap().1, News::Here(Digest::of(&[1])));
+        assert!(run(&mut board, 6, Ok(pulled(1))).is_none(), "not at once");
+        assert_eq!(run(&mut board, 7, Ok(pulled(1))).unwrap().1, News::Here(Digest::of(&[1])));
         for (failures, named, least, most) in
             [(1, None, 8, 12), (2, None, 16, 24), (20, None, 480, 720), (1, Some(100), 100, 110)]
         {
@@ -468,7 +467,7 @@ mod tests {
     #[test]
     fn no_more_than_there_is_room_for_is_begun_and_missing_images_go_first() {
         let mut board = board(set(&["r.test/a:1"]));
-        run(&mut board, 0, pulled(1));
+        run(&mut board, 0, Ok(pulled(1)));
         board.accept(vec![set(&["r.test/a:1", "r.test/b:1", "r.test/c:1"])], at(10));
         let (jobs, next) = board.begin(at(10), 1);
         assert_eq!((jobs[0].key.image.as_str(), next), ("r.test/b:1", None));
@@ -491,14 +490,14 @@ mod tests {
         let mut board = board(set(&[TAGGED]));
         let (jobs, _) = board.begin(at(0), 9);
         board.accept(Vec::new(), at(0));
-        assert_eq!(board.finished(&jobs[0].key, pulled(1), at(0)), News::Gone);
+        assert_eq!(board.finished(&jobs[0].key, Ok(pulled(1)), at(0)), News::Gone);
         assert_eq!(board.remember(true), Remembered::default());
     }
 
     #[test]
     fn other_platforms_are_looked_for_at_once() {
         let mut board = board(set(&[TAGGED]));
-        run(&mut board, 0, pulled(1));
+        run(&mut board, 0, Ok(pulled(1)));
         let platforms = vec!["linux/arm64".parse().unwrap()];
         board.accept(vec![Set { platforms, ..set(&[TAGGED]) }], at(1));
         assert_eq!(board.begin(at(1), 9).0.len(), 1);

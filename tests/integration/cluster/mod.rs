@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Longest wait for anything here.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 const REPOSITORY: &str = "team/spark";
 
@@ -75,9 +75,9 @@ impl World {
         world
     }
 
-    fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K>
+    fn all<K>(&self) -> Api<K>
     where
-        K: Resource<Scope = kube::core::ClusterResourceScope>,
+        K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
     {
         Api::all(self.client.clone())
     }
@@ -219,13 +219,9 @@ async fn eventually<T, E: Debug, F: Future<Output = Result<T, E>>>(what: &str, a
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    match tokio::time::timeout(SOON, trying).await {
-        Ok(found) => found,
-        Err(_) => panic!(
-            "`{what}` not within {SOON:?}; at last {:#?}",
-            last.lock().expect("no one panics holding it")
-        ),
-    }
+    let found = tokio::time::timeout(SOON, trying).await.ok();
+    let last = last.lock().expect("no one panics holding it");
+    found.unwrap_or_else(|| panic!("`{what}` not within {SOON:?}; at last {last:#?}"))
 }
 
 fn condition(object: &Value, name: &str) -> (String, String) {

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 /// A kind of object.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "`kind` is what the API calls it")]
 pub(super) struct Kind {
     pub(super) group: String,
     pub(super) version: String,

@@ -68,7 +68,7 @@ pub(super) enum Write<'a> {
 #[derive(Debug)]
 pub(super) struct Objects {
     kinds: Vec<Kind>,
-    objects: BTreeMap<Key, Value>,
+    stored: BTreeMap<Key, Value>,
     owners: BTreeMap<(Key, bool), Owners>,
     version: u64,
     oldest: u64,
@@ -80,7 +80,7 @@ impl Default for Objects {
     fn default() -> Self {
         Self {
             kinds: Kind::all_built_in(),
-            objects: BTreeMap::new(),
+            stored: BTreeMap::new(),
             owners: BTreeMap::new(),
             version: 1,
             oldest: 0,
@@ -102,7 +102,7 @@ impl Objects {
 
     pub(super) fn uninstall(&mut self, kind: &str) {
         self.kinds.retain(|known| known.kind != kind);
-        self.objects.retain(|key, _| key.0 != kind);
+        self.stored.retain(|key, _| key.0 != kind);
     }
 
     pub(super) fn kind_at(&self, group: &str, version: &str, plural: &str) -> Option<Kind> {
@@ -127,15 +127,15 @@ impl Objects {
 
     pub(super) fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         let namespace = if self.kind(kind).namespaced { namespace } else { "" };
-        self.objects.get(&(kind.to_owned(), namespace.to_owned(), name.to_owned())).cloned()
+        self.stored.get(&(kind.to_owned(), namespace.to_owned(), name.to_owned())).cloned()
     }
 
     pub(super) fn all(&self, kind: &str) -> Vec<Value> {
-        self.objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, object)| object.clone()).collect()
+        self.stored.iter().filter(|(key, _)| key.0 == kind).map(|(_, object)| object.clone()).collect()
     }
 
     pub(super) fn matching(&self, kind: &Kind, selector: &Selector) -> Vec<Value> {
-        let of_kind = self.objects.iter().filter(|(key, _)| key.0 == kind.kind);
+        let of_kind = self.stored.iter().filter(|(key, _)| key.0 == kind.kind);
         of_kind.map(|(_, object)| object).filter(|object| selector.matches(object)).cloned().collect()
     }
 
@@ -173,14 +173,14 @@ impl Objects {
         let kind = self.kind(kind);
         let (namespace, name) = names(&object);
         let key = Self::key(&kind, &namespace, &name);
-        let before = self.objects.get(&key).cloned();
+        let before = self.stored.get(&key).cloned();
         let object = self.dressed(&kind, object, before.as_ref());
         self.commit(&key, Some(object))
     }
 
     pub(super) fn remove(&mut self, kind: &str, namespace: &str, name: &str) {
         let key = Self::key(&self.kind(kind), namespace, name);
-        if self.objects.contains_key(&key) {
+        if self.stored.contains_key(&key) {
             self.commit(&key, None);
         }
     }
@@ -203,7 +203,7 @@ impl Objects {
     }
 
     fn commit(&mut self, key: &Key, after: Option<Value>) -> Value {
-        let before = self.objects.get(key).cloned();
+        let before = self.stored.get(key).cloned();
         let same = |a: &Value, b: &Value| {
             let strip = |value: &Value| {
                 let mut value = value.clone();
@@ -224,8 +224,8 @@ impl Objects {
             object
         });
         match &after {
-            Some(object) => self.objects.insert(key.clone(), object.clone()),
-            None => self.objects.remove(key),
+            Some(object) => self.stored.insert(key.clone(), object.clone()),
+            None => self.stored.remove(key),
         };
         if after.is_none() {
             self.owners.retain(|(of, _), _| of != key);
@@ -258,7 +258,7 @@ impl Objects {
         }
         let (_, name) = names(&object);
         let key = Self::key(kind, namespace, &name);
-        if self.objects.contains_key(&key) {
+        if self.stored.contains_key(&key) {
             return Err(Failure::new(
                 409,
                 "AlreadyExists",
@@ -291,7 +291,7 @@ impl Objects {
         manager: &str,
     ) -> Result<Value, Failure> {
         let key = Self::key(kind, namespace, name);
-        let before = self.objects.get(&key).cloned();
+        let before = self.stored.get(&key).cloned();
         let Some(before) = before else {
             return match write {
                 Write::Apply { patch, .. } if !status => {
@@ -321,7 +321,8 @@ impl Objects {
                 patch
             }
             Write::Apply { patch, force } => {
-                patch::apply(&mut after, patch, manager, *force, &mut owners).map_err(conflict)?;
+                patch::apply(&mut after, patch, manager, *force, &mut owners)
+                    .map_err(|fields| conflict(&fields))?;
                 patch
             }
         };
@@ -393,7 +394,7 @@ impl Objects {
 
     pub(super) fn delete(&mut self, kind: &Kind, namespace: &str, name: &str) -> Result<Value, Failure> {
         let key = Self::key(kind, namespace, name);
-        let Some(mut object) = self.objects.get(&key).cloned() else { return Err(not_found(kind, name)) };
+        let Some(mut object) = self.stored.get(&key).cloned() else { return Err(not_found(kind, name)) };
         if has_no_finalizers(&object) {
             return Ok(self.commit(&key, None));
         }
@@ -404,7 +405,7 @@ impl Objects {
     }
 
     pub(super) fn read(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Value, Failure> {
-        self.objects.get(&Self::key(kind, namespace, name)).cloned().ok_or_else(|| not_found(kind, name))
+        self.stored.get(&Self::key(kind, namespace, name)).cloned().ok_or_else(|| not_found(kind, name))
     }
 }
 
@@ -421,7 +422,7 @@ fn not_found(kind: &Kind, name: &str) -> Failure {
     Failure::new(404, "NotFound", format!("{} \"{name}\" not found", kind.plural))
 }
 
-fn conflict(fields: Vec<(String, String)>) -> Failure {
+fn conflict(fields: &[(String, String)]) -> Failure {
     let causes = fields
         .iter()
         .map(|(manager, path)| {

@@ -22,12 +22,11 @@ pub(super) enum Requirement {
 impl Selector {
     pub(super) fn new(namespace: Option<String>, labels: &str, fields: &str) -> Self {
         let fields = fields.split(',').filter(|part| !part.is_empty()).filter_map(|part| {
-            let (path, value, equal) = match part.split_once("!=") {
-                Some((path, value)) => (path, value, false),
-                None => {
-                    let (path, value) = part.split_once('=')?;
-                    (path, value.trim_start_matches('='), true)
-                }
+            let (path, value, equal) = if let Some((path, value)) = part.split_once("!=") {
+                (path, value, false)
+            } else {
+                let (path, value) = part.split_once('=')?;
+                (path, value.trim_start_matches('='), true)
             };
             Some((path.to_owned(), value.to_owned(), equal))
         });

@@ -59,7 +59,7 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) {
                 pause = RENEW;
                 tracing::info!(node = shared.config.node, "leads");
                 shared.leads.store(true, Ordering::Relaxed);
-                lead(shared, &mut elector).await;
+                Box::pin(lead(shared, &mut elector)).await;
                 shared.leads.store(false, Ordering::Relaxed);
                 tracing::info!(node = shared.config.node, "leads no longer");
             }
@@ -87,7 +87,7 @@ async fn lead(shared: &Arc<Shared>, elector: &mut super::lease::Elector) {
     );
     let applications = async {
         match &shared.config.spark {
-            Some(config) => spark::run(&shared.client, config, &shared.sets).await,
+            Some(config) => Box::pin(spark::run(&shared.client, config, &shared.sets)).await,
             None => std::future::pending().await,
         }
     };
@@ -133,7 +133,7 @@ async fn sum_up(shared: &Arc<Shared>, nodes: &Nodes) {
                 let status = {
                     let nodes = nodes.borrow();
                     let nodes = nodes.objects.iter().map(|(name, status)| (name.as_str(), status));
-                    sum(&set, nodes, Time(Timestamp::now()))
+                    sum(&set, nodes, &Time(Timestamp::now()))
                 };
                 teller.tell(&set, status).await
             };

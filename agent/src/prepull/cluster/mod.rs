@@ -138,7 +138,7 @@ impl Cluster {
                 leader::run(&shared, &stop)
             );
         };
-        let _ = stop.run_until_cancelled(work).await;
+        let _ = stop.run_until_cancelled(Box::pin(work)).await;
         if shared.leads.load(Ordering::Relaxed) {
             // The next leader need not wait for the lease to run out.
             let _ = tokio::time::timeout(Duration::from_secs(2), shared.elector().release()).await;

@@ -138,22 +138,21 @@ async fn write(shared: &Shared) {
             },
         };
         // What changes meanwhile is written together.
-        match rest {
-            Some(rest) => tokio::time::sleep(rest).await,
-            None => {
-                let changed = async {
-                    tokio::select! {
-                        changed = wanted.changed() => changed.is_ok(),
-                        changed = reports.changed() => changed.is_ok(),
-                    }
-                };
-                if !changed.await {
-                    return;
-                }
-                // The first change of several that come together is not written alone.
-                tokio::time::sleep(shared.config.interval.mul_f64(part / 4.0)).await;
-            }
+        if let Some(rest) = rest {
+            tokio::time::sleep(rest).await;
+            continue;
         }
+        let changed = async {
+            tokio::select! {
+                changed = wanted.changed() => changed.is_ok(),
+                changed = reports.changed() => changed.is_ok(),
+            }
+        };
+        if !changed.await {
+            return;
+        }
+        // The first change of several that come together is not written alone.
+        tokio::time::sleep(shared.config.interval.mul_f64(part / 4.0)).await;
     }
 }
 

@@ -37,7 +37,7 @@ enum Standing {
 pub(crate) fn sum<'a>(
     object: &ImageSet,
     nodes: impl Iterator<Item = (&'a str, &'a NodeCacheStatus)>,
-    now: Time,
+    now: &Time,
 ) -> ImageSetStatus {
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let generation = object.metadata.generation.unwrap_or_default();
@@ -61,7 +61,7 @@ pub(crate) fn sum<'a>(
         conditions: Vec::new(),
     };
     let before = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    status.conditions = conditions(&status, before, &now);
+    status.conditions = conditions(&status, before, now);
     status
 }
 
@@ -248,7 +248,7 @@ mod tests {
 
     use super::*;
 
-    fn object(spec: Value) -> ImageSet {
+    fn object(spec: &Value) -> ImageSet {
         serde_json::from_value(json!({
             "apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet", "metadata": {"name": "s", "generation": 2}, "spec": spec,
         }))
@@ -269,7 +269,8 @@ mod tests {
     fn sum_of(object: &ImageSet, nodes: &[NodeCacheStatus]) -> ImageSetStatus {
         let names: Vec<_> = (0..nodes.len()).map(|n| format!("n{n}")).collect();
         let pairs = names.iter().map(String::as_str).zip(nodes);
-        sum(object, pairs, serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap())
+        let now: Time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        sum(object, pairs, &now)
     }
 
     fn condition(status: &ImageSetStatus, name: &str) -> (String, String) {
@@ -279,7 +280,7 @@ mod tests {
 
     #[test]
     fn nodes_are_counted_by_where_they_stand_and_failures_say_why() {
-        let object = object(json!({"images": ["r.test/a:1"]}));
+        let object = object(&json!({"images": ["r.test/a:1"]}));
         let nodes = [
             node("Ready", 100, 2),
             node("Ready", 100, 1),
@@ -306,12 +307,12 @@ mod tests {
 
     #[test]
     fn a_condition_keeps_its_time_until_it_changes() {
-        let mut object = object(json!({"images": ["r.test/a:1"]}));
+        let mut object = object(&json!({"images": ["r.test/a:1"]}));
         let first = sum_of(&object, &[node("Pulling", 0, 2)]);
         object.status = Some(first.clone());
         let later: Time = serde_json::from_value(json!("2027-01-01T00:00:00Z")).unwrap();
         let ready = node("Ready", 100, 2);
-        let second = sum(&object, [("n0", &ready)].into_iter(), later.clone());
+        let second = sum(&object, [("n0", &ready)].into_iter(), &later);
         let time = |status: &ImageSetStatus, name: &str| {
             status.conditions.iter().find(|one| one.type_ == name).unwrap().last_transition_time.clone()
         };
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn as_many_nodes_have_their_turn_as_are_allowed_and_failed_ones_do_not_block() {
-        let object = object(json!({"images": ["r.test/a:1"], "maxParallelNodes": 2}));
+        let object = object(&json!({"images": ["r.test/a:1"], "maxParallelNodes": 2}));
         let turns = |nodes: &[NodeCacheStatus]| {
             let threshold = sum_of(&object, nodes).admitted.unwrap();
             let open = |n: &usize| nodes[*n].sets[1].images[0].state == "Waiting";
@@ -341,7 +342,7 @@ mod tests {
 
     #[test]
     fn where_nodes_take_turns_one_with_an_older_image_is_not_done() {
-        let object = object(json!({"images": ["r.test/a:1"], "maxParallelNodes": 1}));
+        let object = object(&json!({"images": ["r.test/a:1"], "maxParallelNodes": 1}));
         let mut nodes = vec![node("Ready", 100, 2), node("Ready", 100, 2), node("Ready", 100, 2)];
         let first = (0..3).min_by_key(|n| share("s", &format!("n{n}"))).unwrap();
         nodes[first].sets[1].images[0].digest = Some("sha256:2".into());

@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    fn object(spec: serde_json::Value, status: serde_json::Value) -> ImageSet {
+    fn object(spec: &serde_json::Value, status: &serde_json::Value) -> ImageSet {
         serde_json::from_value(json!({
             "apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet",
             "metadata": {"name": "s", "generation": 3}, "spec": spec, "status": status,
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_set_is_read_and_what_is_wrong_is_said() {
         let spec = json!({"images": ["r.test/a:1", "r.test/a:1"], "bandwidth": "5MiB", "schedule": "0 3 * * *", "timeZone": "Europe/Berlin"});
-        let read = wanted(&object(spec, json!(null)), "n");
+        let read = wanted(&object(&spec, &json!(null)), "n");
         let set = read.set.unwrap();
         assert_eq!(
             (set.images.len(), set.bandwidth, read.generation, read.passing),
@@ -151,7 +151,7 @@ mod tests {
             (json!({"images": ["a"], "platforms": ["linux"]}), "is not a platform"),
             (json!({"images": ["a"], "bandwidth": "fast"}), "fast"),
         ] {
-            let message = wanted(&object(spec, json!(null)), "n").set.unwrap_err();
+            let message = wanted(&object(&spec, &json!(null)), "n").set.unwrap_err();
             assert!(message.contains(problem), "{message}");
         }
     }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn with_a_limit_of_nodes_it_is_the_turn_of_those_below_the_threshold() {
         let turn = |status| {
-            wanted(&object(json!({"images": ["a"], "maxParallelNodes": 2}), status), "n")
+            wanted(&object(&json!({"images": ["a"], "maxParallelNodes": 2}), &status), "n")
                 .set
                 .unwrap()
                 .admitted
@@ -168,6 +168,6 @@ mod tests {
         assert!(
             !turn(json!(null)) && !turn(json!({"admitted": mine})) && turn(json!({"admitted": mine + 1}))
         );
-        assert!(wanted(&object(json!({"images": ["a"]}), json!(null)), "n").set.unwrap().admitted);
+        assert!(wanted(&object(&json!({"images": ["a"]}), &json!(null)), "n").set.unwrap().admitted);
     }
 }
