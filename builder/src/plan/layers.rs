@@ -6,7 +6,7 @@
 //!
 //! * A group below [`Limits::smallest`] that only some images share is not worth a request: each of them gets a
 //!   copy in the layer of its own files. What all images share stays one layer, however small.
-//! * A group that is too large is cut ([`super::cut`]), and groups of JARs are divided such that a changed one takes
+//! * A group that is too large is cut (`cut`), and groups of JARs are divided such that a changed one takes
 //!   few others along.
 //! * An image with more than [`Limits::layers`] gets its smallest shared groups as copies, too.
 //!
