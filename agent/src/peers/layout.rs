@@ -1,6 +1,6 @@
 //! How a blob is cut: pieces, which travel between peers, and stripes of pieces, which are read upstream.
 //!
-//! A blob has about [`PIECES`] pieces within the limits of a piece's size: with few, a node waits long for the first
+//! A blob has about 256 pieces within the limits of a piece's size: with few, a node waits long for the first
 //! one to pass on, and the work is spread unevenly; many small ones cost requests. [`SLOTS`] stripes of equal length
 //! cover [`WINDOW`] pieces (or the whole blob when it is smaller), the next stripes the next window, and so on: what
 //! nodes ask for in their windows is what all fetchers are reading, however slow upstream is. Stripe `s` belongs to slot
