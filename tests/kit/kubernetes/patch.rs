@@ -101,7 +101,10 @@ pub(super) fn leaves_of(value: &Value) -> BTreeMap<Path, Value> {
 
 fn set(target: &mut Value, path: &[String], value: Value) {
     let Some((first, rest)) = path.split_first() else {
-        *target = value;
+        // An empty map says nothing of what others have in it.
+        if !(target.is_object() && value.as_object().is_some_and(serde_json::Map::is_empty)) {
+            *target = value;
+        }
         return;
     };
     if !target.is_object() {
