@@ -16,6 +16,7 @@
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`scrub`] | the slow check of what is stored, and `verify` |
+//! | [`runtime`] | the container runtime's socket: loading images into it, pinned there |
 //! | [`setup`] | pointing the node's container runtimes at the agent, and taking that back |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
@@ -42,6 +43,7 @@ pub mod images;
 pub mod metrics;
 pub mod peers;
 pub mod prepull;
+pub mod runtime;
 pub mod scrub;
 pub mod setup;
 pub mod store;

@@ -13,20 +13,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "config", "fetch", "gc", "http", "images", "metrics", "peers", "prepull", "scrub", "store",
-            "task", "types", "upstream",
+            "config", "fetch", "gc", "http", "images", "metrics", "peers", "prepull", "runtime", "scrub",
+            "store", "task", "types", "upstream",
         ],
     ),
     ("cli", &["config", "http", "images", "setup", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
-    ("config", &["fetch", "gc", "http", "peers", "prepull", "store", "types", "upstream"]),
+    ("config", &["fetch", "gc", "http", "peers", "prepull", "runtime", "store", "types", "upstream"]),
     ("http", &["fetch", "images", "metrics", "peers", "store", "task", "types", "upstream"]),
-    ("prepull", &["fetch", "metrics", "store", "task", "types"]),
+    ("prepull", &["fetch", "metrics", "runtime", "store", "task", "types"]),
+    ("runtime", &["types"]),
     ("fetch", &["metrics", "peers", "store", "task", "types", "upstream"]),
     ("gc", &["images", "metrics", "store", "task", "types"]),
     ("images", &["store", "types"]),
     ("scrub", &["metrics", "store", "task", "types"]),
-    ("setup", &["types"]),
+    ("setup", &["runtime", "types"]),
     ("store", &["types"]),
     ("peers", &["metrics", "task", "types"]),
     ("upstream", &["metrics", "task", "types"]),
@@ -38,6 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Outside crates and the only places that may name them.
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
+    ("prost", &["agent/src/runtime/"]),
     ("kube", &["agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
     ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
     ("hdfs_native", &["builder/src/sources/objects.rs"]),

@@ -6,6 +6,7 @@ pub mod disk;
 pub mod fixtures;
 pub mod kubernetes;
 pub mod metrics;
+pub mod net;
 pub mod peer;
 pub mod process;
 pub mod pull;

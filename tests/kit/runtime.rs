@@ -7,6 +7,7 @@
 //! ```text
 //! Containerd      its own daemon: `hosts.toml`, pulls by ctr and by CRI, containers under runc
 //! ContainersTools podman, buildah and skopeo with one `registries.conf` and one storage
+//! Dockerd         a Docker daemon of its own, for pulls
 //! DockerRegistry  the reference registry on a storage directory
 //! S3              a server that speaks S3
 //! CountingProxy   in front of a registry: what was asked of it, when its bytes left, at what pace
@@ -15,9 +16,9 @@
 mod containerd;
 mod containers;
 mod counting;
-mod cri;
 mod daemon;
 mod docker_registry;
+mod dockerd;
 mod s3;
 
 pub use containerd::Containerd;
@@ -25,6 +26,7 @@ pub use containers::{ContainersTools, Mirror};
 pub use counting::{CountingProxy, Exchange};
 pub use daemon::{Daemon, Finished, run};
 pub use docker_registry::DockerRegistry;
+pub use dockerd::Dockerd;
 pub use s3::S3;
 
 /// Which of `programs` are not on this machine's path.

@@ -125,6 +125,12 @@ pub const KEYS: &[Key] = &[
         meaning: "for how long nothing may come of members before the registry is asked instead",
     },
     Key {
+        path: "runtime.socket",
+        default: "",
+        meaning: "socket of the node's container runtime (containerd: `/run/containerd/containerd.sock`), for images that are \
+                  to be loaded into it as well; whoever may use it is root on the node",
+    },
+    Key {
         path: "admin.listen",
         default: "0.0.0.0:5052",
         meaning: "address for probes and Prometheus: /livez /readyz /metrics /api/v1/status",

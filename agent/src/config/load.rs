@@ -12,6 +12,7 @@ use super::{
 use crate::{
     fetch,
     http::Limits,
+    runtime::Runtime,
     store,
     upstream::{self, Credentials, Private, RegistryConfig},
 };
@@ -241,6 +242,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
             client_write: value!(limits.client_write).0,
             grace: value!(limits.shutdown_grace).0,
         },
+        runtime: raw.runtime.socket.map(Runtime::new),
         default_registry,
         log: Log { json: value!(log.format).0, filter: value!(log.filter).0 },
     })

@@ -20,7 +20,9 @@ pub use error::ConfigError;
 pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
-use crate::{fetch, http::Limits, peers as cluster, prepull as wishes, store, types::RegistryHost, upstream};
+use crate::{
+    fetch, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store, types::RegistryHost, upstream,
+};
 
 /// Everything the agent needs to know, checked.
 #[derive(Clone, Debug)]
@@ -49,6 +51,8 @@ pub struct Config {
     pub kubernetes: Option<wishes::cluster::Config>,
     /// Limits of the mirror's listener.
     pub limits: Limits,
+    /// The node's container runtime, if images may be loaded into it.
+    pub runtime: Option<Runtime>,
     /// The registry that requests without one mean.
     pub default_registry: Option<RegistryHost>,
     /// Logs.

@@ -46,6 +46,7 @@ section!(Raw {
     store: RawStore,
     mirror: Listener,
     peer: RawPeer,
+    runtime: RawRuntime,
     admin: Listener,
     registries: Option<Vec<Spanned<RawRegistry>>>,
     default_registry: Option<Spanned<Text<RegistryHost>>>,
@@ -81,6 +82,7 @@ section!(RawPeer {
     upload_rate: Option<Text<Rate>>,
     wait: Option<Text<PositiveSpan>>,
 });
+section!(RawRuntime { socket: Option<PathBuf> });
 section!(RawCredentials {
     docker_config: Option<Spanned<PathBuf>>,
     kubelet_config: Option<Spanned<PathBuf>>,

@@ -14,16 +14,17 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use kit::{
     agent::{AgentConfig, REGISTRY},
+    net::Net,
     process::AgentProcess,
     runtime::{Daemon, run as run_to_end},
 };
 
 use super::content::Content;
-use crate::{Arguments, machine, net::Net, report::Report};
+use crate::{Arguments, machine, report::Report};
 
 const SIZE_MIB: u64 = 256;
 /// Port of every registry.
-const PORT: u16 = 5000;
+pub(super) const PORT: u16 = 5000;
 /// Between starting the clients and their common moment.
 const LEAD: Duration = Duration::from_secs(2);
 /// Longest time for one contestant.
@@ -104,7 +105,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
 }
 
 /// `200mbit` in bytes per second.
-fn bytes_per_second(link: &str) -> Result<f64> {
+pub(super) fn bytes_per_second(link: &str) -> Result<f64> {
     let (number, factor) = match (link.strip_suffix("mbit"), link.strip_suffix("gbit")) {
         (Some(number), _) => (number, 125_000.0),
         (_, Some(number)) => (number, 125_000_000.0),
@@ -135,7 +136,7 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
     }
     if matches!(rule, Rule::Forest | Rule::NoPeers) {
         for node in 1..=nodes {
-            agents.push(agent(net, home.path(), node, nodes, rule == Rule::Forest).await?);
+            agents.push(agent(net, home.path(), node, nodes, rule == Rule::Forest, "").await?);
         }
         // Everyone is to have met everyone.
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -179,7 +180,7 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
 }
 
 /// A registry on a node; with `remote` a pull-through proxy of that one.
-async fn registry(
+pub(super) async fn registry(
     net: &Net,
     node: u8,
     home: &Path,
@@ -224,7 +225,15 @@ async fn listening(net: &Net, node: u8, mut daemon: Daemon) -> Result<Daemon> {
     Ok(daemon)
 }
 
-async fn agent(net: &Net, home: &Path, node: u8, nodes: u8, peers: bool) -> Result<AgentProcess> {
+/// An agent on a node; with `peers` it knows the others. `more` are further keys of its configuration.
+pub(super) async fn agent(
+    net: &Net,
+    home: &Path,
+    node: u8,
+    nodes: u8,
+    peers: bool,
+    more: &str,
+) -> Result<AgentProcess> {
     let home = home.join(format!("agent-{node}"));
     fs::create_dir_all(&home)?;
     let listen = format!("peer: {{ listen: \"{}:5051\", name: node-{node}", Net::address(node));
@@ -234,6 +243,7 @@ async fn agent(net: &Net, home: &Path, node: u8, nodes: u8, peers: bool) -> Resu
     let config = AgentConfig::default()
         .registry(REGISTRY, &[&format!("http://{}:{PORT}", Net::address(0))], "")
         .with(&format!("{listen}{members} }}"))
+        .with(more)
         .with_log("warn,hearth_agent::app=info");
     let path = config.write(&home)?;
     let program = kit::process::binary("hearth-agent")?;

@@ -103,12 +103,16 @@ impl FakeUpstream {
 
     /// An empty registry with its blobs in `dir` (temporary if `None`), on a given port (any if 0).
     pub async fn start_in(dir: Option<&Path>, port: u16) -> io::Result<Self> {
+        Self::start_at(dir, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).await
+    }
+
+    /// The same where others reach it; the object stores stay on loopback.
+    pub async fn start_at(dir: Option<&Path>, main: SocketAddr) -> io::Result<Self> {
         let storage = storage::Storage::open(dir)?;
-        let hosts = [(1, port), (1, 0), (2, 0)]
-            .map(|(last, port)| (IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), port));
+        let stores = [1, 2].map(|last| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), 0));
         let mut listeners = Vec::new();
-        for (host, port) in hosts {
-            listeners.push(TcpListener::bind(SocketAddr::new(host, port)).await?);
+        for address in std::iter::once(main).chain(stores) {
+            listeners.push(TcpListener::bind(address).await?);
         }
         let address = |index: usize| listeners[index].local_addr();
         let server = Server {

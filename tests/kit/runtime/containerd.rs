@@ -6,10 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use hearth_agent::runtime::Runtime;
 use rustix::process::Signal;
 
 use super::daemon::{signal, unmount_under};
-use super::{Daemon, Finished, cri, run};
+use super::{Daemon, Finished, run};
+use crate::net::Net;
 
 /// Of images that CRI pulls: the only namespace that it looks into.
 const NAMESPACE: &str = "k8s.io";
@@ -27,23 +29,36 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one and waits until its CRI answers. Needs root.
     pub async fn start() -> Result<Self> {
+        Self::start_by(Command::new("containerd")).await
+    }
+
+    /// The same on a node of a network: it pulls from there, and its containers have that node's network.
+    pub async fn start_on(net: &Net, node: u8) -> Result<Self> {
+        Self::start_by(net.on(node, "containerd")).await
+    }
+
+    async fn start_by(mut command: Command) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hearth-containerd-").tempdir()?;
         let path = directory.path();
         fs::create_dir(path.join("certs.d"))?;
         let config = path.join("config.toml");
         fs::write(&config, configuration(path))?;
-        let mut command = Command::new("containerd");
         command.arg("--config").arg(&config);
         let daemon = Daemon::start(&mut command, &path.join("log"))?;
         let mut this = Self { daemon, directory };
-        let socket = this.socket();
-        this.daemon.ready(async |_| cri::version(&socket).await.ok()).await?;
+        let runtime = this.runtime();
+        this.daemon.ready(async |_| runtime.name().await.ok()).await?;
         Ok(this)
     }
 
     /// Where its clients reach it.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("containerd.sock")
+    }
+
+    /// Its CRI, by the client that the agent uses.
+    pub fn runtime(&self) -> Runtime {
+        Runtime::new(self.socket())
     }
 
     /// Writes `hosts.toml` for `registry`; it is read anew at every pull.
@@ -75,7 +90,7 @@ impl Containerd {
 
     /// Pulls and unpacks `image` as a kubelet has it pulled; gives the image's id, the digest of its configuration.
     pub async fn pull_by_cri(&self, image: &str) -> Result<String> {
-        let answer = tokio::time::timeout(PULL_LIMIT, cri::pull_image(&self.socket(), image)).await;
+        let answer = tokio::time::timeout(PULL_LIMIT, self.runtime().pull(image, None)).await;
         answer
             .with_context(|| format!("CRI took longer than {PULL_LIMIT:?} to pull `{image}`"))?
             .with_context(|| format!("CRI cannot pull `{image}`"))
@@ -109,6 +124,14 @@ impl Containerd {
     /// The blob `digest` (`sha256:...`) as containerd keeps it.
     pub fn blob(&self, digest: &str) -> PathBuf {
         self.content().join("blobs").join(digest.replace(':', "/"))
+    }
+
+    /// The labels of the record of the name `image`.
+    pub async fn labels_of(&self, image: &str) -> Result<String> {
+        let listed = self.output(&["images", "list", &format!("name=={image}")]).await?;
+        let line = listed.lines().find(|line| line.starts_with(image));
+        let labels = line.and_then(|line| line.split_whitespace().last());
+        labels.map(str::to_owned).with_context(|| format!("`{image}` is not among the images:\n{listed}"))
     }
 
     /// The digest that the name `image` stands for here.

@@ -102,10 +102,15 @@ impl ContainersTools {
     }
 
     async fn call(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
-        let path = self.path();
         let mut command = Command::new(program);
+        command.args(arguments);
+        self.run(command).await
+    }
+
+    /// Runs a program in the environment that the tools have.
+    pub async fn run(&self, mut command: Command) -> Result<Finished> {
+        let path = self.path();
         command
-            .args(arguments)
             .env("HOME", path.join("home"))
             .env("XDG_CONFIG_HOME", path.join("home/.config"))
             .env("XDG_RUNTIME_DIR", path.join("home"))

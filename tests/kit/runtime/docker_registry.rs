@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::Daemon;
+use crate::net::Net;
 
 /// A registry on loopback that keeps its content in a directory which outlives it.
 #[derive(Debug)]
@@ -19,6 +20,16 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// Starts one on `storage` (made when missing) and waits until it listens.
     pub async fn start(storage: &Path) -> Result<Self> {
+        Self::start_by(Command::new("docker-registry"), storage, "127.0.0.1:0").await
+    }
+
+    /// The same on a node of a network, on a port of its address.
+    pub async fn start_on(net: &Net, node: u8, storage: &Path, port: u16) -> Result<Self> {
+        let address = format!("{}:{port}", Net::address(node));
+        Self::start_by(net.on(node, "docker-registry"), storage, &address).await
+    }
+
+    async fn start_by(mut command: Command, storage: &Path, address: &str) -> Result<Self> {
         let own = tempfile::Builder::new().prefix("hearth-registry-").tempdir()?;
         let config = own.path().join("config.yml");
         let text = serde_json::json!({
@@ -30,10 +41,9 @@ impl DockerRegistry {
                 "delete": { "enabled": true },
                 "maintenance": { "uploadpurging": { "enabled": false } },
             },
-            "http": { "addr": "127.0.0.1:0" },
+            "http": { "addr": address },
         });
         std::fs::write(&config, text.to_string()).context("cannot write the registry's configuration")?;
-        let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&config).env("OTEL_TRACES_EXPORTER", "none");
         let mut daemon = Daemon::start(&mut command, &own.path().join("log"))?;
         let address = daemon.ready(async |printed| listening(printed)).await?;

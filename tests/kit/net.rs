@@ -16,14 +16,14 @@ const LATENCY: &str = "50ms";
 
 /// The network.
 #[derive(Debug)]
-pub(crate) struct Net {
+pub struct Net {
     prefix: String,
     nodes: u8,
 }
 
 impl Net {
     /// `links` are the rates of the nodes' links in the words of `tc`, `200mbit` for example. Needs root.
-    pub(crate) fn new(links: &[String]) -> Result<Self> {
+    pub fn new(links: &[String]) -> Result<Self> {
         let nodes = u8::try_from(links.len()).ok().filter(|nodes| *nodes < 250);
         let net = Self {
             prefix: format!("hearth{}", std::process::id()),
@@ -63,19 +63,19 @@ impl Net {
     }
 
     /// A node's address.
-    pub(crate) fn address(node: u8) -> IpAddr {
+    pub fn address(node: u8) -> IpAddr {
         Ipv4Addr::new(10, 77, 0, node + 1).into()
     }
 
     /// A command that runs on a node.
-    pub(crate) fn on(&self, node: u8, program: &str) -> Command {
+    pub fn on(&self, node: u8, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.space(node), program]);
         command
     }
 
     /// Bytes that every node has sent so far, headers and all.
-    pub(crate) fn sent(&self) -> Result<Vec<u64>> {
+    pub fn sent(&self) -> Result<Vec<u64>> {
         let printed = run("ip", &["-n", &self.switch(), "-s", "-j", "link", "show", "type", "veth"])?;
         let links: Vec<Value> = serde_json::from_str(&printed).context("`ip` prints another form")?;
         let of = |node: u8| {

@@ -1,0 +1,107 @@
+//! The messages that are used, with the field numbers of `runtime/v1/api.proto` of the container runtime interface and
+//! of containerd's `services/images/v1/images.proto`. Written out, because the bindings that exist are generated with
+//! `protoc`, which a machine that builds this need not have.
+
+use std::{collections::HashMap, fmt};
+
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct VersionRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct VersionResponse {
+    #[prost(string, tag = "2")]
+    pub(super) runtime_name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ImageSpec {
+    #[prost(string, tag = "1")]
+    pub(super) image: String,
+}
+
+/// Its text never shows the password.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+pub(super) struct AuthConfig {
+    #[prost(string, tag = "1")]
+    pub(super) username: String,
+    #[prost(string, tag = "2")]
+    pub(super) password: String,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<ImageSpec>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) auth: Option<AuthConfig>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PullImageResponse {
+    #[prost(string, tag = "1")]
+    pub(super) image_ref: String,
+}
+
+/// Of `ImageStatus` and of `RemoveImage`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<Image>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Image {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) repo_tags: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    pub(super) repo_digests: Vec<String>,
+    #[prost(bool, tag = "8")]
+    pub(super) pinned: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RemoveImageResponse {}
+
+/// An image's record in containerd, of which only labels are written.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Record {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(map = "string, string", tag = "2")]
+    pub(super) labels: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FieldMask {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) paths: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UpdateImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<Record>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) update_mask: Option<FieldMask>,
+}
+
+/// The record comes back; nobody reads it.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UpdateImageResponse {}

@@ -1,0 +1,293 @@
+//! The node's container runtime, through its socket: loading images into it, pinned there where it lets others pin.
+//!
+//! The runtime is asked to pull by the interface that a kubelet uses (CRI `ImageService`), so the image arrives on the way
+//! on which a pod's would: the runtime asks its mirrors, this agent among them, unpacks, and records the image. A pin keeps
+//! it from the kubelet's collection of images:
+//!
+//! | runtime | pin |
+//! | --- | --- |
+//! | containerd from 1.7 on | the label `io.cri-containerd.pinned` on the image's record, by containerd's own API |
+//! | containerd before | the label is set and not heeded: [`Pin::Unsupported`] |
+//! | CRI-O | only by `pinned_images` in its configuration: [`Pin::Unsupported`] |
+//!
+//! Whoever may use the socket is root on the node: it is used only when the operator names it.
+
+mod grpc;
+mod messages;
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use grpc::{Method, call};
+use messages::{
+    AuthConfig, FieldMask, Image, ImageRequest, ImageSpec, ImageStatusResponse, PullImageRequest,
+    PullImageResponse, Record, RemoveImageResponse, UpdateImageRequest, UpdateImageResponse, VersionRequest,
+    VersionResponse,
+};
+
+/// Where runtimes put their sockets, most usual first.
+pub const SOCKETS: [&str; 3] =
+    ["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock"];
+
+/// Longest time for a pull and its unpacking: ten gigabytes on a slow disk.
+const PULL_LIMIT: Duration = Duration::from_hours(1);
+
+/// Longest time for calls that look something up or change a record. Removing an image waits for its files.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+const PINNED: &str = "io.cri-containerd.pinned";
+
+/// The only one of containerd's namespaces that CRI looks into.
+const NAMESPACE: &str = "k8s.io";
+
+const VERSION: Method =
+    Method { path: "/runtime.v1.RuntimeService/Version", namespace: None, limit: CALL_LIMIT };
+const PULL: Method =
+    Method { path: "/runtime.v1.ImageService/PullImage", namespace: None, limit: PULL_LIMIT };
+const STATUS: Method =
+    Method { path: "/runtime.v1.ImageService/ImageStatus", namespace: None, limit: CALL_LIMIT };
+const REMOVE: Method =
+    Method { path: "/runtime.v1.ImageService/RemoveImage", namespace: None, limit: CALL_LIMIT };
+const LABEL: Method = Method {
+    path: "/containerd.services.images.v1.Images/Update",
+    namespace: Some(NAMESPACE),
+    limit: CALL_LIMIT,
+};
+
+/// An outcome in gRPC's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code(pub u32);
+
+impl Code {
+    const NOT_FOUND: Self = Self(5);
+    const UNIMPLEMENTED: Self = Self(12);
+}
+
+/// Why the runtime did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Nothing answers at the socket.
+    #[error("no container runtime answers at `{}`: is it running, and may this process use the socket", socket.display())]
+    Unreachable {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The runtime said no.
+    #[error("the container runtime refuses `{method}` (code {}): {message}", code.0)]
+    Refused {
+        /// Which call.
+        method: &'static str,
+        /// In gRPC's numbers.
+        code: Code,
+        /// In its words.
+        message: String,
+    },
+    /// It took too long.
+    #[error("the container runtime did not answer `{method}` within {limit:?}")]
+    TimedOut {
+        /// Which call.
+        method: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Something else than a container runtime, or one that ended in between.
+    #[error("the answer to `{method}` is not understood: {what}")]
+    Protocol {
+        /// Which call.
+        method: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl RuntimeError {
+    /// No registry has the image under this name, as far as the runtime could find out.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { code: Code::NOT_FOUND, .. })
+    }
+}
+
+/// A name and a password for the registry. The runtime gives them to registries only that ask for them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Auth {
+    /// The name.
+    pub username: String,
+    /// The password or token.
+    pub password: String,
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// Whether the kubelet will leave an image alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// The runtime lists it as pinned.
+    Held,
+    /// The runtime does not let others pin: its own configuration has to name the image.
+    Unsupported,
+}
+
+/// An image in the runtime, unpacked and ready for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The runtime's id of it.
+    pub id: String,
+    /// Whether it stays when the disk fills.
+    pub pin: Pin,
+}
+
+/// A container runtime. Cheap to clone: every call has a connection of its own, so that a restart of the runtime costs
+/// the calls in flight and no more.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    socket: PathBuf,
+}
+
+impl Runtime {
+    /// The runtime behind a socket; nothing is opened yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its name (`containerd`, `cri-o`): the answer to whether it is there at all.
+    pub async fn name(&self) -> Result<String, RuntimeError> {
+        let answer: VersionResponse = call(&self.socket, VERSION, &VersionRequest {}).await?;
+        Ok(answer.runtime_name)
+    }
+
+    /// Has it pull and unpack `image` and pins it there. When the image is there already and the tag has not moved, the
+    /// registry is asked about the tag alone. Dropping the future cancels the pull.
+    pub async fn load(&self, image: &str, auth: Option<Auth>) -> Result<Loaded, RuntimeError> {
+        let id = self.pull(image, auth).await?;
+        let pin = self.set_pin(image, true).await?;
+        Ok(Loaded { id, pin })
+    }
+
+    /// Has it pull and unpack `image`; gives the image's id.
+    pub async fn pull(&self, image: &str, auth: Option<Auth>) -> Result<String, RuntimeError> {
+        let auth = auth.map(|Auth { username, password }| AuthConfig { username, password });
+        let request = PullImageRequest { image: Some(named(image)), auth };
+        let answer: PullImageResponse = call(&self.socket, PULL, &request).await?;
+        Ok(answer.image_ref)
+    }
+
+    /// Lets go of what [`Self::load`] pinned; the kubelet removes the image when it wants the space. One that is not
+    /// there is let go of already.
+    pub async fn release(&self, image: &str) -> Result<(), RuntimeError> {
+        self.set_pin(image, false).await.map(drop)
+    }
+
+    /// Removes an image and all its names. One that is not there is removed already.
+    pub async fn remove(&self, image: &str) -> Result<(), RuntimeError> {
+        let request = ImageRequest { image: Some(named(image)) };
+        call(&self.socket, REMOVE, &request).await.map(|RemoveImageResponse {}| ())
+    }
+
+    /// Whether the image is there, unpacked.
+    pub async fn has(&self, image: &str) -> Result<bool, RuntimeError> {
+        Ok(self.status(image).await?.is_some())
+    }
+
+    async fn status(&self, image: &str) -> Result<Option<Image>, RuntimeError> {
+        let request = ImageRequest { image: Some(named(image)) };
+        let answer: ImageStatusResponse = call(&self.socket, STATUS, &request).await?;
+        Ok(answer.image)
+    }
+
+    async fn set_pin(&self, image: &str, pinned: bool) -> Result<Pin, RuntimeError> {
+        let Some(found) = self.status(image).await? else { return Ok(Pin::Unsupported) };
+        let Some(name) = record(&found, image) else { return Ok(Pin::Unsupported) };
+        // An empty label is removed.
+        let value = if pinned { "pinned" } else { "" };
+        let request = UpdateImageRequest {
+            image: Some(Record {
+                name: name.to_owned(),
+                labels: HashMap::from([(PINNED.to_owned(), value.to_owned())]),
+            }),
+            update_mask: Some(FieldMask { paths: vec![format!("labels.{PINNED}")] }),
+        };
+        match call(&self.socket, LABEL, &request).await {
+            Ok(UpdateImageResponse {}) => {}
+            // CRI-O has no such service; a record that is gone needs no label.
+            Err(RuntimeError::Refused { code: Code::UNIMPLEMENTED | Code::NOT_FOUND, .. }) => {
+                return Ok(Pin::Unsupported);
+            }
+            Err(error) => return Err(error),
+        }
+        // The runtime takes note of a changed record a moment later, if its version does so at all.
+        for pause in PIN_PAUSES {
+            tokio::time::sleep(pause).await;
+            if self.status(image).await?.is_some_and(|image| image.pinned == pinned) {
+                return Ok(if pinned { Pin::Held } else { Pin::Unsupported });
+            }
+        }
+        Ok(Pin::Unsupported)
+    }
+}
+
+/// When it is looked whether a pin is in force.
+const PIN_PAUSES: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1)];
+
+fn named(image: &str) -> ImageSpec {
+    ImageSpec { image: image.to_owned() }
+}
+
+/// The name of the record that stands for `image`: the same words, as the runtime writes them.
+fn record<'a>(found: &'a Image, image: &str) -> Option<&'a str> {
+    let all = || found.repo_tags.iter().chain(&found.repo_digests);
+    all().find(|name| *name == image).or_else(|| all().next()).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_with_the_same_name_is_labelled() {
+        let found = Image {
+            repo_tags: vec!["r.test/a:v1".into(), "r.test/a:v2".into()],
+            repo_digests: vec!["r.test/a@sha256:1".into()],
+            ..Image::default()
+        };
+        for (image, expected) in [
+            ("r.test/a:v2", "r.test/a:v2"),
+            ("r.test/a@sha256:1", "r.test/a@sha256:1"),
+            ("a:v1", "r.test/a:v1"),
+        ] {
+            assert_eq!(record(&found, image), Some(expected));
+        }
+        assert_eq!(record(&Image::default(), "a"), None);
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let auth = Auth { username: "u".into(), password: "secret".into() };
+        let request = PullImageRequest {
+            image: None,
+            auth: Some(AuthConfig { username: "u".into(), password: "secret".into() }),
+        };
+        assert!(!format!("{auth:?} {request:?}").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_answers_is_named() {
+        let error = Runtime::new("/nowhere/x.sock").load("a", None).await.unwrap_err();
+        assert!(error.to_string().contains("/nowhere/x.sock") && !error.is_not_found(), "{error}");
+    }
+}
