@@ -11,6 +11,7 @@
 //! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
 //! | `podman`, `buildah` | an image, root, the program |
 //! | `containerd` | an image, root, containerd, runc |
+//! | `runtime` | an image, root, containerd, runc, iproute2, podman, dockerd |
 //! | `spark` | an image, root, containerd, runc, uv and a package index |
 //!
 //! An image needs `docker-registry` and the fixtures of the kit, which need root and `mmdebstrap` the first time.
@@ -24,5 +25,6 @@ mod closed;
 mod containerd;
 mod faults;
 mod podman;
+mod runtime;
 mod skopeo;
 mod spark;

@@ -5,8 +5,10 @@
 //! 0 done, 1 failed, 2 wrong usage or configuration.
 
 mod archives;
+mod check;
 mod client;
 mod images;
+mod prepare;
 mod progress;
 mod setup;
 mod status;
@@ -31,7 +33,7 @@ const OUTPUT: &str = "output";
 pub fn commands(file: &Arg) -> Vec<Command> {
     let all = images::commands().into_iter().chain(archives::commands());
     all.map(|command| with_common(command, file))
-        .chain([setup::command(file), status::command(file)])
+        .chain([prepare::command(file), setup::command(file), status::command(file)])
         .collect()
 }
 
@@ -40,6 +42,7 @@ pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Resul
     match name {
         "import" => archives::import(arguments, config),
         "export" => archives::export(arguments, config),
+        prepare::NAME => prepare::run(arguments, config),
         setup::NAME => setup::run(arguments, config),
         status::NAME => status::run(arguments, config),
         _ => images::run(name, arguments, config),

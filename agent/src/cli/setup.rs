@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{as_json, output, print, with_config};
+use super::{as_json, check, output, print, with_config};
 use crate::{
     config::Config,
     setup::{self, Edit, Finding, Job, Plan, Runtime},
@@ -16,6 +16,8 @@ const ROOT: &str = "root";
 const RUNTIME: &str = "runtime";
 const UNINSTALL: &str = "uninstall";
 const DRY_RUN: &str = "dry-run";
+const CHECK: &str = "check";
+const SOCKET: &str = "socket";
 
 pub(super) fn command(file: &Arg) -> Command {
     let root = Arg::new(ROOT)
@@ -39,10 +41,21 @@ pub(super) fn command(file: &Arg) -> Command {
         .long(DRY_RUN)
         .action(ArgAction::SetTrue)
         .help("Say what would be written and what stands in the way; write nothing");
+    let check = Arg::new(CHECK)
+        .long(CHECK)
+        .action(ArgAction::SetTrue)
+        .conflicts_with_all([UNINSTALL, DRY_RUN])
+        .help("Write nothing; have each runtime pull an image that only the running agent has, which proves that requests arrive");
+    let socket = Arg::new(SOCKET)
+        .long(SOCKET)
+        .value_name("PATH")
+        .value_parser(value_parser!(PathBuf))
+        .requires(CHECK)
+        .help("Where the runtime listens, if not where it usually does");
     let command = Command::new(NAME)
         .about("Point the node's container runtimes at the agent, for the registries of its configuration, or take that back")
-        .args([root, runtime, uninstall, dry_run, output()])
-        .after_help("Examples:\n  hearth-agent setup --config /etc/hearth/agent.yaml --dry-run\n  hearth-agent setup --config /etc/hearth/agent.yaml --root /host\n  hearth-agent setup --uninstall --runtime containerd");
+        .args([root, runtime, uninstall, dry_run, check, socket, output()])
+        .after_help("Examples:\n  hearth-agent setup --config /etc/hearth/agent.yaml --dry-run\n  hearth-agent setup --config /etc/hearth/agent.yaml --root /host\n  hearth-agent setup --config /etc/hearth/agent.yaml --check\n  hearth-agent setup --uninstall --runtime containerd");
     with_config(command, file)
 }
 
@@ -59,6 +72,10 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
         anyhow::bail!("the configuration names no `registries`: there is nothing to point at the agent");
     }
     let plan = setup::plan(&job, undo)?;
+    if arguments.get_flag(CHECK) {
+        let socket = arguments.get_one::<PathBuf>(SOCKET).map(PathBuf::as_path);
+        return check::run(&job, &plan, socket, config, as_json(arguments));
+    }
     let dry_run = arguments.get_flag(DRY_RUN);
     if !dry_run {
         setup::apply(&job.root, &plan.edits)?;

@@ -12,6 +12,7 @@
 //! | `daemon.json`, `registries.yaml` | the original lies beside it, with `.before-hearth` at the end of its name |
 
 mod block;
+pub mod check;
 mod containerd;
 mod containers;
 mod documents;
@@ -32,6 +33,9 @@ use crate::types::RegistryPattern;
 
 /// End of the name under which a document's original is kept.
 const BEFORE: &str = ".before-hearth";
+
+/// Kept instead of an original when there was no file; a file that was there and empty is kept as it was.
+const NO_FILE: &str = "hearth: there was no file\n";
 
 /// What is to be set up.
 #[derive(Clone, Debug)]
@@ -383,33 +387,33 @@ impl Planning<'_> {
     fn document(&mut self, kind: Document, path: &str) -> Result<bool, SetupError> {
         let url = self.url();
         let kept = format!("{path}{BEFORE}");
-        let (now, original) = (self.host.read(path)?, self.host.read(&kept)?);
-        let from = |text: &str| kind.with_agent(path, text, &url, &self.job.registries);
+        let (now, stored) = (self.host.read(path)?, self.host.read(&kept)?);
+        let from =
+            |text: Option<&str>| kind.with_agent(path, text.unwrap_or_default(), &url, &self.job.registries);
+        let original = stored.as_deref().map(|text| Some(text).filter(|text| *text != NO_FILE));
         // What was made from the kept original and not changed since.
-        let ours = match &original {
+        let ours = match original {
             Some(original) => now.as_deref() == Some(&from(original)?),
             None => false,
         };
-        let base = match (&original, &now) {
-            (Some(original), _) if ours => Some(original.clone()),
+        let base = match (original, &now) {
+            (Some(original), _) if ours => original.map(str::to_owned),
             (Some(_), Some(now)) => Some(kind.without_agent(path, now, &url)?),
             _ => now.clone(),
         };
-        // A file that was not there is kept as an empty one.
-        let base = base.unwrap_or_default();
         if self.undo {
             if original.is_none() {
                 return Ok(false);
             }
-            let changed = now.as_deref() != Some(&base);
-            self.edit(path.to_owned(), now, Some(base).filter(|base| !base.is_empty()));
-            self.edit(kept, original, None);
+            let changed = now != base;
+            self.edit(path.to_owned(), now, base);
+            self.edit(kept, stored, None);
             return Ok(changed);
         }
-        let after = from(&base)?;
+        let after = from(base.as_deref())?;
         let changed = now.as_deref() != Some(&after);
         // The original first: without it nothing could be taken back.
-        self.edit(kept, original, Some(base));
+        self.edit(kept, stored, Some(base.unwrap_or_else(|| NO_FILE.to_owned())));
         self.edit(path.to_owned(), now, Some(after));
         Ok(changed)
     }

@@ -93,6 +93,25 @@ fn every_runtime_is_pointed_at_the_agent_and_comes_back_byte_for_byte() {
 }
 
 #[test]
+fn a_file_that_was_empty_comes_back_empty_and_one_that_was_not_there_goes() {
+    for empty in ["", " \n"] {
+        let root = node(&[
+            ("etc/docker/daemon.json", empty),
+            ("etc/rancher/k3s/registries.yaml", empty),
+            ("etc/rancher/rke2/config.yaml", ""),
+        ]);
+        let before = tree(root.path());
+        let mut job = job(root.path(), &["docker.io"]);
+        set_up(&job, false);
+        job.mirror = "127.0.0.1:6060".parse().unwrap();
+        set_up(&job, false);
+        assert!(tree(root.path()).contains_key("etc/rancher/rke2/registries.yaml"));
+        set_up(&job, true);
+        assert_eq!(tree(root.path()), before);
+    }
+}
+
+#[test]
 fn another_address_replaces_the_one_before() {
     let root = node(&[CONTAINERD, ("etc/docker/daemon.json", "{}")]);
     let before = tree(root.path());

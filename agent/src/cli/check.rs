@@ -1,0 +1,165 @@
+//! `hearth-agent setup --check`: each runtime pulls an image that only the running agent has.
+
+use std::{
+    io::Cursor,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use reqwest::Method;
+
+use super::{client::Client, print};
+use crate::{
+    config::Config,
+    images::archive::{ImportOptions, Imported},
+    setup::{
+        Finding, Job, Plan, Runtime,
+        check::{self, Probe},
+    },
+};
+
+/// What became of one runtime's pull.
+#[derive(Debug, serde::Serialize)]
+struct Checked {
+    runtime: Runtime,
+    /// What it was asked to pull; nothing when there was nothing to ask it for.
+    image: Option<String>,
+    /// Milliseconds, when the image arrived.
+    took: Option<u128>,
+    /// Why it did not.
+    problem: Option<String>,
+}
+
+pub(super) fn run(
+    job: &Job,
+    plan: &Plan,
+    socket: Option<&Path>,
+    config: &Config,
+    json: bool,
+) -> anyhow::Result<()> {
+    let client = Client::new(None, config.admin_listen)?;
+    let checked: Vec<_> =
+        plan.runtimes.iter().map(|runtime| one(*runtime, job, socket, &client)).collect::<Result<_, _>>()?;
+    if json {
+        let all = serde_json::json!({ "checks": checked, "findings": plan.findings });
+        print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
+    } else {
+        print(&describe(&checked, plan, job))?;
+    }
+    match checked.iter().filter(|one| one.took.is_none()).count() {
+        0 => Ok(()),
+        failed => anyhow::bail!(
+            "requests of {failed} of {} container runtimes do not reach the agent at {}",
+            checked.len(),
+            job.mirror
+        ),
+    }
+}
+
+/// An error is the agent's; the runtime's are part of the answer.
+fn one(runtime: Runtime, job: &Job, socket: Option<&Path>, client: &Client) -> anyhow::Result<Checked> {
+    let Some(registry) = check::registry(runtime, &job.registries) else {
+        let problem = "the configuration names no registry whose images it could ask the agent for: name one in \
+                       `registries` (Docker: `docker.io`)";
+        return Ok(Checked { runtime, image: None, took: None, problem: Some(problem.to_owned()) });
+    };
+    let Probe { name, archive } = Probe::new(&registry)?;
+    let options = ImportOptions { name: Some(name.clone()), pin: false };
+    let _: Imported = client
+        .import(Cursor::new(archive), &options)
+        .context("the agent does not take the image that is to be pulled")?;
+    let (pulled, took) = pull(runtime, job, socket, &name)?;
+    // Left behind it would be a few hundred bytes that are evicted with the next image.
+    if let Err(error) = client.call::<serde_json::Value>(Method::DELETE, "/api/v1/images", &[&name]) {
+        tracing::warn!(error = %format!("{error:#}"), "`{name}` was not removed from the agent");
+    }
+    let problem = pulled.err().map(|error| format!("{:#}", anyhow::Error::from(error)));
+    let took = problem.is_none().then_some(took.as_millis());
+    Ok(Checked { runtime, image: Some(name.to_string()), took, problem })
+}
+
+fn pull(
+    runtime: Runtime,
+    job: &Job,
+    socket: Option<&Path>,
+    name: &crate::types::ImageName,
+) -> anyhow::Result<(Result<(), check::CheckError>, Duration)> {
+    let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let started = Instant::now();
+    let pulled = executor.block_on(check::pull(runtime, &job.root, socket, name));
+    Ok((pulled, started.elapsed()))
+}
+
+fn describe(checked: &[Checked], plan: &Plan, job: &Job) -> String {
+    let mut lines = Vec::new();
+    for Checked { runtime, image, took, problem } in checked {
+        let (name, image) = (runtime.name(), image.as_deref().unwrap_or("nothing"));
+        lines.push(match (took, problem) {
+            (Some(took), _) => {
+                format!("{name}: pulled `{image}` through the agent at {} in {took} ms", job.mirror)
+            }
+            (None, problem) => {
+                format!("{name}: FAILED to pull `{image}`: {}", problem.as_deref().unwrap_or_default())
+            }
+        });
+    }
+    if checked.iter().all(|one| one.took.is_some()) {
+        return lines.join("\n") + "\n";
+    }
+    // What stands in the way, most telling first.
+    for edit in &plan.edits {
+        lines.push(format!("not set up: {}: run `hearth-agent setup` without --check first", edit.path));
+    }
+    let traps = plan.findings.iter().filter(|finding| finding.trap);
+    lines.extend(traps.map(|Finding { place, what, remedy, .. }| format!("TRAP: {place}: {what}: {remedy}")));
+    if plan.edits.is_empty() && plan.findings.iter().all(|finding| !finding.trap) {
+        lines.push(
+            "everything is set up as it should be: restart the runtime if it was configured since it started (Docker, \
+             k3s, RKE2, a changed `config_path`), reload CRI-O, and look whether it reads another configuration file"
+                .to_owned(),
+        );
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::Edit;
+
+    #[test]
+    fn an_answer_says_what_arrived_and_otherwise_what_to_do() {
+        let job = Job {
+            root: "/".into(),
+            mirror: "127.0.0.1:5050".parse().unwrap(),
+            registries: Vec::new(),
+            runtimes: Vec::new(),
+        };
+        let one = |problem: Option<&str>| Checked {
+            runtime: Runtime::Containerd,
+            image: Some("r.test/a:b".into()),
+            took: problem.is_none().then_some(7),
+            problem: problem.map(Into::into),
+        };
+        let (nothing, mut plan) = (Plan::default(), Plan::default());
+        plan.edits.push(Edit { path: "/a".into(), before: None, after: None });
+        plan.findings.push(Finding {
+            trap: true,
+            place: "/b".into(),
+            what: "it is so".into(),
+            remedy: "do this".into(),
+        });
+        assert_eq!(
+            describe(&[one(None)], &plan, &job),
+            "containerd: pulled `r.test/a:b` through the agent at 127.0.0.1:5050 in 7 ms\n"
+        );
+        assert_eq!(
+            describe(&[one(Some("not found"))], &plan, &job),
+            "containerd: FAILED to pull `r.test/a:b`: not found\n\
+             not set up: /a: run `hearth-agent setup` without --check first\n\
+             TRAP: /b: it is so: do this\n"
+        );
+        assert!(describe(&[one(Some("x"))], &nothing, &job).contains("restart the runtime"));
+    }
+}
