@@ -19,6 +19,7 @@ mod cli;
 mod cluster;
 mod images;
 mod layering;
+mod manifests;
 mod mirror;
 mod peers;
 mod prepull;

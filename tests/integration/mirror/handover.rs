@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use kit::{
-    agent::{AgentConfig, REGISTRY, assert_store_is_right, manifest_path, stored_blobs},
+    agent::{AgentConfig, REGISTRY, assert_store_is_right, blob_path, manifest_path, stored_blobs},
     process::AgentProcess,
     pull::Puller,
-    registry::{FakeUpstream, Layer},
+    registry::{FakeUpstream, Layer, sha256},
 };
 
 use super::{REPOSITORY, restart::home};
@@ -97,4 +97,80 @@ async fn a_second_agent_on_a_directory_that_is_never_let_go_of_ends_with_two_and
     assert_eq!(second.wait().await.expect("it ends").code(), Some(2), "{}", second.log());
     assert!(second.log().contains("in use by another agent"), "{}", second.log());
     assert_eq!(ready(&first).await, "ok\n");
+}
+
+/// The clients of one node during updates: images that are there, on connections that are kept; and images that are not.
+async fn load(url: String, cold: usize, stop: tokio::sync::watch::Receiver<bool>) -> anyhow::Result<u64> {
+    let kept = reqwest::Client::builder().no_proxy().build()?;
+    let (mut answers, mut next) = (0, 0);
+    while !*stop.borrow() {
+        let warm = pull_without_retry(&kept, &url, "warm").await?;
+        answers += warm;
+        if next < cold {
+            answers += pull_without_retry(&kept, &url, &format!("cold-{next}")).await?;
+            next += 1;
+        }
+    }
+    Ok(answers)
+}
+
+/// Every request once: what a client would repeat counts as failed. Gives their number.
+async fn pull_without_retry(client: &reqwest::Client, url: &str, tag: &str) -> anyhow::Result<u64> {
+    let get = async |path: String| {
+        let response = client.get(format!("{url}{path}")).send().await?.error_for_status()?;
+        anyhow::Ok(response.bytes().await?)
+    };
+    let manifest = get(manifest_path(REPOSITORY, tag)).await?;
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
+    let layers = manifest["layers"].as_array().into_iter().flatten();
+    let mut asked = 1;
+    for descriptor in layers.chain([&manifest["config"]]) {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        let bytes = get(blob_path(REPOSITORY, digest)).await?;
+        anyhow::ensure!(sha256(&bytes) == digest, "`{digest}` arrived with other bytes");
+        asked += 1;
+    }
+    Ok(asked)
+}
+
+#[tokio::test]
+async fn three_updates_in_a_row_under_load_fail_no_request() {
+    const COLD: usize = 6;
+    let upstream = FakeUpstream::start().await;
+    upstream.image(REPOSITORY, "warm", [Layer::random(1, 3_000_000), Layer::random(2, 10_000)]).await;
+    for at in 0..COLD {
+        let seed = 10 + u64::try_from(at).expect("a few");
+        upstream.image(REPOSITORY, &format!("cold-{at}"), [Layer::random(seed, 4_000_000)]).await;
+    }
+    // Slow enough that transfers are under way whenever an agent is told to end.
+    upstream.rate_per_connection(4_000_000);
+    let (home, config) = (home(), AgentConfig::for_upstream(&upstream).with("tags: { freshness: 1h }"));
+    let file = config.write(home.path()).expect("writable");
+    let mut agent = AgentProcess::start(&file).await.expect("it starts");
+    let mirror = agent.addresses.mirror.to_string();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let clients: Vec<_> = (0..4)
+        .map(|at| tokio::spawn(load(format!("http://{mirror}"), COLD * (at % 2), stopped.clone())))
+        .collect();
+    for _ in 0..3 {
+        let next = AgentProcess::start_with(&file, &[("HEARTH_MIRROR_LISTEN", &mirror)]).await;
+        let next = next.expect("it listens on the same port");
+        ready(&next).await;
+        agent.terminate().expect("it runs");
+        assert!(agent.wait().await.expect("it ends").success(), "{}", agent.log());
+        agent = next;
+        let owner = async {
+            while ready(&agent).await != "ok\n" {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), owner).await.expect("it owns the directory");
+    }
+    stop.send(true).expect("someone asks");
+    for client in clients {
+        let answers = client.await.expect("no panic");
+        let answers = answers.unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+        assert!(answers > 20, "{answers} answers");
+    }
+    assert_store_is_right(&home.path().join("data"));
 }

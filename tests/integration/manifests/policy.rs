@@ -1,0 +1,177 @@
+//! The admission policy's expressions, evaluated on the requests that an agent sends and on those that it must not.
+
+use cel::{Context, Program, Value as Cel};
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use serde_json::{Value, json};
+
+use super::render;
+
+/// What the API server asks the policy.
+struct Review {
+    user: &'static str,
+    /// The node that the token speaks for.
+    node: &'static str,
+    resource: &'static str,
+    operation: &'static str,
+    before: Value,
+    after: Value,
+}
+
+/// A node as an agent finds it.
+fn node() -> Value {
+    json!({
+        "metadata": {"name": "a", "labels": {"zone": "z1"}, "resourceVersion": "1"},
+        "spec": {"taints": [
+            {"key": "hearth.dev/warming", "effect": "NoSchedule"},
+            {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"},
+        ]},
+        "status": {
+            "capacity": {"cpu": "8"}, "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })
+}
+
+/// The agent of node `a` changes a node.
+fn update(change: impl FnOnce(&mut Value)) -> Review {
+    let mut after = node();
+    change(&mut after);
+    Review {
+        user: "system:serviceaccount:hearth:hearth-agent",
+        node: "a",
+        resource: "nodes",
+        operation: "UPDATE",
+        before: node(),
+        after,
+    }
+}
+
+fn cache(name: &str, operation: &'static str) -> Review {
+    let object = json!({"metadata": {"name": name}, "spec": {}});
+    let (before, after) = match operation {
+        "CREATE" => (Value::Null, object),
+        "DELETE" => (object, Value::Null),
+        _ => (object.clone(), object),
+    };
+    Review { resource: "nodecaches", operation, before, after, ..update(|_| ()) }
+}
+
+/// The policies speak of these resources.
+fn resources(policy: &ValidatingAdmissionPolicy) -> Vec<String> {
+    let spec = policy.spec.as_ref().expect("a policy has a specification");
+    let rules = spec.match_constraints.iter().flat_map(|all| all.resource_rules.iter().flatten());
+    rules.flat_map(|rule| rule.resources.clone().unwrap_or_default()).collect()
+}
+
+/// The messages of the validations that fail; none when the policy does not speak of this request.
+fn refusals(policy: &ValidatingAdmissionPolicy, review: &Review) -> Vec<String> {
+    assert!(resources(policy).iter().any(|one| one == review.resource));
+    let spec = policy.spec.as_ref().expect("a policy has a specification");
+    let mut context = Context::default();
+    let extra = if review.node.is_empty() { json!({}) } else { json!({NODE_CLAIM: [review.node]}) };
+    let request = json!({
+        "userInfo": {"username": review.user, "extra": extra},
+        "operation": review.operation,
+    });
+    for (name, value) in [("request", &request), ("object", &review.after), ("oldObject", &review.before)] {
+        context.add_variable(name, value.clone()).expect("it is JSON");
+    }
+    let evaluate = |expression: &str, context: &Context<'_, '_>| {
+        let program = Program::compile(expression).unwrap_or_else(|error| panic!("{expression}: {error}"));
+        program.execute(context).unwrap_or_else(|error| panic!("{expression}: {error}"))
+    };
+    let conditions = spec.match_conditions.iter().flatten();
+    if conditions.map(|one| evaluate(&one.expression, &context)).any(|value| value != Cel::Bool(true)) {
+        return Vec::new();
+    }
+    let mut variables = serde_json::Map::new();
+    for variable in spec.variables.iter().flatten() {
+        let value = evaluate(&variable.expression, &context);
+        variables.insert(variable.name.clone(), value.json().expect("it is JSON"));
+        context.add_variable("variables", Value::Object(variables.clone())).expect("it is JSON");
+    }
+    let failed = spec
+        .validations
+        .iter()
+        .flatten()
+        .filter(|one| evaluate(&one.expression, &context) != Cel::Bool(true));
+    failed
+        .map(|one| match &one.message_expression {
+            Some(expression) => match evaluate(expression, &context) {
+                Cel::String(text) => text.to_string(),
+                other => panic!("a message is text: {other:?}"),
+            },
+            None => one.message.clone().expect("a validation says what it is about"),
+        })
+        .collect()
+}
+
+const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
+
+#[test]
+fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
+    let documents = render::overlay("containerd");
+    let policy = |review: &Review| -> ValidatingAdmissionPolicy {
+        let kind = if review.resource == "nodes" { "node" } else { "nodecache" };
+        render::one(&documents, "ValidatingAdmissionPolicy", &format!("hearth-agent-{kind}"))
+    };
+    let taints = |node: &mut Value| node["spec"]["taints"].as_array_mut().expect("there are some").clone();
+    let allowed = [
+        ("nothing", update(|_| ())),
+        ("its taint goes", update(|node| node["spec"]["taints"] = json!([taints(node)[1]]))),
+        (
+            "its condition comes",
+            update(|node| {
+                node["status"]["conditions"][1] = Value::Null;
+                node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}, {"type": "HearthImagesReady", "status": "True"}]);
+            }),
+        ),
+        ("its cache comes", cache("a", "CREATE")),
+        ("its cache changes", cache("a", "UPDATE")),
+        ("its cache goes", cache("a", "DELETE")),
+        ("someone else", Review { user: "system:node:b", ..update(|node| node["spec"] = json!({})) }),
+    ];
+    for (what, review) in &allowed {
+        assert_eq!(refusals(&policy(review), review), [""; 0], "{what}");
+    }
+    let refused = [
+        (
+            "another's taint goes",
+            update(|node| node["spec"]["taints"] = json!([taints(node)[0]])),
+            "no other",
+        ),
+        (
+            "a taint comes",
+            update(|node| {
+                let mut all = taints(node);
+                all.push(json!({"key": "x", "effect": "NoExecute"}));
+                node["spec"]["taints"] = json!(all);
+            }),
+            "no other",
+        ),
+        (
+            "its taint changes",
+            update(|node| node["spec"]["taints"][0]["effect"] = "NoExecute".into()),
+            "no other",
+        ),
+        ("it cordons", update(|node| node["spec"]["unschedulable"] = true.into()), "cordon"),
+        ("it labels", update(|node| node["metadata"]["labels"]["x"] = "y".into()), "labels"),
+        ("it annotates", update(|node| node["metadata"]["annotations"] = json!({"x": "y"})), "annotations"),
+        (
+            "another condition",
+            update(|node| node["status"]["conditions"][0]["status"] = "False".into()),
+            "no other",
+        ),
+        ("it moves", update(|node| node["status"]["addresses"] = json!([])), "where it is"),
+        ("it grows", update(|node| node["status"]["capacity"]["cpu"] = "9".into()), "what its node offers"),
+        ("another node", Review { node: "b", ..update(|_| ()) }, "runs on `b`"),
+        ("a token without a node", Review { node: "", ..update(|_| ()) }, "runs on ``"),
+        ("another's cache", cache("b", "UPDATE"), "its own node"),
+        ("another's cache goes", cache("b", "DELETE"), "its own node"),
+        ("it makes a node", Review { operation: "CREATE", before: Value::Null, ..update(|_| ()) }, "creates"),
+    ];
+    for (what, review, expected) in &refused {
+        let said = refusals(&policy(review), review).join("; ");
+        assert!(said.contains(expected), "{what}: {said}");
+    }
+}
