@@ -9,7 +9,8 @@ mod client;
 mod crowd;
 mod holders;
 mod machine;
-mod net;
+mod node;
+mod plot;
 mod report;
 mod rivals;
 mod scenarios;
@@ -69,6 +70,9 @@ enum Scenario {
     Push,
     /// A cluster in network namespaces that pulls one image at once, against no peers and one central proxy; needs root.
     Forest,
+    /// Eight executors on cold nodes and a registry that throttles: directly, through a central proxy, through agents; needs
+    /// root.
+    JobStart,
     /// An agent with 100,000 blobs: until it is ready, and until it has counted them.
     Startup,
     /// An agent with 100,000 blobs: its memory at rest.
@@ -84,9 +88,12 @@ async fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
     let outcome = tokio::select! {
         outcome = async {
+            // This program again, on a node of a network that a scenario made.
             match words.first().map(String::as_str) {
                 Some("client") => client::run_alone(&words[1..]).await,
                 Some("holder") => holders::run_alone(&words[1..]).await,
+                Some("pod") => node::pod(&words[1..]).await,
+                Some("registry") => node::registry(&words[1..]).await,
                 _ => measure(&Arguments::parse()).await,
             }
         } => outcome,
@@ -115,6 +122,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
         Scenario::Push => scenarios::push::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
+        Scenario::JobStart => scenarios::job_start::run(arguments, &mut report).await?,
         Scenario::Startup => scenarios::startup::run(arguments, &mut report).await?,
         Scenario::ClusterApi => scenarios::cluster_api::run(arguments, &mut report).await?,
         Scenario::Sync => scenarios::sync::run(arguments, &mut report).await?,

@@ -32,6 +32,11 @@ impl Report {
         self.details.entry(name.to_owned()).or_default().push(value);
     }
 
+    /// The median of a measurement behind the figures so far.
+    pub(crate) fn median_detail(&self, name: &str) -> f64 {
+        self.details.get(name).map_or(0.0, |values| spread(values).1)
+    }
+
     pub(crate) fn table(&self) -> String {
         let figures = self.figures.iter().map(|(name, values)| ((*name).to_owned(), values));
         let details = self.details.iter().map(|(name, values)| (format!("  {name}"), values));

@@ -6,6 +6,7 @@ pub(crate) mod cold_burst;
 mod content;
 pub(crate) mod forest;
 mod images;
+pub(crate) mod job_start;
 pub(crate) mod layering;
 pub(crate) mod memory;
 pub(crate) mod push;
