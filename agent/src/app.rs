@@ -124,8 +124,13 @@ impl App {
             park.clone(),
             MakeRoom::new(move |need| room.make_room(need)),
         );
-        let prepuller =
-            Prepuller::new(config.prepull.clone(), fetcher.clone(), store.clone(), metrics.clone());
+        let prepuller = Prepuller::new(
+            config.prepull.clone(),
+            fetcher.clone(),
+            config.runtime.clone(),
+            store.clone(),
+            metrics.clone(),
+        );
         let mirror = bind("mirror.listen", config.mirror_listen, config.limits)?;
         let admin = bind("admin.listen", config.admin_listen, config.limits)?;
         let (readiness, starting) = Readiness::new();

@@ -21,7 +21,8 @@ pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
 use crate::{
-    fetch, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store, types::RegistryHost, upstream,
+    fetch, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store, types::RegistryHost,
+    upstream,
 };
 
 /// Everything the agent needs to know, checked.

@@ -10,7 +10,7 @@
 //! or every interval; under `Once`, and for a digest, never.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -248,6 +248,13 @@ impl Board {
             RefName::Tag(tag) => tags.contains(&(fact.repository.clone(), tag.clone())),
             RefName::Digest => digests.contains(&(fact.repository.clone(), fact.digest)),
         }
+    }
+
+    /// Names of images that are to be in the container runtime.
+    pub(super) fn loaded(&self) -> BTreeSet<String> {
+        let wanted = |key: &Key| self.set(&key.set).is_some_and(|set| set.runtime);
+        let entries = self.entries.iter().filter(|(key, _)| wanted(key));
+        entries.map(|(_, entry)| entry.image.to_string()).collect()
     }
 
     /// What to keep over restarts; unless all sets are known, also what was remembered of others.

@@ -13,6 +13,7 @@
 //! | `schedule` | cron expressions in time zones (pure) |
 //! | `board` | what every image stands at and what is due (pure) |
 //! | `pull`, `platform` | bringing one whole image; which parts of an index are needed (pure) |
+//! | `load` | into the container runtime too |
 //! | `report` | how it stands, for people and the cluster |
 //! | [`crd`] | the cluster's objects |
 //! | [`cluster`] | following `ImageSet`s, this node's `NodeCache` and taint, the leader |
@@ -26,6 +27,7 @@
 mod board;
 pub mod cluster;
 pub mod crd;
+mod load;
 mod platform;
 mod progress;
 mod pull;
@@ -47,6 +49,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use board::{Board, Job, Key, News, Remembered};
+use load::Loader;
 use pull::{Problem, Pulled, pull};
 pub use report::{ImageReport, SetReport, State, document};
 pub use schedule::{Schedule, ScheduleError};
@@ -55,6 +58,7 @@ pub use set::{Origin, PullPolicy, Set, SetName};
 use crate::{
     fetch::Fetcher,
     metrics::{Metrics, PrepullLabels, PrepullStateLabels},
+    runtime::Runtime,
     store::{Store, StoreError},
     types::Digest,
 };
@@ -88,6 +92,7 @@ pub struct Prepuller(Arc<Inner>);
 struct Inner {
     config: Config,
     fetcher: Fetcher,
+    loader: Loader,
     store: Store,
     metrics: Metrics,
     board: Mutex<Option<Board>>,
@@ -101,9 +106,16 @@ type Done = (Key, Result<Pulled, Problem>);
 
 impl Prepuller {
     /// Puts the parts together; nothing is pulled before [`Self::run`].
-    pub fn new(config: Config, fetcher: Fetcher, store: Store, metrics: Metrics) -> Self {
+    pub fn new(
+        config: Config,
+        fetcher: Fetcher,
+        runtime: Option<Runtime>,
+        store: Store,
+        metrics: Metrics,
+    ) -> Self {
         let (cluster, changes) = (watch::Sender::default(), watch::Sender::default());
-        Self(Arc::new(Inner { config, fetcher, store, metrics, board: Mutex::default(), cluster, changes }))
+        let (loader, board) = (Loader::new(runtime), Mutex::default());
+        Self(Arc::new(Inner { config, fetcher, loader, store, metrics, board, cluster, changes }))
     }
 
     /// From now on these are the sets of the cluster.
@@ -201,7 +213,7 @@ impl Prepuller {
 
     async fn do_job(&self, job: Job) -> Done {
         tracing::debug!(set = %job.key.set, image = job.key.image, reference = %job.reference, "pre-pull begins");
-        let outcome = pull(&self.0.fetcher, &job).await;
+        let outcome = pull(&self.0.fetcher, &self.0.loader, &job).await;
         (job.key, outcome)
     }
 
@@ -241,18 +253,20 @@ impl Prepuller {
     async fn settle(&self) -> bool {
         // Before the cluster's sets were read, what they kept is not let go.
         let known = !self.0.config.in_cluster || self.0.cluster.borrow().is_some();
-        let (holds, remembered) = self.with_board(|board| (board.holds(), board.remember(known)));
+        let (holds, remembered, loaded) =
+            self.with_board(|board| (board.holds(), board.remember(known), board.loaded()));
         let store = self.0.store.clone();
         let settled = tokio::task::spawn_blocking(move || {
             store.hold(&|fact| holds(fact) || (!known && fact.held))?;
             store.remember_prepulled(&remembered)
         });
         let settled = settled.await.map_err(StoreError::from).and_then(|settled| settled);
-        settled
+        let settled = settled
             .inspect_err(|error| {
                 tracing::warn!(error = %chain(error), "what sets keep is not written down: tried again");
             })
-            .is_ok()
+            .is_ok();
+        settled & self.0.loader.keep_only(&loaded).await
     }
 
     fn publish(&self) {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     board::Job,
+    load::Loader,
     platform::{Chosen, choose},
     progress::Progress,
 };
@@ -51,7 +52,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
 
@@ -86,7 +87,7 @@ impl From<FetchError> for Problem {
 }
 
 /// Does a job.
-pub(super) async fn pull(fetcher: &Fetcher, job: &Job) -> Result<Pulled, Problem> {
+pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, job: &Job) -> Result<Pulled, Problem> {
     let repository = &job.image.repository;
     if !fetcher.serves(repository) {
         let message = format!("`{}` is not among the agent's `registries`", repository.registry);
@@ -111,8 +112,7 @@ pub(super) async fn pull(fetcher: &Fetcher, job: &Job) -> Result<Pulled, Problem
         return Err(problem);
     }
     if job.runtime {
-        let message = "it is in the agent's cache; the agent was not told of the node's container runtime";
-        return Err(Problem::new("NoRuntime", message));
+        loader.load(&job.image).await?;
     }
     Ok(Pulled { digest, bytes: job.progress.total() })
 }

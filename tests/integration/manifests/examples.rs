@@ -6,6 +6,7 @@ use std::{
     fs,
 };
 
+use hearth_agent::prepull::crd::ImageSet;
 use k8s_openapi::api::core::v1::{EnvVar, NodeSelectorRequirement, Taint, Toleration};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -33,14 +34,6 @@ struct Object<S> {
 }
 
 resource!(Metadata { name: String, namespace: String, labels: BTreeMap<String, String> });
-
-resource!(ImageSet {
-    images: Vec<String>,
-    node_selector: BTreeMap<String, String>,
-    schedule: String,
-    time_zone: String,
-    pin: bool,
-});
 
 // sparkoperator.k8s.io/v1beta2: kubeflow/spark-operator, `api/v1beta2/sparkapplication_types.go`.
 resource!(Application {
@@ -100,7 +93,7 @@ fn strict<S: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
 
 fn wrong(object: &Value) -> Vec<String> {
     match (object["apiVersion"].as_str(), object["kind"].as_str()) {
-        (Some("hearth.dev/v1alpha1"), Some("ImageSet")) => strict::<ImageSet>(object),
+        (Some("hearth.dev/v1alpha1"), Some("ImageSet")) => objects::strict::<ImageSet>(object),
         (Some("sparkoperator.k8s.io/v1beta2"), Some("SparkApplication")) => strict::<Application>(object),
         (Some("sparkoperator.k8s.io/v1beta2"), Some("ScheduledSparkApplication")) => {
             strict::<Scheduled>(object)

@@ -26,6 +26,8 @@ fn overlays() -> Vec<String> {
         entry.expect("the overlays are readable").file_name().into_string().expect("names are text")
     };
     let mut names: Vec<_> = entries.map(name).collect();
+    // Another test's, for a moment.
+    names.retain(|name| !name.starts_with("hearth-"));
     names.sort();
     names
 }
@@ -52,6 +54,13 @@ fn every_overlay_renders_to_objects_that_the_api_knows_in_every_field() {
         let wrong: Vec<_> = documents.iter().flat_map(objects::wrong).collect();
         assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
     }
+}
+
+#[test]
+fn the_definitions_of_our_objects_are_what_the_code_says() {
+    let written = fs::read_to_string(folder().join("base/crds.yaml")).expect("the file is there");
+    let current = hearth_agent::prepull::crd::definitions();
+    assert!(written == current, "not current: `hearth-agent crds > manifests/base/crds.yaml`:\n{current}");
 }
 
 #[test]
@@ -167,6 +176,27 @@ fn arguments_of_every_container_are_understood() {
             );
         }
     }
+}
+
+#[test]
+fn components_add_what_they_say_to_an_overlay() {
+    let work = tempfile::Builder::new().prefix("hearth-").tempdir_in(folder().join("overlays"));
+    let work = work.expect("the overlays are in a working copy");
+    let text = "resources: [../containerd]\ncomponents: [../../components/undo-node-setup, ../../components/runtime-images, ../../components/pull-secrets]\n";
+    fs::write(work.path().join("kustomization.yaml"), text).expect("writable");
+    let documents = render::kustomize(work.path());
+    let wrong: Vec<_> = documents.iter().flat_map(objects::wrong).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let daemon_set = daemon_set(&documents);
+    let pod = pod(&daemon_set);
+    let setup = pod.init_containers.iter().flatten().find(|container| container.name == "setup");
+    let arguments = setup.and_then(|container| container.args.clone()).unwrap_or_default();
+    assert_eq!(arguments.last().map(String::as_str), Some("--uninstall"));
+    let variables: Vec<_> = pod.containers[0].env.iter().flatten().map(|one| one.name.as_str()).collect();
+    assert!(variables.contains(&"HEARTH_RUNTIME_SOCKET"), "{variables:?}");
+    let binding: k8s_openapi::api::rbac::v1::RoleBinding =
+        render::one(&documents, "RoleBinding", "hearth-agent-pull-secrets");
+    assert_eq!(binding.metadata.namespace.as_deref(), Some("hearth"));
 }
 
 #[test]
