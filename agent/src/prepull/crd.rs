@@ -4,7 +4,7 @@
 //! `hearth-agent crds` prints their definitions; `manifests/base/crds.yaml` is its output. No object is written by more
 //! than one writer per field: people own an `ImageSet`'s spec, the leader its status, and each agent its `NodeCache`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::{
     api::core::v1::{NodeSelectorTerm, Toleration},
@@ -122,7 +122,12 @@ pub struct ImageSetSpec {
     /// lets them read these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    pub pull_secrets: Vec<SecretReference>,
+    pub pull_secrets: Vec<Reference>,
+
+    /// Service accounts whose `imagePullSecrets` are used in the same way: of the pods that will run these images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub service_accounts: Vec<Reference>,
 
     /// Seconds after which the set is removed, counted from its creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,16 +140,22 @@ pub struct ImageSetSpec {
     pub reason: Option<String>,
 }
 
-/// A secret.
+/// An object of a namespace.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SecretReference {
+pub struct Reference {
     /// Its namespace.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// How a set stands, over all nodes. Written by the leader.

@@ -6,7 +6,7 @@ mod outage;
 mod set;
 mod spark;
 
-use std::{fmt::Debug, future::Future, time::Duration};
+use std::{fmt::Debug, fs, future::Future, time::Duration};
 
 use hearth_agent::prepull::crd::{ImageSet, NodeCache};
 use k8s_openapi::{
@@ -15,7 +15,7 @@ use k8s_openapi::{
 };
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY},
-    kubernetes::FakeApi,
+    kubernetes::{FakeApi, Rule},
     registry::{FakeUpstream, Image, Layer},
 };
 use kube::{
@@ -24,6 +24,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::manifests;
 
 /// Longest wait for anything here.
 const SOON: Duration = Duration::from_mins(1);
@@ -38,6 +40,14 @@ struct World {
     prefix: String,
 }
 
+/// What the roles that we ship let an agent do: every scenario here runs under them.
+fn shipped_rules() -> Vec<Rule> {
+    let files = ["base/rbac.yaml", "components/pull-secrets/rbac.yaml"];
+    let read = |file| fs::read_to_string(manifests::folder().join(file)).expect("the roles are readable");
+    let documents = files.into_iter().flat_map(|file| manifests::render::documents(&read(file)));
+    documents.flat_map(|document| Rule::of_role(&document)).collect()
+}
+
 impl World {
     async fn start() -> Self {
         let upstream = FakeUpstream::start().await;
@@ -47,6 +57,7 @@ impl World {
             (None, Client::try_default().await.expect("`KUBECONFIG` names a cluster"))
         } else {
             let fake = FakeApi::start().await;
+            fake.role("", shipped_rules());
             let client = fake.client();
             (Some(fake), client)
         };

@@ -1,7 +1,7 @@
 //! `ImageSet`s: brought to the nodes that they select, summed up, followed, let go.
 
 use hearth_agent::prepull::crd::{ImageSet, NodeCache};
-use k8s_openapi::api::core::v1::{Node, Secret};
+use k8s_openapi::api::core::v1::{Node, Secret, ServiceAccount};
 use kit::{
     agent::{Agent, REGISTRY},
     registry::Access,
@@ -169,13 +169,32 @@ async fn a_node_is_chosen_by_the_labels_that_it_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_secret_that_a_set_names_opens_the_registry() {
     let world = World::start().await;
+    let secret = json!([{"namespace": world.prefix, "name": "pull"}]);
+    private_images_come_with(world, json!({"pullSecrets": secret})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pull_secrets_of_a_service_account_open_the_registry() {
+    let world = World::start().await;
+    let account: ServiceAccount = serde_json::from_value(json!({
+        "metadata": {"name": "spark"}, "imagePullSecrets": [{"name": "pull"}],
+    }))
+    .expect("an account");
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.prefix);
+    accounts.create(&PostParams::default(), &account).await.expect("the account is made");
+    let account = json!([{"namespace": world.prefix, "name": "spark"}]);
+    private_images_come_with(world, json!({"serviceAccounts": account})).await;
+}
+
+/// Of a registry that wants credentials, once the secret `pull` is there.
+async fn private_images_come_with(world: World, credentials: Value) {
     world.image("3.5", 1).await;
     world.upstream.access(Access::Basic("user".into(), "word".into()));
     let node = world.node("one", json!({"pool": world.prefix}), json!([])).await;
     let agent = Agent::start(&world.private_config(&node)).await;
-    let secret = json!([{"namespace": world.prefix, "name": "pull"}]);
-    let more = json!({"nodeSelector": {"pool": world.prefix}, "pullSecrets": secret});
-    let set = world.set("s", &["3.5"], more).await;
+    let mut more = json!({"nodeSelector": {"pool": world.prefix}});
+    more.as_object_mut().expect("it is one").extend(credentials.as_object().cloned().unwrap_or_default());
+    let set = world.set("s", &["3.5"], more.clone()).await;
     let summed = world.until::<ImageSet>(&set, |set| set["status"]["nodesFailed"] == 1).await;
     assert_eq!(summed["status"]["failures"][0]["reason"], "Denied");
     let login = json!({"auths": {REGISTRY: {"username": "user", "password": "word"}}}).to_string();
@@ -186,7 +205,8 @@ async fn a_pull_secret_that_a_set_names_opens_the_registry() {
     let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.prefix);
     secrets.create(&PostParams::default(), &secret).await.expect("the secret is made");
     // The set is looked at again when it changes.
-    world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}, "pullSecrets": [{"namespace": world.prefix, "name": "pull"}], "reason": "again"})).await;
+    more["reason"] = "again".into();
+    world.set("s", &["3.5"], more).await;
     world.until::<ImageSet>(&set, |set| is_ready(set, 1)).await;
     agent.stop().await;
     world.end().await;

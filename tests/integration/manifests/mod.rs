@@ -4,7 +4,7 @@
 mod examples;
 mod objects;
 mod policy;
-mod render;
+pub(crate) mod render;
 
 use std::{fs, path::PathBuf};
 
@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 use serde_json::Value;
 
 /// The folder `manifests/`.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../manifests")
 }
 

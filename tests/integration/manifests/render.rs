@@ -20,7 +20,7 @@ pub(super) fn kustomize(folder: &Path) -> Vec<Value> {
 }
 
 /// The documents of a file; a line of dashes within a text is indented.
-pub(super) fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     let parts = text.split("\n---\n").map(|part| part.trim_start_matches("---\n"));
     let read = |part: &str| {
         serde_saphyr::from_str::<Value>(part).unwrap_or_else(|error| panic!("not YAML: {error}\n{part}"))

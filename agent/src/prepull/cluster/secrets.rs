@@ -1,15 +1,15 @@
-//! Pull secrets that the sets of this node name: read from the cluster, where a role lets the agent, and used as
+//! Pull secrets that the sets of this node name, or that their service accounts name: read from the cluster, where a role lets the agent, and used as
 //! credentials of the agent for registries whose `private` is `agent`. They are in force as long as a set names them,
 //! and are read again now and then, because they are rotated.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::Api;
 
-use super::{Shared, api::within};
+use super::{Shared, api::within, translate::Wanted};
 use crate::prepull::{
-    crd::SecretReference,
+    crd::Reference,
     spread::{around, fraction},
 };
 
@@ -25,37 +25,22 @@ const KEY: &str = ".dockerconfigjson";
 pub(super) async fn run(shared: &Arc<Shared>) {
     let part = fraction(&format!("secrets {}", shared.config.node));
     let mut wanted = shared.wanted.subscribe();
-    let (mut before, mut complained) = (BTreeSet::new(), false);
+    let (mut before, mut complained) = (false, false);
     loop {
-        let named: BTreeSet<SecretReference> = {
-            let wanted = wanted.borrow_and_update();
-            wanted.iter().flatten().flat_map(|set| set.secrets.iter().cloned()).collect()
-        };
+        let named = Named::of(wanted.borrow_and_update().iter().flatten());
         let mut whole = true;
-        if !named.is_empty() || !before.is_empty() {
-            let mut documents = Vec::new();
-            for secret in &named {
-                match read(shared, secret).await {
-                    Ok(document) => documents.push(document),
-                    Err(problem) => {
-                        whole = false;
-                        if !complained {
-                            tracing::warn!(
-                                namespace = secret.namespace,
-                                name = secret.name,
-                                problem,
-                                "a pull secret is not used: tried again"
-                            );
-                        }
-                    }
-                }
+        if named != Named::default() || before {
+            let (documents, problems) = named.read(shared).await;
+            whole = problems.is_empty();
+            for (object, problem) in problems.iter().filter(|_| !complained) {
+                tracing::warn!(%object, problem, "a pull secret is not used: tried again");
             }
             for problem in shared.prepuller.use_secrets(&documents) {
                 tracing::warn!(problem, "a pull secret is not usable");
             }
             complained = !whole;
         }
-        before = named;
+        before = named != Named::default();
         let rest = around(if whole { AGE } else { RETRY }, part);
         tokio::select! {
             changed = wanted.changed() => {
@@ -68,7 +53,51 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     }
 }
 
-async fn read(shared: &Shared, reference: &SecretReference) -> Result<Vec<u8>, String> {
+/// What the sets of this node name.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Named {
+    secrets: BTreeSet<Reference>,
+    accounts: BTreeSet<Reference>,
+}
+
+impl Named {
+    fn of<'a>(sets: impl Iterator<Item = &'a Wanted>) -> Self {
+        let mut named = Self::default();
+        for set in sets {
+            named.secrets.extend(set.secrets.iter().cloned());
+            named.accounts.extend(set.accounts.iter().cloned());
+        }
+        named
+    }
+
+    /// The secrets that can be read, those of the accounts among them, and what is wrong with the others.
+    async fn read(&self, shared: &Shared) -> (Vec<Vec<u8>>, Vec<(String, String)>) {
+        let (mut documents, mut problems, mut secrets) = (Vec::new(), Vec::new(), self.secrets.clone());
+        for account in &self.accounts {
+            match secrets_of(shared, account).await {
+                Ok(found) => secrets.extend(found),
+                Err(problem) => problems.push((format!("ServiceAccount {account}"), problem)),
+            }
+        }
+        for secret in &secrets {
+            match read(shared, secret).await {
+                Ok(document) => documents.push(document),
+                Err(problem) => problems.push((format!("Secret {secret}"), problem)),
+            }
+        }
+        (documents, problems)
+    }
+}
+
+/// The secrets with which a kubelet pulls for pods of this account.
+async fn secrets_of(shared: &Shared, account: &Reference) -> Result<Vec<Reference>, String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(shared.client.clone(), &account.namespace);
+    let found = within(accounts.get(&account.name)).await.map_err(|error| error.to_string())?;
+    let names = found.image_pull_secrets.into_iter().flatten().map(|secret| secret.name);
+    Ok(names.map(|name| Reference { namespace: account.namespace.clone(), name }).collect())
+}
+
+async fn read(shared: &Shared, reference: &Reference) -> Result<Vec<u8>, String> {
     let secrets: Api<Secret> = Api::namespaced(shared.client.clone(), &reference.namespace);
     let secret = within(secrets.get(&reference.name)).await.map_err(|error| error.to_string())?;
     let document = secret.data.and_then(|mut data| data.remove(KEY));

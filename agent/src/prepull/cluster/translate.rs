@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     prepull::{
-        crd::{ImageSet, NodeCacheStatus, NodeImageStatus, NodeSetStatus, SecretReference},
+        crd::{ImageSet, NodeCacheStatus, NodeImageStatus, NodeSetStatus, Reference},
         report::{ImageReport, SetReport, State},
         schedule::Schedule,
         set::{Origin, Set, SetName},
@@ -23,7 +23,8 @@ pub(crate) struct Wanted {
     pub(crate) generation: i64,
     /// Sets that are for a while only are nothing that a starting node waits for.
     pub(crate) passing: bool,
-    pub(crate) secrets: Vec<SecretReference>,
+    pub(crate) secrets: Vec<Reference>,
+    pub(crate) accounts: Vec<Reference>,
     pub(crate) set: Result<Set, String>,
 }
 
@@ -34,6 +35,7 @@ pub(crate) fn wanted(object: &ImageSet, node: &str) -> Wanted {
         generation: object.metadata.generation.unwrap_or_default(),
         passing: object.spec.ttl_seconds.is_some(),
         secrets: object.spec.pull_secrets.clone(),
+        accounts: object.spec.service_accounts.clone(),
         set: read(object, &name, node),
         name,
     }
