@@ -272,7 +272,7 @@ impl Simulation {
 
     fn ask(&mut self, now: u64, me: u32, piece: u64, place: usize) {
         let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
-        let route = targets(&self.ranking, &self.subject, piece, me, &self.fetchers[slot]);
+        let route = targets(&self.ranking, &self.subject, self.layout.part(piece), me, &self.fetchers[slot]);
         // The plain rule leaves the tree out: everybody goes to the owner.
         let skipped = match self.world.rule {
             Rule::Forest => 0,
@@ -302,7 +302,7 @@ impl Simulation {
     /// Whoever was asked last and is dead is remembered as such.
     fn note_gone(&mut self, me: u32, piece: u64, place: usize) {
         let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
-        let route = targets(&self.ranking, &self.subject, piece, me, &self.fetchers[slot]);
+        let route = targets(&self.ranking, &self.subject, self.layout.part(piece), me, &self.fetchers[slot]);
         if let Some(Target::Member(member, _)) = route.get(place)
             && self.nodes[*member as usize].dead
         {
@@ -315,7 +315,8 @@ impl Simulation {
             self.at(now + UNREACHABLE, Event::GiveUp(from, piece, place));
             return;
         }
-        let height = |at: u32| self.subject.height(piece, &self.names[at as usize], self.world.zone(at));
+        let part = self.layout.part(piece);
+        let height = |at: u32| self.subject.height(part, &self.names[at as usize], self.world.zone(at));
         let higher = height(to) > height(from);
         let node = &self.nodes[to as usize];
         let fetching = (node.takes && now >= node.begun) || node.asked.contains_key(&piece);

@@ -90,7 +90,7 @@ impl Fetcher {
         let standing = Standing {
             has: false,
             fetching: flight.as_ref().is_some_and(|flight| flight.wants_whole()),
-            higher: self.is_higher(ask),
+            higher: self.is_higher(ask, layout),
             relays: self.0.peers.config().relay && self.0.peers.is_on(),
             full: waiting.is_none(),
             loaded: false,
@@ -122,9 +122,10 @@ impl Fetcher {
         !ask.whole && !self.0.upstream.has_ranges(&ask.repository.registry)
     }
 
-    fn is_higher(&self, ask: &PieceAsk) -> bool {
+    fn is_higher(&self, ask: &PieceAsk, layout: &Layout) -> bool {
         let (subject, me) = (Subject::of(&ask.digest.to_string()), self.0.peers.config());
-        let height = |name: &str, zone: &str| subject.height(ask.piece, name, zone);
+        let part = layout.part(ask.piece);
+        let height = |name: &str, zone: &str| subject.height(part, name, zone);
         height(&me.name, &me.zone) > height(&ask.member, &ask.zone)
     }
 

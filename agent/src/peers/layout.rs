@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use super::rank::Part;
+
 /// Pieces of a blob of middling size.
 const PIECES: u64 = 256;
 
@@ -73,6 +75,11 @@ impl Layout {
     /// The slot whose fetcher reads a piece upstream.
     pub fn slot(&self, piece: u64) -> u64 {
         piece / self.stripe % SLOTS
+    }
+
+    /// A piece as the ranking knows it.
+    pub fn part(&self, piece: u64) -> Part {
+        Part { piece, slot: self.slot(piece) }
     }
 
     /// The pieces that are read upstream together with this one.

@@ -9,7 +9,7 @@
 
 use super::{
     layout::{Layout, WINDOW},
-    rank::{Ranking, Subject},
+    rank::{Part, Ranking, Subject},
 };
 
 /// As what a member is asked.
@@ -17,7 +17,7 @@ use super::{
 pub enum Role {
     /// It gives the piece when it has it or is fetching the blob itself.
     Parent,
-    /// It stands highest for the piece: it sees to it in any case.
+    /// It stands highest for the piece, in its zone at least: it sees to it in any case.
     Root,
     /// It reads the piece upstream.
     Source,
@@ -35,18 +35,18 @@ pub enum Target {
 /// Where `me` looks for a piece, in this order: up its tree, then whoever reads the stripe, then upstream itself, and
 /// when it cannot, those who might read the stripe after it. `fetchers` are the members of the piece's slot in their
 /// order ([`Ranking::fetchers`]).
-pub fn targets(ranking: &Ranking, subject: &Subject, piece: u64, me: u32, fetchers: &[u32]) -> Vec<Target> {
+pub fn targets(ranking: &Ranking, subject: &Subject, part: Part, me: u32, fetchers: &[u32]) -> Vec<Target> {
     let source = |member: &u32| Target::Member(*member, Role::Source);
     let later = fetchers.iter().skip_while(|member| **member != me).skip(1).map(source);
     if fetchers.first() == Some(&me) {
         return std::iter::once(Target::Upstream).chain(later).collect();
     }
-    let ancestors = ranking.ancestors(subject, piece, me);
-    let last = ancestors.len().saturating_sub(1);
-    let climb = ancestors
-        .into_iter()
-        .enumerate()
-        .map(|(at, member)| Target::Member(member, if at == last { Role::Root } else { Role::Parent }));
+    let ancestors = ranking.ancestors(subject, part, me);
+    let climb = ancestors.iter().enumerate().map(|(at, member)| {
+        // Whoever is asked beyond the first of a zone brings the piece into that zone once more.
+        let inner = ancestors.get(at + 1).is_some_and(|above| ranking.are_neighbours(*member, *above));
+        Target::Member(*member, if inner { Role::Parent } else { Role::Root })
+    });
     let sources = fetchers.iter().take_while(|member| **member != me).map(source);
     climb.chain(sources).chain([Target::Upstream]).chain(later).collect()
 }
@@ -282,13 +282,14 @@ mod tests {
             let ranking = Ranking::new((0..).zip(&names).map(|(at, name)| (name.as_str(), zone(at))));
             let subject = Subject::of("sha256:33");
             let fetchers = ranking.fetchers(&subject, layout.slot(piece), 8);
-            let height = |at: u32| subject.height(piece, &names[at as usize], zone(at));
+            let part = layout.part(piece);
+            let height = |at: u32| subject.height(part, &names[at as usize], zone(at));
             for start in 0..count {
                 let (mut me, mut steps) = (start, 0);
                 'climb: loop {
                     steps += 1;
                     prop_assert!(steps <= count + 1, "it comes to an end");
-                    for target in targets(&ranking, &subject, piece, me, &fetchers) {
+                    for target in targets(&ranking, &subject, part, me, &fetchers) {
                         let Target::Member(member, role) = target else { break 'climb };
                         // 0: gone. 1: a bystander. 2: does not relay. 3: fetches the blob.
                         let kind = mask[member as usize];

@@ -6,7 +6,7 @@
 //! weight(s, i, m) = mix(mix(s + mix(i)) xor m)                       (additions modulo 2^64)
 //!
 //! piece p of a digest:    weight(key("piece", digest),  p, key("member", member))
-//! zone of a piece:        weight(key("zones", digest),  p, key("zone", zone))
+//! zone of slot i:         weight(key("zones", digest),  i, key("zone", zone))
 //! fetcher of slot i:      weight(key("stripe", digest), i, key("member", member))
 //! who resolves a tag:     weight(key("tag", repository ":" tag), 0, key("member", member))
 //! who fetches a manifest: weight(key("manifest", digest), 0, key("member", member))
@@ -16,8 +16,12 @@
 //! multiplications a round and no allocation, so that one look over 10,000 members costs some 30 microseconds.
 //!
 //! For one piece, the members of a zone, highest weight first, are a binary heap: rank `r` has its parent at
-//! `(r - 1) / 2`. The first of each zone are a heap over zones in the same way. Everyone's [`Height`] is below its
-//! parent's, whatever else is known of the membership: a request that only climbs cannot go round in a circle.
+//! `(r - 1) / 2`. The first of each zone, its leaders, are a heap over zones in the same way; the zones' order is that of
+//! the piece's slot. Everyone's [`Height`] is below its parent's, whatever else is known of the membership: a request that
+//! only climbs cannot go round in a circle.
+//!
+//! A slot's fetcher is the first of its highest zone, where the roots of all its pieces are: a piece crosses into each
+//! other zone once. Who stands in for it is the next of all zones, so that one zone's trouble is not the slot's.
 
 use std::cmp::Reverse;
 
@@ -45,6 +49,15 @@ fn mix(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// A piece, and the slot that it is read in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its number in the blob.
+    pub piece: u64,
+    /// The slot of its stripe.
+    pub slot: u64,
+}
+
 /// How high a member stands for one piece. Compared first by zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Height {
@@ -67,10 +80,10 @@ impl Subject {
     }
 
     /// How high a member stands for a piece; needs no membership.
-    pub fn height(&self, piece: u64, member: &str, zone: &str) -> Height {
+    pub fn height(&self, part: Part, member: &str, zone: &str) -> Height {
         Height {
-            zone: weight(self.zones, piece, key("zone", zone)),
-            member: weight(self.piece, piece, key("member", member)),
+            zone: weight(self.zones, part.slot, key("zone", zone)),
+            member: weight(self.piece, part.piece, key("member", member)),
         }
     }
 }
@@ -118,10 +131,10 @@ impl Ranking {
     }
 
     /// Whom to ask for a piece, nearest first, up to the root; empty for the root itself. Linear in the members.
-    pub fn ancestors(&self, subject: &Subject, piece: u64, me: u32) -> Vec<u32> {
+    pub fn ancestors(&self, subject: &Subject, part: Part, me: u32) -> Vec<u32> {
         let Some(own) = self.members.get(me as usize) else { return Vec::new() };
         let mut path = Vec::with_capacity(32);
-        let mut above = self.above(subject, piece, me, *own);
+        let mut above = self.above(subject, part.piece, me, *own);
         let mut rank = above.len();
         while rank > 0 {
             let parent = (rank - 1) / 2;
@@ -131,10 +144,16 @@ impl Ranking {
             rank = parent;
         }
         if self.zones.len() > 1 {
-            let zones = self.zones_above(subject, piece, own.zone);
-            path.extend(zones.into_iter().filter_map(|zone| self.leader(subject, piece, zone)));
+            let zones = self.zones_above(subject, part.slot, own.zone);
+            path.extend(zones.into_iter().filter_map(|zone| self.leader(subject, part.piece, zone)));
         }
         path
+    }
+
+    /// Whether two members are of one zone.
+    pub fn are_neighbours(&self, one: u32, other: u32) -> bool {
+        let zone = |at: u32| self.members.get(at as usize).map(|member| member.zone);
+        zone(one) == zone(other)
     }
 
     /// Members of the same zone that stand higher.
@@ -149,10 +168,9 @@ impl Ranking {
     }
 
     /// The zones on the way to the root's, nearest first.
-    fn zones_above(&self, subject: &Subject, piece: u64, own: u32) -> Vec<u32> {
-        let order = |at: u32| (weight(subject.zones, piece, self.zones[at as usize]), Reverse(at));
-        let count = u32::try_from(self.zones.len()).unwrap_or(u32::MAX);
-        let mut above: Vec<_> = (0..count).map(order).filter(|zone| *zone > order(own)).collect();
+    fn zones_above(&self, subject: &Subject, slot: u64, own: u32) -> Vec<u32> {
+        let own = self.zone_order(subject, slot, own);
+        let mut above: Vec<_> = self.zone_orders(subject, slot).filter(|zone| *zone > own).collect();
         above.sort_unstable_by(|a, b| b.cmp(a));
         let (mut rank, mut path) = (above.len(), Vec::new());
         while rank > 0 {
@@ -162,13 +180,32 @@ impl Ranking {
         path
     }
 
+    fn zone_order(&self, subject: &Subject, slot: u64, zone: u32) -> Order {
+        (weight(subject.zones, slot, self.zones[zone as usize]), Reverse(zone))
+    }
+
+    fn zone_orders(&self, subject: &Subject, slot: u64) -> impl Iterator<Item = Order> {
+        let count = u32::try_from(self.zones.len()).unwrap_or(u32::MAX);
+        (0..count).map(move |zone| self.zone_order(subject, slot, zone))
+    }
+
     fn leader(&self, subject: &Subject, piece: u64, zone: u32) -> Option<u32> {
         self.ranked(subject.piece, piece, zone).max().map(|order| order.1.0)
     }
 
-    /// The first `most` members for a stripe's slot, highest weight first: the fetcher, and who comes after it.
+    /// At most `most` members for a slot: the fetcher, and who comes after it, highest weight first.
     pub fn fetchers(&self, subject: &Subject, slot: u64, most: usize) -> Vec<u32> {
-        self.first(subject.stripe, slot, most)
+        let mut order = self.first(subject.stripe, slot, most);
+        if self.zones.len() > 1 {
+            let zone = self.zone_orders(subject, slot).max().map(|order| order.1.0);
+            let first = zone.and_then(|zone| self.ranked(subject.stripe, slot, zone).max());
+            if let Some((_, Reverse(first))) = first {
+                order.retain(|member| *member != first);
+                order.insert(0, first);
+                order.truncate(most);
+            }
+        }
+        order
     }
 
     /// The first `most` members for a subject of its own (a tag, a manifest), highest weight first.
@@ -216,6 +253,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_path_is_the_heaps_and_always_climbs(count in 1_usize..60, zones in 1_usize..5, piece in 0_u64..1000) {
+            let part = Part { piece, slot: piece / 16 % 8 };
             let names = names(count);
             let zone = |at: usize| format!("zone-{}", at % zones);
             let zoned: Vec<_> = names.iter().enumerate().map(|(at, name)| (name.clone(), zone(at))).collect();
@@ -223,12 +261,12 @@ mod tests {
             let subject = Subject::of("sha256:00");
             let height = |at: u32| {
                 let (name, zone) = &zoned[at as usize];
-                subject.height(piece, name, zone)
+                subject.height(part, name, zone)
             };
             let all = u32::try_from(count).unwrap();
             let root = (0..all).max_by_key(|at| height(*at)).unwrap();
             for me in 0..all {
-                let path = ranking.ancestors(&subject, piece, me);
+                let path = ranking.ancestors(&subject, part, me);
                 let mut below = height(me);
                 for above in &path {
                     prop_assert!(height(*above) > below, "a parent stands higher");
@@ -258,17 +296,20 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_crosses_into_a_zone_once() {
+    fn a_piece_crosses_into_every_other_zone_once() {
         let names = names(60);
         let zone = |at: u32| ["a", "b", "c"][at as usize % 3];
         let ranking = Ranking::new((0_u32..).zip(&names).map(|(at, name)| (name.as_str(), zone(at))));
         let subject = Subject::of("sha256:22");
-        for piece in 0..50 {
+        for piece in 0..200 {
+            let part = Part { piece, slot: piece / 16 % 8 };
+            let fetcher = ranking.fetchers(&subject, part.slot, 8)[0];
             let crossings = (0..60).filter(|me| {
-                let parent = ranking.ancestors(&subject, piece, *me).first().copied();
-                parent.is_some_and(|parent| zone(parent) != zone(*me))
+                let above = ranking.ancestors(&subject, part, *me).first().copied();
+                // The root has it from whoever reads it.
+                zone(above.unwrap_or(fetcher)) != zone(*me)
             });
-            assert_eq!(crossings.count(), 2, "two zones besides the root's");
+            assert_eq!(crossings.count(), 2, "two zones besides the fetcher's");
         }
     }
 }

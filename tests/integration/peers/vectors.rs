@@ -1,7 +1,7 @@
 //! The ranking must be equal on every platform and in every version: agents of two versions serve one cluster during
 //! an upgrade. These values were computed by an independent program from the formulas in `agent/src/peers/rank.rs`.
 
-use hearth_agent::peers::rank::{Ranking, Subject, key, weight};
+use hearth_agent::peers::rank::{Part, Ranking, Subject, key, weight};
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -25,9 +25,28 @@ fn the_tree_of_a_piece_is_what_it_always_was() {
     let ranking = Ranking::new(names.iter().map(|name| (name.as_str(), "")));
     let subject = Subject::of(DIGEST);
     for (piece, me, expected) in PATHS {
-        assert_eq!(ranking.ancestors(&subject, *piece, *me), *expected, "piece {piece} of node {me}");
+        assert_eq!(
+            ranking.ancestors(&subject, Part { piece: *piece, slot: 0 }, *me),
+            *expected,
+            "piece {piece} of node {me}"
+        );
     }
     for (slot, expected) in FETCHERS {
+        assert_eq!(ranking.fetchers(&subject, *slot, 3), *expected, "slot {slot}");
+    }
+}
+
+#[test]
+fn the_tree_over_three_zones_is_what_it_always_was() {
+    let names: Vec<_> = (0..16).map(|at| format!("node-{at:02}")).collect();
+    let zones = ["a", "b", "c"].into_iter().cycle();
+    let ranking = Ranking::new(names.iter().map(String::as_str).zip(zones));
+    let subject = Subject::of(DIGEST);
+    for (piece, slot, me, expected) in ZONED_PATHS {
+        let part = Part { piece: *piece, slot: *slot };
+        assert_eq!(ranking.ancestors(&subject, part, *me), *expected, "piece {piece} of node {me}");
+    }
+    for (slot, expected) in ZONED_FETCHERS {
         assert_eq!(ranking.fetchers(&subject, *slot, 3), *expected, "slot {slot}");
     }
 }
@@ -53,3 +72,13 @@ const PATHS: &[(u64, u32, &[u32])] =
     &[(0, 0, &[10, 9, 13]), (0, 7, &[13]), (1, 7, &[12]), (2, 15, &[0, 5]), (1000, 3, &[15, 10])];
 
 const FETCHERS: &[(u64, &[u32])] = &[(0, &[13, 1, 3]), (1, &[5, 12, 9]), (7, &[12, 5, 9])];
+
+const ZONED_PATHS: &[(u64, u64, u32, &[u32])] = &[
+    (0, 0, 0, &[3, 9, 2]),
+    (0, 0, 7, &[13, 2]),
+    (17, 1, 7, &[13, 3]),
+    (40, 2, 15, &[4]),
+    (127, 7, 3, &[0, 4]),
+];
+
+const ZONED_FETCHERS: &[(u64, &[u32])] = &[(0, &[11, 13, 1]), (1, &[12, 5, 9]), (7, &[1, 12, 5])];
