@@ -197,9 +197,10 @@ impl App {
         let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
         let directory_task =
             self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
+        let tls = self.peers.config().tls.clone();
         let api = PeerApi::new(self.fetcher.clone(), self.peers, self.metrics.clone());
         let peer_task = self.peer.map(|server| {
-            self.tasks.spawn("peers", server.serve_peers(api, connections.clone(), stop.clone()))
+            self.tasks.spawn("peers", server.serve_peers(api, tls, connections.clone(), stop.clone()))
         });
         let mirror = Mirror::new(
             self.fetcher,

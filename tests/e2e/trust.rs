@@ -5,18 +5,18 @@ use std::{
     fs,
     io::Write as _,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     agent::blob_path,
+    certificates::Authority,
     process::AgentProcess,
     registry::{FakeUpstream, sha256},
-    runtime::{Daemon, run},
+    runtime::Daemon,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -28,34 +28,19 @@ use crate::support::REGISTRY;
 const REPOSITORY: &str = "team/app";
 
 /// An authority, a server certificate for the loopback addresses and a client certificate, all of this test's own.
-struct Certificates(PathBuf);
+struct Certificates(Authority);
 
 impl Certificates {
-    async fn make(directory: &Path) -> Result<Self> {
-        let this = Self(directory.to_owned());
-        fs::write(directory.join("names"), "subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost\n")?;
-        let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"];
-        this.openssl(&request, &["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"]).await?;
+    fn make(directory: &Path) -> Result<Self> {
+        let authority = Authority::new(directory, "ca")?;
         for name in ["server", "client"] {
-            let (key, csr, pem) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
-            let subject = format!("/CN={name}");
-            let request = ["req", "-newkey", "rsa:2048", "-nodes"];
-            this.openssl(&request, &["-subj", &subject, "-keyout", &key, "-out", &csr]).await?;
-            let sign = ["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-            this.openssl(&sign, &["-extfile", "names", "-in", &csr, "-out", &pem]).await?;
+            authority.sign(name, "IP:127.0.0.1,IP:::1,DNS:localhost")?;
         }
-        Ok(this)
-    }
-
-    async fn openssl(&self, first: &[&str], more: &[&str]) -> Result<()> {
-        let mut command = Command::new("openssl");
-        command.current_dir(&self.0).args(first).args(more);
-        run(command, Duration::from_mins(1)).await?.output().context("openssl failed")?;
-        Ok(())
+        Ok(Self(authority))
     }
 
     fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
+        self.0.path(name).display().to_string()
     }
 }
 
@@ -156,7 +141,7 @@ impl Stage {
         let directory = tempfile::Builder::new().prefix("hearth-trust-").tempdir()?;
         let upstream = FakeUpstream::start().await;
         let digest = upstream.random_blob(REPOSITORY, 1, 3 << 20).await;
-        let certificates = Certificates::make(directory.path()).await?;
+        let certificates = Certificates::make(directory.path())?;
         let tls = Tls::start(directory.path(), &certificates, upstream.address()).await?;
         Ok(Self { directory, certificates, tls, _upstream: upstream, digest })
     }

@@ -125,6 +125,24 @@ pub const KEYS: &[Key] = &[
         meaning: "for how long nothing may come of members before the registry is asked instead",
     },
     Key {
+        path: "peer.tls.certificate",
+        default: "",
+        meaning: "PEM file of this member's certificate; with it members speak TLS 1.3 only, and each asks the other for a \
+                  certificate; the three files are read again every 30 seconds",
+    },
+    Key { path: "peer.tls.key", default: "", meaning: "PEM file of its private key" },
+    Key {
+        path: "peer.tls.ca",
+        default: "",
+        meaning: "PEM file of the authorities that sign members' certificates",
+    },
+    Key {
+        path: "peer.tls.name",
+        default: "",
+        meaning: "the DNS name that every member's certificate is valid for; members are met at addresses, which are in no \
+                  certificate",
+    },
+    Key {
         path: "runtime.socket",
         default: "",
         meaning: "socket of the node's container runtime (containerd: `/run/containerd/containerd.sock`), for images that are \

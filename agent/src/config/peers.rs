@@ -1,11 +1,12 @@
 //! `peer`: who this node is among others, and who they are.
 
-use std::{net::SocketAddr, str::FromStr};
+use std::{net::SocketAddr, str::FromStr, sync::Arc};
 
+use rustls::pki_types::ServerName;
 use serde_saphyr::Location;
 
-use super::raw::RawPeer;
-use crate::peers::{Config, Member, Source};
+use super::raw::{RawPeer, RawPeerTls};
+use crate::peers::{Config, Files, Member, Source, Tls};
 
 /// Longest name of a member or zone.
 const LONGEST: usize = 253;
@@ -39,6 +40,36 @@ pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> 
         uploads: value!(uploads).0,
         upload_rate: value!(upload_rate).0,
         wait: value!(wait).0,
+        tls: tls(&raw.tls)?.map(Arc::new),
+    })
+}
+
+/// All four keys or none.
+fn tls(raw: &RawPeerTls) -> Result<Option<Tls>, Wrong> {
+    let keys = [
+        ("peer.tls.certificate", raw.certificate.as_ref().map(|set| set.referenced)),
+        ("peer.tls.key", raw.key.as_ref().map(|set| set.referenced)),
+        ("peer.tls.ca", raw.ca.as_ref().map(|set| set.referenced)),
+        ("peer.tls.name", raw.name.as_ref().map(|set| set.referenced)),
+    ];
+    let (Some(certificate), Some(key), Some(ca), Some(name)) =
+        (&raw.certificate, &raw.key, &raw.ca, &raw.name)
+    else {
+        let set = keys.iter().find_map(|(key, place)| Some((*key, (*place)?)));
+        let missing = keys.iter().find(|(_, place)| place.is_none());
+        return match (set, missing) {
+            (Some((set, place)), Some((missing, _))) => Err((set, Some(place), format!("needs `{missing}`"))),
+            _ => Ok(None),
+        };
+    };
+    let named = name.value.0.0.clone();
+    let name = ServerName::try_from(named.clone())
+        .map_err(|_| ("peer.tls.name", Some(name.referenced), format!("`{named}` is not a DNS name")))?;
+    let files =
+        Files { certificate: certificate.value.clone(), key: key.value.clone(), ca: ca.value.clone(), name };
+    Tls::open(files).map(Some).map_err(|error| {
+        let place = keys.iter().find(|(path, _)| *path == error.key).and_then(|(_, place)| *place);
+        (error.key, place, error.problem)
     })
 }
 

@@ -81,6 +81,13 @@ section!(RawPeer {
     uploads: Option<Text<Count>>,
     upload_rate: Option<Text<Rate>>,
     wait: Option<Text<PositiveSpan>>,
+    tls: RawPeerTls,
+});
+section!(RawPeerTls {
+    certificate: Option<Spanned<PathBuf>>,
+    key: Option<Spanned<PathBuf>>,
+    ca: Option<Spanned<PathBuf>>,
+    name: Option<Spanned<Text<Name>>>,
 });
 section!(RawRuntime { socket: Option<PathBuf> });
 section!(RawCredentials {

@@ -140,7 +140,9 @@ impl Ground {
         // Whoever comes to its own turn among the readers reads for those who ask it next. Not everything, though, for
         // somebody's moment of weakness.
         let stripe = if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
-        for target in plan::targets(self.members.ranking(), &self.subject, piece, me, readers) {
+        for target in
+            plan::targets(self.members.ranking(), &self.subject, self.layout.part(piece), me, readers)
+        {
             if self.has(piece) {
                 return Ok(());
             }
@@ -190,6 +192,7 @@ impl Ground {
         let found = stream::iter(others.collect::<Vec<_>>())
             .map(|member| async move {
                 let answer = self.peers().piece(&member, ask, length).await;
+                let answer = answer.inspect_err(|error| self.peers().note_failure(error));
                 matches!(answer, Ok(PieceAnswer::Body(_))).then_some(member)
             })
             .buffer_unordered(SOUGHT_AT_ONCE)
@@ -237,7 +240,7 @@ impl Ground {
         let bytes = self.layout.bytes(piece);
         let ask = self.request(role, piece, ranges);
         let began = Instant::now();
-        let (mut activity, mut last_sign) = (None, began);
+        let (mut activity, mut last_sign, mut silent) = (None, began, false);
         loop {
             match self.peers().piece(member, &ask, bytes.end - bytes.start).await {
                 Ok(PieceAnswer::Body(body)) => return self.receive(member, body, piece).await,
@@ -254,7 +257,13 @@ impl Ground {
                     self.reading.fetcher.0.upstream.note_no_ranges(&self.repository.registry);
                     return Ok(Attempt::Next);
                 }
-                Ok(PieceAnswer::NoPart | PieceAnswer::Unable) | Err(_) => return Ok(Attempt::Next),
+                // A packet lost on a full link. Another reader would read the whole stripe upstream once more.
+                Err(error) if error.silent && role == Role::Source && !silent => silent = true,
+                Err(error) => {
+                    self.peers().note_failure(&error);
+                    return Ok(Attempt::Next);
+                }
+                Ok(PieceAnswer::NoPart | PieceAnswer::Unable) => return Ok(Attempt::Next),
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The peer API (`/peer/v1`): one call into `fetch` for each request. What the requests mean: `peers::wire`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -11,14 +14,15 @@ use crate::{
     fetch::{FetchError, Fetcher, Share},
     metrics::Metrics,
     peers::{
-        Peers,
+        HOLD, Peers,
         wire::{ACTIVITY, PeerRequest, PieceAsk, WireError},
     },
     types::{Digest, Repository, Tag},
 };
 
-/// Longest wait for a turn to send; whoever asks is then told to ask again.
-const TURN: Duration = Duration::from_millis(700);
+/// Shortest wait for a turn to send. What is left of [`HOLD`] is the longest: a request that waited for its piece first
+/// must not wait so long again that whoever asks takes this node for dead.
+const TURN: Duration = Duration::from_millis(100);
 
 /// Answers other members. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -82,9 +86,11 @@ impl PeerApi {
     }
 
     async fn piece(&self, ask: &PieceAsk) -> Response<Body> {
+        let began = Instant::now();
         match self.0.fetcher.share(ask).await {
             Share::Here(reader, length) => {
-                let Some(upload) = self.0.peers.uploads().acquire(TURN).await else {
+                let turn = HOLD.saturating_sub(began.elapsed()).max(TURN);
+                let Some(upload) = self.0.peers.uploads().acquire(turn).await else {
                     return held(self.0.metrics.peer_sent_bytes.get());
                 };
                 let body = body::content(reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));

@@ -1,4 +1,5 @@
-//! Accepting connections and serving HTTP/1.1 on them, until told to stop.
+//! Accepting connections and serving HTTP/1.1 on them, inside of TLS where members are asked who they are, until told to
+//! stop.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,9 +11,11 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,10 +24,13 @@ use super::{
     body::Body,
     connection::{self, ClientStream},
 };
-use crate::{metrics::Metrics, task::Tasks};
+use crate::{metrics::Metrics, peers::Tls, task::Tasks};
 
 /// Pause after a failed accept (too many open files, as a rule), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest time for a member to show who it is.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Limits of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -66,21 +72,28 @@ impl Server {
     pub async fn serve_mirror(self, mirror: Mirror, metrics: Metrics, tasks: Tasks, stop: CancellationToken) {
         let count =
             move |open: bool| if open { metrics.connections.inc() } else { metrics.connections.dec() };
-        self.serve(move |request| mirror.clone().answer(request), count, tasks, stop).await;
+        self.serve(None, move |request| mirror.clone().answer(request), count, tasks, stop).await;
     }
 
-    /// Serves other agents until `stop`.
-    pub async fn serve_peers(self, peers: PeerApi, tasks: Tasks, stop: CancellationToken) {
-        self.serve(move |request| peers.clone().answer(request), |_| 0, tasks, stop).await;
+    /// Serves other agents until `stop`; with `tls` only those that show a member's certificate.
+    pub async fn serve_peers(
+        self,
+        peers: PeerApi,
+        tls: Option<Arc<Tls>>,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) {
+        self.serve(tls, move |request| peers.clone().answer(request), |_| 0, tasks, stop).await;
     }
 
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
-        self.serve(move |request| admin.clone().answer(request), |_| 0, tasks, stop).await;
+        self.serve(None, move |request| admin.clone().answer(request), |_| 0, tasks, stop).await;
     }
 
     async fn serve<F>(
         self,
+        tls: Option<Arc<Tls>>,
         answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         count: impl Fn(bool) -> i64 + Clone + Send + Sync + 'static,
         tasks: Tasks,
@@ -121,12 +134,25 @@ impl Server {
                 let answered = answer(request);
                 async move { Ok::<_, std::convert::Infallible>(answered.await) }
             });
-            let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            let (http, watcher) = (http.clone(), graceful.watcher());
+            let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.server()));
             let count = count.clone();
             tasks.spawn("connection", async move {
                 let _permit = permit;
                 count(true);
-                if let Err(error) = served.await {
+                let served = match acceptor {
+                    None => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
+                    Some(acceptor) => match shake_hands(&acceptor, stream).await {
+                        Ok(stream) => {
+                            watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, ?peer, "connection refused: no member's certificate");
+                            Ok(())
+                        }
+                    },
+                };
+                if let Err(error) = served {
                     tracing::debug!(%error, "connection ended early");
                 }
                 connection::end(&socket).await;
@@ -138,6 +164,14 @@ impl Server {
             tracing::warn!(address = %self.address, "open requests did not finish within the grace period");
         }
     }
+}
+
+async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
+    acceptor: &TlsAcceptor,
+    stream: S,
+) -> io::Result<TlsStream<S>> {
+    let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+    shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 async fn accept(

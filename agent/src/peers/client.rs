@@ -1,6 +1,9 @@
 //! Asking one member: one request, one answer, every wait bounded. What an answer leads to is the asker's business.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{StatusCode, header};
@@ -8,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Member,
+    tls::Tls,
     wire::{self, PeerRequest, PieceAsk},
 };
 use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType};
@@ -38,6 +42,8 @@ pub struct PeerError {
     pub member: String,
     /// What it did instead.
     pub problem: String,
+    /// Nothing came of it at all: its host is gone, or its link is full.
+    pub silent: bool,
 }
 
 /// What a member says to a request for a piece.
@@ -78,7 +84,7 @@ impl PieceBody {
     }
 
     fn error(&self, problem: String) -> PeerError {
-        PeerError { member: self.member.clone(), problem }
+        PeerError { member: self.member.clone(), problem, silent: false }
     }
 }
 
@@ -131,18 +137,28 @@ impl<T> Settled<T> {
 
 /// Talks to members. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Client(reqwest::Client);
+pub(super) struct Client {
+    scheme: &'static str,
+    /// Another one after certificates have changed: connections belong to the one that made them.
+    http: Arc<RwLock<reqwest::Client>>,
+}
 
 impl Client {
-    pub(super) fn new() -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .http1_only();
-        Ok(Self(client.build()?))
+    pub(super) fn new(tls: Option<&Tls>) -> Result<Self, reqwest::Error> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Ok(Self { scheme, http: Arc::new(RwLock::new(http_client(tls)?)) })
+    }
+
+    /// Makes new connections with the certificates of now.
+    pub(super) fn renew(&self, tls: &Tls) {
+        match http_client(Some(tls)) {
+            Ok(client) => *self.http.write().unwrap_or_else(PoisonError::into_inner) = client,
+            Err(error) => tracing::warn!(error = cause(&error), "certificates for peers are not used yet"),
+        }
+    }
+
+    fn http(&self) -> reqwest::Client {
+        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn send(
@@ -151,11 +167,11 @@ impl Client {
         request: &PeerRequest,
         limit: Duration,
     ) -> Result<reqwest::Response, PeerError> {
-        let error = |problem| PeerError { member: member.name.clone(), problem };
-        let url = format!("http://{}{}", member.address, request.target());
-        let sent = tokio::time::timeout(limit, self.0.get(url).send()).await;
-        let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}")))?;
-        sent.map_err(|cause_of| error(format!("cannot be reached: {}", cause(&cause_of))))
+        let error = |problem, silent| PeerError { member: member.name.clone(), problem, silent };
+        let url = format!("{}://{}{}", self.scheme, member.address, request.target());
+        let sent = tokio::time::timeout(limit, self.http().get(url).send()).await;
+        let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}"), true))?;
+        sent.map_err(|failed| error(format!("cannot be reached: {}", cause(&failed)), failed.is_timeout()))
     }
 
     pub(super) async fn piece(
@@ -183,6 +199,7 @@ impl Client {
                     "answered {status} with {:?} bytes to a request for {length}",
                     response.content_length()
                 ),
+                silent: false,
             }),
         }
     }
@@ -193,9 +210,11 @@ impl Client {
         let response = self.send(&member, &PeerRequest::Health, HEADER).await?;
         match self.settle(&member, response, MAX_ANSWER_BYTES).await?.0.map(|bytes| read(&member, &bytes))? {
             Settled::Found(identity) => Ok(identity),
-            Settled::Absent | Settled::NotNow => {
-                Err(PeerError { member: member.name, problem: "speaks another version".into() })
-            }
+            Settled::Absent | Settled::NotNow => Err(PeerError {
+                member: member.name,
+                problem: "speaks another version".into(),
+                silent: false,
+            }),
         }
     }
 
@@ -215,7 +234,8 @@ impl Client {
         request: &PeerRequest,
         digest: &Digest,
     ) -> Result<Settled<(MediaType, Bytes)>, PeerError> {
-        let error = |problem: &str| PeerError { member: member.name.clone(), problem: problem.into() };
+        let error =
+            |problem: &str| PeerError { member: member.name.clone(), problem: problem.into(), silent: false };
         let response = self.send(member, request, RESOLVE).await?;
         let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
         let (settled, media_type) = self.settle(member, response, most).await?;
@@ -233,7 +253,7 @@ impl Client {
         mut response: reqwest::Response,
         most: usize,
     ) -> Result<(Settled<Bytes>, Option<MediaType>), PeerError> {
-        let error = |problem: String| PeerError { member: member.name.clone(), problem };
+        let error = |problem: String| PeerError { member: member.name.clone(), problem, silent: false };
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok((Settled::Absent, None)),
@@ -255,8 +275,27 @@ impl Client {
     }
 }
 
+fn http_client(tls: Option<&Tls>) -> Result<reqwest::Client, reqwest::Error> {
+    let builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .http1_only();
+    match tls {
+        None => builder,
+        Some(tls) => builder.tls_backend_preconfigured(tls.client()),
+    }
+    .build()
+}
+
 fn read<T: serde::de::DeserializeOwned>(member: &Member, bytes: &[u8]) -> Result<T, PeerError> {
-    let wrong = |error| PeerError { member: member.name.clone(), problem: format!("says nonsense: {error}") };
+    let wrong = |error| PeerError {
+        member: member.name.clone(),
+        problem: format!("says nonsense: {error}"),
+        silent: false,
+    };
     serde_json::from_slice(bytes).map_err(wrong)
 }
 

@@ -5,8 +5,7 @@
 //! into pieces and stripes; `plan` says what to ask for next, whom, and what to answer. All are pure, and
 //! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
 //! `client` asks, `health` remembers who is to be left alone, `pace` who is slow, `uploads` bounds what this
-//! node gives. What is done with
-//! a piece is `fetch`'s business.
+//! node gives, `tls` is how members know each other. What is done with a piece is `fetch`'s business.
 
 mod client;
 pub mod directory;
@@ -18,6 +17,7 @@ mod members;
 pub mod pace;
 pub mod plan;
 pub mod rank;
+mod tls;
 mod uploads;
 pub mod wire;
 
@@ -39,6 +39,7 @@ use health::Health;
 use kubernetes::Slices;
 pub use members::{Member, Members};
 use pace::Paces;
+pub use tls::{Files, Tls, TlsError};
 pub use uploads::{Upload, Uploads, Waiting};
 use wire::{PeerRequest, PieceAsk};
 
@@ -89,6 +90,8 @@ pub struct Config {
     pub upload_rate: Option<u64>,
     /// For how long nothing may come of peers before upstream is asked instead.
     pub wait: Duration,
+    /// How members know each other; without it whoever reaches the listener is one.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Why peers could not be set up.
@@ -125,7 +128,7 @@ impl Peers {
         let inner = Inner {
             on: config.source != Source::Off,
             uploads: Uploads::new(config.uploads, config.upload_rate),
-            client: Client::new()?,
+            client: Client::new(config.tls.as_deref())?,
             health: Health::default(),
             paces: Mutex::default(),
             config,
@@ -161,8 +164,18 @@ impl Peers {
         self.0.members.clone()
     }
 
-    /// Reads the configured source of members until `stop`.
+    /// Reads the configured source of members, and the certificates for them, until `stop`.
     pub async fn follow(&self, publish: Publisher, stop: CancellationToken) {
+        let certificates = async {
+            if let Some(tls) = self.0.config.tls.clone() {
+                let changed = || self.0.client.renew(&tls);
+                tls.clone().follow(changed, &stop).await;
+            }
+        };
+        tokio::join!(certificates, self.follow_members(publish, stop.clone()));
+    }
+
+    async fn follow_members(&self, publish: Publisher, stop: CancellationToken) {
         match self.0.config.source.clone() {
             Source::Off => {}
             Source::Static(members) => Fixed(members).run(publish, stop).await,
@@ -208,7 +221,7 @@ impl Peers {
         self.0.health.failed(&error.member);
     }
 
-    /// Asks for a piece of `length` bytes.
+    /// Asks for a piece of `length` bytes. Whoever asks notes a failure, or tries once more.
     pub async fn piece(
         &self,
         member: &Member,
@@ -227,7 +240,7 @@ impl Peers {
         match &answer {
             Ok(PieceAnswer::Unable) => self.0.health.busy(&member.name),
             Ok(_) => self.0.health.succeeded(&member.name),
-            Err(error) => self.note_failure(error),
+            Err(_) => {}
         }
         answer
     }

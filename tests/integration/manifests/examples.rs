@@ -15,11 +15,11 @@ use super::{folder, objects, render};
 
 /// A type of somebody else's resource: the fields that examples may use, and no others.
 macro_rules! resource {
-    ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$on:meta])* $field:ident: $type:ty),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Deserialize, Serialize)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
-        struct $name { $(#[serde(skip_serializing_if = "Option::is_none")] $field: Option<$type>),* }
+        struct $name { $(#[serde(skip_serializing_if = "Option::is_none")] $(#[$on])* $field: Option<$type>),* }
     };
 }
 
@@ -87,6 +87,22 @@ resource!(NodeClaim {
 });
 resource!(Disruption { consolidation_policy: String, consolidate_after: String });
 
+// cert-manager.io/v1: cert-manager/cert-manager, `pkg/apis/certmanager/v1/types_certificate.go` and `types_issuer.go`.
+resource!(Issuer { self_signed: BTreeMap<String, String>, ca: BTreeMap<String, String> });
+resource!(Certificate {
+    #[serde(rename = "isCA")]
+    is_ca: bool,
+    common_name: String,
+    dns_names: Vec<String>,
+    secret_name: String,
+    duration: String,
+    renew_before: String,
+    private_key: PrivateKey,
+    usages: Vec<String>,
+    issuer_ref: BTreeMap<String, String>,
+});
+resource!(PrivateKey { algorithm: String, size: i32, rotation_policy: String });
+
 fn strict<S: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
     objects::strict::<Object<S>>(object)
 }
@@ -99,6 +115,8 @@ fn wrong(object: &Value) -> Vec<String> {
             strict::<Scheduled>(object)
         }
         (Some("karpenter.sh/v1"), Some("NodePool")) => strict::<NodePool>(object),
+        (Some("cert-manager.io/v1"), Some("Issuer")) => strict::<Issuer>(object),
+        (Some("cert-manager.io/v1"), Some("Certificate")) => strict::<Certificate>(object),
         _ => objects::wrong(object),
     }
 }

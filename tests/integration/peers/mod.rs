@@ -4,6 +4,7 @@ mod burst;
 mod membership;
 mod misbehaviour;
 mod outage;
+mod tls;
 mod vectors;
 
 use futures_util::future::join_all;

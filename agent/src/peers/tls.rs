@@ -1,0 +1,306 @@
+//! Mutual TLS between members: each shows a certificate that one authority signed for the name that all members share, and
+//! asks the other for the same.
+//!
+//! Members are met at addresses, which change and are in no certificate; so the name is the cluster's (that of the headless
+//! service, as a rule), and it is asked of both sides: an authority that signs for other services as well makes none
+//! of those a member. Only TLS 1.3 is spoken, and sessions are not resumed, so that a certificate counts at every
+//! connection.
+//!
+//! The files are read again while the agent runs. New connections use what was read last; files that cannot be used change
+//! nothing and are complained about.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::{
+        NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    version::TLS13,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are read again. Kubernetes brings a changed secret into a pod within about a minute.
+const RELOAD: Duration = Duration::from_secs(30);
+
+/// A file that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}`: {problem}")]
+pub struct TlsError {
+    /// The configuration's key that names it.
+    pub key: &'static str,
+    /// Which file it is, and what is wrong with it.
+    pub problem: String,
+}
+
+impl TlsError {
+    fn new(key: &'static str, path: &Path, problem: &str) -> Self {
+        Self { key, problem: format!("`{}` {problem}", path.display()) }
+    }
+}
+
+/// Where a member's identity lies, and whom it trusts.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// PEM: this member's certificate, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// PEM: its private key.
+    pub key: PathBuf,
+    /// PEM: the authorities.
+    pub ca: PathBuf,
+    /// What every member's certificate is valid for.
+    pub name: ServerName<'static>,
+}
+
+/// What the files say, ready for use.
+struct Material {
+    server: Arc<ServerConfig>,
+    client: ClientConfig,
+}
+
+/// A member's side of mutual TLS.
+pub struct Tls {
+    files: Files,
+    /// What the files held when they were read last, and what became of it.
+    current: Mutex<(Contents, Material)>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads the files.
+    pub fn open(files: Files) -> Result<Self, TlsError> {
+        let contents = Contents::read(&files)?;
+        let material = contents.material(&files)?;
+        Ok(Self { files, current: Mutex::new((contents, material)) })
+    }
+
+    fn current(&self) -> MutexGuard<'_, (Contents, Material)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The asking side of new connections.
+    pub(super) fn client(&self) -> ClientConfig {
+        self.current().1.client.clone()
+    }
+
+    /// The accepting side of a new connection.
+    pub fn server(&self) -> Arc<ServerConfig> {
+        self.current().1.server.clone()
+    }
+
+    /// Reads the files again; `true` when they have changed and are in use now.
+    pub fn reload(&self) -> Result<bool, TlsError> {
+        let contents = Contents::read(&self.files)?;
+        if self.current().0 == contents {
+            return Ok(false);
+        }
+        let material = contents.material(&self.files)?;
+        *self.current() = (contents, material);
+        Ok(true)
+    }
+
+    /// Reads the files again and again until `stop`, and says when they have changed.
+    pub(super) async fn follow(self: Arc<Self>, changed: impl Fn(), stop: &CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(RELOAD)).await.is_some() {
+            let this = self.clone();
+            match tokio::task::spawn_blocking(move || this.reload()).await {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => {
+                    changed();
+                    tracing::info!("certificates for peers were changed: new connections use them");
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "certificates for peers cannot be used: the ones from before stay");
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The bytes of the three files.
+#[derive(PartialEq, Eq)]
+struct Contents {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    ca: Vec<u8>,
+}
+
+impl Contents {
+    fn read(files: &Files) -> Result<Self, TlsError> {
+        let read = |key, path: &Path| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "before the runtime serves anyone, or on a blocking thread"
+            )]
+            let bytes = std::fs::read(path);
+            bytes.map_err(|error| TlsError::new(key, path, &format!("cannot be read: {error}")))
+        };
+        Ok(Self {
+            certificate: read("peer.tls.certificate", &files.certificate)?,
+            key: read("peer.tls.key", &files.key)?,
+            ca: read("peer.tls.ca", &files.ca)?,
+        })
+    }
+
+    fn material(&self, files: &Files) -> Result<Material, TlsError> {
+        let wrong = |key, path: &Path, problem: String| TlsError::new(key, path, &problem);
+        let certificates = |key, path: &Path, pem: &[u8]| {
+            let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+            let found = read.map_err(|error| wrong(key, path, format!("is not usable PEM: {error}")))?;
+            if found.is_empty() { Err(wrong(key, path, "holds no certificate".into())) } else { Ok(found) }
+        };
+        let chain = certificates("peer.tls.certificate", &files.certificate, &self.certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|error| wrong("peer.tls.key", &files.key, format!("holds no private key: {error}")))?;
+        let mut roots = RootCertStore::empty();
+        for authority in certificates("peer.tls.ca", &files.ca, &self.ca)? {
+            roots
+                .add(authority)
+                .map_err(|error| wrong("peer.tls.ca", &files.ca, format!("is no authority: {error}")))?;
+        }
+        let own = chain[0].clone();
+        valid_for(&own, &files.name).map_err(|error| {
+            let name = files.name.to_str();
+            wrong(
+                "peer.tls.certificate",
+                &files.certificate,
+                format!("is not valid for `{name}` (`peer.tls.name`): {error}"),
+            )
+        })?;
+        configurations(chain, key, Arc::new(roots), &files.name).map_err(|error| {
+            wrong("peer.tls.certificate", &files.certificate, format!("cannot be used with its key: {error}"))
+        })
+    }
+}
+
+fn configurations(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+    name: &ServerName<'static>,
+) -> Result<Material, rustls::Error> {
+    let other = |error: rustls::client::VerifierBuilderError| rustls::Error::General(error.to_string());
+    let provider: Arc<CryptoProvider> = Arc::new(aws_lc_rs::default_provider());
+    let of_clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .build()
+        .map_err(other)?;
+    let of_servers =
+        WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().map_err(other)?;
+    let mut server = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(Member { inner: of_clients, name: name.clone() }))
+        .with_single_cert(chain.clone(), key.clone_key())?;
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+    let mut client = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Member { inner: of_servers, name: name.clone() }))
+        .with_client_auth_cert(chain, key)?;
+    client.resumption = Resumption::disabled();
+    Ok(Material { server: Arc::new(server), client })
+}
+
+fn valid_for(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), rustls::Error> {
+    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)
+}
+
+/// The usual checks of a certificate, with the members' name in place of the one that was dialled.
+#[derive(Debug)]
+struct Member<V: ?Sized> {
+    name: ServerName<'static>,
+    inner: Arc<V>,
+}
+
+impl ServerCertVerifier for Member<WebPkiServerVerifier> {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        _address: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.inner.verify_server_cert(certificate, between, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for Member<dyn ClientCertVerifier> {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.inner.verify_client_cert(certificate, between, now)?;
+        valid_for(certificate, &self.name)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
