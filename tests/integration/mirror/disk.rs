@@ -124,6 +124,34 @@ async fn a_client_does_not_notice_that_the_disk_becomes_full_under_its_transfer(
 }
 
 #[tokio::test]
+async fn a_disk_that_others_fill_under_a_transfer_is_given_room_by_what_was_not_used() {
+    let stage = Stage::set(24 * MIB).await;
+    let old = stage.upstream.image(REPOSITORY, "old", [Layer::random(1, 9 * MIB)]).await;
+    stage.puller().pull(REPOSITORY, "old", |_| ()).await.expect("the pull succeeds");
+    let digest = stage.upstream.random_blob(REPOSITORY, 7, 8 * MIB).await;
+    stage.upstream.rate_per_connection(8 * MIB);
+    let mut response = stage.agent.get(&blob_path(REPOSITORY, &digest)).await;
+    let (mut body, mut filled) = (Vec::new(), false);
+    while let Some(chunk) = response.chunk().await.expect("the body goes on") {
+        body.extend_from_slice(&chunk);
+        if body.len() as u64 > MIB && !filled {
+            filled = true;
+            stage.disk.fill_up(0).expect("there is room to fill");
+        }
+    }
+    assert_eq!(sha256(&body), digest);
+    let stored = || stage.agent.stored();
+    for _ in 0..100 {
+        if !stored().contains(&digest) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    assert!(stored().contains(&digest), "it is kept");
+    assert!(!old.blobs().all(|blob| stored().iter().any(|one| one == blob)), "what was older made room");
+    assert!(stage.passed_through().await < 0.5, "nobody had to go past the store");
+}
+
+#[tokio::test]
 async fn room_is_made_before_a_transfer_and_a_full_disk_that_has_room_again_is_used_again() {
     let stage = Stage::set(16 * MIB).await;
     let old = stage.upstream.image(REPOSITORY, "old", [Layer::random(1, 8 * MIB)]).await;
