@@ -4,7 +4,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -28,6 +28,13 @@ use crate::{metrics::Metrics, peers::Tls, task::Tasks};
 
 /// Pause after a failed accept (too many open files, as a rule), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For how long the mirror's idle connections stay open after the stop signal: a request that is already on its way is answered,
+/// and told that the connection ends. Closed at once, it would meet a closed socket, and not every client repeats it.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether connections are left.
+const QUIET_STEP: Duration = Duration::from_millis(10);
 
 /// Longest time for a member to show who it is.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -72,7 +79,7 @@ impl Server {
     pub async fn serve_mirror(self, mirror: Mirror, metrics: Metrics, tasks: Tasks, stop: CancellationToken) {
         let count =
             move |open: bool| if open { metrics.connections.inc() } else { metrics.connections.dec() };
-        self.serve(None, move |request| mirror.clone().answer(request), count, tasks, stop).await;
+        self.serve(None, QUIET, move |request| mirror.clone().answer(request), count, tasks, stop).await;
     }
 
     /// Serves other agents until `stop`; with `tls` only those that show a member's certificate.
@@ -83,17 +90,20 @@ impl Server {
         tasks: Tasks,
         stop: CancellationToken,
     ) {
-        self.serve(tls, move |request| peers.clone().answer(request), |_| 0, tasks, stop).await;
+        let at_once = Duration::ZERO;
+        self.serve(tls, at_once, move |request| peers.clone().answer(request), |_| 0, tasks, stop).await;
     }
 
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
-        self.serve(None, move |request| admin.clone().answer(request), |_| 0, tasks, stop).await;
+        let at_once = Duration::ZERO;
+        self.serve(None, at_once, move |request| admin.clone().answer(request), |_| 0, tasks, stop).await;
     }
 
     async fn serve<F>(
         self,
         tls: Option<Arc<Tls>>,
+        quiet: Duration,
         answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         count: impl Fn(bool) -> i64 + Clone + Send + Sync + 'static,
         tasks: Tasks,
@@ -125,14 +135,20 @@ impl Server {
             };
             let socket = Arc::new(socket);
             let stream = ClientStream::new(socket.clone(), self.limits.client_write);
-            let answer = answer.clone();
+            let (answer, stopping) = (answer.clone(), stop.clone());
             let peer = socket.peer_addr().ok().map(Peer);
             let service = service_fn(move |mut request: Request<Incoming>| {
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }
-                let answered = answer(request);
-                async move { Ok::<_, std::convert::Infallible>(answered.await) }
+                let (answered, stopping) = (answer(request), stopping.clone());
+                async move {
+                    let mut response = answered.await;
+                    if stopping.is_cancelled() {
+                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, std::convert::Infallible>(response)
+                }
             });
             let (http, watcher) = (http.clone(), graceful.watcher());
             let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.server()));
@@ -160,6 +176,10 @@ impl Server {
             });
         }
         drop(self.listener);
+        let until = tokio::time::Instant::now() + quiet;
+        while graceful.count() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(QUIET_STEP).await;
+        }
         if tokio::time::timeout(self.limits.grace, graceful.shutdown()).await.is_err() {
             tracing::warn!(address = %self.address, "open requests did not finish within the grace period");
         }

@@ -122,7 +122,6 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
         (
             "its condition comes",
             update(|node| {
-                node["status"]["conditions"][1] = Value::Null;
                 node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}, {"type": "HearthImagesReady", "status": "True"}]);
             }),
         ),
@@ -166,8 +165,8 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
         ("it grows", update(|node| node["status"]["capacity"]["cpu"] = "9".into()), "what its node offers"),
         ("another node", Review { node: "b", ..update(|_| ()) }, "runs on `b`"),
         ("a token without a node", Review { node: "", ..update(|_| ()) }, "runs on ``"),
-        ("another's cache", cache("b", "UPDATE"), "its own node"),
-        ("another's cache goes", cache("b", "DELETE"), "its own node"),
+        ("another's cache", cache("b", "UPDATE"), "its own NodeCache"),
+        ("another's cache goes", cache("b", "DELETE"), "its own NodeCache"),
         ("it makes a node", Review { operation: "CREATE", before: Value::Null, ..update(|_| ()) }, "creates"),
     ];
     for (what, review, expected) in &refused {

@@ -170,7 +170,8 @@ async fn three_updates_in_a_row_under_load_fail_no_request() {
     for client in clients {
         let answers = client.await.expect("no panic");
         let answers = answers.unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
-        assert!(answers > 20, "{answers} answers");
+        // Of three requests or four each: a pull for every update, in the middle.
+        assert!(answers >= 9, "{answers} answers");
     }
     assert_store_is_right(&home.path().join("data"));
 }
