@@ -1,11 +1,17 @@
 //! Bodies of answers.
 
-use std::{convert::Infallible, io};
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, SizeHint};
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -25,6 +31,48 @@ pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
 /// No body.
 pub(super) fn empty() -> Body {
     full(Bytes::new())
+}
+
+/// Answers of a connection that are not over: each holds a clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Open(Arc<()>);
+
+impl Open {
+    /// Whether there is one beside the connection's own.
+    pub(super) fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// A body that says by a clone of [`Open`] how long it lives.
+struct Counted {
+    body: Body,
+    _open: Open,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The same body, counted as long as it lives.
+pub(super) fn counted(body: Body, open: Open) -> Body {
+    Counted { body, _open: open }.boxed_unsync()
 }
 
 struct Sending {

@@ -1,19 +1,22 @@
 //! Accepting connections and serving HTTP/1.1 on them, inside of TLS where members are asked who they are, until told to
 //! stop.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Admin, Mirror, PeerApi,
     api::Peer,
-    body::Body,
+    body::{self, Body, Open},
     connection::{self, ClientStream},
 };
 use crate::{metrics::Metrics, peers::Tls, task::Tasks};
@@ -29,12 +32,13 @@ use crate::{metrics::Metrics, peers::Tls, task::Tasks};
 /// Pause after a failed accept (too many open files, as a rule), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// For how long the mirror's idle connections stay open after the stop signal: a request that is already on its way is answered,
-/// and told that the connection ends. Closed at once, it would meet a closed socket, and not every client repeats it.
+/// For how long the mirror's idle connections stay open after the stop signal, or after their last answer: a request that is on its
+/// way is answered, and told that the connection ends. Closed at once, it would meet a closed socket, and not every
+/// client repeats it.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How often it is looked whether connections are left.
-const QUIET_STEP: Duration = Duration::from_millis(10);
+/// How often it is looked whether a connection is idle.
+const QUIET_STEP: Duration = Duration::from_millis(50);
 
 /// Longest time for a member to show who it is.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -112,9 +116,10 @@ impl Server {
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
-        let graceful = GracefulShutdown::new();
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(Duration::from_mins(1)).half_close(true);
+        // Nothing is sent: closed when the last connection has been served.
+        let (serving, mut all_served) = mpsc::channel::<()>(1);
         loop {
             let accepted = tokio::select! {
                 // Who is connected already is answered: another process listens on the port, perhaps, but the kernel
@@ -135,53 +140,86 @@ impl Server {
             };
             let socket = Arc::new(socket);
             let stream = ClientStream::new(socket.clone(), self.limits.client_write);
-            let (answer, stopping) = (answer.clone(), stop.clone());
-            let peer = socket.peer_addr().ok().map(Peer);
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                if let Some(peer) = peer {
-                    request.extensions_mut().insert(peer);
-                }
-                let (answered, stopping) = (answer(request), stopping.clone());
-                async move {
-                    let mut response = answered.await;
-                    if stopping.is_cancelled() {
-                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    Ok::<_, std::convert::Infallible>(response)
-                }
-            });
-            let (http, watcher) = (http.clone(), graceful.watcher());
+            let connection =
+                Connection { http: http.clone(), answer: answer.clone(), quiet, stop: stop.clone() };
             let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.server()));
-            let count = count.clone();
+            let (count, serving) = (count.clone(), serving.clone());
             tasks.spawn("connection", async move {
                 let _permit = permit;
                 count(true);
-                let served = match acceptor {
-                    None => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
+                let peer = socket.peer_addr().ok();
+                match acceptor {
+                    None => connection.serve(stream, peer).await,
                     Some(acceptor) => match shake_hands(&acceptor, stream).await {
-                        Ok(stream) => {
-                            watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await
-                        }
+                        Ok(stream) => connection.serve(stream, peer).await,
                         Err(error) => {
                             tracing::debug!(%error, ?peer, "connection refused: no member's certificate");
-                            Ok(())
                         }
                     },
-                };
-                if let Err(error) = served {
-                    tracing::debug!(%error, "connection ended early");
                 }
+                drop(serving);
                 connection::end(&socket).await;
                 count(false);
             });
         }
-        drop(self.listener);
-        let until = tokio::time::Instant::now() + quiet;
-        while graceful.count() > 0 && tokio::time::Instant::now() < until {
-            tokio::time::sleep(QUIET_STEP).await;
-        }
-        if tokio::time::timeout(self.limits.grace, graceful.shutdown()).await.is_err() {
+        drop((self.listener, serving));
+        if tokio::time::timeout(self.limits.grace, all_served.recv()).await.is_err() {
             tracing::warn!(address = %self.address, "open requests did not finish within the grace period");
+        }
+    }
+}
+
+/// What it takes to serve one connection.
+struct Connection<A> {
+    http: http1::Builder,
+    answer: A,
+    quiet: Duration,
+    stop: CancellationToken,
+}
+
+impl<A, F> Connection<A>
+where
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>>,
+{
+    /// Until the client leaves, or has been quiet for a while after the stop signal.
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Option<SocketAddr>) {
+        let open = Open::default();
+        let service = service_fn(|mut request: Request<Incoming>| {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(Peer(peer));
+            }
+            let (open, answered) = (open.clone(), (self.answer)(request));
+            async {
+                let mut response = answered.await;
+                if self.stop.is_cancelled() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(response.map(|body| body::counted(body, open)))
+            }
+        });
+        let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = quiet_after(&self.stop, &open, self.quiet) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "connection ended early");
+        }
+    }
+}
+
+/// Comes after the stop signal, when no answer has been under way for so long.
+async fn quiet_after(stop: &CancellationToken, open: &Open, quiet: Duration) {
+    stop.cancelled().await;
+    let mut since = Instant::now();
+    while since.elapsed() < quiet {
+        tokio::time::sleep(QUIET_STEP).await;
+        if open.is_busy() {
+            since = Instant::now();
         }
     }
 }
