@@ -334,6 +334,7 @@ mod tests {
                 "key",
                 "ca",
                 "name",
+                "socket",
                 "registries",
                 "default_registry",
                 "docker_config",

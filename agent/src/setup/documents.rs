@@ -72,6 +72,19 @@ impl Document {
         self.write(path, &document)
     }
 
+    /// The mirror that stands first: the agent, perhaps at an address of before.
+    pub(super) fn first(self, path: &str, text: &str) -> Result<Option<String>, SetupError> {
+        let document = self.read(path, text)?;
+        let lists: Vec<&Value> = match self {
+            Self::Docker => document.get("registry-mirrors").into_iter().collect(),
+            Self::Rancher => {
+                let mirrors = document.get("mirrors").and_then(Value::as_object);
+                mirrors.into_iter().flat_map(Map::values).filter_map(|entry| entry.get("endpoint")).collect()
+            }
+        };
+        Ok(lists.into_iter().find_map(|list| list.get(0)?.as_str().map(str::to_owned)))
+    }
+
     /// The document without the agent, for when it was changed since and the kept original is out of date.
     pub(super) fn without_agent(self, path: &str, text: &str, url: &str) -> Result<String, SetupError> {
         let mut document = self.read(path, text)?;

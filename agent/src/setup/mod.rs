@@ -388,13 +388,17 @@ impl Planning<'_> {
         let url = self.url();
         let kept = format!("{path}{BEFORE}");
         let (now, stored) = (self.host.read(path)?, self.host.read(&kept)?);
-        let from =
-            |text: Option<&str>| kind.with_agent(path, text.unwrap_or_default(), &url, &self.job.registries);
+        let from = |text: Option<&str>, url: &str| {
+            kind.with_agent(path, text.unwrap_or_default(), url, &self.job.registries)
+        };
         let original = stored.as_deref().map(|text| Some(text).filter(|text| *text != NO_FILE));
-        // What was made from the kept original and not changed since.
-        let ours = match original {
-            Some(original) => now.as_deref() == Some(&from(original)?),
-            None => false,
+        // What was made from the kept original and not changed since, be it for another address.
+        let ours = match (original, &now) {
+            (Some(original), Some(now)) => {
+                let before = kind.first(path, now)?.unwrap_or_else(|| url.clone());
+                *now == from(original, &before)?
+            }
+            _ => false,
         };
         let base = match (original, &now) {
             (Some(original), _) if ours => original.map(str::to_owned),
@@ -410,7 +414,7 @@ impl Planning<'_> {
             self.edit(kept, stored, None);
             return Ok(changed);
         }
-        let after = from(base.as_deref())?;
+        let after = from(base.as_deref(), &url)?;
         let changed = now.as_deref() != Some(&after);
         // The original first: without it nothing could be taken back.
         self.edit(kept, stored, Some(base.unwrap_or_else(|| NO_FILE.to_owned())));

@@ -9,7 +9,10 @@ use kit::{
     cluster::{Cluster, member_config, places},
 };
 
-use super::{SIZE, config, pull, pull_all, sent, sum, upstream};
+use super::{config, pull, pull_all, sent, sum, upstream};
+
+/// Bytes that travel between members when they share: the layer, and more.
+const LEAST: f64 = 30e6;
 
 const NAME: &str = "hearth-peers.hearth.svc";
 
@@ -35,12 +38,13 @@ async fn members_with_certificates_share_one_fetch() {
     let cluster = Cluster::start(&config(&upstream), 4, &keys(directory.path(), "member")).await;
     pull_all(&cluster.agents).await;
     assert!(sent(&upstream) < size + size / 50, "{} of {size}", sent(&upstream));
-    assert!(sum(&cluster.agents, "hearth_peer_received_bytes_total", &[]).await > SIZE as f64);
+    // What one of them has, at least three have from the others.
+    assert!(sum(&cluster.agents, "hearth_peer_received_bytes_total", &[]).await > LEAST);
 }
 
 /// What a stranger gets from a member: nothing, whatever it says of itself.
 async fn refused(address: SocketAddr, stranger: reqwest::ClientBuilder) -> String {
-    let client = stranger.danger_accept_invalid_certs(true).build().unwrap();
+    let client = stranger.danger_accept_invalid_certs(true).build().expect("a client");
     for scheme in ["https", "http"] {
         let answer = client.get(format!("{scheme}://{address}/peer/v1/health")).send().await;
         assert!(answer.is_err(), "{scheme}: {answer:?}");
