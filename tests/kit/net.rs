@@ -67,10 +67,11 @@ impl Net {
         Ipv4Addr::new(10, 77, 0, node + 1).into()
     }
 
-    /// A command that runs on a node.
+    /// A command that runs on a node. Only its network is the node's: `ip netns exec` mounts another `/sys` as well, without the
+    /// control groups that containers need.
     pub fn on(&self, node: u8, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.space(node), program]);
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.space(node))).arg(program);
         command
     }
 
