@@ -20,7 +20,7 @@ const PEER_PORT: u16 = 5051;
 const LIMIT: Duration = Duration::from_mins(3);
 
 /// An agent on node 1 or 2, which know each other; the registry is on node 0.
-async fn agent_on(net: &Net, node: u8, home: &Path) -> Result<AgentProcess> {
+async fn agent_on(net: &Net, node: u8, home: &Path, more: &str) -> Result<AgentProcess> {
     let home = home.join(format!("agent-{node}"));
     fs::create_dir_all(&home)?;
     let member = |node: u8| format!("node-{node}={}:{PEER_PORT}", Net::address(node));
@@ -32,18 +32,17 @@ async fn agent_on(net: &Net, node: u8, home: &Path) -> Result<AgentProcess> {
             member(1),
             member(2)
         ))
+        .with(more)
         .with_log("info");
     let mut command = net.on(node, &binary("hearth-agent")?.to_string_lossy());
     command.args(["run", "--config"]).arg(config.write(&home)?);
     AgentProcess::start_by(command).await
 }
 
-/// containerd on a node, with no way round that node's agent.
-async fn containerd_on(net: &Net, node: u8, agent: &AgentProcess) -> Result<Containerd> {
-    let containerd = Containerd::start_on(net, node).await?;
+/// No way round the node's agent.
+fn only_by(containerd: &Containerd, agent: &AgentProcess) -> Result<()> {
     let mirror = format!("http://{}", agent.addresses.mirror);
-    containerd.mirror(REGISTRY, &mirror, &mirror)?;
-    Ok(containerd)
+    containerd.mirror(REGISTRY, &mirror, &mirror)
 }
 
 #[tokio::test]
@@ -53,12 +52,24 @@ async fn a_loaded_image_comes_from_a_member_when_upstream_is_gone_and_then_a_pod
     let home = tempfile::tempdir()?;
     let net = Net::new(&["1gbit", "1gbit", "1gbit"].map(str::to_owned))?;
     let registry = DockerRegistry::start_on(&net, 0, &image.storage, REGISTRY_PORT).await?;
-    let (first, second) = (agent_on(&net, 1, home.path()).await?, agent_on(&net, 2, home.path()).await?);
-    let (one, other) = (containerd_on(&net, 1, &first).await?, containerd_on(&net, 2, &second).await?);
+    let (one, other) = (Containerd::start_on(&net, 1).await?, Containerd::start_on(&net, 2).await?);
+    let set = format!(
+        "runtime: {{ socket: \"{}\" }}\nprepull: {{ interval: 1s, sets: [{{ name: spark, images: [\"{}\"], runtime: true }}] }}",
+        one.socket().display(),
+        image.name()
+    );
+    let (first, second) =
+        (agent_on(&net, 1, home.path(), &set).await?, agent_on(&net, 2, home.path(), "").await?);
+    only_by(&one, &first)?;
+    only_by(&other, &second)?;
 
-    let loaded = one.runtime().load(&image.name(), None).await.with_context(|| first.log())?;
-    assert_eq!(loaded.id, image.config_and_layers()[0].digest, "CRI names an image by its configuration");
-    assert!(one.runtime().has(&image.name()).await?);
+    let loaded = async {
+        while !one.runtime().has(&image.name()).await? {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, loaded).await.with_context(|| first.log())??;
 
     registry.stop();
     other.runtime().load(&image.name(), None).await.with_context(|| second.log())?;

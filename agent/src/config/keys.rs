@@ -236,8 +236,9 @@ pub const KEYS: &[Key] = &[
         meaning: "images that are to be on this node before anyone asks for them: a list of `name`, `images` (by tag or \
                   digest), `platforms` (default: the node's own), `schedule` (cron, when tags are asked for again) with \
                   `timeZone`, `pullPolicy` (`IfChanged`: a changed tag is pulled, and the old image let go when the new one \
-                  is whole, the default; `Once`: the first meaning stays), `pin` (never evicted; default `true`) and \
-                  `bandwidth` (most bytes a second for one image)",
+                  is whole, the default; `Once`: the first meaning stays), `pin` (never evicted; default `true`), \
+                  `bandwidth` (most bytes a second for one image) and `runtime` (`true`: loaded into the container runtime \
+                  as well, where `runtime.socket` names it)",
     },
     Key { path: "prepull.parallel", default: "2", meaning: "images of sets under way at once" },
     Key {

@@ -29,6 +29,7 @@ pub(super) struct RawSet {
     pull_policy: Option<Text<PullPolicy>>,
     pin: Option<Text<bool>>,
     bandwidth: Option<Text<Bytes>>,
+    runtime: Option<Text<bool>>,
 }
 
 /// Holds the keys against each other and against the registries that are served.
@@ -100,6 +101,7 @@ fn check_set(raw: RawSet, registries: &[RegistryConfig]) -> Result<Set, Wrong> {
         policy: raw.pull_policy.map(|policy| policy.0).unwrap_or_default(),
         pin: raw.pin.is_none_or(|pin| pin.0),
         bandwidth: raw.bandwidth.map(|bandwidth| bandwidth.0.0).filter(|bandwidth| *bandwidth > 0),
+        runtime: raw.runtime.is_some_and(|runtime| runtime.0),
         ..Set::of(SetName { origin: Origin::File, name: name.clone() }, images)
     })
 }
@@ -120,9 +122,10 @@ mod tests {
         assert_eq!((set.images.len(), set.policy, set.pin), (1, PullPolicy::IfChanged, true));
         assert_eq!((config.parallel, config.interval.as_secs()), (2, 300));
         let full = "[{name: a, images: [\"r.test/x:1\"], platforms: [linux/amd64], schedule: \"0 3 * * *\", \
-                    timeZone: Europe/Berlin, pullPolicy: Once, pin: false, bandwidth: 20MiB}]";
+                    timeZone: Europe/Berlin, pullPolicy: Once, pin: false, bandwidth: 20MiB, runtime: true}]";
         let set = &read(full).unwrap().sets[0];
         assert_eq!((set.policy, set.pin, set.bandwidth), (PullPolicy::Once, false, Some(20 << 20)));
+        assert!(set.runtime);
         assert_eq!(set.schedule.as_ref().unwrap().to_string(), "0 3 * * * (Europe/Berlin)");
     }
 
