@@ -46,6 +46,23 @@ impl Stage {
         Puller::new(&self.agent.url(), Some(REGISTRY))
     }
 
+    /// Transfers a cold blob of 8 MiB, the disk full to the last byte from its second MiB on; gives the blob's digest.
+    async fn filled_under_a_transfer(&self) -> String {
+        let digest = self.upstream.random_blob(REPOSITORY, 7, 8 * MIB).await;
+        self.upstream.rate_per_connection(8 * MIB);
+        let mut response = self.agent.get(&blob_path(REPOSITORY, &digest)).await;
+        let (mut body, mut filled) = (Vec::new(), false);
+        while let Some(chunk) = response.chunk().await.expect("the body goes on") {
+            body.extend_from_slice(&chunk);
+            if body.len() as u64 > MIB && !filled {
+                filled = true;
+                self.disk.fill_up(0).expect("there is room to fill");
+            }
+        }
+        assert_eq!(sha256(&body), digest);
+        digest
+    }
+
     async fn ready(&self) -> String {
         let response = reqwest::get(format!("http://{}/readyz", self.agent.addresses.admin)).await;
         let response = response.expect("the admin listener answers");
@@ -95,19 +112,7 @@ async fn on_a_disk_without_a_free_byte_manifests_cost_upstream_one_request() {
 #[tokio::test]
 async fn a_client_does_not_notice_that_the_disk_becomes_full_under_its_transfer() {
     let stage = Stage::set(16 * MIB).await;
-    let digest = stage.upstream.random_blob(REPOSITORY, 7, 8 * MIB).await;
-    stage.upstream.rate_per_connection(8 * MIB);
-    let mut response = stage.agent.get(&blob_path(REPOSITORY, &digest)).await;
-    let mut body = Vec::new();
-    let mut filled = false;
-    while let Some(chunk) = response.chunk().await.expect("the body goes on") {
-        body.extend_from_slice(&chunk);
-        if body.len() as u64 > MIB && !filled {
-            filled = true;
-            stage.disk.fill_up(0).expect("there is room to fill");
-        }
-    }
-    assert_eq!(sha256(&body), digest);
+    stage.filled_under_a_transfer().await;
     assert!(stage.passed_through().await >= 1.0, "the disk was full");
     let sent = stage.upstream.log().blob_gets().bytes();
     assert!(sent < 9 * MIB + MIB / 2, "the stream goes on where the transfer ended: {sent}");
@@ -128,18 +133,7 @@ async fn a_disk_that_others_fill_under_a_transfer_is_given_room_by_what_was_not_
     let stage = Stage::set(24 * MIB).await;
     let old = stage.upstream.image(REPOSITORY, "old", [Layer::random(1, 9 * MIB)]).await;
     stage.puller().pull(REPOSITORY, "old", |_| ()).await.expect("the pull succeeds");
-    let digest = stage.upstream.random_blob(REPOSITORY, 7, 8 * MIB).await;
-    stage.upstream.rate_per_connection(8 * MIB);
-    let mut response = stage.agent.get(&blob_path(REPOSITORY, &digest)).await;
-    let (mut body, mut filled) = (Vec::new(), false);
-    while let Some(chunk) = response.chunk().await.expect("the body goes on") {
-        body.extend_from_slice(&chunk);
-        if body.len() as u64 > MIB && !filled {
-            filled = true;
-            stage.disk.fill_up(0).expect("there is room to fill");
-        }
-    }
-    assert_eq!(sha256(&body), digest);
+    let digest = stage.filled_under_a_transfer().await;
     let stored = || stage.agent.stored();
     for _ in 0..100 {
         if !stored().contains(&digest) {
