@@ -15,8 +15,10 @@ use std::{
 pub(super) enum Errand {
     /// Along this node's own way up.
     Climb,
-    /// From upstream, by this node itself.
+    /// From upstream, by this node itself, with its stripe.
     Read,
+    /// The same where upstream has no ranges: with everything.
+    ReadAll,
 }
 
 /// Where the flight's work with peers stands.

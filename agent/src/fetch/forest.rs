@@ -177,7 +177,8 @@ impl Forest {
         self.asks.push(Box::pin(async move {
             let outcome = match errand {
                 Errand::Climb => ground.bring(piece).await,
-                Errand::Read => ground.read_for_members(piece).await,
+                Errand::Read => ground.read_for_members(piece, false).await,
+                Errand::ReadAll => ground.read_for_members(piece, true).await,
             };
             (piece, outcome)
         }));
@@ -190,7 +191,7 @@ impl Forest {
                 continue;
             }
             let missing = self.window.ask(piece);
-            if missing || errand == Errand::Read {
+            if missing || errand != Errand::Climb {
                 self.ask(piece, errand);
             }
         }

@@ -207,12 +207,15 @@ impl Ground {
         holders
     }
 
-    /// Reads a piece upstream because a member asked this node to.
-    pub(super) async fn read_for_members(&self, piece: u64) -> Result<(), NoPiece> {
-        let ranges = self.has_ranges();
-        let mut outcome = self.read(piece, true, ranges).await;
-        // Learnt on the way. The one that reads everything goes on with that, whoever asked and whatever he knew.
-        if ranges && !self.has_ranges() && self.readers(piece, false).first() == Some(&self.members.me()) {
+    /// Reads a piece upstream because a member asked this node to. Not everything for someone who wanted a stripe: he
+    /// is told, and turns to the one that reads everything (which does so whatever he knew).
+    pub(super) async fn read_for_members(&self, piece: u64, all: bool) -> Result<(), NoPiece> {
+        let mut outcome = Err(ReadError::NoRanges);
+        if self.has_ranges() {
+            outcome = self.read(piece, true, true).await;
+        }
+        let all = all || self.readers(piece, false).first() == Some(&self.members.me());
+        if all && matches!(outcome, Err(ReadError::NoRanges)) && !self.has_ranges() {
             outcome = self.read(piece, true, false).await;
         }
         match outcome {

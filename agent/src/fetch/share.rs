@@ -98,10 +98,11 @@ impl Fetcher {
         let errand = match plan::answer(ask.role, &standing) {
             Answer::NoPart => return Some(Share::NoPart),
             Answer::Busy => return Some(Share::Unable),
+            Answer::Read if ask.whole => Errand::ReadAll,
             Answer::Read => Errand::Read,
             Answer::Send | Answer::Wait | Answer::Relay => Errand::Climb,
         };
-        if errand == Errand::Read && self.reads_nothing_alone(ask) {
+        if errand != Errand::Climb && self.reads_nothing_alone(ask) {
             return Some(Share::NoRanges);
         }
         let Some(flight) = self.relay(ask) else { return Some(Share::Unable) };
