@@ -254,7 +254,9 @@ fn news(before: Option<&ImageSetStatus>, now: &ImageSetStatus) -> Vec<Event> {
     if began("Degraded") {
         events.push(event(EventType::Warning, "ImagesFailed", message("Degraded")));
     }
-    if began("Ready") && now.nodes_desired > 0 {
+    // A set without nodes is ready, which is no news; the node that comes then may be done before anyone looks.
+    let complete = |status: &ImageSetStatus| holds(status, "Ready") && status.nodes_desired > 0;
+    if complete(now) && !before.is_some_and(complete) {
         events.push(event(EventType::Normal, "Complete", message("Ready")));
     }
     for image in &now.images {
@@ -300,6 +302,9 @@ mod tests {
         assert_eq!(reasons(None, &pulling), ["Pulling"]);
         assert_eq!(reasons(Some(&pulling), &pulling), [""; 0]);
         assert_eq!(reasons(Some(&pulling), &ready), ["Complete"]);
+        let idle = status(json!({"conditions": [condition("Ready", true, at)]}));
+        assert_eq!(reasons(None, &idle), [""; 0], "a set without nodes");
+        assert_eq!(reasons(Some(&idle), &ready), ["Complete"], "whose node was done before it was looked at");
         assert_eq!(reasons(Some(&ready), &of(true, true, false, "d1")), ["Pulling", "ImagesFailed"]);
         assert_eq!(reasons(Some(&ready), &of(false, false, true, "d2")), ["TagChanged"]);
         let later = status(json!({"conditions": [condition("Ready", true, "2027-01-01T00:00:00Z")]}));
