@@ -150,9 +150,10 @@ async fn by_docker(socket: &Path, image: &ImageName) -> Result<(), CheckError> {
     docker::remove(socket, &repository, &tag).await
 }
 
-/// Into a storage of its own, which is removed.
+/// Into a storage of its own, which is removed. Not below `$TMPDIR`: podman before 5.1 refuses a run root with more than
+/// 50 characters.
 async fn by_program(program: &str, image: &ImageName) -> Result<(), CheckError> {
-    let home = tempfile::tempdir()
+    let home = tempfile::tempdir_in("/tmp")
         .map_err(|error| CheckError::NoWay(format!("no temporary directory can be made: {error}")))?;
     let mut command = Command::new(program);
     match program {
