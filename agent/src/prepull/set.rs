@@ -79,6 +79,8 @@ pub struct Set {
     pub runtime: bool,
     /// It is this node's turn: other nodes may come first.
     pub admitted: bool,
+    /// What failed may be tried again.
+    pub retries: bool,
 }
 
 impl Set {
@@ -94,6 +96,7 @@ impl Set {
             bandwidth: None,
             runtime: false,
             admitted: true,
+            retries: true,
         }
     }
 }

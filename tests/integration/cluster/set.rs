@@ -1,5 +1,7 @@
 //! `ImageSet`s: brought to the nodes that they select, summed up, followed, let go.
 
+use std::time::Duration;
+
 use hearth_agent::prepull::crd::{ImageSet, NodeCache};
 use k8s_openapi::api::core::v1::{Node, Secret, ServiceAccount};
 use kit::{
@@ -101,6 +103,10 @@ async fn a_changed_tag_is_brought_to_as_many_nodes_at_once_as_the_set_allows() {
     let set = world.set("s", &["3.5"], more).await;
     let summed = world.until::<ImageSet>(&set, |set| is_ready(set, 3)).await;
     assert_eq!(summed["status"]["images"][0]["digests"][0]["digest"], old.digest.as_str());
+    // The agents hear a moment later that the others are not to look for changes.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Long enough that nodes which did not wait for each other would meet.
+    world.upstream.rate_per_connection(1 << 20);
     let new = world.image("3.5", 9).await;
     world
         .until::<ImageSet>(&set, |set| {
@@ -108,6 +114,10 @@ async fn a_changed_tag_is_brought_to_as_many_nodes_at_once_as_the_set_allows() {
                 && set["status"]["images"][0]["digests"][0] == json!({"digest": new.digest, "nodes": 3})
         })
         .await;
+    let gets = world.upstream.log().blob_gets().reference(&new.layers[0].0);
+    let spans: Vec<_> = gets.iter().map(|entry| (entry.at, entry.last_byte_at())).collect();
+    assert_eq!(spans.len(), 3, "{}", gets.describe());
+    assert!(spans.is_sorted_by(|before, after| before.1 <= after.0), "one after the other: {spans:?}");
     for agent in agents {
         agent.stop().await;
     }

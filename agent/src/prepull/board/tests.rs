@@ -113,8 +113,11 @@ fn a_node_whose_turn_it_is_not_waits_and_says_so() {
     assert!(board.begin(at(0), 9).0.is_empty());
     let report = &board.report(&|_| 0)[0].images[0];
     assert_eq!((report.state, report.reason), (State::Waiting, Some("OtherNodesFirst")));
-    board.accept(vec![set(&[TAGGED])], at(1));
-    assert_eq!(board.begin(at(1), 9).0.len(), 1);
+    board.accept(vec![Set { retries: false, ..set(&[TAGGED]) }], at(1));
+    assert_eq!(run(&mut board, 1, Err(problem("NotFound", None))).unwrap().0, tag());
+    assert!(board.begin(at(60), 9).0.is_empty(), "what failed has no turn");
+    board.accept(vec![Set { admitted: false, ..set(&[TAGGED]) }], at(60));
+    assert_eq!(board.begin(at(60), 9).0.len(), 1, "it takes the place that others leave");
 }
 
 #[test]

@@ -129,8 +129,9 @@ fn find<'a>(set: &'a NodeSetStatus, image: &str) -> Option<&'a NodeImageStatus> 
     })
 }
 
-/// The threshold below which nodes may bring something new: as many that are not done as are allowed at once. When all
-/// are done, the first ones of the order look for changes. Nodes that failed do not keep others waiting.
+/// The threshold below which nodes may bring something new: as many that are not done as are allowed at once, and none
+/// of the order after them, who would find what the first ones found and begin as well. When all are done, the first
+/// ones look for changes. Nodes that failed do not keep others waiting.
 fn admitted(name: &str, nodes: &[(&str, &NodeSetStatus)], standings: &[Standing], most: u32) -> u32 {
     let shares = |open: bool| {
         let nodes = nodes.iter().zip(standings);
@@ -140,8 +141,9 @@ fn admitted(name: &str, nodes: &[(&str, &NodeSetStatus)], standings: &[Standing]
         shares
     };
     let open = shares(true);
+    let end = open.last().map_or(WHOLE, |last| last + 1);
     let order = if open.is_empty() { shares(false) } else { open };
-    order.get(usize::try_from(most).unwrap_or(usize::MAX)).copied().unwrap_or(WHOLE)
+    order.get(usize::try_from(most).unwrap_or(usize::MAX)).copied().unwrap_or(end)
 }
 
 fn failures(nodes: &[(&str, &NodeSetStatus)]) -> Vec<NodeFailure> {
@@ -332,7 +334,14 @@ mod tests {
         assert_eq!(turns(&[waiting(), waiting(), waiting(), waiting(), waiting()]), 2);
         assert_eq!(turns(&[waiting(), node("Ready", 100, 2), waiting(), waiting()]), 2);
         assert_eq!(turns(&[waiting(), node("Failed", 0, 2), node("Failed", 0, 2), waiting()]), 2);
-        assert_eq!(sum_of(&object, &[waiting()]).admitted, Some(WHOLE));
+        assert_eq!(sum_of(&object, &[waiting()]).admitted, Some(share("s", "n0") + 1));
+        assert_eq!(sum_of(&object, &[]).admitted, Some(WHOLE));
+        // One has found something new: those after it, who are done, do not look.
+        let mut nodes: Vec<_> = (0..5).map(|_| node("Ready", 100, 2)).collect();
+        let first = (0..5).min_by_key(|n| share("s", &format!("n{n}"))).unwrap();
+        nodes[first] = node("Pulling", 50, 2);
+        let threshold = sum_of(&object, &nodes).admitted.unwrap();
+        assert_eq!((0..5).filter(|n| share("s", &format!("n{n}")) < threshold).collect::<Vec<_>>(), [first]);
         // All done: two look for changes.
         let ready = || node("Ready", 100, 2);
         let done = sum_of(&object, &[ready(), ready(), ready(), ready()]);

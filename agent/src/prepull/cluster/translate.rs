@@ -62,6 +62,7 @@ fn read(object: &ImageSet, name: &str, node: &str) -> Result<Set, String> {
         bandwidth: bandwidth.transpose().map_err(|error| error.to_string())?.filter(|rate| *rate > 0),
         runtime: spec.runtime,
         admitted: admitted(object, name, node),
+        retries: retries(object),
         ..Set::of(SetName { origin: Origin::Cluster, name: name.to_owned() }, images)
     })
 }
@@ -73,6 +74,14 @@ fn admitted(object: &ImageSet, name: &str, node: &str) -> bool {
     }
     let threshold = object.status.as_ref().and_then(|status| status.admitted).unwrap_or(0);
     share(name, node) < threshold
+}
+
+/// Whether nodes that failed may try again: they have no turn, and take the places that others leave.
+fn retries(object: &ImageSet) -> bool {
+    let Some((most, status)) = object.spec.max_parallel_nodes.zip(object.status.as_ref()) else {
+        return true;
+    };
+    status.nodes_desired.saturating_sub(status.nodes_ready + status.nodes_failed) < most
 }
 
 /// A node's place in a set's order, below [`WHOLE`].
@@ -171,5 +180,13 @@ mod tests {
             !turn(json!(null)) && !turn(json!({"admitted": mine})) && turn(json!({"admitted": mine + 1}))
         );
         assert!(wanted(&object(&json!({"images": ["a"]}), &json!(null)), "n").set.unwrap().admitted);
+        let retries = |ready: u32, failed: u32| {
+            let status = json!({"nodesDesired": 9, "nodesReady": ready, "nodesFailed": failed});
+            wanted(&object(&json!({"images": ["a"], "maxParallelNodes": 2}), &status), "n")
+                .set
+                .unwrap()
+                .retries
+        };
+        assert!(!retries(4, 3) && retries(5, 3) && retries(0, 9), "while fewer than two are on their way");
     }
 }
