@@ -173,3 +173,48 @@ async fn a_paced_set_takes_no_more_than_its_bandwidth() {
     let slices = gets.filter(|entry| entry.range().is_some()).len();
     assert!(slices >= 2, "{}", gets.describe());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_allows_little_more_is_left_to_waiting_pods_until_it_has_refilled() {
+    const LIMIT: u64 = 10;
+    let upstream = FakeUpstream::start().await;
+    let mut images = Vec::new();
+    for seed in 0..12_u64 {
+        let tag = format!("n{seed}");
+        upstream.image(REPOSITORY, &tag, [Layer::random(seed, 1000)]).await;
+        images.push(format!("\"{}\"", name(&tag)));
+    }
+    image(&upstream, "demand", 100).await;
+    upstream.throttle(Some((LIMIT, Duration::from_secs(12))));
+    // One at a time: of several that look at the budget at once each may take one more.
+    let config = AgentConfig::for_upstream(&upstream).with(&format!(
+        "tags: {{ freshness: 0s }}\nprepull: {{ interval: 1s, parallel: 1, sets: [{{ name: s, images: [{}] }}] }}",
+        images.join(", ")
+    ));
+    let agent = Agent::start(&config).await;
+    let count = async |state: &str, reason: Option<&str>| {
+        let status = status(&agent).await;
+        let images = status["prepull"][0]["images"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let like =
+            |image: &&Value| image["state"] == state && reason.is_none_or(|reason| image["reason"] == reason);
+        images.iter().filter(like).count()
+    };
+    let all = async |state: &str, reason: Option<&str>, wanted: usize| {
+        let waiting = async {
+            while count(state, reason).await < wanted {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let waited = tokio::time::timeout(SOON, waiting).await;
+        assert!(waited.is_ok(), "{wanted} {state} {reason:?}: {}", status(&agent).await["prepull"]);
+    };
+    // Of ten, three are left to others. The eighth image took one of them for its manifest, and goes no further.
+    all("Waiting", Some("RateLimited"), 5).await;
+    all("Ready", Some("RateLimited"), 7).await;
+    assert_eq!(upstream.log().manifest_gets().len(), 8, "{}", upstream.log().describe());
+    let puller = Puller::new(&agent.url(), Some(REGISTRY));
+    puller.pull(REPOSITORY, "demand", |_| ()).await.expect("what is left is for those who wait");
+    all("Ready", None, 12).await;
+    let refused = upstream.log().filter(|entry| entry.status() == 429).len();
+    assert_eq!(refused, 0, "{}", upstream.log().describe());
+}

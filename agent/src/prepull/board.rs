@@ -292,15 +292,18 @@ impl Board {
 }
 
 fn report(set: &Set, entry: &Entry, key: &Key, have: &dyn Fn(&Digest) -> u64) -> ImageReport {
-    let state = match (&entry.running, &entry.problem, entry.checked) {
-        (Some(_), ..) => State::Pulling,
-        (None, Some(problem), _) if problem.counts() => State::Failed,
-        (None, None, Some(_)) => State::Ready,
-        _ => State::Waiting,
+    let failed = entry.problem.as_ref().is_some_and(Problem::counts);
+    let state = match (&entry.running, entry.checked) {
+        // A look for something new, or one that is put off, takes nothing from an image that is here.
+        (Some(running), Some(_)) if !failed && !running.lacks_any() => State::Ready,
+        (Some(_), _) => State::Pulling,
+        (None, _) if failed => State::Failed,
+        (None, Some(_)) => State::Ready,
+        (None, None) => State::Waiting,
     };
     let progress = match (&entry.running, state) {
+        (_, State::Ready) => 100,
         (Some(running), _) => running.percent(have),
-        (None, State::Ready) => 100,
         _ => 0,
     };
     let turn = (state == State::Waiting && entry.problem.is_none() && !set.admitted)
@@ -332,7 +335,8 @@ fn wanted(set: &Set, entry: &Entry) -> Reference {
 
 /// `part`, between 0 and 1, tells one image on one node from others.
 fn due(set: &Set, entry: &Entry, interval: Duration, now: Timestamp, part: f64) -> Due {
-    if entry.running.is_some() || !set.admitted {
+    let failed = entry.problem.as_ref().is_some_and(Problem::counts);
+    if entry.running.is_some() || !(if failed { set.retries } else { set.admitted }) {
         return Due::Never;
     }
     if let Some(at) = entry.not_before.filter(|at| *at > now) {

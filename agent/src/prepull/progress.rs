@@ -45,6 +45,11 @@ impl Progress {
         self.parts().iter().map(|part| part.size).sum()
     }
 
+    /// Whether something of it is known not to be here.
+    pub(super) fn lacks_any(&self) -> bool {
+        self.parts().iter().any(|part| part.come < part.size)
+    }
+
     /// From 0 to 99: 100 is said of what is whole only.
     pub(super) fn percent(&self, have: &dyn Fn(&Digest) -> u64) -> u8 {
         let parts = self.parts();

@@ -137,3 +137,25 @@ fn other_platforms_are_looked_for_at_once() {
     board.accept(vec![Set { platforms, ..set(&[TAGGED]) }], at(1));
     assert_eq!(board.begin(at(1), 9).0.len(), 1);
 }
+
+#[test]
+fn a_look_for_something_new_takes_nothing_from_an_image_that_is_here() {
+    let mut board = board(set(&[TAGGED]));
+    let shown = |board: &Board| {
+        let report = &board.report(&|_| 0)[0].images[0];
+        (report.state, report.progress, report.reason)
+    };
+    board.begin(at(0), 9);
+    assert_eq!(shown(&board), (State::Pulling, 0, None), "what is not here is on its way from the beginning");
+    let key = Key { set: board.report(&|_| 0)[0].name.clone(), image: TAGGED.to_owned() };
+    board.finished(&key, Ok(pulled(1)), at(0));
+    run(&mut board, 6, Err(problem("RateLimited", None)));
+    assert_eq!(shown(&board), (State::Ready, 100, Some("RateLimited")));
+    let (jobs, _) = board.begin(at(20), 9);
+    assert_eq!(shown(&board).0, State::Ready);
+    jobs[0].progress.needs(Digest::of(&[9]), 100);
+    assert_eq!(shown(&board).0, State::Pulling, "another image, which is not here yet");
+    board.finished(&key, Err(problem("NotFound", None)), at(20));
+    board.begin(at(60), 9);
+    assert_eq!(shown(&board).0, State::Pulling, "what failed is tried again");
+}
