@@ -23,6 +23,7 @@
 //! | [`prepull`] | images that are to be here before anyone asks: sets, schedules, what is due (pure), pulling |
 //! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of members (pure), asking one of them |
 //! | [`types`] | the protocol's words as types |
+//! | `kubernetes` | talking to the API server: a client, limits, following a kind of objects |
 //! | [`metrics`], [`task`] | counters; the one place that starts tasks |
 //!
 //! Invariants, each kept by the module that could break it:
@@ -40,6 +41,7 @@ pub mod fetch;
 pub mod gc;
 pub mod http;
 pub mod images;
+mod kubernetes;
 pub mod metrics;
 pub mod peers;
 pub mod prepull;

@@ -101,8 +101,9 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "peer.api",
-        default: "https://kubernetes.default.svc",
-        meaning: "the API server that `peer.service` is read from, with the pod's own account",
+        default: "",
+        meaning: "URL of the API server that `peer.service` is read from; without it the cluster that the agent runs in, \
+                  with the pod's own account",
     },
     Key {
         path: "peer.relay",

@@ -16,7 +16,7 @@ pub(super) type Wrong = (&'static str, Option<Location>, String);
 
 /// Holds the keys against each other.
 pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> {
-    let source = source(raw, defaults)?;
+    let source = source(raw)?;
     let name = match &raw.name {
         Some(name) => name.0.0.clone(),
         None => host_name().map_err(|problem| ("peer.name", None, problem))?,
@@ -73,7 +73,7 @@ fn tls(raw: &RawPeerTls) -> Result<Option<Tls>, Wrong> {
     })
 }
 
-fn source(raw: &RawPeer, defaults: &RawPeer) -> Result<Source, Wrong> {
+fn source(raw: &RawPeer) -> Result<Source, Wrong> {
     let places = [
         ("peer.members", raw.members.as_ref().map(|set| set.referenced)),
         ("peer.dns", raw.dns.as_ref().map(|set| set.referenced)),
@@ -91,7 +91,7 @@ fn source(raw: &RawPeer, defaults: &RawPeer) -> Result<Source, Wrong> {
     });
     let service = raw.service.as_ref().map(|set| {
         let ServiceName { namespace, name } = set.value.0.clone();
-        let api = raw.api.as_ref().or(defaults.api.as_ref()).expect("`peer.api` has a default").0.0.clone();
+        let api = raw.api.as_ref().map(|api| api.0.0.to_string());
         Source::Service { namespace, name, api }
     });
     Ok(members.or(dns).or(service).unwrap_or(Source::Off))
@@ -210,7 +210,7 @@ mod tests {
         let Source::Service { namespace, name, api } = read("service: hearth/peers").unwrap().source else {
             panic!("a service is one")
         };
-        assert_eq!((namespace.as_str(), name.as_str(), api.scheme()), ("hearth", "peers", "https"));
+        assert_eq!((namespace.as_str(), name.as_str(), api), ("hearth", "peers", None));
         assert_eq!(read("dns: \"peers:51\"").unwrap().source, Source::Dns { host: "peers".into(), port: 51 });
     }
 

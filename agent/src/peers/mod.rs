@@ -68,8 +68,8 @@ pub enum Source {
         namespace: String,
         /// Its name.
         name: String,
-        /// Where the API server is.
-        api: reqwest::Url,
+        /// URL of the API server; without one, that of the cluster that this process runs in.
+        api: Option<String>,
     },
 }
 
@@ -182,10 +182,9 @@ impl Peers {
             Source::Dns { host, port } => {
                 Dns { host, port, client: self.0.client.clone() }.run(publish, stop).await;
             }
-            Source::Service { namespace, name, api } => match Slices::new(&api, &namespace, &name) {
-                Ok(slices) => slices.run(publish, stop).await,
-                Err(problem) => tracing::error!(problem, "members cannot be watched: this agent stays alone"),
-            },
+            Source::Service { namespace, name, api } => {
+                Slices { namespace, name, api }.run(publish, stop).await;
+            }
         }
     }
 

@@ -23,16 +23,14 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Shared,
-    api::{self, Known, has_code, within},
-    lease::RENEW,
-    sum::sum,
-};
-use crate::prepull::{
-    crd::{ImageSet, ImageSetStatus, NodeCache, NodeCacheStatus},
-    spark,
-    spread::fraction,
+use super::{Shared, lease::RENEW, sum::sum};
+use crate::{
+    kubernetes::{Known, follow, has_code, within},
+    prepull::{
+        crd::{ImageSet, ImageSetStatus, NodeCache, NodeCacheStatus},
+        spark,
+        spread::fraction,
+    },
 };
 
 /// Name of the lease.
@@ -79,7 +77,7 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) {
 /// Until the lease is lost.
 async fn lead(shared: &Arc<Shared>, elector: &mut super::lease::Elector) {
     let nodes: Nodes = watch::Sender::default();
-    let follow = api::follow::<NodeCache, _>(
+    let follow = follow::<NodeCache, _>(
         Api::all(shared.client.clone()),
         watcher::Config::default(),
         |cache| cache.status.unwrap_or_default(),

@@ -13,12 +13,10 @@
 //! | `secrets` | pull secrets that sets name |
 //! | `taint` | warming a node that joins |
 //! | `lease`, `leader` | who leads, and what only the leader does |
-//! | `api` | a client, limits, following a kind |
 //!
 //! Nothing here is needed to serve: with the API server gone, slow or refusing, what was known stays in force, every
 //! loop backs off, and the cache goes on. Until the sets were read once, nothing that earlier sets kept is let go.
 
-pub(super) mod api;
 mod leader;
 mod lease;
 mod node;
@@ -41,14 +39,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Origin, Prepuller, crd::ImageSet};
-use crate::store::Store;
-use api::Known;
+use crate::{
+    kubernetes::{Known, connect, follow},
+    store::Store,
+};
 
 /// Who writes, in objects' managed fields.
 const MANAGER: &str = "hearth-agent";
-
-/// Longest wait before a cluster that cannot be reached at all is tried again.
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// How this agent takes part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,13 +111,16 @@ impl Cluster {
 
     /// Until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let Some(client) = stop.run_until_cancelled(self.connect()).await else { return };
+        let Some(client) = stop.run_until_cancelled(connect(self.config.api.as_deref(), "ImageSets")).await
+        else {
+            return;
+        };
         let Self { config, prepuller, store } = self;
         let (sets, wanted) = (watch::Sender::default(), watch::Sender::default());
         let shared =
             Arc::new(Shared { config, prepuller, store, client, sets, leads: AtomicBool::default(), wanted });
         // A set is small, and what is of interest of it is nearly all.
-        let follow = api::follow::<ImageSet, _>(
+        let follow = follow::<ImageSet, _>(
             Api::all(shared.client.clone()),
             watcher::Config::default(),
             |mut set| {
@@ -142,20 +142,6 @@ impl Cluster {
         if shared.leads.load(Ordering::Relaxed) {
             // The next leader need not wait for the lease to run out.
             let _ = tokio::time::timeout(Duration::from_secs(2), shared.elector().release()).await;
-        }
-    }
-
-    async fn connect(&self) -> Client {
-        let mut pause = Duration::from_secs(1);
-        loop {
-            match api::client(self.config.api.as_deref()).await {
-                Ok(client) => return client,
-                Err(problem) => {
-                    tracing::error!(problem, "no ImageSets: tried again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-            }
         }
     }
 }

@@ -20,14 +20,16 @@ use tokio::time::Instant;
 
 use super::{
     MANAGER, Shared,
-    api::{has_code, within},
     select::selects,
     translate::{self, Wanted},
 };
-use crate::prepull::{
-    crd::{DiskStatus, NodeCache, NodeCacheSpec, NodeCacheStatus},
-    set::Set,
-    spread::{around, fraction},
+use crate::{
+    kubernetes::{has_code, within},
+    prepull::{
+        crd::{DiskStatus, NodeCache, NodeCacheSpec, NodeCacheStatus},
+        set::Set,
+        spread::{around, fraction},
+    },
 };
 
 /// How often the node's labels and taints are read anew.

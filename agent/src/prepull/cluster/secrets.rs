@@ -7,10 +7,13 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::Api;
 
-use super::{Shared, api::within, translate::Wanted};
-use crate::prepull::{
-    crd::Reference,
-    spread::{around, fraction},
+use super::{Shared, translate::Wanted};
+use crate::{
+    kubernetes::within,
+    prepull::{
+        crd::Reference,
+        spread::{around, fraction},
+    },
 };
 
 /// How often they are read anew.

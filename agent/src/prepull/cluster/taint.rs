@@ -19,10 +19,8 @@ use kube::{
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{
-    Warmth,
-    api::{forbidden, within},
-};
+use super::Warmth;
+use crate::kubernetes::{forbidden, within};
 
 /// The condition's type.
 pub(crate) const CONDITION: &str = "HearthImagesReady";

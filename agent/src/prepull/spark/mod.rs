@@ -34,10 +34,10 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    cluster::api::{Known, follow, within},
     crd::{ImageSet, ImageSetSpec},
     spread::hex_name,
 };
+use crate::kubernetes::{Known, follow, within};
 use extract::Wish;
 
 /// Who writes these sets.

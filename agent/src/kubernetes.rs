@@ -22,13 +22,31 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// Pauses before a cluster that there is no way to talk to is looked for again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// A client, as soon as there is one; `what` is not to be had before.
+pub(crate) async fn connect(url: Option<&str>, what: &str) -> Client {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match client(url).await {
+            Ok(client) => return client,
+            Err(problem) => {
+                tracing::error!(problem, "no {what}: tried again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
 /// A client for the server at `url`, without one for the cluster that this process runs in, or that `KUBECONFIG` names.
-pub(crate) async fn client(url: Option<&str>) -> Result<Client, String> {
+async fn client(url: Option<&str>) -> Result<Client, String> {
     let mut config = match url {
-        Some(url) => Config::new(
-            url.parse::<http::Uri>()
-                .map_err(|error| format!("`kubernetes.api`: `{url}` is not a URL: {error}"))?,
-        ),
+        Some(url) => {
+            Config::new(url.parse::<http::Uri>().map_err(|error| format!("`{url}` is not a URL: {error}"))?)
+        }
         None => Config::infer().await.map_err(|error| format!("there is no cluster to talk to: {error}"))?,
     };
     config.connect_timeout = Some(CONNECT);
