@@ -21,7 +21,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["fetch", "gc", "http", "peers", "prepull", "runtime", "store", "types", "upstream"]),
     ("http", &["fetch", "images", "metrics", "peers", "store", "task", "types", "upstream"]),
-    ("prepull", &["fetch", "metrics", "runtime", "store", "task", "types"]),
+    ("prepull", &["fetch", "kubernetes", "metrics", "runtime", "store", "task", "types"]),
+    ("kubernetes", &[]),
     ("runtime", &["types"]),
     ("fetch", &["metrics", "peers", "store", "task", "types", "upstream"]),
     ("gc", &["images", "metrics", "store", "task", "types"]),
@@ -29,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("scrub", &["metrics", "store", "task", "types"]),
     ("setup", &["runtime", "types"]),
     ("store", &["types"]),
-    ("peers", &["metrics", "task", "types"]),
+    ("peers", &["kubernetes", "metrics", "task", "types"]),
     ("upstream", &["metrics", "task", "types"]),
     ("metrics", &[]),
     ("task", &[]),
@@ -40,7 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
     ("prost", &["agent/src/runtime/"]),
-    ("kube", &["agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
+    ("kube", &["agent/src/kubernetes.rs", "agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
     ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
     ("hdfs_native", &["builder/src/sources/objects.rs"]),
     ("object_store", &["builder/src/sources/objects.rs"]),
