@@ -252,9 +252,12 @@ impl<'a> Tender<'a> {
         }
         let images = set.spec.images.join(", ");
         let (ready, desired, failed) = (status.nodes_ready, status.nodes_desired, status.nodes_failed);
-        let spoken = set.metadata.creation_timestamp.is_some_and(|created| {
-            Timestamp::now().duration_since(created.0).unsigned_abs() >= self.config.settled
-        });
+        // Of a set that was made just now the beginning is told first, however soon it is done.
+        let begins = first && self.written.contains_key(name);
+        let spoken = !begins
+            && set.metadata.creation_timestamp.is_some_and(|created| {
+                Timestamp::now().duration_since(created.0).unsigned_abs() >= self.config.settled
+            });
         let (type_, reason, note) = if spoken && desired > 0 && ready == desired {
             told.over = true;
             let after = if first {
