@@ -81,7 +81,7 @@ fn retries(object: &ImageSet) -> bool {
     let Some((most, status)) = object.spec.max_parallel_nodes.zip(object.status.as_ref()) else {
         return true;
     };
-    status.nodes_desired.saturating_sub(status.nodes_ready + status.nodes_failed) < most
+    status.nodes_desired.saturating_sub(status.nodes_ready).saturating_sub(status.nodes_failed) < most
 }
 
 /// A node's place in a set's order, below [`WHOLE`].
