@@ -22,6 +22,10 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// Longest silence of a connection: longer than the server keeps a watch on which nothing happens (290 s), on a
+/// connection that was idle before (90 s). Without it a list that is never answered would be waited for for ever.
+const SILENCE: Duration = Duration::from_secs(400);
+
 /// Pauses before a cluster that there is no way to talk to is looked for again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -50,6 +54,7 @@ async fn client(url: Option<&str>) -> Result<Client, String> {
         None => Config::infer().await.map_err(|error| format!("there is no cluster to talk to: {error}"))?,
     };
     config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
     Client::try_from(config).map_err(|error| format!("no client for the API server: {error}"))
 }
 
