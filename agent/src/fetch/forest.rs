@@ -132,6 +132,10 @@ impl Forest {
             self.refresh_members();
             self.ask_for_members();
             let wanted = self.ask_for_readers();
+            if !wanted {
+                // Nobody here waits: for other members' sake alone a flight may well be silent for long.
+                self.last_news = Instant::now();
+            }
             if self.is_over(wanted) {
                 return Err(FetchError::Parked);
             }

@@ -59,6 +59,17 @@ async fn one_node_of_six_pulls_and_the_others_carry_only_what_passes_through_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_have_carried_pieces_and_pull_much_later_read_nothing_upstream() {
+    let (upstream, size) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 6, "wait: 500ms").await;
+    pull(&cluster.agents[0]).await;
+    // What they carried for it is still under way there, and silent for longer than `wait`.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    pull_all(&cluster.agents[1..]).await;
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_does_not_relay_still_gets_and_gives_its_own() {
     let (upstream, size) = upstream().await;
     let cluster = Cluster::start(&config(&upstream), 4, "relay: false").await;
