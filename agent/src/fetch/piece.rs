@@ -152,8 +152,7 @@ impl Ground {
             match target {
                 Target::Member(place, role) => {
                     let Some(member) = self.members.get(place) else { continue };
-                    let too_slow = || role == Role::Parent && self.peers().passes_over(member);
-                    if !self.peers().is_usable(member) || too_slow() {
+                    if !self.is_to_be_asked(member, role) {
                         continue;
                     }
                     if let Attempt::Brought = self.ask(member, role, piece, ranges).await? {
@@ -168,6 +167,15 @@ impl Ground {
             }
         }
         self.ask_holders(piece).await
+    }
+
+    fn is_to_be_asked(&self, member: &Member, role: Role) -> bool {
+        let peers = self.peers();
+        match role {
+            Role::Parent => peers.is_usable(member) && !peers.passes_over(member),
+            Role::Root => peers.is_usable(member),
+            Role::Source => peers.is_trusted(member),
+        }
     }
 
     /// The last resort beyond upstream: whoever has the blob, wherever it stands.

@@ -39,8 +39,18 @@ impl Health {
         self.is_usable_at(member, Instant::now())
     }
 
+    /// Whether to ask it for what only it is to read upstream: everyone else would read the same once more. On a full
+    /// link one answer in thousands comes late, so a single failure does not keep anyone from that.
+    pub(super) fn is_trusted(&self, member: &str) -> bool {
+        self.is_trusted_at(member, Instant::now())
+    }
+
     fn is_usable_at(&self, member: &str, now: Instant) -> bool {
         self.lock().get(member).is_none_or(|state| state.until <= now)
+    }
+
+    fn is_trusted_at(&self, member: &str, now: Instant) -> bool {
+        self.lock().get(member).is_none_or(|state| state.until <= now || (state.failures == 1 && !state.lied))
     }
 
     /// It answered as it should.
@@ -120,7 +130,9 @@ mod tests {
         for expected in [1, 2, 4] {
             health.fail_at("a", now);
             health.fail_at("a", now);
-            assert!(!health.is_usable_at("a", now + Duration::from_millis(expected * 1_000 - 1)));
+            let before = now + Duration::from_millis(expected * 1_000 - 1);
+            assert!(!health.is_usable_at("a", before));
+            assert_eq!(health.is_trusted_at("a", before), expected == 1, "one failure may be a full link");
             now += Duration::from_secs(expected);
             assert!(health.is_usable_at("a", now));
         }
@@ -129,6 +141,7 @@ mod tests {
         health.lied("b");
         health.succeeded("b");
         health.fail_at("b", start);
-        assert!(!health.is_usable_at("b", start + Duration::from_mins(9)), "a liar stays out");
+        let soon = start + Duration::from_mins(9);
+        assert!(!health.is_usable_at("b", soon) && !health.is_trusted_at("b", soon), "a liar stays out");
     }
 }

@@ -198,6 +198,11 @@ impl Peers {
         self.0.health.is_usable(&member.name)
     }
 
+    /// Whether a member is to be asked for what only it is to read upstream: one failure does not keep from that.
+    pub fn is_trusted(&self, member: &Member) -> bool {
+        self.0.health.is_trusted(&member.name)
+    }
+
     /// Whether a parent is to be passed over now because it is much slower than others.
     pub fn passes_over(&self, member: &Member) -> bool {
         self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&member.name)
