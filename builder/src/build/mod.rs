@@ -205,11 +205,11 @@ fn write_layers(
     planning: &Planning,
     progress: &Progress,
 ) -> Result<Vec<Layer>, LayerError> {
-    let write = |planned: &Planned| {
-        let bar = progress.bytes(&planned.label(), tree::bytes(&planned.tree));
-        layer::write(cache, &planned.tree, planning.matrix.compression, options.jobs, &bar)
-    };
-    planning.layers.iter().map(write).collect()
+    let trees = planning
+        .layers
+        .iter()
+        .map(|planned| (&planned.tree, progress.bytes(&planned.label(), tree::bytes(&planned.tree))));
+    layer::write_all(cache, trees, planning.matrix.compression, options.jobs)
 }
 
 /// Writes the planned layers and stacks them.

@@ -6,8 +6,9 @@
 //! were unpacked byte for byte by containerd, podman, buildah, skopeo and umoci.)
 //!
 //! Most of an image's bytes are compressed already (JARs, wheels' libraries less so), and gzip spends its time on them for
-//! nothing: of Spark 3.5's JARs a quarter shrinks by less than 2 %. So a look at a sixteenth of a piece decides
-//! how much work it is worth. Zstandard finds that out by itself.
+//! nothing: in blocks of 256 KiB, 29 % of the bytes of Spark 3.5 shrink by less than 2 %, and 56 % by less than 4 %. So a
+//! look at a sixteenth of each block decides how much work it is worth, and blocks that are worth the same become one
+//! member. Zstandard finds that out by itself.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +32,7 @@ impl Codec {
     /// of a library that changes bytes cannot go unnoticed.
     pub fn id(self) -> &'static str {
         match self {
-            Self::Gzip => "gzip-libdeflate-1-0.1.6",
+            Self::Gzip => "gzip-libdeflate-2-0.1.6",
             Self::Zstd => "zstd-1.5-3",
         }
     }
@@ -56,11 +57,25 @@ impl Codec {
     }
 }
 
-/// Bytes of a piece that are looked at, out of so many.
-const LOOK: (usize, usize) = (16 * 1024, 256 * 1024);
+/// Bytes that are worth the same work.
+const BLOCK: usize = 256 * 1024;
+
+/// Bytes that are looked at, out of so many: four samples of a block.
+const LOOK: (usize, usize) = (4 * 1024, BLOCK / 4);
 
 /// Shares, in thousandths, by which a sample must shrink to be worth some work, and to be worth more.
-const WORTH: (usize, usize) = (20, 200);
+const WORTH: (usize, usize) = (25, 200);
+
+/// How much work a block is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// None: it is stored.
+    Nothing,
+    /// Level 1.
+    Some,
+    /// Level 6.
+    More,
+}
 
 /// One compressor for each amount of work.
 struct Gzip {
@@ -80,13 +95,10 @@ impl Gzip {
         Self { stored: of(0), quick: of(1), thorough: of(6), sample: Vec::new(), trial: Vec::new() }
     }
 
-    /// By how many thousandths a sample of `raw` shrinks. A piece that is no longer than one step is worth all work.
-    fn shrinks(&mut self, raw: &[u8]) -> usize {
+    /// By how many thousandths a sample of `block` shrinks.
+    fn shrinks(&mut self, block: &[u8]) -> usize {
         self.sample.clear();
-        if raw.len() <= LOOK.1 {
-            return 1_000;
-        }
-        for step in raw.chunks(LOOK.1) {
+        for step in block.chunks(LOOK.1) {
             self.sample.extend_from_slice(&step[..step.len().min(LOOK.0)]);
         }
         self.trial.resize(self.quick.deflate_compress_bound(self.sample.len()), 0);
@@ -95,12 +107,39 @@ impl Gzip {
         self.sample.len().saturating_sub(packed) * 1_000 / self.sample.len()
     }
 
-    fn for_piece(&mut self, raw: &[u8]) -> &mut libdeflater::Compressor {
-        match self.shrinks(raw) {
-            share if share < WORTH.0 => &mut self.stored,
-            share if share < WORTH.1 => &mut self.quick,
-            _ => &mut self.thorough,
+    /// What `block` is worth; one of a few samples' length is compressed sooner than looked at.
+    fn worth(&mut self, block: &[u8]) -> Work {
+        if block.len() <= LOOK.1 {
+            return Work::More;
         }
+        match self.shrinks(block) {
+            share if share < WORTH.0 => Work::Nothing,
+            share if share < WORTH.1 => Work::Some,
+            _ => Work::More,
+        }
+    }
+
+    /// Appends `raw` as gzip members, one for each run of blocks that are worth the same.
+    fn members(&mut self, raw: &[u8], out: &mut Vec<u8>) {
+        let works: Vec<Work> = raw.chunks(BLOCK).map(|block| self.worth(block)).collect();
+        let mut rest = raw;
+        for run in works.chunk_by(PartialEq::eq) {
+            let (now, later) = rest.split_at(rest.len().min(run.len() * BLOCK));
+            self.member(run[0], now, out);
+            rest = later;
+        }
+    }
+
+    fn member(&mut self, work: Work, raw: &[u8], out: &mut Vec<u8>) {
+        let engine = match work {
+            Work::Nothing => &mut self.stored,
+            Work::Some => &mut self.quick,
+            Work::More => &mut self.thorough,
+        };
+        let start = out.len();
+        out.resize(start + engine.gzip_compress_bound(raw.len()), 0);
+        let length = engine.gzip_compress(raw, &mut out[start..]).expect("the buffer has the bound's size");
+        out.truncate(start + length);
     }
 }
 
@@ -122,23 +161,21 @@ impl std::fmt::Debug for Compressor {
 }
 
 impl Compressor {
-    /// One complete gzip member or zstd frame that holds `raw`.
+    /// Complete gzip members or one zstd frame that hold `raw`.
     pub fn piece(&mut self, raw: &[u8]) -> &[u8] {
         debug_assert!(raw.len() <= PIECE, "pieces bound the memory of a build");
-        let length = match &mut self.engine {
-            Engine::Gzip(gzip) => {
-                let engine = gzip.for_piece(raw);
-                self.out.resize(engine.gzip_compress_bound(raw.len()), 0);
-                engine.gzip_compress(raw, &mut self.out).expect("the buffer has the bound's size")
-            }
+        self.out.clear();
+        match &mut self.engine {
+            Engine::Gzip(gzip) => gzip.members(raw, &mut self.out),
             Engine::Zstd(engine) => {
                 self.out.resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
-                engine
+                let length = engine
                     .compress_to_buffer(raw, self.out.as_mut_slice())
-                    .expect("the buffer has the bound's size")
+                    .expect("the buffer has the bound's size");
+                self.out.truncate(length);
             }
-        };
-        &self.out[..length]
+        }
+        &self.out
     }
 }
 
@@ -193,18 +230,17 @@ mod tests {
             block[start..length].fill(b' ');
         }
         let mut gzip = Gzip::new();
-        let worth = [noise(), mixed, text.clone()].map(|raw| gzip.shrinks(&raw));
-        assert!(
-            worth[0] < WORTH.0 && (WORTH.0..WORTH.1).contains(&worth[1]) && worth[2] >= WORTH.1,
-            "{worth:?}"
-        );
-        assert!(gzip.shrinks(&text[..1_000]) >= WORTH.1, "short pieces cost nothing");
+        let blocks = [noise(), mixed, text.clone()].map(|raw| raw[..BLOCK].to_vec());
+        let worth = blocks.each_ref().map(|block| gzip.worth(block));
+        assert_eq!(worth, [Work::Nothing, Work::Some, Work::More]);
+        assert_eq!(gzip.worth(&noise()[..1_000]), Work::More, "short pieces cost nothing");
         let mut compressor = Codec::Gzip.compressor();
         let noise = noise();
-        assert!(
-            compressor.piece(&noise).len() < noise.len() + noise.len() / 1_000,
-            "stored costs next to nothing"
-        );
+        let stored = compressor.piece(&noise).len();
+        assert!(stored < noise.len() + noise.len() / 1_000, "stored costs next to nothing");
+        let both = [&noise[..3 * BLOCK], &text[..BLOCK + 5]].concat();
+        let length = compressor.piece(&both).len();
+        assert!(length < 3 * BLOCK + BLOCK / 10, "each part gets its own work: {length}");
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! cache already had can change a byte.
 //!
 //! The digest of the *uncompressed* archive (the `diffID`) is computed by a second thread from the raw files
-//! while the first one copies.
+//! while the first one copies. Meanwhile the files of the next layer are compressed: putting a layer together
+//! waits for the disk (layers are synced), compressing waits for processors.
 
 pub mod codec;
 pub mod header;
@@ -20,6 +21,7 @@ use std::{
     collections::HashMap,
     io::{self, Read},
     path::PathBuf,
+    sync::mpsc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -88,13 +90,50 @@ pub fn known(cache: &Cache, tree: &Tree, codec: Codec) -> Option<Layer> {
 }
 
 /// Writes a layer, or finds it in the cache.
-pub fn write(cache: &Cache, tree: &Tree, codec: Codec, jobs: usize, bar: &Bar) -> Result<Layer, LayerError> {
-    if let Some(layer) = known(cache, tree, codec) {
-        bar.advance(crate::tree::bytes(tree));
-        return Ok(layer);
-    }
-    let contents = tree.values().filter_map(Entry::content);
-    member::prepare(cache, codec, contents, jobs, bar)?;
+pub fn write(cache: &Cache, tree: &Tree, codec: Codec, jobs: usize, bar: Bar) -> Result<Layer, LayerError> {
+    let written = write_all(cache, std::iter::once((tree, bar)), codec, jobs)?;
+    Ok(written.into_iter().next().expect("one layer for one tree"))
+}
+
+/// Writes layers, or finds them in the cache; they come back in the order of `trees`. At most two are under way:
+/// one whose files are compressed and one that is put together.
+pub fn write_all<'t>(
+    cache: &Cache,
+    trees: impl Iterator<Item = (&'t Tree, Bar)>,
+    codec: Codec,
+    jobs: usize,
+) -> Result<Vec<Layer>, LayerError> {
+    let (ready, next) = mpsc::sync_channel(0);
+    std::thread::scope(|scope| {
+        let together = scope.spawn(move || -> Result<Vec<Layer>, LayerError> {
+            let finish = |(tree, bar, known): (_, _, Option<Layer>)| {
+                known.map_or_else(|| put_together(cache, tree, codec, &bar), Ok)
+            };
+            next.into_iter().map(finish).collect()
+        });
+        let mut compressed = Ok(());
+        for (tree, bar) in trees {
+            let known = known(cache, tree, codec);
+            if known.is_some() {
+                bar.advance(crate::tree::bytes(tree));
+            } else {
+                let contents = tree.values().filter_map(Entry::content);
+                compressed = member::prepare(cache, codec, contents, jobs, &bar);
+            }
+            // Nobody takes it: putting together has failed, and says why.
+            if compressed.is_err() || ready.send((tree, bar, known)).is_err() {
+                break;
+            }
+        }
+        drop(ready);
+        let layers = together.join().expect("putting together does not panic");
+        compressed?;
+        layers
+    })
+}
+
+/// Writes a layer whose large files are compressed.
+fn put_together(cache: &Cache, tree: &Tree, codec: Codec, bar: &Bar) -> Result<Layer, LayerError> {
     let members = members(tree);
     let (blob, diff_id) = std::thread::scope(|scope| {
         let diff_id = scope.spawn(|| diff_id(cache, &members));
@@ -268,7 +307,7 @@ mod tests {
         let (_directory, cache) = cache();
         let tree = sample(&cache);
         for codec in [Codec::Gzip, Codec::Zstd] {
-            let layer = write(&cache, &tree, codec, 2, &Bar::hidden()).unwrap();
+            let layer = write(&cache, &tree, codec, 2, Bar::hidden()).unwrap();
             let (list, digest) = listing(&cache, &layer);
             let expected = [
                 ("opt/", None, 0),
@@ -290,11 +329,11 @@ mod tests {
     fn threads_and_what_the_cache_had_change_no_byte() {
         let (_first_directory, first) = cache();
         let (_second_directory, second) = cache();
-        let layer = write(&first, &sample(&first), Codec::Gzip, 1, &Bar::hidden()).unwrap();
+        let layer = write(&first, &sample(&first), Codec::Gzip, 1, Bar::hidden()).unwrap();
         let mut part = sample(&second);
         part.remove(&ImagePath::known("opt/also"));
-        write(&second, &part, Codec::Gzip, 1, &Bar::hidden()).unwrap();
-        assert_eq!(write(&second, &sample(&second), Codec::Gzip, 4, &Bar::hidden()).unwrap(), layer);
+        write(&second, &part, Codec::Gzip, 1, Bar::hidden()).unwrap();
+        assert_eq!(write(&second, &sample(&second), Codec::Gzip, 4, Bar::hidden()).unwrap(), layer);
     }
 
     #[test]
@@ -305,7 +344,7 @@ mod tests {
         let path = cache.path(Shelf::Files, &content.digest);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, b"SMALL").unwrap();
-        let error = write(&cache, &tree, Codec::Gzip, 1, &Bar::hidden()).unwrap_err();
+        let error = write(&cache, &tree, Codec::Gzip, 1, Bar::hidden()).unwrap_err();
         assert!(error.to_string().contains("/opt/also"), "{error}");
     }
 }

@@ -153,7 +153,7 @@ pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<B
         return Err(BaseError::Unsuitable { name, problem });
     }
     let bar = context.progress.bytes("compressing the base", crate::tree::bytes(&tree));
-    let layer = layer::write(context.cache, &tree, codec, context.jobs, &bar)?;
+    let layer = layer::write(context.cache, &tree, codec, context.jobs, bar)?;
     let view = View::of_tree(context.cache, &tree)?;
     let config = json!({
         "architecture": context.platform.architecture(),
