@@ -116,6 +116,14 @@ fn crash_at_every(fixture: &Fixture, call: &str, expected: &Value) -> usize {
         let mut command = fixture.command(&["--cache-dir", &names[0], "--output", &names[1]]);
         let again = report(&finish(command.args(["--output-format", "json"])));
         assert_eq!(again["images"], expected["images"], "{when}");
+        let aside = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".hearth-"))
+        };
+        assert_eq!(
+            files(&output).iter().find(|path| aside(path)),
+            None,
+            "{when}: nothing half-written stays"
+        );
         for directory in [cache, output] {
             fs::remove_dir_all(directory).expect("removable");
         }

@@ -57,6 +57,9 @@ pub enum LayoutError {
     },
 }
 
+/// How names of files begin that are being written.
+const ASIDE: &str = ".hearth-layout-";
+
 /// Adds images to a layout, or starts one.
 pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> Result<(), LayoutError> {
     let blobs = directory.join("blobs").join("sha256");
@@ -64,6 +67,9 @@ pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> 
     fs::create_dir_all(&blobs).map_err(|source| fault(&blobs, source))?;
     let turn = File::open(directory).map_err(|source| fault(directory, source))?;
     turn.lock().map_err(|source| fault(directory, source))?;
+    for place in [directory, &blobs] {
+        sweep(place).map_err(|source| fault(place, source))?;
+    }
     replace(directory, &directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     for image in &publication.images {
         for layer in &image.layers {
@@ -91,10 +97,26 @@ fn check(directory: &Path) -> Result<(), LayoutError> {
         Ok(_) if directory.join("oci-layout").exists() => Ok(()),
         // Empty, or all that a build leaves that was killed before it wrote the first document.
         Ok(mut entries) => {
-            let ours = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "blobs"));
+            let is_ours = |entry: &fs::DirEntry| entry.file_name() == "blobs" || is_aside(entry);
+            let ours = entries.all(|entry| entry.is_ok_and(|entry| is_ours(&entry)));
             if ours { Ok(()) } else { Err(LayoutError::Foreign { path: directory.to_owned() }) }
         }
     }
+}
+
+fn is_aside(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(ASIDE.as_bytes())
+}
+
+/// Removes what killed builds were writing. Whoever has the directory's lock is the only one who writes.
+fn sweep(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if is_aside(&entry) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Replaces images of the same name, keeps the others.
@@ -149,7 +171,7 @@ fn link(source: &Path, target: &Path, size: u64) -> Result<(), LayoutError> {
     let directory = target.parent().unwrap_or(Path::new(""));
     // A name of our own first: a link cannot replace a short file that is there.
     let aside = tempfile::Builder::new()
-        .prefix(".hearth-")
+        .prefix(ASIDE)
         .make_in(directory, |path| fs::hard_link(source, path))
         .map(tempfile::NamedTempFile::into_temp_path);
     let aside = if let Ok(aside) = aside {
@@ -176,7 +198,7 @@ fn replace(directory: &Path, path: &Path, bytes: &[u8]) -> Result<(), LayoutErro
 
 /// Readable for everybody, whatever the umask: layouts are handed to other programs and users.
 fn temporary(directory: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let file = tempfile::Builder::new().prefix(".hearth-").tempfile_in(directory)?;
+    let file = tempfile::Builder::new().prefix(ASIDE).tempfile_in(directory)?;
     file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     Ok(file)
 }
@@ -241,6 +263,17 @@ mod tests {
         fs::write(&path, "lay").unwrap();
         write(&cache, &layout, &named("x", &image)).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"layer");
+    }
+
+    #[test]
+    fn what_a_build_was_writing_when_it_was_killed_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let layout = directory.path().join("dist");
+        fs::create_dir(&layout).unwrap();
+        let aside = temporary(&layout).unwrap().keep().unwrap().1;
+        write(&cache, &layout, &named("x", &image(&cache, "layer"))).unwrap();
+        assert!(!aside.exists(), "{} is nobody's", aside.display());
     }
 
     #[test]
