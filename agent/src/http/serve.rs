@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockFilter, SockRef};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -120,24 +120,7 @@ impl Server {
         http.timer(TokioTimer::new()).header_read_timeout(Duration::from_mins(1)).half_close(true);
         // Nothing is sent: closed when the last connection has been served.
         let (serving, mut all_served) = mpsc::channel::<()>(1);
-        loop {
-            let accepted = tokio::select! {
-                // Who is connected already is answered: another process listens on the port, perhaps, but the kernel
-                // resets what waits at a socket that is closed.
-                () = stop.cancelled() => match accept(&self.listener, &permits).now_or_never() {
-                    Some(accepted) => accepted,
-                    None => break,
-                },
-                accepted = accept(&self.listener, &permits) => accepted,
-            };
-            let (socket, permit) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
+        let begin = |(socket, permit): Accepted| {
             let socket = Arc::new(socket);
             let stream = ClientStream::new(socket.clone(), self.limits.client_write);
             let connection =
@@ -161,8 +144,18 @@ impl Server {
                 connection::end(&socket).await;
                 count(false);
             });
+        };
+        while let Some(accepted) = stop.run_until_cancelled(accept(&self.listener, &permits)).await {
+            match accepted {
+                Ok(accepted) => begin(accepted),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
-        drop((self.listener, serving));
+        close(self.listener, &permits, begin);
+        drop(serving);
         if tokio::time::timeout(self.limits.grace, all_served.recv()).await.is_err() {
             tracing::warn!(address = %self.address, "open requests did not finish within the grace period");
         }
@@ -232,12 +225,102 @@ async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+/// A client's connection, and its share of those that may be open.
+type Accepted = (TcpStream, OwnedSemaphorePermit);
+
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<Accepted> {
     let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (socket, _) = listener.accept().await?;
     socket.set_nodelay(true)?;
     Ok((socket, permit))
+}
+
+/// Drops every packet: `BPF_RET | BPF_K` with a length of 0 (`linux/bpf_common.h`).
+const NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+
+/// Takes the connections that wait, and closes the listener. The kernel resets what waits at a socket that is
+/// closed, though another process listens on the same port. So first no packet gets to this one any more: a client that
+/// connects now repeats its SYN a second later (RFC 6298), and then it gets to the other process.
+fn close(listener: TcpListener, permits: &Arc<Semaphore>, mut begin: impl FnMut(Accepted)) {
+    if let Err(error) = SockRef::from(&listener).attach_filter(&[NOTHING]) {
+        tracing::debug!(%error, "clients that connect at this moment may be refused");
+    }
+    // Asked directly: the runtime may not have heard yet of what waits.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok(permit) = permits.clone().try_acquire_owned() {
+        let accepted = listener.accept().and_then(|(socket, _)| {
+            socket.set_nonblocking(true)?;
+            socket.set_nodelay(true)?;
+            TcpStream::from_std(socket)
+        });
+        match accepted {
+            Ok(socket) => begin((socket, permit)),
+            // It left while it waited.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                break;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { connections: 8, client_write: Duration::from_secs(5), grace: Duration::from_secs(5) };
+
+    fn loopback() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    #[tokio::test]
+    async fn a_client_is_answered_that_was_connected_before_the_runtime_heard_of_it() {
+        let server = Server::bind(loopback(), LIMITS).unwrap();
+        let mut client = std::net::TcpStream::connect(server.address()).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let answer = |_| async { Response::new(body::full("yes")) };
+        server.serve(None, QUIET, answer, |_| 0, Tasks::default(), stop).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("yes"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn clients_that_connect_while_a_listener_closes_get_to_the_other_one_on_its_port() {
+        let old = Server::bind(loopback(), LIMITS).unwrap();
+        let address = old.address();
+        let _waiting = std::net::TcpStream::connect(address).unwrap();
+        let new = Server::bind(address, LIMITS).unwrap();
+        let (mut taken, mut clients) = (Vec::new(), Vec::new());
+        let connect = |accepted| {
+            taken.push(accepted);
+            for _ in 0..20 {
+                let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                client.set_nonblocking(true).unwrap();
+                // Under way when this returns.
+                client.connect(&address.into()).ok();
+                clients.push(client);
+            }
+        };
+        // The one connection that it may take is the one that waits; it does not look for more.
+        close(old.listener, &Arc::new(Semaphore::new(1)), connect);
+        assert_eq!((taken.len(), clients.len()), (1, 20));
+        for arrived in 0..clients.len() {
+            let accepted = tokio::time::timeout(Duration::from_secs(10), new.listener.accept()).await;
+            accepted.unwrap_or_else(|_| panic!("only {arrived} arrived")).unwrap();
+        }
+        for client in clients {
+            assert!(client.take_error().unwrap().is_none());
+        }
+    }
 }
