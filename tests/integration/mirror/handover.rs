@@ -8,8 +8,25 @@ use kit::{
     pull::Puller,
     registry::{FakeUpstream, Layer, sha256},
 };
+use tokio::sync::watch;
 
 use super::{REPOSITORY, restart::home};
+
+/// Waits until an agent, ready all the while, says this of itself.
+async fn says(agent: &AgentProcess, expected: impl Fn(&str) -> bool) {
+    let mut said = String::new();
+    let heard = async {
+        loop {
+            said = ready(agent).await;
+            if expected(&said) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(30), heard).await;
+    assert!(heard.is_ok(), "it still says {said}");
+}
 
 fn puller(agent: &AgentProcess) -> Puller {
     Puller::new(&format!("http://{}", agent.addresses.mirror), Some(REGISTRY))
@@ -33,7 +50,7 @@ async fn a_new_agent_serves_beside_the_old_one_and_owns_the_directory_after_it()
     puller(&old).pull(REPOSITORY, "old", |_| ()).await.expect("the pull succeeds");
 
     let new = config.start_process(home.path()).await.expect("it starts beside the old one");
-    assert!(ready(&new).await.contains("held by another agent"), "{}", ready(&new).await);
+    says(&new, |said| said.contains("held by another agent")).await;
     let asked = upstream.log().len();
     puller(&new).pull(REPOSITORY, "old", |_| ()).await.expect("the pull succeeds");
     assert!(upstream.log().since(asked).is_empty(), "{}", upstream.log().since(asked).describe());
@@ -49,7 +66,7 @@ async fn a_new_agent_serves_beside_the_old_one_and_owns_the_directory_after_it()
         }
     };
     tokio::time::timeout(Duration::from_secs(30), taken_over).await.expect("it owns the directory");
-    assert_eq!(ready(&new).await, "ok\n");
+    says(&new, |said| said == "ok\n").await;
     assert_store_is_right(&data);
 }
 
@@ -65,26 +82,32 @@ async fn no_request_fails_while_one_agent_takes_over_from_another_on_the_same_po
     let new = AgentProcess::start_with(&file, &[("HEARTH_MIRROR_LISTEN", &mirror)]).await;
     let new = new.expect("it listens on the same port");
 
-    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (answered, mut answers) = watch::channel(0);
     let url = format!("http://{mirror}{}", manifest_path(REPOSITORY, "v1"));
     let asking = tokio::spawn(async move {
-        let mut answers = 0;
-        while !*stopped.borrow() {
+        while !answered.is_closed() {
             // A connection of its own for each request: that is what finds a closed port.
             let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
             let response = client.get(&url).send().await?;
             assert_eq!(response.status(), 200);
-            answers += 1;
+            answered.send_modify(|answers| *answers += 1);
         }
-        Ok::<_, reqwest::Error>(answers)
+        Ok::<_, reqwest::Error>(())
     });
+    ten_more(&mut answers).await;
     old.terminate().expect("it runs");
     assert!(old.wait().await.expect("it ends").success(), "{}", old.log());
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    stop.send(true).expect("someone asks");
-    let answers: u32 = asking.await.expect("no panic").expect("every request is answered");
-    assert!(answers > 10, "{answers} answers");
+    ten_more(&mut answers).await;
+    drop(answers);
+    asking.await.expect("no panic").expect("every request is answered");
     drop(new);
+}
+
+/// Waits for more answers, or for the end of those who ask, who say why they ended.
+async fn ten_more(answers: &mut watch::Receiver<u32>) {
+    let enough = *answers.borrow() + 10;
+    let more = answers.wait_for(|answers| *answers >= enough);
+    tokio::time::timeout(Duration::from_secs(30), more).await.expect("answers keep coming").ok();
 }
 
 #[tokio::test]
@@ -100,7 +123,7 @@ async fn a_second_agent_on_a_directory_that_is_never_let_go_of_ends_with_two_and
 }
 
 /// The clients of one node during updates: images that are there, on connections that are kept; and images that are not.
-async fn load(url: String, cold: usize, stop: tokio::sync::watch::Receiver<bool>) -> anyhow::Result<u64> {
+async fn load(url: String, cold: usize, stop: watch::Receiver<bool>) -> anyhow::Result<u64> {
     let kept = reqwest::Client::builder().no_proxy().build()?;
     let (mut answers, mut next) = (0, 0);
     while !*stop.borrow() {
@@ -148,7 +171,7 @@ async fn three_updates_in_a_row_under_load_fail_no_request() {
     let file = config.write(home.path()).expect("writable");
     let mut agent = AgentProcess::start(&file).await.expect("it starts");
     let mirror = agent.addresses.mirror.to_string();
-    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (stop, stopped) = watch::channel(false);
     let clients: Vec<_> = (0..4)
         .map(|at| tokio::spawn(load(format!("http://{mirror}"), COLD * (at % 2), stopped.clone())))
         .collect();
@@ -159,12 +182,7 @@ async fn three_updates_in_a_row_under_load_fail_no_request() {
         agent.terminate().expect("it runs");
         assert!(agent.wait().await.expect("it ends").success(), "{}", agent.log());
         agent = next;
-        let owner = async {
-            while ready(&agent).await != "ok\n" {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), owner).await.expect("it owns the directory");
+        says(&agent, |said| said == "ok\n").await;
     }
     stop.send(true).expect("someone asks");
     for client in clients {
