@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use kit::process::binary;
+use kit::{process::binary, registry::random_bytes};
 use proptest::{
     prelude::{Just, Strategy, any},
     sample::select,
@@ -34,6 +34,11 @@ struct Surroundings {
 }
 
 const SPARKS: [&str; 3] = ["3.5.1", "3.5.8", "3.5.9"];
+const SHARED: [(&str, [&str; 2]); 3] = [
+    ("deps/jars/a.jar", ["3.5.8", "3.5.9"]),
+    ("deps/jars/b.jar", ["3.5.1", "3.5.9"]),
+    ("deps/jars/c.jar", ["3.5.1", "3.5.8"]),
+];
 const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/arm64"];
 const FILES: [&str; 3] = [
     "{ to: /opt/app/a.txt, text: one }",
@@ -72,11 +77,17 @@ fn specification(surroundings: &Surroundings, codec: &str) -> String {
 /// Inputs made in the given order, as another checkout would have them.
 fn world(surroundings: &Surroundings, codec: &str) -> Fixture {
     let fixture = Fixture::new();
+    let shared = [21, 22, 23].map(|seed| random_bytes(seed, 4_500_000));
     for version in &surroundings.sparks {
         let file = File::create(fixture.path(&format!("pyspark-{version}.tar.gz"))).expect("writable");
-        // Of three releases each two share something that the third has not.
         let readme = if *version == "3.5.1" { "old" } else { "new" };
-        write_spark(file, version, &[("deps/data/README", readme.as_bytes())]);
+        let mut more = vec![("deps/data/README", readme.as_bytes())];
+        // Of three releases each two share a layer that the third has not: each image has two of these to put in order.
+        if surroundings.sparks.len() == SPARKS.len() {
+            let shared = SHARED.iter().zip(&shared).filter(|((_, by), _)| by.contains(version));
+            more.extend(shared.map(|((path, _), bytes)| (*path, bytes.as_slice())));
+        }
+        write_spark(file, version, &more);
     }
     fs::create_dir(fixture.path("conf")).expect("writable");
     for name in &surroundings.names {
