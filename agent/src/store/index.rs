@@ -19,6 +19,13 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
 };
 
 use super::{
@@ -32,6 +39,12 @@ use crate::types::Digest;
 
 /// sled's page cache, in bytes. Its default of 1 GiB is larger than the agent.
 const CACHE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// For how long whoever closed the index may still have its files open, and how often that is looked at.
+const RELEASE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(10));
+
+/// The file that sled locks.
+const DATABASE: &str = "db";
 
 /// How much is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -304,7 +317,21 @@ impl Problem {
 }
 
 /// Opens the trees; a panic inside sled becomes an error.
+/// Waits until nobody has the database open. An agent that ends lets go of the data directory first, and sled's threads
+/// keep their files for some moments: who took that for a broken index would lose the times of use.
+fn await_release(directory: &Path) {
+    let Ok(file) = fs::File::open(directory.join(DATABASE)) else { return };
+    let (most, step) = RELEASE;
+    let deadline = Instant::now() + most;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        && Instant::now() < deadline
+    {
+        thread::sleep(step);
+    }
+}
+
 fn open_trees(directory: &Path) -> Result<Trees, Problem> {
+    await_release(directory);
     let opened = panic::catch_unwind(|| {
         let database = sled::Config::new()
             .path(directory)
@@ -377,7 +404,7 @@ mod tests {
         let there = blobs(&paths, 2_000);
         let index = Index::open(&paths);
         assert!(!index.is_counted());
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(|| index.rebuild_if_needed(&paths).unwrap());
             for (n, digest) in (10_000_u32..).zip(&there[..500]) {
                 assert_eq!(index.remove(&paths, digest).unwrap(), Some(4));
@@ -388,6 +415,22 @@ mod tests {
         assert!(index.is_counted());
         assert_eq!(index.totals(), Totals { blobs: 2_000, bytes: 8_000 });
         assert_eq!(index.entries(&paths).unwrap().len(), 2_000);
+    }
+
+    #[test]
+    fn an_index_that_its_last_user_still_has_open_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path());
+        blobs(&paths, 3);
+        let index = Index::open(&paths);
+        index.rebuild_if_needed(&paths).unwrap();
+        index.close();
+        let opened = thread::spawn(move || Index::open(&paths));
+        thread::sleep(Duration::from_millis(300));
+        assert!(!opened.is_finished());
+        drop(index);
+        let index = opened.join().unwrap();
+        assert!(index.is_counted() && !index.was_rebuilt());
     }
 
     #[test]
@@ -405,7 +448,7 @@ mod tests {
         // As after kill -9 at this very moment.
         let copy = directory.path().join("copy");
         fs::create_dir(&copy).unwrap();
-        for file in ["conf", "db"] {
+        for file in ["conf", DATABASE] {
             fs::copy(paths.index().join(file), copy.join(file)).unwrap();
         }
         drop(index);
