@@ -417,14 +417,20 @@ mod tests {
         assert_eq!(index.entries(&paths).unwrap().len(), 2_000);
     }
 
+    /// The index of three blobs, counted and closed, by a user who still has its files open.
+    fn closed(paths: &Paths) -> Index {
+        blobs(paths, 3);
+        let index = Index::open(paths);
+        index.rebuild_if_needed(paths).unwrap();
+        index.close();
+        index
+    }
+
     #[test]
     fn an_index_that_its_last_user_still_has_open_is_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
-        blobs(&paths, 3);
-        let index = Index::open(&paths);
-        index.rebuild_if_needed(&paths).unwrap();
-        index.close();
+        let index = closed(&paths);
         let opened = thread::spawn(move || Index::open(&paths));
         thread::sleep(Duration::from_millis(300));
         assert!(!opened.is_finished());
@@ -437,11 +443,7 @@ mod tests {
     fn a_crash_after_the_clean_mark_was_taken_means_counting_again() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
-        blobs(&paths, 3);
-        let index = Index::open(&paths);
-        index.rebuild_if_needed(&paths).unwrap();
-        index.close();
-        drop(index);
+        drop(closed(&paths));
         let index = Index::open(&paths);
         assert!(index.is_counted() && !index.was_rebuilt());
         assert_eq!(index.totals(), Totals { blobs: 3, bytes: 12 });
