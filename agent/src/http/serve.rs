@@ -246,7 +246,10 @@ fn close(listener: TcpListener, permits: &Arc<Semaphore>, mut begin: impl FnMut(
         tracing::debug!(%error, "clients that connect at this moment may be refused");
     }
     // Asked directly: the runtime may not have heard yet of what waits.
-    let Ok(listener) = listener.into_std() else { return };
+    let listener = match listener.into_std() {
+        Ok(listener) => listener,
+        Err(error) => return tracing::warn!(%error, "clients that wait for a connection are refused"),
+    };
     while let Ok(permit) = permits.clone().try_acquire_owned() {
         let accepted = listener.accept().and_then(|(socket, _)| {
             socket.set_nonblocking(true)?;
