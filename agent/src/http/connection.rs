@@ -123,6 +123,12 @@ fn send_fin(socket: &TcpStream) -> io::Result<()> {
     }
 }
 
+/// Whether the client has sent what has not been read yet.
+pub(super) fn has_unread(socket: &TcpStream) -> bool {
+    let peeked = rustix::net::recv(socket, &mut [0], rustix::net::RecvFlags::PEEK);
+    peeked.is_ok_and(|(read, _)| read > 0)
+}
+
 /// Ends a connection: FIN, then a moment of reading, so that no unread byte turns the close into RST.
 pub(super) async fn end(socket: &TcpStream) {
     if send_fin(socket).is_err() {

@@ -40,6 +40,9 @@ const QUIET: Duration = Duration::from_millis(500);
 /// How often it is looked whether a connection is idle.
 const QUIET_STEP: Duration = Duration::from_millis(50);
 
+/// For how long a listener that closes waits for clients that have begun to connect: a round trip, with time to spare.
+const HANDSHAKES: Duration = Duration::from_millis(100);
+
 /// Longest time for a member to show who it is.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -130,12 +133,12 @@ impl Server {
             tasks.spawn("connection", async move {
                 let _permit = permit;
                 count(true);
-                let peer = socket.peer_addr().ok();
                 match acceptor {
-                    None => connection.serve(stream, peer).await,
+                    None => connection.serve(stream, &socket).await,
                     Some(acceptor) => match shake_hands(&acceptor, stream).await {
-                        Ok(stream) => connection.serve(stream, peer).await,
+                        Ok(stream) => connection.serve(stream, &socket).await,
                         Err(error) => {
+                            let peer = socket.peer_addr().ok();
                             tracing::debug!(%error, ?peer, "connection refused: no member's certificate");
                         }
                     },
@@ -154,7 +157,7 @@ impl Server {
                 }
             }
         }
-        close(self.listener, &permits, begin);
+        close(self.listener, &permits, begin).await;
         drop(serving);
         if tokio::time::timeout(self.limits.grace, all_served.recv()).await.is_err() {
             tracing::warn!(address = %self.address, "open requests did not finish within the grace period");
@@ -176,8 +179,8 @@ where
     F: Future<Output = Response<Body>>,
 {
     /// Until the client leaves, or has been quiet for a while after the stop signal.
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Option<SocketAddr>) {
-        let open = Open::default();
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, socket: &TcpStream) {
+        let (open, peer) = (Open::default(), socket.peer_addr().ok());
         let service = service_fn(|mut request: Request<Incoming>| {
             if let Some(peer) = peer {
                 request.extensions_mut().insert(Peer(peer));
@@ -193,8 +196,9 @@ where
         });
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
         let served = tokio::select! {
+            biased;
             served = connection.as_mut() => served,
-            () = quiet_after(&self.stop, &open, self.quiet) => {
+            () = quiet_after(&self.stop, &open, socket, self.quiet) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -205,15 +209,18 @@ where
     }
 }
 
-/// Comes after the stop signal, when no answer has been under way for so long.
-async fn quiet_after(stop: &CancellationToken, open: &Open, quiet: Duration) {
+/// Comes after the stop signal, when for so long no answer has been under way and no request has waited to be read.
+async fn quiet_after(stop: &CancellationToken, open: &Open, socket: &TcpStream, quiet: Duration) {
     stop.cancelled().await;
     let mut since = Instant::now();
-    while since.elapsed() < quiet {
-        tokio::time::sleep(QUIET_STEP).await;
-        if open.is_busy() {
+    loop {
+        // The socket itself is asked: the runtime of a busy machine may not have heard yet of a request that is there.
+        if open.is_busy() || connection::has_unread(socket) {
             since = Instant::now();
+        } else if since.elapsed() >= quiet {
+            return;
         }
+        tokio::time::sleep(QUIET_STEP).await;
     }
 }
 
@@ -235,16 +242,32 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<
     Ok((socket, permit))
 }
 
-/// Drops every packet: `BPF_RET | BPF_K` with a length of 0 (`linux/bpf_common.h`).
-const NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+/// Drops the packets that begin a connection: those with SYN (RFC 9293, 3.1), which is bit 1 of the header's octet 13.
+/// The instructions are those of `linux/bpf_common.h`.
+const NO_NEW_CLIENTS: [SockFilter; 4] = [
+    // BPF_LD | BPF_B | BPF_ABS
+    SockFilter::new(0x30, 0, 0, 13),
+    // BPF_JMP | BPF_JSET | BPF_K
+    SockFilter::new(0x45, 0, 1, 0x02),
+    // BPF_RET | BPF_K: nothing of the packet, all of it
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
 
-/// Takes the connections that wait, and closes the listener. The kernel resets what waits at a socket that is
-/// closed, though another process listens on the same port. So first no packet gets to this one any more: a client that
-/// connects now repeats its SYN a second later (RFC 6298), and then it gets to the other process.
-fn close(listener: TcpListener, permits: &Arc<Semaphore>, mut begin: impl FnMut(Accepted)) {
-    if let Err(error) = SockRef::from(&listener).attach_filter(&[NOTHING]) {
+/// Takes the connections that wait, and closes the listener. The kernel resets what waits at a socket that is closed, or
+/// has begun to connect to it, though another process listens on the same port. So first no client can begin any more:
+/// it repeats its SYN a second later (RFC 6298), and then it gets to the other process. Those that have begun get the
+/// time to finish.
+async fn close(listener: TcpListener, permits: &Arc<Semaphore>, mut begin: impl FnMut(Accepted)) {
+    if let Err(error) = SockRef::from(&listener).attach_filter(&NO_NEW_CLIENTS) {
         tracing::debug!(%error, "clients that connect at this moment may be refused");
     }
+    let last = async {
+        while let Ok(accepted) = accept(&listener, permits).await {
+            begin(accepted);
+        }
+    };
+    tokio::time::timeout(HANDSHAKES, last).await.ok();
     // Asked directly: the runtime may not have heard yet of what waits.
     let listener = match listener.into_std() {
         Ok(listener) => listener,
@@ -274,6 +297,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
 
     use socket2::{Domain, Socket, Type};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -299,6 +323,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_that_has_begun_to_connect_when_a_listener_closes_is_answered() {
+        let server = Server::bind(loopback(), LIMITS).unwrap();
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // The last packet of its handshake comes with its first bytes (tcp(7), `TCP_QUICKACK`): it is connected, the
+        // listener does not know yet.
+        client.set_tcp_quickack(false).unwrap();
+        client.connect(&server.address().into()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut client = TcpStream::from_std(client.into()).unwrap();
+        let (stop, mut answer) = (CancellationToken::new(), String::new());
+        stop.cancel();
+        let served = server.serve(
+            None,
+            QUIET,
+            |_| async { Response::new(body::full("yes")) },
+            |_| 0,
+            Tasks::default(),
+            stop,
+        );
+        let asked = async {
+            tokio::time::sleep(HANDSHAKES / 5).await;
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            client.read_to_string(&mut answer).await.unwrap();
+        };
+        tokio::join!(served, asked);
+        assert!(answer.ends_with("yes"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_quiet_while_a_request_waits_to_be_read() {
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        client.write_all(b"GET").await.unwrap();
+        let (stop, open) = (CancellationToken::new(), Open::default());
+        stop.cancel();
+        let quiet = quiet_after(&stop, &open, &socket, Duration::ZERO);
+        let mut quiet = pin!(quiet);
+        assert!(tokio::time::timeout(QUIET_STEP * 4, quiet.as_mut()).await.is_err());
+        socket.readable().await.unwrap();
+        socket.try_read(&mut [0; 8]).unwrap();
+        tokio::time::timeout(Duration::from_secs(10), quiet).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn clients_that_connect_while_a_listener_closes_get_to_the_other_one_on_its_port() {
         let old = Server::bind(loopback(), LIMITS).unwrap();
         let address = old.address();
@@ -316,7 +385,7 @@ mod tests {
             }
         };
         // The one connection that it may take is the one that waits; it does not look for more.
-        close(old.listener, &Arc::new(Semaphore::new(1)), connect);
+        close(old.listener, &Arc::new(Semaphore::new(1)), connect).await;
         assert_eq!((taken.len(), clients.len()), (1, 20));
         for arrived in 0..clients.len() {
             let accepted = tokio::time::timeout(Duration::from_secs(10), new.listener.accept()).await;
