@@ -28,6 +28,10 @@ use crate::{
 /// Bytes gathered before a write.
 const BATCH: usize = 512 * 1024;
 
+/// Longest time for gathering them. What trickles in is to be seen, by this node's clients and by members behind it: who
+/// sees nothing for [`PeersConfig::wait`](crate::config::PeersConfig) goes upstream.
+const GATHER: Duration = Duration::from_millis(250);
+
 /// Longest time that one member is asked for one piece, however alive it is.
 const LONGEST: Duration = Duration::from_mins(5);
 
@@ -299,11 +303,16 @@ impl Ground {
         flight.desk.note_member(piece, &member.name);
         let bytes = self.layout.bytes(piece);
         let (mut position, began) = (bytes.start, Instant::now());
-        let (mut batch, mut length) = (Vec::new(), 0);
+        let (mut batch, mut length, mut since) = (Vec::new(), 0, began);
         loop {
-            let next = body.chunk().await;
-            let more = matches!(next, Ok(Some(_)));
-            if let Ok(Some(bytes)) = &next {
+            let next = tokio::select! {
+                biased;
+                next = body.chunk() => Some(next),
+                () = tokio::time::sleep_until((since + GATHER).into()), if length > 0 => None,
+            };
+            let more = matches!(next, Some(Ok(Some(_))));
+            if let Some(Ok(Some(bytes))) = &next {
+                since = if length == 0 { Instant::now() } else { since };
                 length += bytes.len();
                 batch.push(bytes.clone());
             }
@@ -313,12 +322,12 @@ impl Ground {
                 length = 0;
             }
             match next {
-                Ok(Some(_)) => {}
-                Ok(None) => {
+                None | Some(Ok(Some(_))) => {}
+                Some(Ok(None)) => {
                     self.peers().note_pace(member, bytes.end - bytes.start, began.elapsed());
                     return Ok(Attempt::Brought);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.peers().note_failure(&error);
                     return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });
                 }

@@ -6,10 +6,10 @@ use futures_util::future::join_all;
 use kit::{
     agent::Agent,
     cluster::{Cluster, Place, member_config},
-    registry::{Fault, On},
+    registry::{FakeUpstream, Fault, Layer, On},
 };
 
-use super::{SIZE, config, pull, pull_all, sent, sum, upstream};
+use super::{REPOSITORY, SIZE, config, pull, pull_all, sent, sum, upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_nodes_that_pull_at_once_read_every_byte_and_the_manifest_upstream_once() {
@@ -22,6 +22,17 @@ async fn eight_nodes_that_pull_at_once_read_every_byte_and_the_manifest_upstream
     #[expect(clippy::cast_precision_loss, reason = "some hundred million")]
     let most = 8.0 * size as f64;
     assert!(received <= most, "{received} bytes between members, no piece arrives twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_send_slowly_are_waited_for_as_long_as_bytes_come() {
+    let upstream = FakeUpstream::start().await;
+    upstream.image(REPOSITORY, "v1", [Layer::random(1, 4_000_000)]).await;
+    // Two pieces at once, half of the rate each: what is gathered before a write takes longer than the wait.
+    let cluster = Cluster::start(&config(&upstream), 2, "uploadRate: 300KiB, wait: 1500ms").await;
+    pull_all(&cluster.agents).await;
+    let size = upstream.size_of(REPOSITORY, "v1");
+    assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
 }
 
 #[tokio::test(flavor = "multi_thread")]
