@@ -28,8 +28,8 @@ async fn eight_nodes_that_pull_at_once_read_every_byte_and_the_manifest_upstream
 async fn members_that_send_slowly_are_waited_for_as_long_as_bytes_come() {
     let upstream = FakeUpstream::start().await;
     upstream.image(REPOSITORY, "v1", [Layer::random(1, 4_000_000)]).await;
-    // Two pieces at once, half of the rate each: 512 KiB of one take longer than `peer.wait`, what is sent at once does not.
-    let cluster = Cluster::start(&config(&upstream), 2, "uploadRate: 200KiB").await;
+    // Two pieces at once, half of the rate each: what is gathered before a write takes longer than the wait.
+    let cluster = Cluster::start(&config(&upstream), 2, "uploadRate: 300KiB, wait: 1500ms").await;
     pull_all(&cluster.agents).await;
     let size = upstream.size_of(REPOSITORY, "v1");
     assert_eq!(sent(&upstream), size, "{}", upstream.log().describe());
