@@ -79,13 +79,54 @@ pub(super) struct Image {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RemoveImageResponse {}
 
-/// An image's record in containerd, of which only labels are written.
+/// An image's record in containerd. containerd from 1.7 on dereferences `target` without looking, also where the update
+/// mask leaves it out: a record without one ends the daemon. So a record is sent as it was received.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
     #[prost(string, tag = "1")]
     pub(super) name: String,
     #[prost(map = "string, string", tag = "2")]
     pub(super) labels: HashMap<String, String>,
+    #[prost(message, required, tag = "3")]
+    pub(super) target: Target,
+    #[prost(message, optional, tag = "7")]
+    pub(super) created_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "8")]
+    pub(super) updated_at: Option<Timestamp>,
+}
+
+/// `containerd.types.Descriptor`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Target {
+    #[prost(string, tag = "1")]
+    pub(super) media_type: String,
+    #[prost(string, tag = "2")]
+    pub(super) digest: String,
+    #[prost(int64, tag = "3")]
+    pub(super) size: i64,
+    #[prost(map = "string, string", tag = "5")]
+    pub(super) annotations: HashMap<String, String>,
+}
+
+/// `google.protobuf.Timestamp`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Timestamp {
+    #[prost(int64, tag = "1")]
+    pub(super) seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub(super) nanos: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GetImageRequest {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GetImageResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<Record>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -16,7 +16,6 @@ mod grpc;
 mod messages;
 
 use std::{
-    collections::HashMap,
     fmt, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -24,9 +23,9 @@ use std::{
 
 use grpc::{Method, call};
 use messages::{
-    AuthConfig, FieldMask, Image, ImageRequest, ImageSpec, ImageStatusResponse, PullImageRequest,
-    PullImageResponse, Record, RemoveImageResponse, UpdateImageRequest, UpdateImageResponse, VersionRequest,
-    VersionResponse,
+    AuthConfig, FieldMask, GetImageRequest, GetImageResponse, Image, ImageRequest, ImageSpec,
+    ImageStatusResponse, PullImageRequest, PullImageResponse, Record, RemoveImageResponse,
+    UpdateImageRequest, UpdateImageResponse, VersionRequest, VersionResponse,
 };
 
 /// Where runtimes put their sockets, most usual first.
@@ -52,6 +51,11 @@ const STATUS: Method =
     Method { path: "/runtime.v1.ImageService/ImageStatus", namespace: None, limit: CALL_LIMIT };
 const REMOVE: Method =
     Method { path: "/runtime.v1.ImageService/RemoveImage", namespace: None, limit: CALL_LIMIT };
+const RECORD: Method = Method {
+    path: "/containerd.services.images.v1.Images/Get",
+    namespace: Some(NAMESPACE),
+    limit: CALL_LIMIT,
+};
 const LABEL: Method = Method {
     path: "/containerd.services.images.v1.Images/Update",
     namespace: Some(NAMESPACE),
@@ -211,22 +215,13 @@ impl Runtime {
 
     async fn set_pin(&self, image: &str, pinned: bool) -> Result<Pin, RuntimeError> {
         let Some(found) = self.status(image).await? else { return Ok(Pin::Unsupported) };
-        let Some(name) = record(&found, image) else { return Ok(Pin::Unsupported) };
-        // An empty label is removed.
-        let value = if pinned { "pinned" } else { "" };
-        let request = UpdateImageRequest {
-            image: Some(Record {
-                name: name.to_owned(),
-                labels: HashMap::from([(PINNED.to_owned(), value.to_owned())]),
-            }),
-            update_mask: Some(FieldMask { paths: vec![format!("labels.{PINNED}")] }),
-        };
+        let Some(name) = record_name(&found, image) else { return Ok(Pin::Unsupported) };
+        let Some(record) = self.record(name).await? else { return Ok(Pin::Unsupported) };
+        let request = update(record, pinned);
         match call(&self.socket, LABEL, &request).await {
             Ok(UpdateImageResponse {}) => {}
-            // CRI-O has no such service; a record that is gone needs no label.
-            Err(RuntimeError::Refused { code: Code::UNIMPLEMENTED | Code::NOT_FOUND, .. }) => {
-                return Ok(Pin::Unsupported);
-            }
+            // The record is gone, and with it the need for a label.
+            Err(RuntimeError::Refused { code: Code::NOT_FOUND, .. }) => return Ok(Pin::Unsupported),
             Err(error) => return Err(error),
         }
         // The runtime takes note of a changed record a moment later, if its version does so at all.
@@ -238,6 +233,25 @@ impl Runtime {
         }
         Ok(Pin::Unsupported)
     }
+
+    /// containerd's record of an image; `None` when there is none, and in runtimes that have no such service (CRI-O).
+    async fn record(&self, name: &str) -> Result<Option<Record>, RuntimeError> {
+        let request = GetImageRequest { name: name.to_owned() };
+        match call(&self.socket, RECORD, &request).await {
+            Ok(GetImageResponse { image }) => Ok(image),
+            Err(RuntimeError::Refused { code: Code::UNIMPLEMENTED | Code::NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Sets or removes the pin of a complete record; the mask leaves the rest of it as it is.
+fn update(mut record: Record, pinned: bool) -> UpdateImageRequest {
+    // An empty label is removed.
+    let value = if pinned { "pinned" } else { "" };
+    record.labels.insert(PINNED.to_owned(), value.to_owned());
+    let mask = FieldMask { paths: vec![format!("labels.{PINNED}")] };
+    UpdateImageRequest { image: Some(record), update_mask: Some(mask) }
 }
 
 /// When it is looked whether a pin is in force.
@@ -249,7 +263,7 @@ fn named(image: &str) -> ImageSpec {
 }
 
 /// The name of the record that stands for `image`: the same words, as the runtime writes them.
-fn record<'a>(found: &'a Image, image: &str) -> Option<&'a str> {
+fn record_name<'a>(found: &'a Image, image: &str) -> Option<&'a str> {
     let all = || found.repo_tags.iter().chain(&found.repo_digests);
     all().find(|name| *name == image).or_else(|| all().next()).map(String::as_str)
 }
@@ -270,9 +284,28 @@ mod tests {
             ("r.test/a@sha256:1", "r.test/a@sha256:1"),
             ("a:v1", "r.test/a:v1"),
         ] {
-            assert_eq!(record(&found, image), Some(expected));
+            assert_eq!(record_name(&found, image), Some(expected));
         }
-        assert_eq!(record(&Image::default(), "a"), None);
+        assert_eq!(record_name(&Image::default(), "a"), None);
+    }
+
+    /// What containerd looks for in a record.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OnTheWire {
+        #[prost(message, optional, tag = "3")]
+        target: Option<messages::Target>,
+    }
+
+    /// `Images/Update` without `target` ended containerd 1.7.24 and 2.1.9: a nil dereference in the daemon.
+    #[test]
+    fn a_written_record_has_a_target_also_when_it_is_empty() {
+        use prost::Message as _;
+        let target = messages::Target { digest: "sha256:1".into(), size: 7, ..messages::Target::default() };
+        let full = Record { name: "r.test/a:v1".into(), target: target.clone(), ..Record::default() };
+        for (record, expected) in [(full, target), (Record::default(), messages::Target::default())] {
+            let sent = update(record, true).image.unwrap().encode_to_vec();
+            assert_eq!(OnTheWire::decode(&sent[..]).unwrap().target, Some(expected));
+        }
     }
 
     #[test]
