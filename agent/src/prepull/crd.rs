@@ -275,6 +275,9 @@ pub struct NodeCacheStatus {
     pub sets: Vec<NodeSetStatus>,
     /// The agent's disk.
     pub disk: DiskStatus,
+    /// `RuntimeUsable` is `False` while the agent does not call the container runtime, because it ended after its calls.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
     /// When it was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updated: Option<Time>,

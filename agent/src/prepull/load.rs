@@ -11,7 +11,7 @@ use std::{
 
 use super::pull::Problem;
 use crate::{
-    runtime::{Pin, Runtime, RuntimeError},
+    runtime::{Pin, Runtime, RuntimeError, Stopped},
     types::ImageName,
 };
 
@@ -25,6 +25,11 @@ pub(super) struct Loader {
 impl Loader {
     pub(super) fn new(runtime: Option<Runtime>) -> Self {
         Self { runtime, loaded: Mutex::default() }
+    }
+
+    /// Why the runtime is not called any more, when that is so.
+    pub(super) fn stopped(&self) -> Option<Stopped> {
+        self.runtime.as_ref()?.stopped()
     }
 
     fn loaded(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -65,8 +70,9 @@ impl Loader {
 }
 
 fn problem(error: &RuntimeError) -> Problem {
+    let reason = if matches!(error, RuntimeError::Stopped(_)) { "RuntimeStopped" } else { "RuntimeFailed" };
     Problem::new(
-        "RuntimeFailed",
+        reason,
         format!("it is in the agent's cache, but not in the container runtime: {}", super::chain(error)),
     )
 }

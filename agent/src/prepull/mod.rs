@@ -58,7 +58,7 @@ pub use set::{Origin, PullPolicy, Set, SetName};
 use crate::{
     fetch::Fetcher,
     metrics::{Metrics, PrepullLabels, PrepullStateLabels},
-    runtime::Runtime,
+    runtime::{Runtime, Stopped},
     store::{Store, StoreError},
     types::Digest,
 };
@@ -126,6 +126,11 @@ impl Prepuller {
     /// From now on these secrets of the cluster are credentials as well; gives what is wrong with them.
     pub(crate) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
         self.0.fetcher.use_secrets(documents)
+    }
+
+    /// Why the container runtime is not called any more, when that is so.
+    pub(crate) fn runtime_stopped(&self) -> Option<Stopped> {
+        self.0.loader.stopped()
     }
 
     /// Says when [`Self::report`] has changed.

@@ -50,6 +50,12 @@ fn strange(method: Method, what: &(impl ToString + ?Sized)) -> RuntimeError {
     RuntimeError::Protocol { method: method.path, what: what.to_string() }
 }
 
+fn broke_off(method: Method, error: &hyper::Error) -> RuntimeError {
+    let cause = std::error::Error::source(error)
+        .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+    RuntimeError::BrokeOff { method: method.path, cause }
+}
+
 async fn exchange(socket: &Path, method: Method, request: &impl Message) -> Result<Bytes, RuntimeError> {
     let unreachable = |source| RuntimeError::Unreachable { socket: socket.to_owned(), source };
     let connected = tokio::time::timeout(CONNECT, UnixStream::connect(socket)).await;
@@ -66,13 +72,16 @@ async fn exchange(socket: &Path, method: Method, request: &impl Message) -> Resu
             builder = builder.header("containerd-namespace", namespace);
         }
         let request = builder.body(Full::new(framed(request))).map_err(|error| strange(method, &error))?;
-        let response = sender.send_request(request).await.map_err(|error| strange(method, &error))?;
+        let response = sender.send_request(request).await.map_err(|error| broke_off(method, &error))?;
         let (head, body) = response.into_parts();
         if !head.status.is_success() {
             return Err(strange(method, &format!("it was answered with {}", head.status)));
         }
         let body = Limited::new(body, LARGEST_ANSWER).collect().await;
-        let body = body.map_err(|error| strange(method, &error))?;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => broke_off(method, &error),
+            Err(other) => strange(method, &other),
+        })?;
         outcome(method, body.trailers(), &head.headers)?;
         Ok(body.to_bytes())
     };
@@ -83,7 +92,7 @@ async fn exchange(socket: &Path, method: Method, request: &impl Message) -> Resu
         ended = &mut connection => match ended {
             // What was received before the end is still to be read.
             Ok(()) => asking.await,
-            Err(error) => Err(strange(method, &error)),
+            Err(error) => Err(broke_off(method, &error)),
         },
     }
 }

@@ -13,15 +13,21 @@
 //! Whoever may use the socket is root on the node: it is used only when the operator names it.
 
 mod grpc;
+mod guard;
 mod messages;
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use grpc::{Method, call};
+use prost::Message;
+
+use grpc::Method;
+pub use guard::Stopped;
+use guard::{Guard, Outcome};
 use messages::{
     AuthConfig, FieldMask, GetImageRequest, GetImageResponse, Image, ImageRequest, ImageSpec,
     ImageStatusResponse, PullImageRequest, PullImageResponse, Record, RemoveImageResponse,
@@ -37,6 +43,9 @@ const PULL_LIMIT: Duration = Duration::from_hours(1);
 
 /// Longest time for calls that look something up or change a record. Removing an image waits for its files.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// A process that ends closes its connections and its listening socket at the same moment, in some order.
+const GONE_AFTER: Duration = Duration::from_millis(100);
 
 const PINNED: &str = "io.cri-containerd.pinned";
 
@@ -100,7 +109,22 @@ pub enum RuntimeError {
         /// The limit.
         limit: Duration,
     },
-    /// Something else than a container runtime, or one that ended in between.
+    /// It ended during the call, or closed the connection.
+    #[error("the container runtime closed the connection during `{method}`: {cause}")]
+    BrokeOff {
+        /// Which call.
+        method: &'static str,
+        /// What was seen of it.
+        cause: String,
+    },
+    /// It ended twice right after the same call.
+    #[error(
+        "the container runtime ended twice right after `{}`: it is not called again before the agent restarts; see the \
+         runtime's log, and set `runtime: false` in the image sets if its version is not supported",
+        .0.method
+    )]
+    Stopped(Stopped),
+    /// Something else than a container runtime.
     #[error("the answer to `{method}` is not understood: {what}")]
     Protocol {
         /// Which call.
@@ -155,12 +179,13 @@ pub struct Loaded {
 #[derive(Clone, Debug)]
 pub struct Runtime {
     socket: PathBuf,
+    guard: Arc<Guard>,
 }
 
 impl Runtime {
     /// The runtime behind a socket; nothing is opened yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), guard: Arc::default() }
     }
 
     /// Its socket.
@@ -168,9 +193,45 @@ impl Runtime {
         &self.socket
     }
 
+    /// Why it is not called any more, when that is so.
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.guard.stopped()
+    }
+
+    /// Calls it, unless it ended twice right after such a call.
+    async fn call<Answer: Message + Default>(
+        &self,
+        method: Method,
+        request: &impl Message,
+    ) -> Result<Answer, RuntimeError> {
+        if let Some(stopped) = self.guard.stopped() {
+            return Err(RuntimeError::Stopped(stopped));
+        }
+        let began = Instant::now();
+        let answer = grpc::call(&self.socket, method, request).await;
+        let outcome = match &answer {
+            Ok(_) | Err(RuntimeError::Refused { .. }) => Outcome::Answered,
+            Err(RuntimeError::BrokeOff { .. }) if self.is_gone().await => Outcome::Gone,
+            Err(_) => Outcome::Other,
+        };
+        if self.guard.note(method.path, outcome, began.elapsed()) {
+            tracing::error!(
+                socket = %self.socket.display(), method = method.path,
+                "the container runtime ended twice right after this call: it is not called again before the agent restarts"
+            );
+        }
+        answer
+    }
+
+    /// Whether nothing listens at the socket, a moment after a connection broke off.
+    async fn is_gone(&self) -> bool {
+        tokio::time::sleep(GONE_AFTER).await;
+        tokio::net::UnixStream::connect(&self.socket).await.is_err()
+    }
+
     /// Its name (`containerd`, `cri-o`): the answer to whether it is there at all.
     pub async fn name(&self) -> Result<String, RuntimeError> {
-        let answer: VersionResponse = call(&self.socket, VERSION, &VersionRequest {}).await?;
+        let answer: VersionResponse = self.call(VERSION, &VersionRequest {}).await?;
         Ok(answer.runtime_name)
     }
 
@@ -186,7 +247,7 @@ impl Runtime {
     pub async fn pull(&self, image: &str, auth: Option<Auth>) -> Result<String, RuntimeError> {
         let auth = auth.map(|Auth { username, password }| AuthConfig { username, password });
         let request = PullImageRequest { image: Some(named(image)), auth };
-        let answer: PullImageResponse = call(&self.socket, PULL, &request).await?;
+        let answer: PullImageResponse = self.call(PULL, &request).await?;
         Ok(answer.image_ref)
     }
 
@@ -199,7 +260,7 @@ impl Runtime {
     /// Removes an image and all its names. One that is not there is removed already.
     pub async fn remove(&self, image: &str) -> Result<(), RuntimeError> {
         let request = ImageRequest { image: Some(named(image)) };
-        call(&self.socket, REMOVE, &request).await.map(|RemoveImageResponse {}| ())
+        self.call(REMOVE, &request).await.map(|RemoveImageResponse {}| ())
     }
 
     /// Whether the image is there, unpacked.
@@ -209,7 +270,7 @@ impl Runtime {
 
     async fn status(&self, image: &str) -> Result<Option<Image>, RuntimeError> {
         let request = ImageRequest { image: Some(named(image)) };
-        let answer: ImageStatusResponse = call(&self.socket, STATUS, &request).await?;
+        let answer: ImageStatusResponse = self.call(STATUS, &request).await?;
         Ok(answer.image)
     }
 
@@ -218,7 +279,7 @@ impl Runtime {
         let Some(name) = record_name(&found, image) else { return Ok(Pin::Unsupported) };
         let Some(record) = self.record(name).await? else { return Ok(Pin::Unsupported) };
         let request = update(record, pinned);
-        match call(&self.socket, LABEL, &request).await {
+        match self.call(LABEL, &request).await {
             Ok(UpdateImageResponse {}) => {}
             // The record is gone, and with it the need for a label.
             Err(RuntimeError::Refused { code: Code::NOT_FOUND, .. }) => return Ok(Pin::Unsupported),
@@ -237,7 +298,7 @@ impl Runtime {
     /// containerd's record of an image; `None` when there is none, and in runtimes that have no such service (CRI-O).
     async fn record(&self, name: &str) -> Result<Option<Record>, RuntimeError> {
         let request = GetImageRequest { name: name.to_owned() };
-        match call(&self.socket, RECORD, &request).await {
+        match self.call(RECORD, &request).await {
             Ok(GetImageResponse { image }) => Ok(image),
             Err(RuntimeError::Refused { code: Code::UNIMPLEMENTED | Code::NOT_FOUND, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -299,7 +360,6 @@ mod tests {
     /// `Images/Update` without `target` ended containerd 1.7.24 and 2.1.9: a nil dereference in the daemon.
     #[test]
     fn a_written_record_has_a_target_also_when_it_is_empty() {
-        use prost::Message as _;
         let target = messages::Target { digest: "sha256:1".into(), size: 7, ..messages::Target::default() };
         let full = Record { name: "r.test/a:v1".into(), target: target.clone(), ..Record::default() };
         for (record, expected) in [(full, target), (Record::default(), messages::Target::default())] {

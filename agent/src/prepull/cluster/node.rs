@@ -8,12 +8,13 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::Node,
-    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
+    api::core::v1::{Node, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time},
 };
 use kube::{
     Api,
     api::{Patch, PatchParams},
+    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -30,6 +31,7 @@ use crate::{
         set::Set,
         spread::{around, fraction},
     },
+    runtime::{RuntimeError, Stopped},
 };
 
 /// How often the node's labels and taints are read anew.
@@ -118,7 +120,7 @@ async fn write(shared: &Shared) {
     let part = fraction(&format!("write {}", shared.config.node));
     let (mut wanted, mut reports) = (shared.wanted.subscribe(), shared.prepuller.changes());
     let (mut written, mut made) = (None::<NodeCacheStatus>, false);
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut told) = (FIRST_PAUSE, false);
     loop {
         let status = wanted.borrow_and_update().as_deref().map(|wanted| status(shared, wanted));
         reports.mark_unchanged();
@@ -127,6 +129,7 @@ async fn write(shared: &Shared) {
             None => None,
             Some(status) => match put(shared, &status, &mut made).await {
                 Ok(()) => {
+                    tell_of_runtime(shared, &status, &mut told).await;
                     written = Some(status);
                     pause = FIRST_PAUSE;
                     Some(shared.config.interval.mul_f64(0.5 + part))
@@ -164,7 +167,59 @@ fn status(shared: &Shared, wanted: &[Wanted]) -> NodeCacheStatus {
         trouble: shared.store.trouble().map(|trouble| trouble.kind.as_str().to_owned()),
     };
     let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-    NodeCacheStatus { agent_version, disk, ..translate::status(wanted, &shared.prepuller.report()) }
+    let conditions = shared.prepuller.runtime_stopped().map(runtime_stopped).into_iter().collect();
+    NodeCacheStatus {
+        agent_version,
+        disk,
+        conditions,
+        ..translate::status(wanted, &shared.prepuller.report())
+    }
+}
+
+/// The condition's type and reason, and the Event's reason.
+const RUNTIME_USABLE: &str = "RuntimeUsable";
+const RUNTIME_STOPPED: &str = "RuntimeStopped";
+
+fn runtime_stopped(stopped: Stopped) -> Condition {
+    Condition {
+        type_: RUNTIME_USABLE.to_owned(),
+        status: "False".to_owned(),
+        reason: RUNTIME_STOPPED.to_owned(),
+        message: RuntimeError::Stopped(stopped).to_string(),
+        last_transition_time: Time(stopped.since),
+        observed_generation: None,
+    }
+}
+
+/// Tells people once that the container runtime of this node is not called any more.
+async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut bool) {
+    let Some(condition) = status.conditions.iter().find(|one| one.type_ == RUNTIME_USABLE) else { return };
+    if *told {
+        return;
+    }
+    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(shared.config.node.clone()) };
+    let event = Event {
+        type_: EventType::Warning,
+        reason: RUNTIME_STOPPED.to_owned(),
+        note: Some(condition.message.clone()),
+        action: "LoadImage".to_owned(),
+        secondary: None,
+    };
+    // Of the node: that is where people look when its runtime ends.
+    let node = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(shared.config.node.clone()),
+        uid: Some(shared.config.node.clone()),
+        ..ObjectReference::default()
+    };
+    let recorder = Recorder::new(shared.client.clone(), reporter);
+    match within(recorder.publish(&event, &node)).await {
+        Ok(()) => *told = true,
+        Err(error) => {
+            tracing::warn!(%error, "Event about the container runtime not written: retried with the next status")
+        }
+    }
 }
 
 async fn put(shared: &Shared, status: &NodeCacheStatus, made: &mut bool) -> Result<(), kube::Error> {
