@@ -40,18 +40,28 @@ struct Arguments {
     /// Clients at the same time, where the scenario has several.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
     clients: u64,
-    /// Nodes of the cluster, where the scenario has one.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(4..=64))]
-    nodes: u8,
-    /// Rate of every node's link in the cluster.
-    #[arg(long, default_value = "200mbit")]
-    link: String,
+    /// Nodes of the cluster, where the scenario has one [default: 16; `herd`: 24].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(4..=64))]
+    nodes: Option<u8>,
+    /// Rate of every node's link in the cluster [default: 200mbit; `herd`: 20mbit].
+    #[arg(long)]
+    link: Option<String>,
     /// Rate of upstream's link.
     #[arg(long, default_value = "1gbit")]
     upstream_link: String,
     /// Also write the result to `bench/results/<scenario>.json`.
     #[arg(long)]
     save: bool,
+}
+
+impl Arguments {
+    fn nodes_or(&self, default: u8) -> u8 {
+        self.nodes.unwrap_or(default)
+    }
+
+    fn link_or<'a>(&'a self, default: &'a str) -> &'a str {
+        self.link.as_deref().unwrap_or(default)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,6 +80,9 @@ enum Scenario {
     Push,
     /// A cluster in network namespaces that pulls one image at once, against no peers and one central proxy; needs root.
     Forest,
+    /// The same where the registry's link is no faster than a node's, with clients that go to the registry when the agent
+    /// refuses; needs root.
+    Herd,
     /// Eight executors on cold nodes and a registry that throttles: directly, through a central proxy, through agents; needs
     /// root.
     JobStart,
@@ -122,6 +135,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
         Scenario::Push => scenarios::push::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
+        Scenario::Herd => scenarios::herd::run(arguments, &mut report).await?,
         Scenario::JobStart => scenarios::job_start::run(arguments, &mut report).await?,
         Scenario::Startup => scenarios::startup::run(arguments, &mut report).await?,
         Scenario::ClusterApi => scenarios::cluster_api::run(arguments, &mut report).await?,

@@ -30,18 +30,24 @@ pub(crate) struct Content {
 impl Content {
     /// A configuration and one layer of random bytes.
     pub(crate) fn random(storage: &Path, seed: u64, size: u64) -> Result<Self> {
+        Self::layered(storage, seed, size, 1)
+    }
+
+    /// The same with the bytes in several layers of one size.
+    pub(crate) fn layered(storage: &Path, seed: u64, size: u64, layers: u64) -> Result<Self> {
         let config =
             br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
-        let blobs = [config, random_bytes(seed, usize::try_from(size)?)];
+        let length = usize::try_from(size / layers)?;
+        let layers: Vec<_> = (0..layers).map(|layer| random_bytes(seed * 1_000 + layer, length)).collect();
         let descriptor = |bytes: &Vec<u8>, kind: &str| {
             let media_type = format!("application/vnd.oci.image.{kind}");
             json!({ "mediaType": media_type, "digest": sha256(bytes), "size": bytes.len() })
         };
-        let (config, layer) =
-            (descriptor(&blobs[0], "config.v1+json"), descriptor(&blobs[1], "layer.v1.tar"));
-        let manifest =
-            json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
-        Self::publish(storage, manifest.to_string().as_bytes(), blobs)
+        let described: Vec<_> = layers.iter().map(|layer| descriptor(layer, "layer.v1.tar")).collect();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(&config, "config.v1+json"), "layers": described,
+        });
+        Self::publish(storage, manifest.to_string().as_bytes(), std::iter::once(config).chain(layers))
     }
 
     /// A Spark with Java and Python as `hearth build` makes it.

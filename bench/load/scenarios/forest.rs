@@ -26,9 +26,9 @@ const SIZE_MIB: u64 = 256;
 /// Port of every registry.
 pub(super) const PORT: u16 = 5000;
 /// Between starting the clients and their common moment.
-const LEAD: Duration = Duration::from_secs(2);
+pub(super) const LEAD: Duration = Duration::from_secs(2);
 /// Longest time for one contestant.
-const LIMIT: Duration = Duration::from_mins(10);
+pub(super) const LIMIT: Duration = Duration::from_mins(10);
 /// The smaller cluster that the figures are held against.
 const FEW: u8 = 4;
 
@@ -52,15 +52,15 @@ struct Measured {
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    let nodes = arguments.nodes;
+    let (nodes, link) = (arguments.nodes_or(16), arguments.link_or("200mbit").to_owned());
     ensure!(nodes >= FEW, "`--nodes` must be at least {FEW}");
     let links: Vec<_> = std::iter::once(&arguments.upstream_link)
-        .chain(std::iter::repeat_n(&arguments.link, usize::from(nodes)))
+        .chain(std::iter::repeat_n(&link, usize::from(nodes)))
         .cloned()
         .collect();
     let net = Net::new(&links)?;
     let size = arguments.size.unwrap_or(SIZE_MIB) << 20;
-    let bound = size as f64 / bytes_per_second(&arguments.link)?;
+    let bound = size as f64 / bytes_per_second(&link)?;
     for round in 0..arguments.rounds {
         let work = tempfile::Builder::new().prefix("hearth-forest-").tempdir_in("/dev/shm")?;
         let content = Content::random(&work.path().join("storage"), u64::from(round), size)?;
@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         let central = measure(Rule::Central, nodes).await?;
         let holders = measure(Rule::Holders, nodes).await?;
         let spark = Content::spark(&work.path().join("spark")).await?;
-        let spark_bound = spark.size as f64 / bytes_per_second(&arguments.link)?;
+        let spark_bound = spark.size as f64 / bytes_per_second(&link)?;
         let spark_forest = self::measure(&net, work.path(), &spark, Rule::Forest, nodes).await?;
         let spark_alone = self::measure(&net, work.path(), &spark, Rule::NoPeers, nodes).await?;
         report.figure("spark_last_over_bound", spark_forest.last / spark_bound);
@@ -154,7 +154,7 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
             Rule::Forest | Rule::NoPeers => agents[usize::from(node) - 1].addresses.mirror.to_string(),
         };
         let query = if agents.is_empty() { String::new() } else { format!("?ns={REGISTRY}") };
-        clients.spawn(run_to_end(client(net, node, &address, begin, content, &query)?, LIMIT));
+        clients.spawn(run_to_end(client(net, node, [&address, "-"], begin, content, &query)?, LIMIT));
     }
     let mut last = 0.0_f64;
     while let Some(finished) = clients.join_next().await {
@@ -168,12 +168,8 @@ async fn measure(net: &Net, work: &Path, content: &Content, rule: Rule, nodes: u
     drop((agents, central, holders));
     Ok(Measured {
         last,
-        upstream_bytes: asked
-            .iter()
-            .filter(|(path, _)| path.contains("/blobs/"))
-            .map(|(_, bytes)| bytes)
-            .sum(),
-        manifest_gets: asked.iter().filter(|(path, _)| path.contains("/manifests/")).count(),
+        upstream_bytes: asked.iter().filter(|get| get.path.contains("/blobs/")).map(|get| get.bytes).sum(),
+        manifest_gets: asked.iter().filter(|get| get.path.contains("/manifests/")).count(),
         max_upload: sent.iter().skip(1).copied().max().unwrap_or(0),
         processor,
     })
@@ -252,28 +248,39 @@ pub(super) async fn agent(
     AgentProcess::start_by(command).await
 }
 
-/// This program again, as a client on a node.
-fn client(
+/// This program again, as a client on a node; the second place is where it goes when the first one refuses.
+pub(super) fn client(
     net: &Net,
     node: u8,
-    address: &str,
+    places: [&str; 2],
     begin: Duration,
     content: &Content,
     query: &str,
 ) -> Result<Command> {
     let mut command = net.on(node, &std::env::current_exe()?.to_string_lossy());
-    command.args(["client", address, &begin.as_millis().to_string()]);
+    command.args(["client", places[0], places[1], &begin.as_millis().to_string()]);
     command.args(content.parts.iter().map(|(path, size)| format!("{path}{query} {size}")));
     Ok(command)
 }
 
-/// GET requests of an access log in the combined format, with the bytes of their answers.
-fn requests(log: &str) -> Vec<(String, u64)> {
+/// A GET request of an access log.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Get {
+    pub(super) path: String,
+    /// Of the answer's body.
+    pub(super) bytes: u64,
+    /// Sent by an agent, not by a client itself.
+    pub(super) by_agent: bool,
+}
+
+/// The GET requests of an access log in the combined format.
+pub(super) fn requests(log: &str) -> Vec<Get> {
     let read = |line: &str| {
         let (_, rest) = line.split_once("\"GET ")?;
         let (path, rest) = rest.split_once(' ')?;
-        let bytes = rest.split_once("\" ")?.1.split(' ').nth(1)?.parse().ok()?;
-        Some((path.to_owned(), bytes))
+        let rest = rest.split_once("\" ")?.1;
+        let bytes = rest.split(' ').nth(1)?.parse().ok()?;
+        Some(Get { path: path.to_owned(), bytes, by_agent: rest.contains("\"hearth-agent/") })
     };
     log.lines().filter_map(read).collect()
 }
@@ -284,9 +291,10 @@ mod tests {
 
     #[test]
     fn access_logs_and_rates_are_read() {
-        let log = "10.77.0.3 - - [21/Nov/2026:17:00:00 +0000] \"GET /v2/a/blobs/sha256:1 HTTP/1.1\" 206 4194304 \"\" \"hearth\"\n\
+        let log = "10.77.0.3 - - [21/Nov/2026:17:00:00 +0000] \"GET /v2/a/blobs/sha256:1 HTTP/1.1\" 206 4194304 \"\" \"hearth-agent/1\"\n\
                    10.77.0.3 - - [21/Nov/2026:17:00:00 +0000] \"HEAD /v2/a/manifests/v1 HTTP/1.1\" 200 700 \"\" \"hearth\"\nother";
-        assert_eq!(requests(log), [("/v2/a/blobs/sha256:1".to_owned(), 4_194_304)]);
+        let get = Get { path: "/v2/a/blobs/sha256:1".into(), bytes: 4_194_304, by_agent: true };
+        assert_eq!(requests(log), [get]);
         assert!((bytes_per_second("200mbit").unwrap() - 25e6).abs() < 1.0);
         assert!(bytes_per_second("fast").is_err());
     }

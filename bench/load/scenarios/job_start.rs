@@ -69,15 +69,15 @@ struct Measured {
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    let size = arguments.size.unwrap_or(SIZE_MIB) << 20;
+    let (size, link) = (arguments.size.unwrap_or(SIZE_MIB) << 20, arguments.link_or("200mbit").to_owned());
     // Node 0 has the registry, the last one the central proxy.
     let links: Vec<_> = std::iter::once(&arguments.upstream_link)
-        .chain(std::iter::repeat_n(&arguments.link, usize::from(EXECUTORS)))
+        .chain(std::iter::repeat_n(&link, usize::from(EXECUTORS)))
         .chain([&arguments.upstream_link])
         .cloned()
         .collect();
     let net = Net::new(&links)?;
-    let bound = size as f64 / forest::bytes_per_second(&arguments.link)?;
+    let bound = size as f64 / forest::bytes_per_second(&link)?;
     for round in 0..arguments.rounds {
         let work = tempfile::Builder::new().prefix("hearth-job-").tempdir_in("/dev/shm")?;
         let mut all = Vec::new();
@@ -105,7 +105,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         let title = format!(
             "seconds until the last of {EXECUTORS} executors has its image ({} MiB, {} links)",
             size >> 20,
-            arguments.link
+            link
         );
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/job-start.svg");
         fs::write(&path, plot::bars(&title, &rows))

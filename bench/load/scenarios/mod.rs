@@ -5,6 +5,7 @@ pub(crate) mod cluster_api;
 pub(crate) mod cold_burst;
 mod content;
 pub(crate) mod forest;
+pub(crate) mod herd;
 mod images;
 pub(crate) mod job_start;
 pub(crate) mod layering;
