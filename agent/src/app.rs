@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     fetch::{Fetcher, MakeRoom},
     gc::Collector,
-    http::{Admin, Latch, Limits, Mirror, PeerApi, Readiness, Section, Server},
+    http::{Admin, HeaderLimits, Latch, Limits, Mirror, PeerApi, Readiness, Section, Server},
     metrics::Metrics,
     peers::{self, Peers, directory::Publisher},
     prepull::{self, Prepuller, cluster::Cluster},
@@ -207,7 +207,11 @@ impl App {
             self.upstream,
             self.metrics.clone(),
             self.config.default_registry.clone(),
-            self.config.fetch.first_header,
+            HeaderLimits {
+                first: self.config.fetch.first_header,
+                body: self.config.upstream.header,
+                blob: self.config.upstream.blob_header,
+            },
         );
         drop(self.starting);
         self.mirror.serve_mirror(mirror, self.metrics.clone(), connections, stop).await;

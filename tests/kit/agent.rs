@@ -27,6 +27,9 @@ use crate::{
 /// The registry's name in tests, as references say it.
 pub const REGISTRY: &str = "registry.test";
 
+/// Whom the kit's clients say they are: most tests are about what containerd is told.
+pub const CLIENT: &str = "containerd/2.1.9";
+
 /// How long an agent may take to drain in process.
 const STOP: Duration = Duration::from_mins(1);
 
@@ -133,7 +136,7 @@ impl Agent {
         let stop = CancellationToken::new();
         let (token, end) = (stop.clone(), stop.clone().drop_guard());
         let task = tokio::spawn(async move { app.run(token).await.map_err(|error| error.to_string()) });
-        let client = Client::builder().no_proxy().build().expect("a plain client");
+        let client = Client::builder().no_proxy().user_agent(CLIENT).build().expect("a plain client");
         Self { addresses, home, stop, _end: end, task, client }
     }
 

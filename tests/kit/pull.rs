@@ -12,7 +12,10 @@ use reqwest::{Client, Response, StatusCode, header};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::registry::{INDEX, MANIFEST, sha256};
+use crate::{
+    agent::CLIENT,
+    registry::{INDEX, MANIFEST, sha256},
+};
 
 /// Layers fetched at the same time: containerd's default per image.
 const PARALLEL: usize = 3;
@@ -66,6 +69,7 @@ impl Puller {
     pub fn new(base: &str, namespace: Option<&str>) -> Self {
         let client = Client::builder()
             .no_proxy()
+            .user_agent(CLIENT)
             .read_timeout(SILENCE)
             .connect_timeout(SILENCE)
             .build()

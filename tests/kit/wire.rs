@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::agent::CLIENT;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -158,5 +159,5 @@ pub async fn exchange(address: SocketAddr, request: &str, limit: Duration) -> io
 
 /// A `GET` with these extra header lines (each ending in CRLF).
 pub fn get(path: &str, headers: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nhost: test\r\n{headers}\r\n")
+    format!("GET {path} HTTP/1.1\r\nhost: test\r\nuser-agent: {CLIENT}\r\n{headers}\r\n")
 }

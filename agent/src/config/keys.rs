@@ -215,13 +215,21 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "limits.firstHeader",
         default: "5s",
-        meaning: "longest wait before a client gets the header of an answer; then 503",
+        meaning: "longest wait for an answer's header while nothing of the download arrives, then 503: for clients that \
+                  request the content from the registry then (containerd, BuildKit, Docker), and for tags",
     },
     Key { path: "limits.connect", default: "2s", meaning: "longest wait for a connection to a registry" },
     Key {
         path: "limits.header",
         default: "10s",
-        meaning: "longest wait for the header of a registry's answer; the transfer goes on after the client was told 503",
+        meaning: "longest wait for the header of a registry's answer; of several endpoints the next one is asked as well \
+                  after this time",
+    },
+    Key {
+        path: "limits.blobHeader",
+        default: "60s",
+        meaning: "the same for blobs and for manifests by digest, and how long clients wait that fail the pull at a 503 \
+                  (podman, skopeo, buildah, CRI-O)",
     },
     Key { path: "limits.idle", default: "30s", meaning: "longest silence of a registry inside a body" },
     Key { path: "limits.clientWrite", default: "60s", meaning: "longest wait for a client to take bytes" },

@@ -212,6 +212,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
             registries: checked,
             connect: value!(limits.connect).0,
             header: value!(limits.header).0,
+            blob_header: value!(limits.blob_header).0,
             idle: value!(limits.idle).0,
             credentials,
         },

@@ -109,6 +109,7 @@ section!(RawLimits {
     first_header: Option<Text<PositiveSpan>>,
     connect: Option<Text<PositiveSpan>>,
     header: Option<Text<PositiveSpan>>,
+    blob_header: Option<Text<PositiveSpan>>,
     idle: Option<Text<PositiveSpan>>,
     client_write: Option<Text<PositiveSpan>>,
     connections: Option<Text<Count>>,

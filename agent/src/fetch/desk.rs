@@ -38,6 +38,8 @@ pub(super) struct Desk {
     state: Mutex<State>,
     /// Rises with every sign of life of whoever brings something.
     activity: AtomicU64,
+    /// Rises while bytes arrive at the peers that are to send pieces.
+    moved: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,16 @@ impl Desk {
     /// A sign of life.
     pub(super) fn stir(&self) {
         self.activity.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes have arrived at a peer that is to send a piece.
+    pub(super) fn note_movement(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Rises with every [`Self::note_movement`].
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// Signs of life so far.

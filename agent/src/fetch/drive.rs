@@ -18,7 +18,7 @@ use super::{
     lane::{self, Event, Lane, News, Order, Setback},
     room::Claim,
     runtime,
-    schedule::{self, LaneView, Step, View},
+    schedule::{self, Hedge, LaneView, Step, View},
 };
 use crate::{
     store::{Finish, Partial},
@@ -73,6 +73,9 @@ async fn fail(fetcher: &Fetcher, flight: &Arc<Flight>, error: FetchError) {
     let full = matches!(&error, FetchError::Store(error) if error.is_full());
     if let FetchError::Corrupt { origins, .. } = &error {
         fetcher.0.liars.note(digest, origins);
+        if flight.was_streamed() {
+            fetcher.0.spoiled.note(digest);
+        }
     } else if let Some(partial) = flight.partial().cloned()
         && let Err(error) = blocking(move || if full { partial.discard() } else { partial.park() }).await
     {
@@ -89,10 +92,13 @@ async fn fly(fetcher: &Fetcher, flight: &Arc<Flight>) -> Result<(), FetchError> 
         return Ok(());
     }
     let stop = fetcher.0.stop.clone();
-    // What began for others does not stand in the way of this node's own clients.
-    let slots = if flight.hinted_size().is_some() { &fetcher.0.relays } else { &fetcher.0.slots };
-    let slot = stop.run_until_cancelled(slots.acquire()).await;
-    let _slot = slot.and_then(Result::ok).ok_or(FetchError::Stopping)?;
+    // What began for peers does not stand in the way of this node's own clients.
+    let (registry, for_peer) =
+        (flight.source(0).ok_or(FetchError::Stopping)?.registry, flight.hinted_size().is_some());
+    let queued = flight.enter_queue(&registry);
+    let permit = stop.run_until_cancelled(fetcher.0.upstream.download_permit(&registry, for_peer)).await;
+    let _permit = permit.ok_or(FetchError::Stopping)?;
+    drop(queued);
     let found = runtime::find(fetcher, flight).await?;
     if let Some(runtime::Found::Linked(blob)) = found {
         flight.set_found(blob);
@@ -221,8 +227,8 @@ impl Driver {
             match self.step() {
                 Step::Complete => return Ok(()),
                 Step::Satisfied if self.close_if_satisfied() => return Err(FetchError::Parked),
-                Step::Open { start, end, cut, rivals } if self.may_open() => {
-                    self.open(start, end, cut, rivals)?;
+                Step::Open { start, end, cut, hedges } if self.may_open() => {
+                    self.open(start, end, cut, hedges)?;
                     continue;
                 }
                 Step::Open { .. } | Step::Wait | Step::Satisfied => {}
@@ -306,20 +312,26 @@ impl Driver {
         start: u64,
         end: Option<u64>,
         cut: Option<usize>,
-        rivals: Option<usize>,
+        hedges: Option<(usize, Hedge)>,
     ) -> Result<(), FetchError> {
         let Some(source) = self.flight.source(self.source) else { return Err(self.give_up()) };
         if let Some(cut) = cut {
-            self.lanes[cut].shorten(start);
+            let (id, hedges) = (self.lanes[cut].id, self.lanes[cut].hedges.map(|(id, _)| id));
+            let same = |lane: &&Lane| {
+                lane.id == id || Some(lane.id) == hedges || lane.hedges.is_some_and(|(of, _)| of == id)
+            };
+            self.lanes.iter().filter(same).for_each(|lane| lane.shorten(start));
         }
-        if let Some(rivalled) = rivals {
-            self.lanes[rivalled].rivalled = true;
+        if let Some((hedged, why)) = hedges {
+            self.lanes[hedged].hedged = true;
+            tracing::debug!(digest = %self.flight.digest().short(), ?why, from = start, "second request for the rest of a range");
         }
         // To the very end nothing needs to be said; from the very start neither: one plain GET is what every
         // registry and every cache in front of it understands best.
         let end = end.filter(|end| self.partial.size() != Some(*end));
-        let order =
-            Order { id: self.next_lane, source, span: Span { start, end }, alone: self.lanes.is_empty() };
+        let hedges = hedges.map(|(at, why)| (self.lanes[at].id, why));
+        let (id, alone) = (self.next_lane, self.lanes.is_empty());
+        let order = Order { id, source, span: Span { start, end }, alone, hedges };
         self.next_lane += 1;
         self.lanes.push(lane::start(&self.fetcher, &self.flight, &self.partial, order, self.sender.clone()));
         Ok(())
@@ -343,8 +355,12 @@ impl Driver {
                 self.admit().await?;
                 self.flight.enter(Phase::Streaming);
             }
+            News::Bytes => self.settle_hedge(at),
             News::Ended(outcome) => {
                 let lane = self.lanes.remove(at);
+                if let Some(hedged) = lane.hedges.and_then(|(id, _)| self.lane_mut(id)) {
+                    hedged.hedged = false;
+                }
                 match outcome {
                     Ok(()) => self.pace = Some(lane.view().rate),
                     Err(setback) => {
@@ -355,6 +371,23 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    fn lane_mut(&mut self, id: u64) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
+    /// The lane at `at` has brought bytes: of two that are after the same ones it goes on alone.
+    fn settle_hedge(&mut self, at: usize) {
+        let place = |id: u64| self.lanes.iter().position(|lane| lane.id == id);
+        let pairs: Vec<_> =
+            self.lanes.iter().map(|lane| lane.hedges.and_then(|(id, why)| Some((place(id)?, why)))).collect();
+        let Some(aborted) = schedule::superseded(&pairs, at) else { return };
+        let winner = &mut self.lanes[at];
+        // What replaces a slow lane is not replaced again: the registry may be as slow as that now.
+        winner.hedged = matches!(winner.hedges, Some((_, Hedge::Slow)));
+        winner.hedges = None;
+        self.lanes.remove(aborted);
     }
 
     /// A lane failed: wait and try again, or try the next source, or give up.
@@ -434,7 +467,7 @@ impl Driver {
         self.window = (self.growth.target() == target).then(|| (Instant::now(), total));
     }
 
-    /// Ends the lanes that are left (rivals that lost) and says who brought the bytes.
+    /// Ends the lanes that are left and says who brought the bytes.
     async fn finish(mut self) -> Result<(RegistryHost, Vec<String>), FetchError> {
         self.lanes.clear();
         self.hashing.finish().await?;

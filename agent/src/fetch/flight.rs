@@ -12,7 +12,10 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, watch};
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     store::{Blob, Partial, StoreError},
-    types::{ByteRange, Descriptor, Digest, RangeHeader, Repository, Role},
+    types::{ByteRange, Descriptor, Digest, RangeHeader, RegistryHost, Repository, Role},
     upstream::Distrust,
 };
 
@@ -66,10 +69,14 @@ pub(super) struct Flight {
     pub(super) stripes: Stripes,
     /// Set when it began for another member's sake: the size that the member named.
     hinted: Option<u64>,
+    /// Which registry's limit of downloads or connections it waits at.
+    queue: Mutex<Queue>,
     partial: OnceLock<Arc<Partial>>,
     /// Set instead when the blob turned out to be in the store.
     found: OnceLock<Blob>,
     progress: watch::Sender<Progress>,
+    /// Bytes were sent to a client before the digest was checked.
+    streamed: AtomicBool,
 }
 
 /// A transfer as people see it.
@@ -95,6 +102,27 @@ struct Demand {
     next: u64,
     /// Takes no one more.
     closed: bool,
+}
+
+/// Waits at a registry's limits: how many, and at which registry.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: usize,
+    registry: Option<RegistryHost>,
+}
+
+/// A wait at a registry's limit; over when dropped.
+#[derive(Debug)]
+pub(super) struct Queued<'a>(&'a Flight);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue();
+        queue.waiting -= 1;
+        if queue.waiting == 0 {
+            queue.registry = None;
+        }
+    }
 }
 
 /// What becomes of a member's request for a piece.
@@ -142,6 +170,20 @@ impl Passenger {
             .is_none_or(|range| range.end <= size.saturating_sub(HELD_BACK) && partial.gaps(range).is_empty())
     }
 
+    /// The first byte that its reader wants of a blob of `size` bytes.
+    fn first(&self, size: u64) -> u64 {
+        let demand = self.flight.demand();
+        match demand.wants.iter().find(|want| want.id == self.id).map(|want| want.range) {
+            Some(RangeHeader::One(range)) => range.within(size).map_or(size, |range| range.start),
+            Some(RangeHeader::Whole) | None => 0,
+        }
+    }
+
+    /// Notes that its reader is given bytes.
+    pub(super) fn streams(&self) {
+        self.flight.streamed.store(true, Ordering::Relaxed);
+    }
+
     /// Notes how far its reader has come, so that the next bytes are fetched for it.
     pub(super) fn reached(&self, position: u64) {
         let mut demand = self.flight.demand();
@@ -170,9 +212,11 @@ impl Flight {
             desk: Desk::default(),
             stripes: Stripes::default(),
             hinted: None,
+            queue: Mutex::default(),
             partial: OnceLock::new(),
             found: OnceLock::new(),
             progress: watch::Sender::new(Progress { phase: Phase::Connecting, writes: 0 }),
+            streamed: AtomicBool::new(false),
         }
     }
 
@@ -189,9 +233,32 @@ impl Flight {
         flight
     }
 
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a wait at a registry's limit.
+    pub(super) fn enter_queue(&self, registry: &RegistryHost) -> Queued<'_> {
+        let mut queue = self.queue();
+        queue.waiting += 1;
+        queue.registry = Some(registry.clone());
+        drop(queue);
+        Queued(self)
+    }
+
+    /// The registry at whose limit it waits, if it does.
+    pub(super) fn queued_for(&self) -> Option<RegistryHost> {
+        self.queue().registry.clone()
+    }
+
     /// The size that another member named, when it began for its sake.
     pub(super) fn hinted_size(&self) -> Option<u64> {
         self.hinted
+    }
+
+    /// Whether bytes were sent to a client before the digest was checked.
+    pub(super) fn was_streamed(&self) -> bool {
+        self.streamed.load(Ordering::Relaxed)
     }
 
     /// Whether it takes no one more.
@@ -360,7 +427,7 @@ impl Flight {
             }
             if let Some((partial, size)) =
                 self.partial.get().and_then(|partial| Some((partial, partial.size()?)))
-                && self.may_start(&phase, partial, size)
+                && self.may_start(&phase, partial, size, passenger.first(size))
             {
                 return Ok(Source::Growing(Growing::new(partial.clone(), progress, size, passenger)));
             }
@@ -381,13 +448,14 @@ impl Flight {
         }
     }
 
-    fn may_start(&self, phase: &Phase, partial: &Partial, size: u64) -> bool {
+    /// Whether a header may leave: the byte at `first` can follow it at once.
+    fn may_start(&self, phase: &Phase, partial: &Partial, size: u64, first: u64) -> bool {
         match phase {
             Phase::Verified | Phase::Done => true,
             Phase::Streaming => {
                 let whole_first = size <= SMALL
                     || self.described.is_some_and(|known| !matches!(known.role, Role::Layer | Role::Foreign));
-                !whole_first && partial.total() > 0
+                !whole_first && first < size.saturating_sub(HELD_BACK) && partial.end_from(first) > first
             }
             Phase::Connecting | Phase::Failed(_) => false,
         }

@@ -10,12 +10,15 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    task::AbortHandle,
+};
 
 use super::{
     FetchError, Fetcher,
     flight::{Flight, blocking},
-    schedule::LaneView,
+    schedule::{Hedge, LaneView, SILENT},
 };
 use crate::{
     store::{Partial, StoreError},
@@ -25,6 +28,9 @@ use crate::{
 
 /// Bytes gathered before a write when they are there without waiting.
 const BATCH: usize = 256 * 1024;
+
+/// A registry that has not answered for so long gives its place among the transfers to another request.
+const SLOW_HEADER: Duration = Duration::from_secs(2);
 
 /// What a lane tells its flight.
 #[derive(Debug)]
@@ -39,6 +45,8 @@ pub(super) struct Event {
 pub(super) enum News {
     /// Upstream has answered; bytes follow. Names who sends them.
     Streaming(String),
+    /// Bytes have arrived: the first ones, or the first after a silence.
+    Bytes,
     /// The span is filled, or why not.
     Ended(Result<(), Setback>),
 }
@@ -85,8 +93,37 @@ struct Place {
     position: AtomicU64,
     end: AtomicU64,
     started: Instant,
-    /// Milliseconds after `started` of the last byte.
-    last: AtomicU64,
+    /// When the answer's header arrived, in milliseconds after `started`.
+    answered: AtomicU64,
+    /// Since when the lane has been waiting for the network, in milliseconds after `started`; [`BUSY`] while it does not:
+    /// what the disk or a limit of this node holds up is no silence of the registry.
+    waiting: AtomicU64,
+}
+
+/// See [`Place::waiting`].
+const BUSY: u64 = u64::MAX;
+
+impl Place {
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
+    }
+
+    fn wait_begins(&self) {
+        self.waiting.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// For how long the lane has waited.
+    fn wait_ends(&self) -> Duration {
+        let since = self.waiting.swap(BUSY, Ordering::Relaxed);
+        Duration::from_millis(self.now().saturating_sub(since))
+    }
+
+    fn silent(&self) -> Duration {
+        match self.waiting.load(Ordering::Relaxed) {
+            BUSY => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since)),
+        }
+    }
 }
 
 /// The flight's handle on a lane. Dropping it ends the lane.
@@ -94,7 +131,9 @@ struct Place {
 pub(super) struct Lane {
     pub(super) id: u64,
     pub(super) streaming: bool,
-    pub(super) rivalled: bool,
+    pub(super) hedged: bool,
+    /// The lane for whose rest this one is a second request, and why there is one.
+    pub(super) hedges: Option<(u64, Hedge)>,
     place: Arc<Place>,
     task: AbortHandle,
 }
@@ -107,16 +146,17 @@ impl Drop for Lane {
 
 impl Lane {
     pub(super) fn view(&self) -> LaneView {
-        let last = Duration::from_millis(self.place.last.load(Ordering::Relaxed));
-        let (age, position) = (self.place.started.elapsed(), self.place.position.load(Ordering::Acquire));
+        let position = self.place.position.load(Ordering::Acquire);
+        let since_answer = self.place.now().saturating_sub(self.place.answered.load(Ordering::Relaxed));
+        let age = if self.streaming { Duration::from_millis(since_answer) } else { Duration::ZERO };
         let brought = position.saturating_sub(self.place.start.load(Ordering::Acquire));
         LaneView {
             position,
             end: self.place.end.load(Ordering::Acquire),
-            silent: age.saturating_sub(last),
+            silent: if self.streaming { self.place.silent() } else { Duration::ZERO },
             age,
             rate: u64::try_from(u128::from(brought) * 1000 / age.as_millis().max(1)).unwrap_or(u64::MAX),
-            rivalled: self.rivalled,
+            hedged: self.hedged,
         }
     }
 
@@ -139,6 +179,8 @@ pub(super) struct Order {
     pub(super) span: Span,
     /// No other lane is at work: an answer from the beginning is as good as any.
     pub(super) alone: bool,
+    /// See [`Lane::hedges`].
+    pub(super) hedges: Option<(u64, Hedge)>,
 }
 
 /// Starts a lane.
@@ -154,9 +196,10 @@ pub(super) fn start(
         position: AtomicU64::new(order.span.start),
         end: AtomicU64::new(order.span.end.or(partial.size()).unwrap_or(u64::MAX)),
         started: Instant::now(),
-        last: AtomicU64::new(0),
+        answered: AtomicU64::new(0),
+        waiting: AtomicU64::new(BUSY),
     });
-    let id = order.id;
+    let (id, hedges) = (order.id, order.hedges);
     let run = Run {
         fetcher: fetcher.clone(),
         flight: flight.clone(),
@@ -166,7 +209,7 @@ pub(super) fn start(
         events,
     };
     let task = fetcher.0.tasks.spawn("lane", run.run()).abort_handle();
-    Lane { id, streaming: false, rivalled: false, place, task }
+    Lane { id, streaming: false, hedged: false, hedges, place, task }
 }
 
 struct Run {
@@ -192,10 +235,22 @@ impl Run {
     async fn fill(&self) -> Result<(), Setback> {
         let upstream = &self.fetcher.0.upstream;
         let source = &self.order.source;
-        let _permit = upstream.transfer_permit(&source.registry).await;
         let known = self.partial.validators();
         let (digest, distrust) = (self.flight.digest(), self.flight.distrust());
-        let body = upstream.blob(source, digest, self.order.span, &known, distrust).await?;
+        let mut permit = self.permit().await;
+        let mut asking = std::pin::pin!(upstream.blob(source, digest, self.order.span, &known, distrust));
+        let body = match tokio::time::timeout(SLOW_HEADER, &mut asking).await {
+            Ok(answer) => answer?,
+            // A place that nothing moves in is free for others until the answer comes.
+            Err(_) => {
+                drop(permit.take());
+                let answer = asking.await?;
+                permit = self.permit().await;
+                answer
+            }
+        };
+        let _permit = permit;
+        self.place.answered.store(self.place.now(), Ordering::Relaxed);
         if let Some(validator) = &body.validator {
             self.partial.note_validator(validator);
         }
@@ -210,6 +265,13 @@ impl Run {
         self.learn_size(&body).await?;
         self.tell(News::Streaming(body.origin.clone())).await;
         self.pump(body).await
+    }
+
+    /// A place among the transfers of the registry.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let registry = &self.order.source.registry;
+        let _queued = self.flight.enter_queue(registry);
+        self.fetcher.0.upstream.transfer_permit(registry).await
     }
 
     /// The blob's size as upstream says, held against what its manifest said.
@@ -243,8 +305,14 @@ impl Run {
     async fn pump(&self, mut body: BlobBody) -> Result<(), Setback> {
         let mut position = body.offset;
         let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
+        let mut first = true;
         let ended = loop {
+            self.place.wait_begins();
             let (batch, ended) = gather(&mut body).await;
+            let waited = self.place.wait_ends();
+            if !batch.is_empty() && (std::mem::take(&mut first) || waited >= SILENT / 2) {
+                self.tell(News::Bytes).await;
+            }
             finish_write(writing.take()).await?;
             let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
             let limit = self.partial.size().unwrap_or(u64::MAX);
@@ -256,8 +324,6 @@ impl Run {
             if length > 0 {
                 writing = Some(self.write(position, batch));
                 position += length;
-                let since = u64::try_from(self.place.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-                self.place.last.store(since, Ordering::Relaxed);
             }
             if let Some(ended) = ended {
                 break ended.map_err(Setback::from);

@@ -34,6 +34,8 @@ mod runtime;
 mod schedule;
 mod share;
 mod sieve;
+mod spoiled;
+mod stillness;
 mod stripes;
 mod suspects;
 mod tags;
@@ -61,6 +63,8 @@ use reader::{HELD_BACK, Source};
 pub use room::MakeRoom;
 use room::Room;
 pub use share::Share;
+use spoiled::SpoiledBlobs;
+pub use stillness::{CHECK, Stillness};
 use suspects::Suspects;
 use tags::TagSlot;
 
@@ -69,7 +73,7 @@ use crate::{
     peers::{Peers, wire::PieceAsk},
     store::{Blob, Store},
     task::Tasks,
-    types::{Digest, MediaType, RangeHeader, Repository, Tag},
+    types::{ByteRange, Digest, MediaType, RangeHeader, Repository, Tag},
     upstream::{Listing, Upstream},
 };
 
@@ -123,20 +127,13 @@ struct Inner {
     tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
     known: Known,
     liars: Liars,
+    spoiled: SpoiledBlobs,
     suspects: Suspects,
     recheck: recheck::Recheck,
     absent: Absent<(Repository, Digest)>,
-    slots: tokio::sync::Semaphore,
-    relays: tokio::sync::Semaphore,
     room: Room,
     memory: Memory,
 }
-
-/// Blobs fetched at once; further ones wait their turn.
-const MAX_FLIGHTS: usize = 64;
-
-/// Blobs fetched at once for other members' sake alone.
-const MAX_RELAYS: usize = 64;
 
 impl Fetcher {
     /// Puts the parts together. Flights run in `tasks` and park when `stop` is cancelled.
@@ -167,11 +164,10 @@ impl Fetcher {
             tags: Mutex::default(),
             known: Known::default(),
             liars: Liars::default(),
+            spoiled: SpoiledBlobs::default(),
             suspects: Suspects::default(),
             recheck: recheck::Recheck::default(),
             absent: Absent::default(),
-            slots: tokio::sync::Semaphore::new(MAX_FLIGHTS),
-            relays: tokio::sync::Semaphore::new(MAX_RELAYS),
             room: Room::new(room),
             memory: Memory::default(),
         }))
@@ -195,6 +191,21 @@ impl Fetcher {
         let source = self.fetch_blob(&way, range).await;
         let source = source.inspect_err(|error| self.0.absent.note(&key, error, self.0.config.negative))?;
         Ok(Content::new(source, way))
+    }
+
+    /// Refuses the rest of a blob to a client that may have been sent a wrong beginning of it: together they would be
+    /// complete and wrong.
+    pub fn check_resume(&self, digest: &Digest, client: &str, asked: RangeHeader) -> Result<(), FetchError> {
+        let first = match asked {
+            RangeHeader::Whole => 0,
+            RangeHeader::One(ByteRange::From { first, .. }) => first,
+            RangeHeader::One(ByteRange::Suffix { .. }) => u64::MAX,
+        };
+        if self.0.spoiled.allows(digest, client, first) {
+            return Ok(());
+        }
+        let reason = "wrong bytes of this blob were sent before: request it from its beginning".to_owned();
+        Err(FetchError::NotNow { reason, retry_after: None })
     }
 
     /// A blob of the store. One that cannot be opened counts as missing: upstream has it too.
@@ -290,7 +301,7 @@ impl Fetcher {
         if let Some(flight) = flights.get(&ask.digest).filter(|flight| !flight.is_closed()) {
             return Some(flight.clone());
         }
-        if self.0.relays.available_permits() == 0 {
+        if !self.0.upstream.may_relay(&ask.repository.registry) {
             return None;
         }
         let distrust = self.0.liars.distrust(&ask.digest);
@@ -301,6 +312,15 @@ impl Fetcher {
         drop(flights);
         drive::start(self.clone(), flight.clone());
         Some(flight)
+    }
+
+    /// A number that rises while bytes of a blob arrive at this node, or at the peer that is to send them; `None`
+    /// without a download. A download that waits for its turn moves with those before it.
+    pub fn movement(&self, digest: &Digest) -> Option<u64> {
+        let flight = self.flight(digest)?;
+        let arrived = flight.partial().map_or(0, |partial| partial.total());
+        let before = flight.queued_for().map_or(0, |registry| self.0.upstream.received(&registry));
+        Some(arrived.wrapping_add(flight.desk.moved()).wrapping_add(before))
     }
 
     /// Blobs under way.

@@ -36,6 +36,8 @@ pub struct Passing {
     origins: Vec<String>,
     stream: Option<Stream>,
     barren: u32,
+    /// Bytes were sent to the client.
+    streamed: bool,
     /// Where the last attempt began.
     attempt_from: u64,
 }
@@ -123,6 +125,7 @@ impl Way {
             origins: Vec::new(),
             stream: None,
             barren: 0,
+            streamed: false,
         }
     }
 }
@@ -136,6 +139,7 @@ impl Passing {
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         loop {
             if let Some(bytes) = self.sieve.next() {
+                self.streamed = true;
                 return Ok(Some(bytes));
             }
             if self.sieve.wanted().is_empty() {
@@ -155,6 +159,9 @@ impl Passing {
             let registry = self.way.repository.registry.clone();
             inner.upstream.count_mismatch(&registry);
             inner.liars.note(&self.way.digest, &self.origins);
+            if self.streamed {
+                inner.spoiled.note(&self.way.digest);
+            }
             FetchError::Corrupt { registry, origins: self.origins.clone(), mismatch: Arc::new(*mismatch) }
         })
     }

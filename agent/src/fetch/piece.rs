@@ -19,7 +19,7 @@ use crate::{
         layout::Layout,
         plan::{self, Role, Target},
         rank::Subject,
-        wire::PieceAsk,
+        wire::{PieceAsk, movement},
     },
     store::Partial,
     types::Repository,
@@ -261,6 +261,10 @@ impl Ground {
                 Ok(PieceAnswer::Body(body)) => return self.receive(member, body, piece).await,
                 Ok(PieceAnswer::Held(now)) => {
                     if activity.as_ref() != Some(&now) {
+                        let before = activity.as_deref().and_then(movement);
+                        if before.is_some() && before != movement(&now) {
+                            self.flight().desk.note_movement();
+                        }
                         (activity, last_sign) = (Some(now), Instant::now());
                         self.flight().desk.stir();
                     }

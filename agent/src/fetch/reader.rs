@@ -1,6 +1,10 @@
 //! Reading content, whole or growing, with one interface for the HTTP side.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -10,6 +14,7 @@ use super::{
     error::chain,
     flight::{Passenger, Phase, Progress},
     passing::{Passing, Way},
+    stillness::{CHECK, Stillness},
 };
 use crate::store::{Blob, Partial, read_chunk};
 
@@ -92,12 +97,20 @@ pub struct ContentReader {
     way: Option<Way>,
     position: u64,
     end: u64,
+    /// How long nothing may arrive before the reader gives up; it may wait for ever without.
+    patience: Option<Duration>,
 }
 
 impl ContentReader {
     /// Reads a part of what the store has, and ends when the store fails.
     pub(super) fn of_store(source: Source, range: Range<u64>) -> Self {
-        Self { source, way: None, position: range.start, end: range.end }
+        Self { source, way: None, position: range.start, end: range.end, patience: None }
+    }
+
+    /// Gives up when nothing of a download arrives for so long. The download goes on.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
     }
 
     /// The next bytes; `None` at the end of the range. After an error the range cannot be completed.
@@ -105,7 +118,7 @@ impl ContentReader {
         if self.position >= self.end {
             return Ok(None);
         }
-        let chunk = match self.read().await {
+        let chunk = match self.read_in_time().await {
             Err(error @ (FetchError::Store(_) | FetchError::Disk(_))) => {
                 let Some(way) = self.way.clone() else { return Err(error) };
                 self.leave_the_store(way, &error).await;
@@ -115,6 +128,24 @@ impl ContentReader {
         };
         self.position += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         Ok(chunk)
+    }
+
+    async fn read_in_time(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let (Some(patience), Some(way), Source::Growing(_)) = (self.patience, self.way.clone(), &self.source)
+        else {
+            return self.read().await;
+        };
+        let mut still = Stillness::new(Instant::now());
+        loop {
+            // Reading is begun anew after each look: nothing of it is lost when it is dropped.
+            if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read()).await {
+                return read;
+            }
+            if still.is_over(way.fetcher.movement(&way.digest), Instant::now(), patience) {
+                let reason = format!("nothing arrived from the registry or a peer for {patience:?}");
+                return Err(FetchError::NotNow { reason, retry_after: None });
+            }
+        }
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, FetchError> {
@@ -155,6 +186,7 @@ impl Growing {
             let phase = self.progress.borrow_and_update().phase.clone();
             let until = sendable(&phase, self.partial.end_from(position), self.size);
             if until > position {
+                self.passenger.streams();
                 return Ok(until);
             }
             if let Phase::Failed(error) = phase {

@@ -29,8 +29,13 @@ const LARGEST: u64 = 1 << 40;
 pub enum Share {
     /// The bytes, and how many.
     Here(ContentReader, u64),
-    /// On its way; the number rises with every sign of life.
-    Held(u64),
+    /// On its way.
+    Held {
+        /// Rises with every sign of life.
+        life: u64,
+        /// Rises while bytes arrive.
+        moved: u64,
+    },
     /// Ask the next one.
     NoPart,
     /// Upstream has no ranges.
@@ -165,7 +170,8 @@ impl Fetcher {
                 Ok(Err(_)) => return Some(Share::Unable),
                 Err(_) => {
                     let bytes = flight.partial().map_or(0, |partial| partial.total());
-                    return Some(Share::Held(flight.desk.activity().wrapping_add(bytes)));
+                    let life = flight.desk.activity().wrapping_add(bytes);
+                    return Some(Share::Held { life, moved: self.movement(&ask.digest).unwrap_or(0) });
                 }
             }
         }

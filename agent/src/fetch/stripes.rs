@@ -146,21 +146,22 @@ impl Reading {
         let (sender, mut events) = mpsc::channel(4);
         let to_end = self.partial.size() == Some(bytes.end);
         let span = Span { start: bytes.start, end: (!to_end).then_some(bytes.end) };
-        let order = Order { id: 0, source: source.clone(), span, alone };
-        let lane = lane::start(&self.fetcher, &self.flight, &self.partial, order, sender);
-        let (mut streaming, mut ticks) = (false, tokio::time::interval(TICK));
+        let order = Order { id: 0, source: source.clone(), span, alone, hedges: None };
+        let mut lane = lane::start(&self.fetcher, &self.flight, &self.partial, order, sender);
+        let mut ticks = tokio::time::interval(TICK);
         loop {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(Event { news: News::Streaming(origin), .. }) => {
-                        streaming = true;
+                        lane.streaming = true;
                         self.flight.desk.note_upstream(origin);
                         self.flight.enter(Phase::Streaming);
                     }
+                    Some(Event { news: News::Bytes, .. }) => {}
                     Some(Event { news: News::Ended(outcome), .. }) => return outcome,
                     None => return Err(stopping()),
                 },
-                _ = ticks.tick() => if streaming && lane.view().silent >= SILENT {
+                _ = ticks.tick() => if lane.view().silent >= SILENT {
                     let reason = format!("sent nothing for {SILENT:?}: asked again");
                     return Err(Setback::Broken(crate::upstream::UpstreamError::Unavailable { registry: source.registry, reason }));
                 },

@@ -10,6 +10,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{
     body::{self, Body},
+    client,
     route::RouteError,
 };
 use crate::{fetch::FetchError, metrics::Kind, types::NameError};
@@ -36,14 +37,21 @@ impl Refusal {
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message) }
     }
 
-    /// No answer within the limit.
+    /// Nothing of the answer has arrived for so long.
     pub(super) fn late(limit: Duration) -> Self {
-        Self::not_now(format!("not available within {limit:?}; the transfer goes on"), None)
+        Self::not_now(
+            format!("nothing arrived from the registry or a peer for {limit:?}; the download goes on"),
+            None,
+        )
     }
 
     /// What a failed fetch means for this request.
     pub(super) fn of_fetch(error: &FetchError, kind: Kind) -> Self {
-        let unknown = if kind == Kind::blob { "BLOB_UNKNOWN" } else { "MANIFEST_UNKNOWN" };
+        let unknown = match kind {
+            Kind::blob => "BLOB_UNKNOWN",
+            Kind::tags => "NAME_UNKNOWN",
+            _ => "MANIFEST_UNKNOWN",
+        };
         match error {
             FetchError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, unknown, error.to_string()),
             FetchError::Denied(_) => Self::new(StatusCode::FORBIDDEN, "DENIED", error.to_string()),
@@ -82,8 +90,10 @@ impl Refusal {
 
     /// Docker's way to be told "ask someone else" for a blob.
     pub(super) fn for_client(self, user_agent: Option<&str>, kind: Kind) -> Self {
-        let docker = user_agent.is_some_and(|agent| agent.starts_with("docker/"));
-        if docker && kind == Kind::blob && self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if client::is_docker(user_agent)
+            && kind == Kind::blob
+            && self.status == StatusCode::SERVICE_UNAVAILABLE
+        {
             return Self {
                 retry_after: None,
                 ..Self::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", self.message)

@@ -1,6 +1,9 @@
-//! The mirror API: one call into `fetch` for each request, within the limit to the first header.
+//! The mirror API: one call into `fetch` for each request, answered as soon as `client` says that it must be.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -8,13 +11,15 @@ use hyper::body::Incoming;
 
 use super::{
     body::{self, Body},
+    client::{self, HeaderLimits},
     error::Refusal,
+    multipart::Parts,
     route::{self, Addressing, Route, RouteError},
 };
 use crate::{
-    fetch::{FetchError, Fetcher, ManifestInfo},
+    fetch::{CHECK, FetchError, Fetcher, ManifestInfo, Stillness},
     metrics::{Kind, Metrics, RequestLabels},
-    types::{Digest, RangeHeader, Reference, RegistryHost, Repository},
+    types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
     upstream::{AGENT_HEADER, Listing, Upstream},
 };
 
@@ -28,7 +33,7 @@ struct Inner {
     upstream: Arc<Upstream>,
     metrics: Metrics,
     default_registry: Option<RegistryHost>,
-    first_header: Duration,
+    limits: HeaderLimits,
 }
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -42,9 +47,9 @@ impl Mirror {
         upstream: Arc<Upstream>,
         metrics: Metrics,
         default_registry: Option<RegistryHost>,
-        first_header: Duration,
+        limits: HeaderLimits,
     ) -> Self {
-        Self(Arc::new(Inner { fetcher, upstream, metrics, default_registry, first_header }))
+        Self(Arc::new(Inner { fetcher, upstream, metrics, default_registry, limits }))
     }
 
     /// Answers one request.
@@ -53,9 +58,8 @@ impl Mirror {
         let (kind, mut response) = match self.route(&request) {
             Ok(route) => {
                 let kind = kind_of(&route);
-                let answered = tokio::time::timeout(inner.first_header, self.dispatch(&request, route)).await;
-                let outcome = answered.unwrap_or_else(|_| Err(Refusal::late(inner.first_header)));
-                let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+                let outcome = self.dispatch_in_time(&request, route).await;
+                let agent = user_agent(request.headers());
                 (kind, outcome.unwrap_or_else(|refusal| refusal.for_client(agent, kind).into_response()))
             }
             Err(error) => (Kind::unknown, Refusal::of_route(&error).into_response()),
@@ -80,6 +84,30 @@ impl Mirror {
                 Err(RouteError::NotServed(repository.registry.clone()))
             }
             _ => Ok(route),
+        }
+    }
+
+    /// The answer, or a refusal when nothing of it arrives for longer than the client should wait.
+    async fn dispatch_in_time(
+        &self,
+        request: &Request<Incoming>,
+        route: Route,
+    ) -> Result<Response<Body>, Refusal> {
+        let patience = client::patience(user_agent(request.headers()), &route, self.0.limits);
+        let digest = match &route {
+            Route::Blob { digest, .. } => Some(*digest),
+            _ => None,
+        };
+        let mut still = Stillness::new(Instant::now());
+        let mut answer = std::pin::pin!(self.dispatch(request, route));
+        loop {
+            if let Ok(answer) = tokio::time::timeout(CHECK.min(patience), &mut answer).await {
+                return answer;
+            }
+            let movement = digest.and_then(|digest| self.0.fetcher.movement(&digest));
+            if still.is_over(movement, Instant::now(), patience) {
+                return Err(Refusal::late(patience));
+            }
         }
     }
 
@@ -157,11 +185,19 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Response<Body>, FetchError> {
-        let asked = RangeHeader::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()));
+        let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+        let asked = RangeHeader::parse(range);
         // `If-Range` with anything but our strong entity tag: the client has other content (RFC 9110, 13.1.5).
         let same =
             headers.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == etag(digest).as_bytes());
         let asked = if same { asked } else { RangeHeader::Whole };
+        let several = RangeHeader::parse_several(range).filter(|_| same);
+        let begins = several.as_ref().and_then(|ranges| ranges.first()).copied();
+        let begins = begins.map_or(asked, RangeHeader::One);
+        self.0.fetcher.check_resume(digest, user_agent(headers).unwrap_or_default(), begins)?;
+        if let Some(response) = self.parts(headers, repository, digest, several.as_deref()).await? {
+            return Ok(response);
+        }
         let content = self.0.fetcher.blob(repository, digest, asked).await?;
         if is_known(headers, digest) {
             return Ok(not_modified(digest));
@@ -176,13 +212,48 @@ impl Mirror {
         };
         let length = range.end - range.start;
         let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
-        let body = body::content(content.read(range), self.0.metrics.served_bytes.clone(), None);
+        let reader = content.read(range).with_patience(self.patience_inside(headers));
+        let body = body::content(reader, self.0.metrics.served_bytes.clone(), None);
         let mut response = blob_response(status, digest, length, repository, body);
         if status == StatusCode::PARTIAL_CONTENT {
             set(response.headers_mut(), header::CONTENT_RANGE, &content_range);
         }
         Ok(response)
     }
+
+    fn patience_inside(&self, headers: &HeaderMap) -> Duration {
+        client::patience_inside(user_agent(headers), self.0.limits)
+    }
+
+    /// The answer to several ranges; `None` when they are to be answered with the whole.
+    async fn parts(
+        &self,
+        headers: &HeaderMap,
+        repository: &Repository,
+        digest: &Digest,
+        asked: Option<&[ByteRange]>,
+    ) -> Result<Option<Response<Body>>, FetchError> {
+        let Some((asked, first)) = asked.and_then(|asked| Some((asked, asked.first()?))) else {
+            return Ok(None);
+        };
+        let fetcher = &self.0.fetcher;
+        let content = fetcher.blob(repository, digest, RangeHeader::One(*first)).await?;
+        let Some(parts) = Parts::new(asked, content.size()) else { return Ok(None) };
+        if is_known(headers, digest) {
+            return Ok(Some(not_modified(digest)));
+        }
+        drop(content);
+        let (length, media_type) = (parts.length(), parts.media_type());
+        let (patience, sent) = (self.patience_inside(headers), self.0.metrics.served_bytes.clone());
+        let body = parts.body(fetcher.clone(), repository.clone(), *digest, patience, sent);
+        let mut response = blob_response(StatusCode::PARTIAL_CONTENT, digest, length, repository, body);
+        set(response.headers_mut(), header::CONTENT_TYPE, &media_type);
+        Ok(Some(response))
+    }
+}
+
+fn user_agent(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::USER_AGENT)?.to_str().ok()
 }
 
 fn kind_of(route: &Route) -> Kind {

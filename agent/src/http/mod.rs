@@ -6,9 +6,11 @@
 mod admin;
 mod api;
 mod body;
+mod client;
 mod connection;
 mod error;
 mod mirror;
+mod multipart;
 mod peer;
 mod route;
 mod serve;
@@ -16,6 +18,7 @@ mod transfer;
 
 pub use admin::{Admin, Latch, Readiness, Section};
 pub use api::COMMAND_HEADER;
+pub use client::HeaderLimits;
 pub use mirror::Mirror;
 pub use peer::PeerApi;
 pub use serve::{Limits, Server};

@@ -15,7 +15,7 @@ use crate::{
     metrics::Metrics,
     peers::{
         HOLD, Peers,
-        wire::{ACTIVITY, PeerRequest, PieceAsk, WireError},
+        wire::{ACTIVITY, PeerRequest, PieceAsk, WireError, activity},
     },
     types::{Digest, Repository, Tag},
 };
@@ -91,14 +91,15 @@ impl PeerApi {
             Share::Here(reader, length) => {
                 let turn = HOLD.saturating_sub(began.elapsed()).max(TURN);
                 let Some(upload) = self.0.peers.uploads().acquire(turn).await else {
-                    return held(self.0.metrics.peer_sent_bytes.get());
+                    let sent = self.0.metrics.peer_sent_bytes.get();
+                    return held(sent, sent);
                 };
                 let body = body::content(reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));
                 let mut response = Response::new(body);
                 response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
                 response
             }
-            Share::Held(activity) => held(activity),
+            Share::Held { life, moved } => held(life, moved),
             Share::NoPart => text(StatusCode::NOT_FOUND, "takes no part\n"),
             Share::NoRanges => text(StatusCode::CONFLICT, "upstream has no ranges\n"),
             Share::Unable => text(StatusCode::SERVICE_UNAVAILABLE, "busy, or it cannot be had\n"),
@@ -107,9 +108,10 @@ impl PeerApi {
     }
 }
 
-fn held(activity: u64) -> Response<Body> {
+fn held(life: u64, moved: u64) -> Response<Body> {
     let mut response = text(StatusCode::ACCEPTED, "on its way\n");
-    response.headers_mut().insert(ACTIVITY, activity.into());
+    let activity = HeaderValue::try_from(activity(life, moved)).expect("digits are a valid header value");
+    response.headers_mut().insert(ACTIVITY, activity);
     response
 }
 

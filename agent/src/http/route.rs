@@ -109,6 +109,8 @@ pub(super) fn parse(
     let (namespace, query) = split_namespace(query)?;
     let (name, resource, item) = split_resource(path).ok_or(RouteError::NotApi)?;
     let (repository, addressing) = locate(name, namespace, default)?;
+    // Some clients escape the colon of a digest, which a path need not (RFC 3986, 3.3).
+    let item = decode(item).unwrap_or_else(|| item.to_owned());
     match resource {
         Resource::Manifests => Ok(Route::Manifest { repository, reference: item.parse()? }),
         Resource::Blobs => Ok(Route::Blob { repository, digest: item.parse().map_err(NameError::from)? }),

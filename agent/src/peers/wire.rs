@@ -28,8 +28,18 @@ const PREFIX: &str = "/peer/v1/";
 /// Longest name of a member or zone that is taken.
 const LONGEST: usize = 253;
 
-/// Header of 202: changes while there is progress.
+/// Header of 202: changes while the peer is alive. What follows its last full stop changes only while bytes arrive.
 pub const ACTIVITY: http::HeaderName = http::HeaderName::from_static("hearth-activity");
+
+/// The value of [`ACTIVITY`].
+pub fn activity(life: u64, moved: u64) -> String {
+    format!("{life}.{moved}")
+}
+
+/// The part of [`ACTIVITY`] that changes while bytes arrive; an agent before 0.2 sends none.
+pub fn movement(activity: &str) -> Option<&str> {
+    activity.rsplit_once('.').map(|(_, moved)| moved)
+}
 
 /// A piece is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]

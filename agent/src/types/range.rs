@@ -5,8 +5,8 @@ use std::ops::Range;
 /// A `Range` header as far as it concerns us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeHeader {
-    /// None, another unit, malformed, or several ranges: all of these may be answered with the whole content
-    /// (RFC 9110, 14.2), and several ranges must not be answered with one of them.
+    /// None, another unit, malformed, or several ranges ([`RangeHeader::parse_several`]): all of these may be answered
+    /// with the whole content (RFC 9110, 14.2), and several ranges must not be answered with one of them.
     Whole,
     /// Exactly one range.
     One(ByteRange),
@@ -32,16 +32,32 @@ pub enum ByteRange {
 impl RangeHeader {
     /// Reads the header's value.
     pub fn parse(value: Option<&str>) -> Self {
-        value.and_then(parse_one).map_or(Self::Whole, Self::One)
+        let mut ranges = value.and_then(parse_set).unwrap_or_default();
+        match (ranges.pop(), ranges.is_empty()) {
+            (Some(only), true) => Self::One(only),
+            _ => Self::Whole,
+        }
+    }
+
+    /// The ranges, when there are several of them, and not more than [`MOST_RANGES`].
+    pub fn parse_several(value: Option<&str>) -> Option<Vec<ByteRange>> {
+        value.and_then(parse_set).filter(|ranges| ranges.len() > 1)
     }
 }
 
-fn parse_one(value: &str) -> Option<ByteRange> {
+/// Most ranges of one request that are answered one by one.
+pub const MOST_RANGES: usize = 1_024;
+
+fn parse_set(value: &str) -> Option<Vec<ByteRange>> {
     let (unit, set) = value.split_once('=')?;
-    if !unit.trim().eq_ignore_ascii_case("bytes") {
+    if !unit.trim().eq_ignore_ascii_case("bytes") || set.matches(',').count() >= MOST_RANGES {
         return None;
     }
-    let (first, last) = set.trim().split_once('-')?;
+    set.split(',').map(parse_one).collect()
+}
+
+fn parse_one(text: &str) -> Option<ByteRange> {
+    let (first, last) = text.trim().split_once('-')?;
     match (first.trim(), last.trim()) {
         ("", length) => Some(ByteRange::Suffix { length: number(length)? }),
         (first, "") => Some(ByteRange::From { first: number(first)?, last: None }),

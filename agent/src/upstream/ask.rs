@@ -79,6 +79,12 @@ pub(super) struct Ask {
 }
 
 impl Ask {
+    /// Whether it is for the bytes that a digest names: a pull that has begun cannot do without them.
+    pub(super) fn is_content(&self) -> bool {
+        let by_digest = self.path.strip_prefix("manifests/").is_some_and(|reference| reference.contains(':'));
+        self.method == Method::GET && (self.kind == Kind::blob || by_digest)
+    }
+
     pub(super) fn manifest(method: Method, reference: &Reference) -> Self {
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]);
         Self {

@@ -57,8 +57,10 @@ pub struct Config {
     pub registries: Vec<RegistryConfig>,
     /// Longest wait for a connection.
     pub connect: Duration,
-    /// Longest wait for the header of an answer.
+    /// Longest wait for the header of an answer; with several endpoints, the time after which the next is asked too.
     pub header: Duration,
+    /// Longest wait for the header of a blob, or of a manifest that is asked for by digest.
+    pub blob_header: Duration,
     /// Longest silence inside a body.
     pub idle: Duration,
     /// Credentials, if any.

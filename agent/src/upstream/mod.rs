@@ -80,6 +80,7 @@ impl Upstream {
         let shared = endpoint::Shared {
             connect_limit: config.connect,
             header_limit: config.header,
+            blob_header_limit: config.blob_header,
             idle_limit: config.idle,
             credentials: config.credentials,
             tokens: auth::TokenCache::default(),
@@ -117,6 +118,26 @@ impl Upstream {
     /// A place among the transfers of a registry; waits until one is free.
     pub async fn transfer_permit(&self, registry: &RegistryHost) -> Option<OwnedSemaphorePermit> {
         self.registry(registry).ok()?.transfer_permit().await
+    }
+
+    /// A place among the downloads from a registry, or among those for peers alone; waits until one is free.
+    pub async fn download_permit(
+        &self,
+        registry: &RegistryHost,
+        for_peer: bool,
+    ) -> Option<OwnedSemaphorePermit> {
+        self.registry(registry).ok()?.download_permit(for_peer).await
+    }
+
+    /// Whether a download from a registry may begin for a peer alone.
+    pub fn may_relay(&self, registry: &RegistryHost) -> bool {
+        self.registry(registry).is_ok_and(|registry| registry.may_relay())
+    }
+
+    /// Bytes received from a registry so far.
+    pub fn received(&self, registry: &RegistryHost) -> u64 {
+        let labels = RegistryLabels { registry: registry.to_string() };
+        self.shared.metrics.upstream_bytes.get_or_create(&labels).get()
     }
 
     /// Whether a registry is thought to answer ranges.

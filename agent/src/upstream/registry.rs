@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::Method;
 use reqwest::Url;
 use serde::Serialize;
@@ -31,11 +32,17 @@ const ATTEMPTS: u32 = 3;
 /// For how long a registry is believed to know no ranges.
 const NO_RANGES: Duration = Duration::from_hours(1);
 
+/// Downloads of blobs at once for this node's clients, and as many for peers alone; further ones wait their turn. Counted
+/// for each registry: downloads from a silent one do not hold up those from others.
+const DOWNLOADS: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct Registry {
     host: RegistryHost,
     endpoints: Vec<Watched>,
     transfers: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+    relays: Arc<Semaphore>,
     no_ranges: Mutex<Option<Instant>>,
     shared: Arc<Shared>,
 }
@@ -51,6 +58,48 @@ struct Watched {
 struct Health {
     breaker: Breaker,
     budget: Budget,
+}
+
+/// Whose turn it is to be asked. Pure.
+#[derive(Debug)]
+struct Turns {
+    endpoints: usize,
+    asked: usize,
+}
+
+/// Requests beyond the first round that are sent to silent endpoints: one may have got lost on a dead connection, or be
+/// older than the registry's recovery.
+const REPEATED: usize = 2;
+
+impl Turns {
+    fn new(endpoints: usize) -> Self {
+        Self { endpoints, asked: 0 }
+    }
+
+    /// The next endpoint that was not asked yet.
+    fn next(&mut self) -> Option<usize> {
+        (self.asked < self.endpoints).then(|| {
+            self.asked += 1;
+            self.asked - 1
+        })
+    }
+
+    /// The same, and after the last one from the beginning again: after silence.
+    fn next_or_again(&mut self) -> Option<usize> {
+        (self.asked < self.endpoints + REPEATED).then(|| {
+            self.asked += 1;
+            (self.asked - 1) % self.endpoints.max(1)
+        })
+    }
+
+    /// How long silence lasts before somebody else is asked.
+    fn patience(&self, limit: Duration) -> Duration {
+        match self.asked {
+            asked if asked <= self.endpoints => limit,
+            asked if asked < self.endpoints + REPEATED => limit * 2,
+            _ => Duration::MAX,
+        }
+    }
 }
 
 /// How a registry stands.
@@ -101,6 +150,8 @@ impl Registry {
             host: host.clone(),
             endpoints: urls.into_iter().map(watch).collect(),
             transfers: Arc::new(Semaphore::new(config.connections)),
+            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            relays: Arc::new(Semaphore::new(DOWNLOADS)),
             no_ranges: Mutex::default(),
             shared: shared.clone(),
         }))
@@ -108,6 +159,15 @@ impl Registry {
 
     pub(super) async fn transfer_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.transfers.clone().acquire_owned().await.ok()
+    }
+
+    pub(super) async fn download_permit(&self, for_peer: bool) -> Option<OwnedSemaphorePermit> {
+        let permits = if for_peer { &self.relays } else { &self.downloads };
+        permits.clone().acquire_owned().await.ok()
+    }
+
+    pub(super) fn may_relay(&self) -> bool {
+        self.relays.available_permits() > 0
     }
 
     pub(super) fn has_ranges(&self) -> bool {
@@ -126,7 +186,7 @@ impl Registry {
         ask: &Ask,
         distrust: &Distrust,
     ) -> Result<Reply, UpstreamError> {
-        let deadline = Instant::now() + self.shared.header_limit;
+        let deadline = Instant::now() + self.shared.limit_for(ask);
         let attempts = if ask.kind == Kind::blob && ask.method == Method::GET { 1 } else { ATTEMPTS };
         let mut failures = 0;
         loop {
@@ -155,17 +215,40 @@ impl Registry {
         };
         let asked = self.endpoints.iter().filter(|watched| !named(&distrust.never, watched));
         let (last, first): (Vec<_>, Vec<_>) = asked.partition(|watched| named(&distrust.last, watched));
-        let mut failed = None;
-        for watched in first.into_iter().chain(last) {
-            match self.try_endpoint(watched, name, ask).await {
-                Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. })) => {
+        let order: Vec<_> = first.into_iter().chain(last).collect();
+        let (mut turns, mut asked, mut failed) = (Turns::new(order.len()), FuturesUnordered::new(), None);
+        let mut turn = turns.next();
+        loop {
+            if let Some(watched) = turn.and_then(|turn| order.get(turn)).copied() {
+                asked.push(async move { (watched, self.try_endpoint(watched, name, ask).await) });
+            }
+            // A silent endpoint may still be the first to answer: its request goes on beside the next one.
+            let patience = turns.patience(self.shared.header_limit);
+            let Ok(outcome) = tokio::time::timeout(patience, asked.next()).await else {
+                turn = turns.next_or_again();
+                continue;
+            };
+            match outcome {
+                Some((
+                    watched,
+                    Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. })),
+                )) => {
                     tracing::debug!(endpoint = watched.endpoint.name(), kind = ?ask.kind, error = %error, "upstream endpoint failed");
                     failed = Some(error);
+                    turn = turns.next();
+                    // The request that was repeated would bring the same answer.
+                    if turn.is_none() && order.len() == 1 {
+                        asked.clear();
+                    }
                 }
-                settled => return settled,
+                Some((_, settled)) => return settled,
+                None => {
+                    return Err(
+                        failed.unwrap_or_else(|| UpstreamError::Distrusted { registry: self.host.clone() })
+                    );
+                }
             }
         }
-        Err(failed.unwrap_or_else(|| UpstreamError::Distrusted { registry: self.host.clone() }))
     }
 
     async fn try_endpoint(
@@ -290,4 +373,24 @@ fn default_endpoint(registry: &RegistryHost) -> Option<Url> {
         other => other,
     };
     Url::parse(&format!("https://{host}/")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_asked_in_order_and_again_only_after_silence() {
+        const LIMIT: Duration = Duration::from_secs(10);
+        let mut turns = Turns::new(2);
+        assert_eq!((turns.next(), turns.next(), turns.next()), (Some(0), Some(1), None), "after errors");
+        let mut turns = Turns::new(2);
+        let order: Vec<_> = std::iter::from_fn(|| {
+            let turn = turns.next_or_again()?;
+            Some((turn, turns.patience(LIMIT)))
+        })
+        .collect();
+        assert_eq!(order, [(0, LIMIT), (1, LIMIT), (0, LIMIT * 2), (1, Duration::MAX)]);
+        assert_eq!(Turns::new(0).next(), None);
+    }
 }

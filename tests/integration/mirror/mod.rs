@@ -10,6 +10,8 @@ mod listings;
 mod manifests;
 mod odd;
 mod outage;
+mod patience;
+mod pauses;
 mod pieces;
 mod property;
 mod ranges;

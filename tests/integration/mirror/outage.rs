@@ -142,14 +142,15 @@ async fn an_upstream_that_says_nothing_costs_five_seconds_at_most() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a free port");
-    for (name, endpoint) in [
+    let endpoints = [
         ("mute", format!("http://{}", mute.address())),
         ("black hole", format!("http://{}", hole.address())),
         ("refused", format!("http://{closed}")),
         ("no such host", "http://nowhere.invalid".to_owned()),
         ("no TLS there", format!("https://{}", mute.address())),
         ("two dead ones", format!("http://{}, http://{}", hole.address(), mute.address())),
-    ] {
+    ];
+    let ask = |(name, endpoint): (&'static str, String)| async move {
         let agent = Agent::start(&AgentConfig::default().registry(REGISTRY, &[&endpoint], "")).await;
         for path in [
             manifest_path(REPOSITORY, "v1"),
@@ -162,7 +163,8 @@ async fn an_upstream_that_says_nothing_costs_five_seconds_at_most() {
             assert_eq!(refusal(response).await.0, 503, "{name} {path}");
             assert!(took < HEADER_LIMIT, "{name} {path} took {took:?}");
         }
-    }
+    };
+    futures_util::future::join_all(endpoints.map(ask)).await;
 }
 
 #[tokio::test]

@@ -149,8 +149,12 @@ async fn not_found_is_said_only_when_upstream_says_so() {
         (format!("/v2/{REPOSITORY}/manifests/nope?ns={REGISTRY}"), "MANIFEST_UNKNOWN"),
         (format!("/v2/{REPOSITORY}/manifests/{absent}?ns={REGISTRY}"), "MANIFEST_UNKNOWN"),
         (format!("/v2/{REPOSITORY}/blobs/{absent}?ns={REGISTRY}"), "BLOB_UNKNOWN"),
+        (format!("/v2/no/such/tags/list?ns={REGISTRY}"), "NAME_UNKNOWN"),
     ] {
         assert_eq!(refusal(agent.get(&path).await).await, (404, code.to_owned()), "{path}");
+        if code == "NAME_UNKNOWN" {
+            continue;
+        }
         assert_eq!(agent.head(&path).await.status(), 404, "{path}");
     }
     upstream.stop().await;

@@ -170,6 +170,8 @@ pub enum Fault {
     Replace(Bytes),
     /// `Range` is ignored: 200 and everything.
     IgnoreRange,
+    /// `Range` is ignored, and every body ends after so many bytes with FIN.
+    CutWhole(u64),
     /// A 206 that begins so many bytes off, and says so in `Content-Range`.
     WrongOffset(i64),
     /// A plain request answered 206.

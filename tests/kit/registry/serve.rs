@@ -159,7 +159,7 @@ async fn prepare(
         Some(Fault::Reset) => return Err(silent(End::Reset)),
         Some(Fault::Raw(bytes)) => return Err(RawPlan { head: bytes.clone(), flow: None, end: End::Fin }),
         Some(Fault::ExpireTokens) => server.gate.expire_tokens(),
-        Some(Fault::IgnoreRange) => ranging = Ranging::Ignore,
+        Some(Fault::IgnoreRange | Fault::CutWhole(_)) => ranging = Ranging::Ignore,
         Some(Fault::WrongOffset(by)) => ranging = Ranging::Shift(*by),
         Some(Fault::Unasked206) => ranging = Ranging::Always,
         _ => {}
@@ -204,7 +204,7 @@ fn blemish(server: &Server, entry: &Entry, mut reply: Reply, fault: Fault) -> (R
     let mut delivery = Delivery::default();
     match fault {
         Fault::Stall(after, time) => delivery.stall = Some((after, time)),
-        Fault::Cut(after) => delivery.cut = Some(after),
+        Fault::Cut(after) | Fault::CutWhole(after) => delivery.cut = Some(after),
         Fault::CutReset(after) => (delivery.cut, delivery.end) = (Some(after), End::Reset),
         Fault::LengthOff(by) => delivery.declared = Declared::Off(by),
         Fault::Extra(count) => delivery.extra = count,

@@ -4,8 +4,8 @@
 //! as several make the whole faster, the blob is handed out in strides from its beginning: the lanes stay close
 //! together, so that hashing and streaming to a client go on beside the transfer instead of after it. Strides get
 //! shorter towards the end, where all lanes should finish at once. What a waiting reader needs comes before everything
-//! else; a lane that has gone silent or fell far behind gets a rival for the rest of its span, and the first to bring
-//! a byte wins.
+//! else. A lane that has gone silent or fell far behind is hedged: a second request for the rest of its span. The first
+//! of the two to bring bytes goes on, and the other is aborted ([`superseded`]), so that no byte is read twice.
 
 use std::{ops::Range, time::Duration};
 
@@ -25,11 +25,20 @@ const SPLIT_FROM: u64 = 4 * PIECE;
 /// count some; each is read back and hashed when those before it are there.
 const STRIDE: (u64, u64) = (4 * PIECE, 16 * PIECE);
 
-/// A lane without a byte for this long gets a rival.
+/// A lane that waited for a byte for this long is hedged.
 pub(super) const SILENT: Duration = Duration::from_secs(2);
 
-/// A lane that is slower than the one that ended last by this factor, and has more than [`SILENT`] to go, gets one too.
+/// A lane that is slower than the one that ended last by this factor, and has more than [`SILENT`] to go, is hedged too.
 const FAR_BEHIND: u64 = 4;
+
+/// Why a lane is hedged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hedge {
+    /// It brings nothing.
+    Silent,
+    /// It brings far less than another one did.
+    Slow,
+}
 
 /// One lane as the schedule sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +47,14 @@ pub(super) struct LaneView {
     pub(super) position: u64,
     /// One past its last byte; `u64::MAX` while the size is not known.
     pub(super) end: u64,
-    /// Since when it has brought nothing.
+    /// For how long it has waited for the network; zero before the answer's header.
     pub(super) silent: Duration,
-    /// For how long it has been at work.
+    /// Since when the answer's header is there; zero before.
     pub(super) age: Duration,
     /// What it brought on average, in bytes per second.
     pub(super) rate: u64,
     /// Another lane is already after the same bytes.
-    pub(super) rivalled: bool,
+    pub(super) hedged: bool,
 }
 
 /// Everything a decision needs.
@@ -80,8 +89,8 @@ pub(super) enum Step {
         end: Option<u64>,
         /// Index of the lane to shorten to `start`.
         cut: Option<usize>,
-        /// Index of the silent lane that this one rivals.
-        rivals: Option<usize>,
+        /// Index of the lane that this one hedges.
+        hedges: Option<(usize, Hedge)>,
     },
     /// Wait for news.
     Wait,
@@ -93,7 +102,7 @@ pub(super) enum Step {
 
 impl Step {
     fn open(span: Range<u64>) -> Self {
-        Self::Open { start: span.start, end: Some(span.end), cut: None, rivals: None }
+        Self::Open { start: span.start, end: Some(span.end), cut: None, hedges: None }
     }
 }
 
@@ -102,7 +111,7 @@ pub(super) fn next(view: &View<'_>) -> Step {
     let Some(size) = view.size else {
         let start = view.have.end_from(0);
         return if view.lanes.is_empty() {
-            Step::Open { start, end: None, cut: None, rivals: None }
+            Step::Open { start, end: None, cut: None, hedges: None }
         } else {
             Step::Wait
         };
@@ -120,7 +129,7 @@ pub(super) fn next(view: &View<'_>) -> Step {
         return if waiting || !view.lanes.is_empty() { Step::Wait } else { Step::Satisfied };
     }
     if view.lanes.len() < view.most
-        && let Some(step) = rival(view)
+        && let Some(step) = hedge(view)
     {
         return step;
     }
@@ -165,7 +174,7 @@ fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
     for want in view.wants {
         let Some(gap) = view.have.gaps(within(want, size)).into_iter().next() else { continue };
         let at = gap.start;
-        // The closest one: a silent lane and its rival are after the same bytes.
+        // The closest one: a hedged lane and its hedge are after the same bytes.
         let lanes = view.lanes.iter().enumerate();
         let covering = lanes
             .filter(|(_, lane)| lane.position <= at && at < lane.end)
@@ -187,17 +196,31 @@ fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
             Some(lane) => view.lanes[lane].end.min(size),
             None => wanted_end.min(next_lane.unwrap_or(size)),
         };
-        return Some(Step::Open { start, end: Some(end), cut, rivals: None });
+        return Some(Step::Open { start, end: Some(end), cut, hedges: None });
     }
     None
 }
 
-/// A second try for the rest of a lane that brings nothing, or next to nothing.
-fn rival(view: &View<'_>) -> Option<Step> {
-    let stuck = |lane: &LaneView| lane.silent >= SILENT || is_far_behind(lane, view.pace);
-    let at = view.lanes.iter().position(|lane| !lane.rivalled && lane.end != u64::MAX && stuck(lane))?;
-    let lane = &view.lanes[at];
-    Some(Step::Open { start: lane.position, end: Some(lane.end), cut: None, rivals: Some(at) })
+/// A second request for the rest of a lane that brings nothing, or next to nothing.
+fn hedge(view: &View<'_>) -> Option<Step> {
+    let why = |lane: &LaneView| {
+        let why = if lane.silent >= SILENT { Some(Hedge::Silent) } else { None };
+        why.or_else(|| is_far_behind(lane, view.pace).then_some(Hedge::Slow))
+    };
+    let open = |lane: &LaneView| !lane.hedged && lane.end != u64::MAX;
+    let mut lanes = view.lanes.iter().enumerate().filter(|(_, lane)| open(lane));
+    let (at, lane, why) = lanes.find_map(|(at, lane)| Some((at, lane, why(lane)?)))?;
+    Some(Step::Open { start: lane.position, end: Some(lane.end), cut: None, hedges: Some((at, why)) })
+}
+
+/// One of two lanes after the same bytes has brought some: the index of the one to abort. `pairs` says of each lane
+/// which lane it hedges, by index; `at` is the lane that brought bytes.
+pub(super) fn superseded(pairs: &[Option<(usize, Hedge)>], at: usize) -> Option<usize> {
+    if let Some((hedged, _)) = pairs.get(at).copied().flatten() {
+        return Some(hedged);
+    }
+    // A slow lane brings bytes all the time: only its hedge decides.
+    pairs.iter().position(|pair| *pair == Some((at, Hedge::Silent)))
 }
 
 fn is_far_behind(lane: &LaneView, pace: Option<u64>) -> bool {
@@ -215,7 +238,7 @@ fn split(view: &View<'_>, stride: u64) -> Option<Step> {
         return None;
     }
     let start = (lane.position + stride.min(left / 2)).div_ceil(PIECE) * PIECE;
-    Some(Step::Open { start, end: Some(stride_end(&(start..lane.end), stride)), cut: Some(at), rivals: None })
+    Some(Step::Open { start, end: Some(stride_end(&(start..lane.end), stride)), cut: Some(at), hedges: None })
 }
 
 #[cfg(test)]

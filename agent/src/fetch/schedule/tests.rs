@@ -4,7 +4,7 @@ use super::*;
 
 fn lane(span: Range<u64>) -> LaneView {
     let (age, rate) = (Duration::ZERO, 0);
-    LaneView { position: span.start, end: span.end, silent: Duration::ZERO, age, rate, rivalled: false }
+    LaneView { position: span.start, end: span.end, silent: Duration::ZERO, age, rate, hedged: false }
 }
 
 fn pieces(range: Range<u64>) -> Range<u64> {
@@ -51,8 +51,8 @@ impl Case {
     }
 }
 
-fn open(range: Range<u64>, cut: Option<usize>, rivals: Option<usize>) -> Step {
-    Step::Open { start: range.start, end: Some(range.end), cut, rivals }
+fn open(range: Range<u64>, cut: Option<usize>, hedges: Option<(usize, Hedge)>) -> Step {
+    Step::Open { start: range.start, end: Some(range.end), cut, hedges }
 }
 
 #[test]
@@ -62,12 +62,12 @@ fn the_schedule_follows_its_rules() {
         (
             "the first lane takes everything",
             Case { size: None, ..Case::default() },
-            Step::Open { start: 0, end: None, cut: None, rivals: None },
+            Step::Open { start: 0, end: None, cut: None, hedges: None },
         ),
         (
             "it continues what an earlier process left",
             Case { size: None, have: vec![0..7], ..Case::default() },
-            Step::Open { start: 7, end: None, cut: None, rivals: None },
+            Step::Open { start: 7, end: None, cut: None, hedges: None },
         ),
         (
             "no second one before the size is known",
@@ -125,9 +125,9 @@ fn the_schedule_follows_its_rules() {
             open(pieces(0..12), None, None),
         ),
         (
-            "a silent lane gets a rival",
+            "a silent lane is hedged",
             Case { lanes: vec![silent(pieces(0..100))], ..Case::default() },
-            open(pieces(0..100), None, Some(0)),
+            open(pieces(0..100), None, Some((0, Hedge::Silent))),
         ),
         (
             "so does one that crawls while others run",
@@ -136,7 +136,7 @@ fn the_schedule_follows_its_rules() {
                 pace: Some(75_000_000),
                 ..Case::default()
             },
-            open(pieces(0..100), None, Some(0)),
+            open(pieces(0..100), None, Some((0, Hedge::Slow))),
         ),
         (
             "but not one that will be there soon",
@@ -150,7 +150,7 @@ fn the_schedule_follows_its_rules() {
         ),
         (
             "but only one",
-            Case { lanes: vec![LaneView { rivalled: true, ..silent(pieces(0..100)) }], ..Case::default() },
+            Case { lanes: vec![LaneView { hedged: true, ..silent(pieces(0..100)) }], ..Case::default() },
             Step::Wait,
         ),
         (
@@ -164,9 +164,9 @@ fn the_schedule_follows_its_rules() {
             Step::Wait,
         ),
         (
-            "a reader just ahead of a rival waits for the rival",
+            "a reader just ahead of a hedge waits for the hedge",
             Case {
-                lanes: vec![LaneView { rivalled: true, ..silent(pieces(1..100)) }, lane(pieces(9..100))],
+                lanes: vec![LaneView { hedged: true, ..silent(pieces(1..100)) }, lane(pieces(9..100))],
                 have: vec![pieces(0..9)],
                 wants: vec![pieces(9..10)],
                 ..Case::default()
@@ -210,6 +210,22 @@ fn the_schedule_follows_its_rules() {
     }
 }
 
+#[test]
+fn of_two_requests_for_the_same_bytes_the_first_to_bring_some_goes_on() {
+    let (silent, slow) = (Some((1, Hedge::Silent)), Some((1, Hedge::Slow)));
+    // Which lane each lane hedges, the one that brought bytes, the one to abort.
+    for (pairs, at, expected) in [
+        (vec![None, None, silent], 2, Some(1)),
+        (vec![None, None, silent], 1, Some(2)),
+        (vec![None, None, silent], 0, None),
+        (vec![None, None, slow], 2, Some(1)),
+        // A slow lane brings bytes all the time: that says nothing.
+        (vec![None, None, slow], 1, None),
+    ] {
+        assert_eq!(superseded(&pairs, at), expected, "{pairs:?} {at}");
+    }
+}
+
 proptest! {
     /// Simulated lanes that bring random amounts, stall or die: every byte arrives, and the number of requests
     /// stays in proportion.
@@ -229,13 +245,13 @@ proptest! {
                         prop_assert_eq!(have.total(), size);
                         return Ok(());
                     }
-                    Step::Open { start, end, cut, rivals } => {
+                    Step::Open { start, end, cut, hedges } => {
                         let end = end.unwrap();
                         prop_assert!(start < end && end <= size, "{start}..{end} of {size}");
                         opened += 1;
                         prop_assert!(opened < 20_000);
                         if let Some(cut) = cut { lanes[cut].end = start; }
-                        if let Some(rivalled) = rivals { lanes[rivalled].rivalled = true; }
+                        if let Some((hedged, _)) = hedges { lanes[hedged].hedged = true; }
                         lanes.push(lane(start..end));
                         lanes.retain(|lane| lane.position < lane.end);
                         prop_assert!(lanes.len() <= 9);

@@ -34,11 +34,19 @@ const ERROR_BODY: usize = 4 * 1024;
 pub(super) struct Shared {
     pub(super) connect_limit: Duration,
     pub(super) header_limit: Duration,
+    pub(super) blob_header_limit: Duration,
     pub(super) idle_limit: Duration,
     pub(super) credentials: Credentials,
     pub(super) tokens: TokenCache,
     pub(super) metrics: Metrics,
     pub(super) own_id: HeaderValue,
+}
+
+impl Shared {
+    /// Longest wait for the header of an answer. What a pull cannot do without is waited for as a client would.
+    pub(super) fn limit_for(&self, ask: &Ask) -> Duration {
+        if ask.is_content() { self.blob_header_limit.max(self.header_limit) } else { self.header_limit }
+    }
 }
 
 /// A base URL under which a registry can be read.
@@ -80,7 +88,7 @@ impl Endpoint {
         };
         let reply = self.follow(url.clone(), ask, authorization.as_ref()).await?;
         if reply.status() != StatusCode::UNAUTHORIZED {
-            return self.settle(reply).await;
+            return self.settle_or_get(reply, url, ask, authorization.as_ref()).await;
         }
         let headers = reply.headers().get_all(header::WWW_AUTHENTICATE);
         let Some(challenge) = auth::challenge(headers.iter().filter_map(|value| value.to_str().ok())) else {
@@ -90,11 +98,29 @@ impl Endpoint {
         self.remember(&challenge);
         match self.authorize(&challenge, name, authorization.as_ref()).await? {
             Some(again) if Some(&again) != authorization.as_ref() => {
-                let reply = self.follow(url, ask, Some(&again)).await?;
-                self.settle(reply).await
+                let reply = self.follow(url.clone(), ask, Some(&again)).await?;
+                self.settle_or_get(reply, url, ask, Some(&again)).await
             }
             _ => Err(self.denied("it wants credentials, and the agent has none that it takes")),
         }
+    }
+
+    /// A registry that has no HEAD for manifests (405) is asked by GET, as container runtimes do: its headers say the
+    /// same.
+    async fn settle_or_get(
+        &self,
+        reply: Reply,
+        url: Url,
+        ask: &Ask,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UpstreamError> {
+        let head = ask.kind == Kind::manifest && ask.method == Method::HEAD;
+        if !head || reply.status() != StatusCode::METHOD_NOT_ALLOWED {
+            return self.settle(reply).await;
+        }
+        let get = Ask { method: Method::GET, ..ask.clone() };
+        let reply = self.follow(url, &get, authorization).await?;
+        self.settle(reply).await
     }
 
     fn url(&self, name: &RepoName, ask: &Ask) -> Result<Url, UpstreamError> {
@@ -158,7 +184,8 @@ impl Endpoint {
         if let Some(value) = condition.and_then(|known| HeaderValue::from_str(&known.etag).ok()) {
             headers.insert(header::IF_RANGE, value);
         }
-        let response = self.request(&ask.method, url, headers, ask.kind, None).await?;
+        let limit = self.shared.limit_for(ask);
+        let response = self.request(&ask.method, url, headers, ask.kind, None, limit).await?;
         if let Some(encoding) = text(response.headers(), header::CONTENT_ENCODING.as_str())
             && !encoding.eq_ignore_ascii_case("identity")
             && response.status().is_success()
@@ -184,6 +211,7 @@ impl Endpoint {
         headers: HeaderMap,
         kind: Kind,
         body: Option<String>,
+        limit: Duration,
     ) -> Result<reqwest::Response, UpstreamError> {
         if guard::names_forbidden(url) {
             return Err(self.unavailable(format!(
@@ -195,7 +223,7 @@ impl Endpoint {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let outcome = tokio::time::timeout(self.shared.header_limit, request.send()).await;
+        let outcome = tokio::time::timeout(limit, request.send()).await;
         let status = match &outcome {
             Ok(Ok(response)) => response.status().as_str().to_owned(),
             _ => "error".to_owned(),
@@ -206,10 +234,7 @@ impl Endpoint {
         match outcome {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.unavailable(format!("`{host}`: {}", causes(&error)))),
-            Err(_) => {
-                Err(self
-                    .unavailable(format!("`{host}` did not answer within {:?}", self.shared.header_limit)))
-            }
+            Err(_) => Err(self.unavailable(format!("`{host}` did not answer within {limit:?}"))),
         }
     }
 

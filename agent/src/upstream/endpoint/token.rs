@@ -72,8 +72,16 @@ impl Endpoint {
         }
         url.query_pairs_mut().append_pair("scope", &key.scope);
         let headers = key.login.as_ref().and_then(basic).map(|value| (header::AUTHORIZATION, value));
-        let response =
-            self.request(&Method::GET, url, HeaderMap::from_iter(headers), Kind::token, None).await?;
+        let response = self
+            .request(
+                &Method::GET,
+                url,
+                HeaderMap::from_iter(headers),
+                Kind::token,
+                None,
+                self.shared.header_limit,
+            )
+            .await?;
         let unknown = matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
         if unknown && key.login.is_some() { self.token_post(&bare, &form).await } else { Ok(response) }
     }
@@ -84,6 +92,6 @@ impl Endpoint {
         let body = encoded.query().unwrap_or_default().to_owned();
         let form = HeaderValue::from_static("application/x-www-form-urlencoded");
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, form)]);
-        self.request(&Method::POST, url, headers, Kind::token, Some(body)).await
+        self.request(&Method::POST, url, headers, Kind::token, Some(body), self.shared.header_limit).await
     }
 }

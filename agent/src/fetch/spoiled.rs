@@ -1,0 +1,87 @@
+//! Blobs of which clients were sent wrong bytes, as the digest showed afterwards.
+//!
+//! The end of such a blob was held back, so the client next requests the rest, from where it stands. A right end after a
+//! wrong beginning would complete a wrong blob in two answers: the rest is refused until the client has begun anew.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::types::Digest;
+
+/// For how long a client may come back for the rest.
+const LIFETIME: Duration = Duration::from_hours(1);
+
+/// Blobs, and clients of one, that are remembered.
+const BLOBS: usize = 256;
+const CLIENTS: usize = 64;
+
+#[derive(Debug)]
+struct Spoiled {
+    since: Instant,
+    /// Clients that have begun anew since.
+    begun: HashSet<String>,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct SpoiledBlobs(Mutex<HashMap<Digest, Spoiled>>);
+
+impl SpoiledBlobs {
+    /// Wrong bytes of a blob were sent.
+    pub(super) fn note(&self, digest: &Digest) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, spoiled| spoiled.since.elapsed() < LIFETIME);
+        if all.len() >= BLOBS
+            && let Some(oldest) =
+                all.iter().min_by_key(|(_, spoiled)| spoiled.since).map(|(digest, _)| *digest)
+        {
+            all.remove(&oldest);
+        }
+        all.insert(*digest, Spoiled { since: Instant::now(), begun: HashSet::new() });
+    }
+
+    /// Whether `client` may be sent bytes from `first` on.
+    pub(super) fn allows(&self, digest: &Digest, client: &str, first: u64) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(spoiled) = all.get_mut(digest) else { return true };
+        if spoiled.since.elapsed() >= LIFETIME {
+            all.remove(digest);
+            return true;
+        }
+        if first == 0 && spoiled.begun.len() < CLIENTS {
+            spoiled.begun.insert(client.to_owned());
+        }
+        first == 0 || spoiled.begun.contains(client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_of_a_spoiled_blob_is_for_clients_that_began_anew() {
+        let (spoiled, digest, other) = (SpoiledBlobs::default(), Digest::of(b"a"), Digest::of(b"b"));
+        assert!(spoiled.allows(&digest, "containerd", 5), "nothing is known of it");
+        spoiled.note(&digest);
+        assert!(!spoiled.allows(&digest, "containerd", 5));
+        assert!(spoiled.allows(&other, "containerd", 5));
+        assert!(spoiled.allows(&digest, "containerd", 0));
+        assert!(spoiled.allows(&digest, "containerd", 5));
+        assert!(!spoiled.allows(&digest, "podman", 5));
+        spoiled.note(&digest);
+        assert!(!spoiled.allows(&digest, "containerd", 5), "wrong again");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let spoiled = SpoiledBlobs::default();
+        for number in 0..BLOBS + 3 {
+            spoiled.note(&Digest::of(&number.to_le_bytes()));
+        }
+        assert_eq!(spoiled.0.lock().unwrap().len(), BLOBS);
+    }
+}
