@@ -124,6 +124,13 @@ pub struct MemberLabels {
     pub member: String,
 }
 
+/// Labels of `hearth_peer_tag_resolutions_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TagResolutionLabels {
+    /// `agreed` or `refused`.
+    pub outcome: &'static str,
+}
+
 /// Labels of `hearth_store_errors_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TroubleLabels {
@@ -179,6 +186,8 @@ pub struct Metrics {
     pub peer_sent_bytes: Counter,
     /// Pieces found to be wrong, by who sent them.
     pub peer_wrong_pieces: Family<MemberLabels, Counter>,
+    /// Tags that peers were asked about because the registry could not be, by whether enough of them agreed.
+    pub peer_tag_resolutions: Family<TagResolutionLabels, Counter>,
     /// Blobs streamed from upstream to a client without being stored.
     pub passed_through: Counter,
     /// Content that the disk did not take.
@@ -266,6 +275,12 @@ impl Default for Metrics {
             "Pieces found to be wrong, by who sent them",
             peer_wrong_pieces.clone(),
         );
+        let peer_tag_resolutions = Family::default();
+        registry.register(
+            "peer_tag_resolutions",
+            "Tags that peers were asked about because the registry could not confirm them, by whether enough agreed",
+            peer_tag_resolutions.clone(),
+        );
         let passed_through = Counter::default();
         registry.register(
             "passed_through",
@@ -335,6 +350,7 @@ impl Default for Metrics {
             peer_received_bytes,
             peer_sent_bytes,
             peer_wrong_pieces,
+            peer_tag_resolutions,
             passed_through,
             checked_bytes,
             bad_blobs,
@@ -357,6 +373,12 @@ impl Metrics {
     /// Counts where content came from.
     pub fn count_content(&self, kind: Kind, result: Found) {
         self.content.get_or_create(&ContentLabels { kind, result }).inc();
+    }
+
+    /// Counts a tag that the registry could not confirm, by whether enough peers agreed on a digest.
+    pub fn count_tag_resolution(&self, agreed: bool) {
+        let outcome = if agreed { "agreed" } else { "refused" };
+        self.peer_tag_resolutions.get_or_create(&TagResolutionLabels { outcome }).inc();
     }
 
     /// Counts content that the disk did not take.

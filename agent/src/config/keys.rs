@@ -126,6 +126,12 @@ pub const KEYS: &[Key] = &[
         meaning: "for how long nothing may come of members before the registry is asked instead",
     },
     Key {
+        path: "peer.tagQuorum",
+        default: "3",
+        meaning: "how many peers, of three times as many that each node chooses in secret, must report the same digest for a \
+                  tag before the node uses it while the registry is throttling or down; never fewer than 2",
+    },
+    Key {
         path: "peer.tls.certificate",
         default: "",
         meaning: "PEM file of this member's certificate; with it members speak TLS 1.3 only, and each asks the other for a \

@@ -40,6 +40,7 @@ pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> 
         uploads: value!(uploads).0,
         upload_rate: value!(upload_rate).0,
         wait: value!(wait).0,
+        tag_quorum: value!(tag_quorum).0,
         tls: tls(&raw.tls)?.map(Arc::new),
     })
 }
@@ -204,7 +205,8 @@ mod tests {
         let config = read("name: a, members: \"a=10.0.0.1:5051, b@z1=10.0.0.2:5051\"").unwrap();
         let Source::Static(members) = config.source else { panic!("{config:?}") };
         assert_eq!((members[1].name.as_str(), members[1].zone.as_str()), ("b", "z1"));
-        assert_eq!(config.name, "a");
+        assert_eq!((config.name.as_str(), config.tag_quorum), ("a", 3));
+        assert_eq!(read("tagQuorum: 2").unwrap().tag_quorum, 2);
         assert_eq!(read("name: a").unwrap().source, Source::Off);
         assert!(!read("wait: 1s").unwrap().name.is_empty(), "the host has a name");
         let Source::Service { namespace, name, api } = read("service: hearth/peers").unwrap().source else {
@@ -222,6 +224,8 @@ mod tests {
             ("service: peers", "`peers` is not a service"),
             ("dns: peers", "`peers` is not a name with a port"),
             ("name: \"a b\"", "`a b` is not a name"),
+            ("tagQuorum: 1", "`1` is not a whole number from 2 to 64"),
+            ("tagQuorum: 65", "`65` is not a whole number from 2 to 64"),
             ("dns: \"peers:1\", service: a/b", "`peer.service`: cannot be used together with `peer.dns`"),
         ] {
             let message = read(peer).unwrap_err();

@@ -81,6 +81,7 @@ section!(RawPeer {
     uploads: Option<Text<Count>>,
     upload_rate: Option<Text<Rate>>,
     wait: Option<Text<PositiveSpan>>,
+    tag_quorum: Option<Text<Quorum>>,
     tls: RawPeerTls,
 });
 section!(RawPeerTls {
@@ -244,6 +245,14 @@ from_text!(
     |text| match text.parse() {
         Ok(0) | Err(_) => Err(format!("`{text}` is not a whole number above zero")),
         Ok(number) => Ok(number),
+    }
+);
+from_text!(
+    /// How many peers have to agree: one alone must never be enough.
+    Quorum(usize),
+    |text| match text.parse() {
+        Ok(number @ 2..=64) => Ok(number),
+        _ => Err(format!("`{text}` is not a whole number from 2 to 64")),
     }
 );
 from_text!(

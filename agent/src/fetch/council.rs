@@ -1,144 +1,155 @@
-//! Asking other members what a tag means and for manifests, so that the cluster asks upstream once.
+//! Requests to peers about manifests and tags, and answers to theirs.
 //!
-//! For each tag and each manifest one member stands first; it asks upstream, the others ask it, and when it is gone the
-//! next. A question only goes to members that stand before the asker, whatever each knows of the membership: it
-//! cannot go round in a circle. When upstream cannot answer, whatever any member last knew is good enough.
+//! Manifests: for each, one peer ranks first and reads it upstream, the others get it from there, and when it is gone
+//! from the next, so that a cluster costs one `GET`. The digest protects the bytes, whoever sends them. A request only
+//! goes to peers that rank before this node, whatever each knows of the membership: it cannot go round in a circle.
+//!
+//! Tags: nothing protects them, so every node asks the registry itself (a `HEAD`). Only while that is not possible do
+//! peers count, and only several together ([`quorum`]).
+//!
+//! A peer's "does not exist" is never believed: the registry's own is the only one that counts.
 
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{FetchError, Fetcher, ManifestInfo, tags::Resolved};
+use super::{FetchError, Fetcher};
 use crate::{
-    peers::{Member, Members, Settled, TagMeaning, rank},
-    types::{Digest, MediaType, Repository, Tag},
+    peers::{
+        Member, Members, Settled, TagMeaning,
+        quorum::{self, Vote},
+        rank,
+    },
+    types::{Digest, Repository, Tag},
     upstream::Manifest,
 };
 
-/// Members asked one after the other before upstream is.
+/// Peers that a manifest is requested from, one after the other, before the registry.
 const RESOLVERS: usize = 3;
 
-/// Members asked at the same time for what they last knew.
+/// Peers asked at the same time for what they last knew.
 const AT_ONCE: usize = 32;
 
-/// Longest time for asking everyone.
+/// Longest time for asking all peers for a manifest.
 const EVERYONE: Duration = Duration::from_secs(1);
 
-/// Longest time until a member that asks is told "not now"; the work goes on, and its next question finds it done.
+/// Longest time for one round of votes on a tag. Two rounds fit into what a client's wait leaves after the registry's
+/// share of it ([`Fetcher::ask_registry`]).
+const VOTES: Duration = Duration::from_millis(700);
+
+/// Longest time until a peer that asks is told "not now"; the work goes on, and its next request finds it done.
 const ANSWER: Duration = Duration::from_millis(1_500);
 
-/// Whose word counts.
+/// Who may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// Other members, then upstream.
-    Members,
-    /// Upstream: a member asks this node.
+    /// Peers and the registry.
+    Peers,
+    /// The registry alone: a peer asks this node.
     Upstream,
 }
 
 impl Fetcher {
-    /// Members to ask about a subject: those before this node that are thought to be there.
-    fn council(&self, members: &Members, subject: u64) -> Vec<Member> {
+    /// Peers to request a manifest from: those that rank before this node and are thought to be there.
+    fn before_this_node(&self, members: &Members, subject: u64) -> Vec<Member> {
         let before = members.resolvers(subject).into_iter();
-        before.filter(|member| self.0.peers.is_usable(member)).take(RESOLVERS).cloned().collect()
+        before.filter(|peer| self.0.peers.is_usable(peer)).take(RESOLVERS).cloned().collect()
     }
 
-    /// A manifest from the member that fetches it for all.
-    pub(super) async fn manifest_of_members(
+    /// A manifest from the peer that reads it for all. A peer that does not give it costs time, `peer.wait` at most.
+    pub(super) async fn manifest_of_peers(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Option<Manifest>, FetchError> {
-        let Some(members) = self.0.peers.members() else { return Ok(None) };
+    ) -> Option<Manifest> {
+        let members = self.0.peers.members()?;
         let asking = async {
-            for member in self.council(&members, rank::key("manifest", &digest.to_string())) {
-                match self.0.peers.manifest(&member, repository, digest, false).await {
-                    Some(Settled::Found((media_type, bytes))) => {
-                        return Ok(Some(Manifest { digest: *digest, media_type, bytes }));
-                    }
-                    Some(Settled::Absent) => return Err(absent(&member, repository)),
-                    Some(Settled::NotNow) | None => {}
+            for peer in self.before_this_node(&members, rank::key("manifest", &digest.to_string())) {
+                let answer = self.0.peers.manifest(&peer, repository, digest, false).await;
+                if let Some(Settled::Found((media_type, bytes))) = answer {
+                    return Some(Manifest { digest: *digest, media_type, bytes });
                 }
             }
-            Ok(None)
+            None
         };
-        tokio::time::timeout(self.0.peers.config().wait, asking).await.unwrap_or(Ok(None))
+        tokio::time::timeout(self.0.peers.config().wait, asking).await.ok().flatten()
     }
 
-    /// A manifest that any member has on its disk, or can still fetch.
+    /// A manifest that any peer has on its disk, or can still fetch.
     pub(super) async fn manifest_of_anyone(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Option<Manifest> {
-        let subject = rank::key("manifest", &digest.to_string());
-        for (members, known) in self.last_resorts(subject)? {
-            let found = first(members, 1, |member| async move {
-                match self.0.peers.manifest(&member, repository, digest, known).await {
-                    Some(Settled::Found(found)) => Some(found),
-                    Some(Settled::Absent | Settled::NotNow) | None => None,
-                }
-            });
-            if let Some((media_type, bytes)) = found.await.into_iter().next() {
+        for (peers, known) in self.last_resorts(rank::key("manifest", &digest.to_string()))? {
+            let answers = stream::iter(peers)
+                .map(|peer| async move { self.0.peers.manifest(&peer, repository, digest, known).await })
+                .buffer_unordered(AT_ONCE);
+            let found = answers.filter_map(|answer| std::future::ready(found(answer)));
+            let first = async { std::pin::pin!(found).next().await };
+            if let Ok(Some((media_type, bytes))) = tokio::time::timeout(EVERYONE, first).await {
                 return Some(Manifest { digest: *digest, media_type, bytes });
             }
         }
         None
     }
 
-    /// What the member that resolves a tag for all says; `None` when nobody can confirm anything.
-    pub(super) async fn tag_of_members(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-    ) -> Result<Option<Resolved>, FetchError> {
-        let Some(members) = self.0.peers.members() else { return Ok(None) };
-        let subject = rank::key("tag", &format!("{repository}:{tag}"));
-        let asking = async {
-            for member in self.council(&members, subject) {
-                match self.0.peers.tag(&member, repository, tag, false).await {
-                    // What it could not confirm itself, the next one may.
-                    Some(Settled::Found(meaning)) => match resolved(&meaning) {
-                        Some(fresh) if !fresh.info.stale => return Ok(Some(fresh)),
-                        _ => {}
-                    },
-                    Some(Settled::Absent) => return Err(absent(&member, repository)),
-                    Some(Settled::NotNow) | None => {}
-                }
-            }
-            Ok(None)
-        };
-        tokio::time::timeout(self.0.peers.config().wait, asking).await.unwrap_or(Ok(None))
-    }
-
-    /// The youngest meaning of a tag that any member knows, or can still find out.
-    pub(super) async fn tag_of_anyone(&self, repository: &Repository, tag: &Tag) -> Option<Resolved> {
-        let subject = rank::key("tag", &format!("{repository}:{tag}"));
-        for (members, known) in self.last_resorts(subject)? {
-            let found = first(members, usize::MAX, |member| async move {
-                match self.0.peers.tag(&member, repository, tag, known).await {
-                    Some(Settled::Found(meaning)) => resolved(&meaning),
-                    Some(Settled::Absent | Settled::NotNow) | None => None,
-                }
-            });
-            if let Some(youngest) = found.await.into_iter().min_by_key(|found| found.age) {
-                return Some(youngest);
-            }
-        }
-        None
-    }
-
-    /// Whom to ask when upstream does not answer this node: everyone for what they know; then those that stand after
-    /// this node, for they may reach upstream where this node does not. These ask nobody else.
+    /// Whom to ask for a manifest when the registry does not answer this node: everyone for what is on their disks; then
+    /// those that rank after this node, for they may reach the registry where this node does not. These ask nobody else.
     fn last_resorts(&self, subject: u64) -> Option<[(Vec<Member>, bool); 2]> {
         let members = self.0.peers.members()?;
-        let usable = |member: &&Member| self.0.peers.is_usable(member);
+        let usable = |peer: &&Member| self.0.peers.is_usable(peer);
         let after = members.resolvers_after(subject).into_iter().filter(usable).cloned().collect();
         Some([(members.others().filter(usable).cloned().collect(), true), (after, false)])
     }
 
-    /// A manifest for another member. With `known` from the disk alone.
-    pub async fn manifest_for_member(
+    /// The digest that enough peers report for a tag that the registry cannot confirm now: what they last knew, else what
+    /// the registry tells them now.
+    pub(super) async fn tag_of_peers(&self, repository: &Repository, tag: &Tag) -> Option<Vote> {
+        let members = self.0.peers.members()?;
+        let (mut votes, mut silent) = (Vec::new(), self.0.peers.voters(&members));
+        for known in [true, false] {
+            silent = self.collect_votes(&mut votes, silent, repository, tag, known).await;
+            let agreed = quorum::agreed(&votes, self.0.peers.config().tag_quorum);
+            if agreed.is_some() {
+                self.0.metrics.count_tag_resolution(true);
+                return agreed;
+            }
+        }
+        self.0.metrics.count_tag_resolution(false);
+        None
+    }
+
+    /// One round of votes. Waits for everyone, within a limit: the fastest must not be the ones that count. Returns the
+    /// peers that gave none.
+    async fn collect_votes(
+        &self,
+        votes: &mut Vec<Vote>,
+        peers: Vec<Member>,
+        repository: &Repository,
+        tag: &Tag,
+        known: bool,
+    ) -> Vec<Member> {
+        let mut silent = peers.clone();
+        let answers = stream::iter(peers)
+            .map(|peer| async move { (self.0.peers.tag(&peer, repository, tag, known).await, peer) })
+            .buffer_unordered(AT_ONCE);
+        let mut answers = std::pin::pin!(answers);
+        let all = async {
+            while let Some((answer, peer)) = answers.next().await {
+                if let Some(vote) = found(answer).as_ref().and_then(vote) {
+                    votes.push(vote);
+                    silent.retain(|other| *other != peer);
+                }
+            }
+        };
+        // Those that are late have no vote in this round.
+        let _ = tokio::time::timeout(VOTES, all).await;
+        silent
+    }
+
+    /// A manifest for a peer. With `known` from the disk alone.
+    pub async fn manifest_for_peer(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -152,8 +163,9 @@ impl Fetcher {
             .await
     }
 
-    /// What a tag means, for another member. With `known` from memory alone.
-    pub async fn tag_for_member(
+    /// What a tag resolves to, for a peer. With `known` from the disk alone. What peers told this node is not passed on: it
+    /// would make one vote several.
+    pub async fn tag_for_peer(
         &self,
         repository: &Repository,
         tag: &Tag,
@@ -166,6 +178,10 @@ impl Fetcher {
             self.answer_in_time(async move { fetcher.resolve_by(&repository, &tag, Ask::Upstream).await })
                 .await?
         };
+        if resolved.unconfirmed {
+            let reason = "peers told this node what the tag resolves to, the registry did not".into();
+            return Err(FetchError::NotNow { reason, retry_after: None });
+        }
         Ok(TagMeaning {
             digest: resolved.info.digest.to_string(),
             media_type: resolved.info.media_type.as_str().to_owned(),
@@ -175,7 +191,7 @@ impl Fetcher {
         })
     }
 
-    /// Runs work that goes on when the asker has been told to wait.
+    /// Runs work that goes on when the peer that asked has been told to wait.
     async fn answer_in_time<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, FetchError>> + Send + 'static,
@@ -191,32 +207,14 @@ impl Fetcher {
     }
 }
 
-/// Answers of the members that have one, until there are `enough` or time is up.
-async fn first<T, F: Future<Output = Option<T>>>(
-    members: Vec<Member>,
-    enough: usize,
-    ask: impl Fn(Member) -> F,
-) -> Vec<T> {
-    let answers = stream::iter(members).map(ask).buffer_unordered(AT_ONCE).filter_map(std::future::ready);
-    let (mut found, mut answers) = (Vec::new(), std::pin::pin!(answers.take(enough)));
-    let _ = tokio::time::timeout(EVERYONE, async {
-        while let Some(answer) = answers.next().await {
-            found.push(answer);
-        }
-    })
-    .await;
-    found
+/// What an answer holds, if anything.
+fn found<T>(answer: Option<Settled<T>>) -> Option<T> {
+    match answer {
+        Some(Settled::Found(found)) => Some(found),
+        Some(Settled::Absent | Settled::NotNow) | None => None,
+    }
 }
 
-fn absent(member: &Member, repository: &Repository) -> FetchError {
-    FetchError::NotFound(format!(
-        "`{}` does not have it, as peer `{}` found",
-        repository.registry, member.name
-    ))
-}
-
-fn resolved(meaning: &TagMeaning) -> Option<Resolved> {
-    let (digest, media_type) = (meaning.digest.parse().ok()?, MediaType::parse(&meaning.media_type)?);
-    let info = ManifestInfo { digest, media_type, size: meaning.size, stale: meaning.stale };
-    Some(Resolved { info, age: Duration::from_millis(meaning.age_ms) })
+fn vote(meaning: &TagMeaning) -> Option<Vote> {
+    Some(Vote { digest: meaning.digest.parse().ok()?, age: Duration::from_millis(meaning.age_ms) })
 }

@@ -50,7 +50,7 @@ impl Fetcher {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Manifest, FetchError> {
-        self.manifest_by(repository, digest, Ask::Members).await
+        self.manifest_by(repository, digest, Ask::Peers).await
     }
 
     pub(super) async fn manifest_by(
@@ -84,13 +84,13 @@ impl Fetcher {
         if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
             return Ok(manifest);
         }
-        let members = ask == Ask::Members;
-        let told = if members { self.manifest_of_members(repository, digest).await? } else { None };
-        let manifest = match told {
+        let peers = ask == Ask::Peers;
+        let received = if peers { self.manifest_of_peers(repository, digest).await } else { None };
+        let manifest = match received {
             Some(manifest) => manifest,
             None => match self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await {
                 Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }))
-                    if members =>
+                    if peers =>
                 {
                     self.manifest_of_anyone(repository, digest).await.ok_or(error)?
                 }

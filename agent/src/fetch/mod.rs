@@ -105,7 +105,7 @@ pub struct ManifestInfo {
     pub media_type: MediaType,
     /// Its size in bytes.
     pub size: u64,
-    /// The tag's meaning could not be confirmed upstream.
+    /// The registry could not confirm what the tag resolves to.
     pub stale: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What tags mean: asked upstream once per freshness period, by one request however many clients ask; answered from
-//! memory of the disk when upstream cannot answer.
+//! What tags resolve to: asked of the registry once per freshness period, by one request however many clients ask;
+//! answered from the disk when the registry cannot be read, and by a quorum of peers when the disk does not know either.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -14,13 +14,13 @@ use crate::{
     upstream::UpstreamError,
 };
 
-/// After upstream failed, the last known meaning is given without asking for this long.
+/// After the registry failed, the last known digest is given without asking for this long.
 const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
 /// Tags remembered in memory before those that nobody is asking for are dropped; the disk has them.
 const MAX_SLOTS: usize = 16_384;
 
-/// One tag: its lock is held by whoever asks upstream.
+/// One tag: its lock is held by the request that asks the registry.
 #[derive(Debug, Default)]
 pub(super) struct TagSlot(tokio::sync::Mutex<TagState>);
 
@@ -28,8 +28,8 @@ pub(super) struct TagSlot(tokio::sync::Mutex<TagState>);
 struct TagState {
     record: Option<TagRecord>,
     confirmed: Option<Instant>,
-    failed: Option<Instant>,
-    /// Upstream said that it does not exist.
+    failed: Option<Failure>,
+    /// The registry said that it does not exist.
     absent: Option<(Instant, String)>,
     /// The store's count of changes when the record was read.
     changes: u64,
@@ -37,12 +37,23 @@ struct TagState {
     unwritten: bool,
 }
 
-/// What a tag means, and since when that is known.
+/// The registry could not be read.
+#[derive(Clone, Debug)]
+struct Failure {
+    at: Instant,
+    error: FetchError,
+    /// Who was asked.
+    ask: Ask,
+}
+
+/// What a tag resolves to, and since when that is known.
 #[derive(Debug)]
 pub(super) struct Resolved {
     pub(super) info: ManifestInfo,
-    /// Since upstream confirmed it.
+    /// Since the registry confirmed it.
     pub(super) age: Duration,
+    /// Peers said so, not the registry.
+    pub(super) unconfirmed: bool,
 }
 
 /// What to do about a tag before anyone is asked. Pure.
@@ -53,23 +64,25 @@ enum Step {
     Ask,
 }
 
-/// `age` since upstream confirmed the record, `failed` since upstream last could not answer.
+/// `age` since the registry confirmed the record, to this node or, when it is `unconfirmed`, to peers; `failed` since the
+/// registry last could not answer.
 fn step(
     age: Option<Duration>,
+    unconfirmed: bool,
     failed: Option<Duration>,
     freshness: Duration,
     max_stale: Option<Duration>,
 ) -> Step {
     match age {
-        Some(age) if age < freshness => Step::Use,
-        Some(age) if failed.is_some_and(|failed| failed < FAILURE_PAUSE) && usable(age, max_stale) => {
+        Some(age) if age < freshness && !unconfirmed => Step::Use,
+        Some(age) if failed.is_some_and(|failed| failed < FAILURE_PAUSE) && is_usable(age, max_stale) => {
             Step::UseStale
         }
         _ => Step::Ask,
     }
 }
 
-fn usable(age: Duration, max_stale: Option<Duration>) -> bool {
+fn is_usable(age: Duration, max_stale: Option<Duration>) -> bool {
     max_stale.is_none_or(|limit| age <= limit)
 }
 
@@ -82,13 +95,13 @@ impl Fetcher {
         tags.entry((repository.clone(), tag.clone())).or_default().clone()
     }
 
-    /// What a tag means now, or last meant.
+    /// What a tag resolves to now, or last did.
     pub(super) async fn resolve(
         &self,
         repository: &Repository,
         tag: &Tag,
     ) -> Result<ManifestInfo, FetchError> {
-        Ok(self.resolve_by(repository, tag, Ask::Members).await?.info)
+        Ok(self.resolve_by(repository, tag, Ask::Peers).await?.info)
     }
 
     /// The same, with the age of the answer, from whom `ask` says.
@@ -99,7 +112,7 @@ impl Fetcher {
         ask: Ask,
     ) -> Result<Resolved, FetchError> {
         let slot = self.tag_slot(repository, tag);
-        let waited = slot.0.try_lock().is_err();
+        let (waited, began) = (slot.0.try_lock().is_err(), Instant::now());
         let mut state = slot.0.lock().await;
         self.read_again_after_changes(repository, tag, &mut state).await;
         if let Some((_, reason)) =
@@ -110,11 +123,14 @@ impl Fetcher {
         if state.record.is_none() {
             state.record = self.stored_tag(repository, tag).await;
         }
-        let age = state.record.as_ref().map(|record| age(record, state.confirmed));
-        let kept = state.record.as_ref().is_some_and(TagRecord::is_kept);
-        let max_stale = if kept { None } else { self.0.config.max_stale };
-        let failed = state.failed.map(|at| at.elapsed());
-        match step(age, failed, self.0.config.freshness, max_stale) {
+        let failed = state.failed.as_ref().map(|failure| failure.at.elapsed());
+        match step(
+            state.age(),
+            state.is_unconfirmed(),
+            failed,
+            self.0.config.freshness,
+            self.max_stale(&state),
+        ) {
             Step::Use => {
                 self.note_use(state.record.as_ref());
                 self.0.metrics.count_content(Kind::tag, if waited { Found::joined } else { Found::hit });
@@ -127,57 +143,106 @@ impl Fetcher {
             }
             Step::Ask => {}
         }
-        match self.ask_for_tag(repository, tag, state.record.is_some(), ask).await {
-            Ok((record, age)) => {
-                self.0.metrics.count_content(Kind::tag, Found::miss);
-                let unwritten = !self.keep_tag(repository, tag, &record).await;
-                let old = state.record.as_ref();
-                let (pinned, held) = old.map_or((false, false), |old| (old.pinned, old.held));
-                *state = TagState {
-                    record: Some(TagRecord { pinned, held, ..record }),
-                    confirmed: Instant::now().checked_sub(age),
-                    changes: state.changes,
-                    unwritten,
-                    ..TagState::default()
-                };
-                state.answer(false)
+        // The request that this one waited for has failed: so would this one, and after it all that wait as well.
+        let shared = state.failed.clone().filter(|failure| failure.at >= began);
+        match shared {
+            Some(failure) if failure.ask == Ask::Peers || ask == Ask::Upstream => Err(failure.error),
+            Some(failure) => self.settle(repository, tag, ask, &mut state, Err(failure.error)).await,
+            None => {
+                let asked = self.ask_registry(repository, tag, state.record.is_some(), ask).await;
+                self.settle(repository, tag, ask, &mut state, asked).await
             }
-            Err(FetchError::NotFound(reason)) if !kept => {
+        }
+    }
+
+    /// How old the last known digest may be; one that is kept by hand may be of any age.
+    fn max_stale(&self, state: &TagState) -> Option<Duration> {
+        let kept = state.record.as_ref().is_some_and(TagRecord::is_kept);
+        if kept { None } else { self.0.config.max_stale }
+    }
+
+    /// What the registry's answer, or its failure, makes of a tag.
+    async fn settle(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        ask: Ask,
+        state: &mut TagState,
+        asked: Result<TagRecord, FetchError>,
+    ) -> Result<Resolved, FetchError> {
+        let error = match asked {
+            Ok(record) => {
+                self.0.metrics.count_content(Kind::tag, Found::miss);
+                self.replace(repository, tag, state, record, Duration::ZERO).await;
+                return state.answer(false);
+            }
+            Err(error) => error,
+        };
+        let usable = state.age().is_some_and(|age| is_usable(age, self.max_stale(state)));
+        match error {
+            FetchError::NotFound(reason) if !state.record.as_ref().is_some_and(TagRecord::is_kept) => {
                 self.forget_tag(repository, tag).await;
                 let absent = Some((Instant::now(), reason.clone()));
                 *state = TagState { absent, changes: state.changes, ..TagState::default() };
                 Err(FetchError::NotFound(reason))
             }
-            Err(error)
-                if stands_in(&error, state.record.as_ref())
-                    && age.is_some_and(|age| usable(age, max_stale)) =>
-            {
-                tracing::warn!(%repository, %tag, error = %error, "upstream cannot confirm the tag: last known digest is served");
+            error if usable && stands_in(&error, state.record.as_ref()) => {
+                tracing::warn!(%repository, %tag, error = %error, "registry cannot confirm the tag: last known digest is served");
                 self.0.metrics.count_content(Kind::tag, Found::stale);
-                state.failed = Some(Instant::now());
+                state.failed = Some(Failure { at: Instant::now(), error, ask });
                 state.answer(true)
             }
-            Err(error @ FetchError::NotNow { .. }) if ask == Ask::Members => {
-                let Some(known) = self.tag_of_anyone(repository, tag).await else { return Err(error) };
-                if !usable(known.age, self.0.config.max_stale) {
-                    return Err(error);
+            error @ FetchError::NotNow { .. } => {
+                if ask == Ask::Peers
+                    && let Some((record, age)) = self.agreed_by_peers(repository, tag, &error).await
+                {
+                    self.replace(repository, tag, state, record, age).await;
+                    state.failed = Some(Failure { at: Instant::now(), error, ask });
+                    return state.answer(true);
                 }
-                tracing::warn!(%repository, %tag, error = %error, "upstream cannot confirm the tag: what another member last knew is served");
-                self.0.metrics.count_content(Kind::tag, Found::stale);
-                let record = record_of(&known.info, known.age);
-                let unwritten = !self.keep_tag(repository, tag, &record).await;
-                *state = TagState {
-                    record: Some(record),
-                    confirmed: Instant::now().checked_sub(known.age),
-                    failed: Some(Instant::now()),
-                    changes: state.changes,
-                    unwritten,
-                    ..TagState::default()
-                };
-                state.answer(true)
+                state.failed = Some(Failure { at: Instant::now(), error: error.clone(), ask });
+                Err(error)
             }
-            Err(error) => Err(error),
+            error => Err(error),
         }
+    }
+
+    /// The record of a digest that enough peers agree on, which the registry has not confirmed. Its manifest is here.
+    async fn agreed_by_peers(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        error: &FetchError,
+    ) -> Option<(TagRecord, Duration)> {
+        let agreed = self.tag_of_peers(repository, tag).await?;
+        if !is_usable(agreed.age, self.0.config.max_stale) {
+            return None;
+        }
+        let manifest = self.manifest_by_digest(repository, &agreed.digest).await.ok()?;
+        tracing::warn!(%repository, %tag, digest = %agreed.digest, error = %error, "registry cannot confirm the tag: digest that peers agree on is served, unconfirmed");
+        self.0.metrics.count_content(Kind::tag, Found::stale);
+        let record = TagRecord { unconfirmed: true, ..record_of(&info(&manifest, true), agreed.age) };
+        Some((record, agreed.age))
+    }
+
+    /// A new record, in memory and on disk.
+    async fn replace(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        state: &mut TagState,
+        record: TagRecord,
+        age: Duration,
+    ) {
+        let unwritten = !self.keep_tag(repository, tag, &record).await;
+        let (pinned, held) = state.record.as_ref().map_or((false, false), |old| (old.pinned, old.held));
+        *state = TagState {
+            record: Some(TagRecord { pinned, held, ..record }),
+            confirmed: Instant::now().checked_sub(age),
+            changes: state.changes,
+            unwritten,
+            ..TagState::default()
+        };
     }
 
     /// Someone pinned, removed or imported references: what was remembered of this one may be wrong.
@@ -213,39 +278,28 @@ impl Fetcher {
         TagState { record: Some(record), ..TagState::default() }.answer(true)
     }
 
-    /// The member that resolves the tag for all, else upstream: a record and its age. With a last known meaning at hand,
-    /// here or perhaps elsewhere, the wait is shorter than what the client is given, so that it still gets that.
-    async fn ask_for_tag(
+    /// The registry's own answer. With a last known digest at hand, here or perhaps at peers, the wait is shorter than what
+    /// the client is given, so that it still gets that.
+    async fn ask_registry(
         &self,
         repository: &Repository,
         tag: &Tag,
         has_last: bool,
         ask: Ask,
-    ) -> Result<(TagRecord, Duration), FetchError> {
+    ) -> Result<TagRecord, FetchError> {
         let whole = self.0.config.first_header;
         let limit = match (has_last, ask) {
             (true, _) => whole / 2,
-            (false, Ask::Members) if self.0.peers.members().is_some() => whole * 7 / 10,
+            (false, Ask::Peers) if self.0.peers.members().is_some() => whole * 7 / 10,
             (false, _) => whole,
         };
-        let asked = tokio::time::timeout(limit, async {
-            if ask == Ask::Members
-                && let Some(told) = self.tag_of_members(repository, tag).await?
-                && self.manifest_by_digest(repository, &told.info.digest).await.is_ok()
-            {
-                return Ok((record_of(&told.info, told.age), told.age));
-            }
-            let record = self.ask_upstream(repository, tag).await?;
-            Ok::<_, FetchError>((record, Duration::ZERO))
-        });
-        asked.await.unwrap_or_else(|_| {
+        tokio::time::timeout(limit, self.ask_upstream(repository, tag)).await.unwrap_or_else(|_| {
             let reason = format!("did not answer within {limit:?}");
             Err(UpstreamError::Unavailable { registry: repository.registry.clone(), reason }.into())
         })
     }
 
-    /// HEAD, which costs no quota; GET only for a manifest that is not here yet, by the member that does that for all
-    /// (it is another one, which asks nobody but upstream: no circle).
+    /// HEAD, which costs no quota; GET only for a manifest that is not here yet, by the peer that does that for all.
     async fn ask_upstream(&self, repository: &Repository, tag: &Tag) -> Result<TagRecord, FetchError> {
         let reference = Reference::Tag(tag.clone());
         let head = self.0.upstream.manifest_head(repository, &reference).await?;
@@ -312,6 +366,14 @@ fn age(record: &TagRecord, confirmed: Option<Instant>) -> Duration {
 }
 
 impl TagState {
+    fn age(&self) -> Option<Duration> {
+        self.record.as_ref().map(|record| age(record, self.confirmed))
+    }
+
+    fn is_unconfirmed(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.unconfirmed)
+    }
+
     fn answer(&self, stale: bool) -> Result<Resolved, FetchError> {
         let usable =
             self.record.as_ref().and_then(|record| Some((record, MediaType::parse(&record.media_type)?)));
@@ -320,7 +382,7 @@ impl TagState {
             retry_after: None,
         })?;
         let info = ManifestInfo { digest: record.digest, media_type, size: record.size, stale };
-        Ok(Resolved { info, age: age(record, self.confirmed) })
+        Ok(Resolved { info, age: age(record, self.confirmed), unconfirmed: record.unconfirmed })
     }
 }
 
@@ -333,6 +395,7 @@ fn record_of(info: &ManifestInfo, age: Duration) -> TagRecord {
         pinned: false,
         held: false,
         imported: false,
+        unconfirmed: false,
     }
 }
 
@@ -341,63 +404,4 @@ fn unix_now() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn upstream_is_asked_when_the_record_is_old_and_left_alone_after_a_failure() {
-        let seconds = Duration::from_secs;
-        let table = [
-            (None, None, Step::Ask),
-            (Some(0), None, Step::Use),
-            (Some(59), Some(1), Step::Use),
-            (Some(60), None, Step::Ask),
-            (Some(60), Some(1), Step::UseStale),
-            (Some(60), Some(10), Step::Ask),
-            (Some(601), Some(1), Step::Ask),
-            (None, Some(1), Step::Ask),
-        ];
-        for (age, failed, expected) in table {
-            let step = step(age.map(seconds), failed.map(seconds), seconds(60), Some(seconds(600)));
-            assert_eq!(step, expected, "{age:?} {failed:?}");
-        }
-        assert_eq!(step(Some(seconds(u64::MAX)), Some(seconds(1)), seconds(60), None), Step::UseStale);
-    }
-
-    #[test]
-    fn what_is_kept_by_hand_outlives_upstreams_no() {
-        let record = |pinned, imported| TagRecord {
-            digest: crate::types::Digest::of(b""),
-            media_type: "a/b".into(),
-            size: 0,
-            confirmed: 0,
-            pinned,
-            held: false,
-            imported,
-        };
-        let not_now = FetchError::NotNow { reason: String::new(), retry_after: None };
-        let (not_found, denied) = (FetchError::NotFound(String::new()), FetchError::Denied(String::new()));
-        for (pinned, imported, on_not_found, on_denied) in
-            [(false, false, false, false), (true, false, true, false), (false, true, true, true)]
-        {
-            let record = record(pinned, imported);
-            let stands = |error| stands_in(error, Some(&record));
-            assert!(stands(&not_now));
-            assert_eq!((stands(&not_found), stands(&denied)), (on_not_found, on_denied), "{record:?}");
-        }
-    }
-
-    #[test]
-    fn a_record_from_the_future_is_never_fresh() {
-        let record = TagRecord {
-            digest: crate::types::Digest::of(b""),
-            media_type: "a/b".into(),
-            size: 0,
-            confirmed: unix_now() + 1_000,
-            pinned: false,
-            held: false,
-            imported: false,
-        };
-        assert_eq!(age(&record, None), Duration::MAX);
-    }
-}
+mod tests;

@@ -329,7 +329,7 @@ fn manifest_response(info: &ManifestInfo, bytes: Option<Bytes>, repository: &Rep
     set(headers, NAMESPACE, repository.registry.as_str());
     if info.stale {
         // RFC 9111 has retired the field; people and tools still read it.
-        set(headers, header::WARNING, "110 hearth \"upstream cannot confirm this tag: last known digest\"");
+        set(headers, header::WARNING, "110 hearth \"registry cannot confirm this tag: last known digest\"");
     }
     response
 }

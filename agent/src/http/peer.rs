@@ -62,7 +62,7 @@ impl PeerApi {
         if !self.0.fetcher.serves(repository) {
             return not_served();
         }
-        match self.0.fetcher.manifest_for_member(repository, digest, known).await {
+        match self.0.fetcher.manifest_for_peer(repository, digest, known).await {
             Ok(manifest) => match HeaderValue::from_str(manifest.media_type.as_str()) {
                 Ok(media_type) => typed(StatusCode::OK, media_type, manifest.bytes),
                 Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the media type is none\n"),
@@ -75,7 +75,7 @@ impl PeerApi {
         if !self.0.fetcher.serves(repository) {
             return not_served();
         }
-        match self.0.fetcher.tag_for_member(repository, tag, known).await {
+        match self.0.fetcher.tag_for_peer(repository, tag, known).await {
             Ok(meaning) => json(&meaning),
             Err(error) => failed(&error),
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{StatusCode, header};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     tls::Tls,
     wire::{self, PeerRequest, PieceAsk},
 };
-use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType};
+use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of};
 
 /// Longest wait for a connection: members are a few milliseconds away, and a dead one is met on many paths.
 pub const CONNECT: Duration = Duration::from_millis(300);
@@ -98,7 +98,7 @@ pub struct Identity {
     pub zone: String,
 }
 
-/// What a member says a tag means.
+/// What a peer says a tag resolves to: one vote, and no more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TagMeaning {
@@ -114,12 +114,12 @@ pub struct TagMeaning {
     pub stale: bool,
 }
 
-/// An answer that settles a question, if only by saying that upstream has no such thing.
+/// An answer to a question about a manifest or a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled<T> {
     /// This.
     Found(T),
-    /// Upstream says that it does not exist.
+    /// The peer says that upstream says that it does not exist: no reason to believe that.
     Absent,
     /// The member is there and cannot say now.
     NotNow,
@@ -208,7 +208,7 @@ impl Client {
     pub(super) async fn identity(&self, address: std::net::SocketAddr) -> Result<Identity, PeerError> {
         let member = Member { name: address.to_string(), zone: String::new(), address };
         let response = self.send(&member, &PeerRequest::Health, HEADER).await?;
-        match self.settle(&member, response, MAX_ANSWER_BYTES).await?.0.map(|bytes| read(&member, &bytes))? {
+        match self.settle(&member, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(&member, &bytes))? {
             Settled::Found(identity) => Ok(identity),
             Settled::Absent | Settled::NotNow => Err(PeerError {
                 member: member.name,
@@ -224,7 +224,7 @@ impl Client {
         request: &PeerRequest,
     ) -> Result<Settled<TagMeaning>, PeerError> {
         let response = self.send(member, request, RESOLVE).await?;
-        self.settle(member, response, MAX_ANSWER_BYTES).await?.0.map(|bytes| read(member, &bytes))
+        self.settle(member, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(member, &bytes))
     }
 
     /// A manifest, checked against its digest.
@@ -238,10 +238,11 @@ impl Client {
             |problem: &str| PeerError { member: member.name.clone(), problem: problem.into(), silent: false };
         let response = self.send(member, request, RESOLVE).await?;
         let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
-        let (settled, media_type) = self.settle(member, response, most).await?;
-        settled.map(|bytes| {
+        self.settle(member, response, most).await?.map(|bytes| {
             digest.verify(&bytes).map_err(|_| error("sent a manifest with another digest"))?;
-            let media_type = media_type.ok_or_else(|| error("sent a manifest without a media type"))?;
+            // The digest protects the document, not the header.
+            let media_type =
+                media_type_of(&bytes).ok_or_else(|| error("sent something that is no manifest"))?;
             Ok((media_type, bytes))
         })
     }
@@ -252,22 +253,20 @@ impl Client {
         member: &Member,
         mut response: reqwest::Response,
         most: usize,
-    ) -> Result<(Settled<Bytes>, Option<MediaType>), PeerError> {
+    ) -> Result<Settled<Bytes>, PeerError> {
         let error = |problem: String| PeerError { member: member.name.clone(), problem, silent: false };
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok((Settled::Absent, None)),
-            StatusCode::SERVICE_UNAVAILABLE => return Ok((Settled::NotNow, None)),
+            StatusCode::NOT_FOUND => return Ok(Settled::Absent),
+            StatusCode::SERVICE_UNAVAILABLE => return Ok(Settled::NotNow),
             other => return Err(error(format!("answered {other}"))),
         }
-        let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media_type = media_type.and_then(MediaType::parse);
         let mut bytes = BytesMut::new();
         loop {
             let next = tokio::time::timeout(IDLE, response.chunk()).await;
             let next = next.map_err(|_| error(format!("sent nothing for {IDLE:?}")))?;
             match next.map_err(|broken| error(format!("broke off: {}", cause(&broken))))? {
-                None => return Ok((Settled::Found(bytes.freeze()), media_type)),
+                None => return Ok(Settled::Found(bytes.freeze())),
                 Some(chunk) if bytes.len() + chunk.len() <= most => bytes.extend_from_slice(&chunk),
                 Some(_) => return Err(error(format!("sent more than {most} bytes"))),
             }

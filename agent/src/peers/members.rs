@@ -76,7 +76,7 @@ impl Members {
         (0..SLOTS).map(|slot| self.ranking.fetchers(subject, slot, SUBSTITUTES)).collect()
     }
 
-    /// Whom to ask about a subject of its own (a tag, a manifest): those who stand before this node, highest first.
+    /// Whom to ask about a subject of its own (a manifest): those who stand before this node, highest first.
     pub fn resolvers(&self, subject: u64) -> Vec<&Member> {
         let order = self.ranking.resolvers(subject, SUBSTITUTES);
         order.into_iter().take_while(|place| *place != self.me).filter_map(|place| self.get(place)).collect()
@@ -117,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn only_those_before_this_node_are_asked_about_a_tag() {
+    fn only_those_before_this_node_are_asked_for_a_manifest() {
         let all: Vec<_> = ["a", "b", "c", "d"].map(|name| member(name, 1)).into();
         for subject in 0..50 {
             let before: Vec<_> =
                 all.iter().map(|me| Members::new(all.clone(), me).resolvers(subject).len()).collect();
             let mut sorted = before.clone();
             sorted.sort_unstable();
-            assert_eq!(sorted, [0, 1, 2, 3], "one resolves, the next asks it, and so on: {before:?}");
+            assert_eq!(sorted, [0, 1, 2, 3], "one fetches, the next asks it, and so on: {before:?}");
         }
     }
 }

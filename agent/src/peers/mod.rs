@@ -4,7 +4,7 @@
 //! `rank` gives every piece its own tree over all members, known to everyone without a message; `layout` cuts blobs
 //! into pieces and stripes; `plan` says what to ask for next, whom, and what to answer. All are pure, and
 //! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
-//! `client` asks, `health` remembers who is to be left alone, `pace` who is slow, `uploads` bounds what this
+//! `client` asks, `quorum` says when answers about a tag count, `health` remembers who is to be left alone, `pace` who is slow, `uploads` bounds what this
 //! node gives, `tls` is how members know each other. What is done with a piece is `fetch`'s business.
 
 mod client;
@@ -16,12 +16,14 @@ pub mod layout;
 mod members;
 pub mod pace;
 pub mod plan;
+pub mod quorum;
 pub mod rank;
 mod tls;
 mod uploads;
 pub mod wire;
 
 use std::{
+    hash::RandomState,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -90,6 +92,8 @@ pub struct Config {
     pub upload_rate: Option<u64>,
     /// For how long nothing may come of peers before upstream is asked instead.
     pub wait: Duration,
+    /// How many peers must agree on a tag's digest while the registry cannot be read.
+    pub tag_quorum: usize,
     /// How members know each other; without it whoever reaches the listener is one.
     pub tls: Option<Arc<Tls>>,
 }
@@ -112,6 +116,8 @@ struct Inner {
     paces: Mutex<Paces<String>>,
     uploads: Uploads,
     metrics: Metrics,
+    /// Decides whose answers about tags count; never leaves this process.
+    salt: RandomState,
     /// A source of members is configured.
     on: bool,
 }
@@ -134,6 +140,7 @@ impl Peers {
             config,
             members,
             metrics,
+            salt: RandomState::new(),
         };
         Ok((Self(Arc::new(inner)), publisher))
     }
@@ -208,6 +215,12 @@ impl Peers {
         self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&member.name)
     }
 
+    /// The peers whose answers about tags count for this node.
+    pub fn voters(&self, members: &Members) -> Vec<Member> {
+        let usable = members.others().filter(|peer| self.is_usable(peer));
+        quorum::chosen(usable, &self.0.salt, self.0.config.tag_quorum)
+    }
+
     /// It sent so many bytes of a piece in this time.
     pub fn note_pace(&self, member: &Member, bytes: u64, taken: Duration) {
         let mut paces = self.0.paces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,7 +274,7 @@ impl Peers {
         self.settled(PeerWhat::manifest, self.0.client.manifest(member, &request, digest).await)
     }
 
-    /// Asks what a tag means. With `known` upstream is not asked by anyone.
+    /// Asks what a tag resolves to. With `known` upstream is not asked by anyone.
     pub async fn tag(
         &self,
         member: &Member,

@@ -8,7 +8,6 @@
 //! piece p of a digest:    weight(key("piece", digest),  p, key("member", member))
 //! zone of slot i:         weight(key("zones", digest),  i, key("zone", zone))
 //! fetcher of slot i:      weight(key("stripe", digest), i, key("member", member))
-//! who resolves a tag:     weight(key("tag", repository ":" tag), 0, key("member", member))
 //! who fetches a manifest: weight(key("manifest", digest), 0, key("member", member))
 //! ```
 //!
@@ -19,6 +18,9 @@
 //! `(r - 1) / 2`. The first of each zone, its leaders, are a heap over zones in the same way; the zones' order is that of
 //! the piece's slot. Everyone's [`Height`] is below its parent's, whatever else is known of the membership: a request that
 //! only climbs cannot go round in a circle.
+//!
+//! Whoever may choose its name can rank first for anything. That gives it work, and costs others time within limits; it
+//! gives it no say in what content is (digests) or what a tag resolves to ([`super::quorum`]).
 //!
 //! A slot's fetcher is the first of its highest zone, where the roots of all its pieces are: a piece crosses into each
 //! other zone once. Who stands in for it is the next of all zones, so that one zone's trouble is not the slot's.
@@ -208,7 +210,7 @@ impl Ranking {
         order
     }
 
-    /// The first `most` members for a subject of its own (a tag, a manifest), highest weight first.
+    /// The first `most` members for a subject of its own (a manifest), highest weight first.
     pub fn resolvers(&self, subject: u64, most: usize) -> Vec<u32> {
         self.first(subject, 0, most)
     }

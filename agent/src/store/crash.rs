@@ -43,6 +43,7 @@ fn work(directory: &Path) {
         pinned: false,
         held: false,
         imported: false,
+        unconfirmed: false,
     };
     store.set_tag(&repository, &tag, &record).unwrap();
     transfer(&store, &layer);

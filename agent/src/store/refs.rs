@@ -21,7 +21,7 @@ pub struct TagRecord {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Second since 1970 at which upstream last confirmed it.
+    /// Second since 1970 at which upstream last confirmed it: to the peers that vouch for it, when it is `unconfirmed`.
     pub confirmed: u64,
     /// Kept by hand: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -32,6 +32,9 @@ pub struct TagRecord {
     /// Brought by hand, and never confirmed by upstream since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub imported: bool,
+    /// Agreed on by peers while the registry could not confirm it; gone with the registry's next answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
 }
 
 impl TagRecord {

@@ -17,6 +17,7 @@ fn record() -> TagRecord {
         pinned: false,
         held: false,
         imported: false,
+        unconfirmed: false,
     }
 }
 

@@ -5,6 +5,7 @@ mod membership;
 mod misbehaviour;
 mod outage;
 mod tls;
+mod trust;
 mod vectors;
 
 use futures_util::future::join_all;

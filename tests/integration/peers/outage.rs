@@ -18,23 +18,37 @@ async fn members_that_cannot_reach_upstream_get_everything_from_those_that_can()
     let mut agents = Vec::new();
     for (at, place) in places.iter().enumerate() {
         let base = if at < 2 { config(&upstream) } else { cut_off.clone() };
-        agents.push(Agent::start(&member_config(&base, place, &places, "")).await);
+        // Two that can reach it are enough to say what a tag resolves to.
+        agents.push(Agent::start(&member_config(&base, place, &places, "tagQuorum: 2")).await);
     }
     pull_all(&agents).await;
     assert!(sent(&upstream) <= 2 * size, "{}", upstream.log().blob_gets().describe());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_any_member_knows_is_served_to_all_while_upstream_is_down() {
+async fn what_enough_peers_know_of_a_tag_is_served_to_all_while_upstream_is_down() {
+    let (upstream, _) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 5, "").await;
+    pull_all(&cluster.agents[..3]).await;
+    upstream.stop().await;
+    for agent in &cluster.agents[3..] {
+        let answer = agent.head(&manifest_path(REPOSITORY, "v1")).await;
+        assert_eq!(answer.status(), 200, "the digest that three peers last knew");
+    }
+    pull_all(&cluster.agents[3..]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_any_peer_has_by_digest_is_served_to_all_while_upstream_is_down() {
     let (upstream, _) = upstream().await;
     let cluster = Cluster::start(&config(&upstream), 5, "").await;
     pull(&cluster.agents[0]).await;
+    let digest = upstream.resolve(REPOSITORY, "v1").expect("it is there");
     upstream.stop().await;
     for agent in &cluster.agents[1..] {
-        let answer = agent.head(&manifest_path(REPOSITORY, "v1")).await;
-        assert_eq!(answer.status(), 200, "the tag's last known meaning");
+        let answer = agent.head(&manifest_path(REPOSITORY, &digest)).await;
+        assert_eq!(answer.status(), 200, "the digest protects the manifest");
     }
-    pull_all(&cluster.agents[1..]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

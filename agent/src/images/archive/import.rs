@@ -219,6 +219,7 @@ fn set_name(store: &Store, name: &ImageName, entry: &Entry, size: u64, pin: bool
                 pinned: pin,
                 held: false,
                 imported: true,
+                unconfirmed: false,
             },
         ),
         Reference::Digest(digest) => {

@@ -1,0 +1,115 @@
+//! When peers may say what a tag resolves to: only together. Pure but for the salt.
+//!
+//! A digest protects content, but nothing protects a tag, so one peer's answer about a tag counts for nothing. While the
+//! registry cannot be read, a digest counts when enough of a node's own choice of peers report it. The choice hangs on
+//! a secret of this process: nobody can pick names, or wait for tags, that put more of their nodes into it. It goes by
+//! address, because under `peer.dns` peers name themselves.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
+
+use super::Member;
+use crate::types::Digest;
+
+/// Peers chosen for each one that has to agree: some do not know the tag, some are gone.
+const CHOSEN_PER_VOTE: usize = 3;
+
+/// What one peer last knew of a tag, confirmed to it by the registry or imported there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vote {
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// Since the registry confirmed it.
+    pub age: Duration,
+}
+
+/// The peers whose votes count for this node.
+pub(super) fn chosen<'a>(
+    peers: impl Iterator<Item = &'a Member>,
+    salt: &RandomState,
+    quorum: usize,
+) -> Vec<Member> {
+    let mut all: Vec<_> = peers.map(|peer| (salt.hash_one(peer.address), peer)).collect();
+    all.sort_unstable();
+    all.truncate(quorum.saturating_mul(CHOSEN_PER_VOTE));
+    all.into_iter().map(|(_, peer)| peer.clone()).collect()
+}
+
+/// What the votes come to: the digest with the most of them, when these are at least `quorum` and no other digest has
+/// as many. Its age is one that `quorum` of its voters vouch for, so that fewer cannot make it younger.
+pub fn agreed(votes: &[Vote], quorum: usize) -> Option<Vote> {
+    let mut ages: HashMap<Digest, Vec<Duration>> = HashMap::new();
+    for vote in votes {
+        ages.entry(vote.digest).or_default().push(vote.age);
+    }
+    let most = ages.values().map(Vec::len).max()?;
+    let mut first = ages.into_iter().filter(|(_, ages)| ages.len() == most);
+    let (digest, mut ages) = first.next()?;
+    if first.next().is_some() {
+        return None;
+    }
+    ages.sort_unstable();
+    ages.get(quorum.max(1) - 1).map(|age| Vote { digest, age: *age })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn votes(text: &str) -> Vec<Vote> {
+        let vote = |(age, name): (u64, char)| Vote {
+            digest: Digest::of(name.to_string().as_bytes()),
+            age: Duration::from_secs(age),
+        };
+        (1..).zip(text.chars()).map(vote).collect()
+    }
+
+    #[test]
+    fn a_digest_counts_when_enough_agree_and_no_other_has_as_many() {
+        // Each letter is one peer's vote; the n-th says that its digest is n seconds old.
+        for (given, quorum, expected) in [
+            ("", 2, None),
+            ("a", 1, Some(('a', 1))),
+            ("aa", 3, None),
+            ("aaa", 3, Some(('a', 3))),
+            ("ababa", 3, Some(('a', 5))),
+            ("aaaa", 3, Some(('a', 3))),
+            ("aaabbb", 3, None),
+            ("aaabbbb", 3, Some(('b', 6))),
+            ("abcdefg", 2, None),
+            ("ab", 0, None),
+        ] {
+            let expected = expected.map(|(name, age)| Vote {
+                digest: Digest::of(name.to_string().as_bytes()),
+                age: Duration::from_secs(age),
+            });
+            assert_eq!(agreed(&votes(given), quorum), expected, "{given} {quorum}");
+        }
+    }
+
+    #[test]
+    fn the_choice_is_bounded_stays_and_is_another_in_every_process() {
+        let peers: Vec<_> = (1..=200)
+            .map(|at| Member {
+                name: format!("node-{at}"),
+                zone: String::new(),
+                address: SocketAddr::from(([10, 0, 0, at], 5051)),
+            })
+            .collect();
+        let salt = RandomState::new();
+        let first = chosen(peers.iter(), &salt, 3);
+        assert_eq!(first.len(), 9);
+        assert_eq!(chosen(peers.iter(), &salt, 3), first);
+        assert_ne!(chosen(peers.iter(), &RandomState::new(), 3), first, "one in 10^15");
+        let renamed: Vec<_> =
+            peers.iter().map(|peer| Member { name: format!("evil-{}", peer.name), ..peer.clone() }).collect();
+        let addresses = |peers: &[Member]| peers.iter().map(|peer| peer.address).collect::<Vec<_>>();
+        assert_eq!(addresses(&chosen(renamed.iter(), &salt, 3)), addresses(&first), "names change nothing");
+        assert_eq!(chosen(peers[..2].iter(), &salt, 3).len(), 2);
+    }
+}
