@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::{
     metrics::Kind,
-    types::{Digest, MANIFEST_ACCEPT, Reference, Validator},
+    types::{Digest, MANIFEST_ACCEPT, Reference, RepoName, Validator},
 };
 
 /// Which bytes of a blob are asked for.
@@ -83,6 +83,11 @@ impl Ask {
     pub(super) fn is_content(&self) -> bool {
         let by_digest = self.path.strip_prefix("manifests/").is_some_and(|reference| reference.contains(':'));
         self.method == Method::GET && (self.kind == Kind::blob || by_digest)
+    }
+
+    /// What is counted as failing when it fails: the same for every range of a blob.
+    pub(super) fn subject(&self, name: &RepoName) -> String {
+        format!("{} {name}/{}", self.method, self.path)
     }
 
     pub(super) fn manifest(method: Method, reference: &Reference) -> Self {

@@ -1,4 +1,4 @@
-//! One registry as the agent sees it: its endpoints in order, with a breaker and a budget each, and the number of
+//! One registry as the agent sees it: its endpoints in order, with limits of their own each, and the number of
 //! transfers it may have at once.
 
 use std::{
@@ -15,10 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     Distrust, Private, RegistryConfig, UpstreamError,
     ask::Ask,
-    breaker::Breaker,
-    budget::{Budget, BudgetStatus, Class},
-    endpoint::{Endpoint, Reply, Shared},
+    endpoint::{Cause, Endpoint, Failure, Reply, Shared},
     guard,
+    limits::{Budget, BudgetStatus, Class, Limits, Outcome, Refusal},
     retry::backoff,
 };
 use crate::{
@@ -47,17 +46,11 @@ pub(super) struct Registry {
     shared: Arc<Shared>,
 }
 
-/// An endpoint and what is known of its health.
+/// An endpoint and whether it may be asked.
 #[derive(Debug)]
 struct Watched {
     endpoint: Endpoint,
-    health: Mutex<Health>,
-}
-
-#[derive(Debug, Default)]
-struct Health {
-    breaker: Breaker,
-    budget: Budget,
+    limits: Mutex<Limits>,
 }
 
 /// Whose turn it is to be asked. Pure.
@@ -118,7 +111,7 @@ pub struct RegistryStatus {
 pub struct EndpointStatus {
     /// Host and port.
     pub endpoint: String,
-    /// Seconds for which it is left alone after failures.
+    /// Seconds for which its circuit is open after failures.
     pub left_alone_for_seconds: Option<u64>,
     /// What it allows.
     pub rate: BudgetStatus,
@@ -144,7 +137,7 @@ impl Registry {
         let use_credentials = config.private == Private::Agent;
         let watch = |url| {
             let endpoint = Endpoint::new(host.clone(), url, use_credentials, client.clone(), shared.clone());
-            Watched { endpoint, health: Mutex::default() }
+            Watched { endpoint, limits: Mutex::default() }
         };
         Ok(Arc::new(Self {
             host: host.clone(),
@@ -257,49 +250,55 @@ impl Registry {
         name: &RepoName,
         ask: &Ask,
     ) -> Result<Reply, UpstreamError> {
-        self.admit(watched)?;
+        let subject = ask.subject(name);
+        let began = Instant::now();
+        self.admit(watched, &subject, began)?;
         if ask.kind == Kind::manifest && ask.method == Method::GET {
-            guard(&watched.health).budget.spent(name);
+            guard(&watched.limits).budget.spent(name);
         }
-        let outcome = watched.endpoint.send(name, ask).await;
+        let sent = watched.endpoint.send(name, ask).await;
         let now = Instant::now();
-        let mut health = guard(&watched.health);
-        match outcome {
-            Ok(reply) => {
-                health.breaker.succeeded();
-                health.budget.answered(reply.headers(), now);
-                self.export(&health.budget, now);
-                Ok(reply)
+        let outcome = match &sent {
+            Ok(reply) => Outcome::Settled(Some(reply.headers())),
+            Err(Failure { error: UpstreamError::Throttled { retry_after, .. }, .. }) => {
+                Outcome::Throttled(*retry_after)
             }
-            Err(UpstreamError::Throttled { registry, retry_after }) => {
-                health.breaker.succeeded();
-                let wait = health.budget.refused(retry_after, now);
-                tracing::warn!(registry = %self.host, endpoint = watched.endpoint.name(), ?wait, "throttled");
-                Err(UpstreamError::Throttled { registry, retry_after: Some(wait) })
-            }
-            Err(error @ UpstreamError::Unavailable { .. }) => {
-                health.breaker.failed(now);
-                Err(error)
-            }
-            Err(settled) => {
-                health.breaker.succeeded();
-                Err(settled)
-            }
+            Err(Failure { error: UpstreamError::Unavailable { .. }, cause }) => match cause {
+                Cause::Connection => Outcome::Unreachable,
+                Cause::Answer => Outcome::Broken,
+                Cause::NotSent => Outcome::NotSent,
+            },
+            Err(_) => Outcome::Settled(None),
+        };
+        let mut limits = guard(&watched.limits);
+        let wait = limits.settle(&subject, began, outcome, now);
+        if sent.is_ok() {
+            self.export(&limits.budget, now);
         }
+        drop(limits);
+        sent.map_err(|failure| match (failure.error, wait) {
+            (UpstreamError::Throttled { registry, .. }, Some(wait)) => {
+                tracing::warn!(%registry, endpoint = watched.endpoint.name(), ?wait, "registry returned 429: no requests for a while");
+                UpstreamError::Throttled { registry, retry_after: Some(wait) }
+            }
+            (error, _) => error,
+        })
     }
 
     /// Keeps a request back that the endpoint would refuse or not answer.
-    fn admit(&self, watched: &Watched) -> Result<(), UpstreamError> {
-        let now = Instant::now();
-        let mut health = guard(&watched.health);
-        if let Err(wait) = health.budget.admit(Class::Demand, now) {
-            return Err(UpstreamError::Throttled { registry: self.host.clone(), retry_after: Some(wait) });
-        }
-        health.breaker.admit(now).map_err(|wait| {
-            self.unavailable(format!(
-                "`{}` failed several times and is left alone for {wait:.0?}",
-                watched.endpoint.name()
-            ))
+    fn admit(&self, watched: &Watched, subject: &str, now: Instant) -> Result<(), UpstreamError> {
+        let admitted = guard(&watched.limits).admit(subject, now);
+        let name = watched.endpoint.name();
+        admitted.map_err(|refusal| match refusal {
+            Refusal::Throttled(wait) => {
+                UpstreamError::Throttled { registry: self.host.clone(), retry_after: Some(wait) }
+            }
+            Refusal::CircuitOpen(wait) => self.unavailable(format!(
+                "circuit open for `{name}` ({wait:.0?}): several requests in a row failed"
+            )),
+            Refusal::Penalty(wait) => self.unavailable(format!(
+                "`{name}` failed several times in a row to answer `{subject}`, which is retried in {wait:.0?}"
+            )),
         })
     }
 
@@ -307,7 +306,7 @@ impl Registry {
     pub(super) fn background_wait(&self) -> Option<Duration> {
         let now = Instant::now();
         let waits = self.endpoints.iter().map(|watched| {
-            let waits = guard(&watched.health).budget.admit(Class::Background, now);
+            let waits = guard(&watched.limits).budget.admit(Class::Background, now);
             waits.err().unwrap_or_default()
         });
         waits.min().filter(|wait| !wait.is_zero())
@@ -329,11 +328,11 @@ impl Registry {
     pub(super) fn status(&self) -> RegistryStatus {
         let now = Instant::now();
         let endpoint = |watched: &Watched| {
-            let health = guard(&watched.health);
+            let limits = guard(&watched.limits);
             EndpointStatus {
                 endpoint: watched.endpoint.name().to_owned(),
-                left_alone_for_seconds: health.breaker.open_for(now).map(|wait| wait.as_secs() + 1),
-                rate: health.budget.status(now),
+                left_alone_for_seconds: limits.open_for(now).map(|wait| wait.as_secs() + 1),
+                rate: limits.budget.status(now),
             }
         };
         RegistryStatus {

@@ -63,6 +63,30 @@ pub(super) struct Endpoint {
     challenge: Mutex<Option<Challenge>>,
 }
 
+/// Why a request has no answer that can be used.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: UpstreamError,
+    pub(super) cause: Cause,
+}
+
+/// What a failure says of the endpoint, where it is "unavailable".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// There was no connection to it.
+    Connection,
+    /// What was asked for could not be had from it.
+    Answer,
+    /// It was not asked.
+    NotSent,
+}
+
+impl From<UpstreamError> for Failure {
+    fn from(error: UpstreamError) -> Self {
+        Self { error, cause: Cause::Answer }
+    }
+}
+
 impl Endpoint {
     pub(super) fn new(
         registry: RegistryHost,
@@ -80,7 +104,7 @@ impl Endpoint {
     }
 
     /// Sends a request and settles its status. A 401 is answered once, with a fresh token.
-    pub(super) async fn send(&self, name: &RepoName, ask: &Ask) -> Result<Reply, UpstreamError> {
+    pub(super) async fn send(&self, name: &RepoName, ask: &Ask) -> Result<Reply, Failure> {
         let url = self.url(name, ask)?;
         let authorization = match self.known_challenge() {
             Some(challenge) => self.authorize(&challenge, name, None).await?,
@@ -113,7 +137,7 @@ impl Endpoint {
         url: Url,
         ask: &Ask,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<Reply, Failure> {
         let head = ask.kind == Kind::manifest && ask.method == Method::HEAD;
         if !head || reply.status() != StatusCode::METHOD_NOT_ALLOWED {
             return self.settle(reply).await;
@@ -123,7 +147,7 @@ impl Endpoint {
         self.settle(reply).await
     }
 
-    fn url(&self, name: &RepoName, ask: &Ask) -> Result<Url, UpstreamError> {
+    fn url(&self, name: &RepoName, ask: &Ask) -> Result<Url, Failure> {
         let base = self.base.as_str().trim_end_matches('/');
         let mut url = Url::parse(&format!("{base}/v2/{name}/{}", ask.path))
             .map_err(|error| self.unavailable(format!("bad URL: {error}")))?;
@@ -137,7 +161,7 @@ impl Endpoint {
         mut url: Url,
         ask: &Ask,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<Reply, Failure> {
         let first = url.clone();
         for _ in 0..=redirect::MAX_HOPS {
             let at_registry = redirect::same_origin(&first, &url);
@@ -152,7 +176,7 @@ impl Endpoint {
 
     /// What a storage host says is not the registry's word: its 401, 403 and 404 mean "not now" (an expired
     /// signature, an object not yet replicated).
-    fn check_hop(&self, first: &Url, last: &Url, reply: Reply) -> Result<Reply, UpstreamError> {
+    fn check_hop(&self, first: &Url, last: &Url, reply: Reply) -> Result<Reply, Failure> {
         if redirect::same_origin(first, last) || reply.status().is_success() {
             return Ok(reply);
         }
@@ -169,7 +193,7 @@ impl Endpoint {
         ask: &Ask,
         authorization: Option<&HeaderValue>,
         at_registry: bool,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<Reply, Failure> {
         let mut headers = ask.headers.clone();
         if at_registry {
             headers.insert(AGENT_HEADER, self.shared.own_id.clone());
@@ -212,7 +236,7 @@ impl Endpoint {
         kind: Kind,
         body: Option<String>,
         limit: Duration,
-    ) -> Result<reqwest::Response, UpstreamError> {
+    ) -> Result<reqwest::Response, Failure> {
         if guard::names_forbidden(url) {
             return Err(self.unavailable(format!(
                 "`{}` is a link-local or metadata address, which is never dialled",
@@ -233,25 +257,31 @@ impl Endpoint {
         let host = url.host_str().unwrap_or_default();
         match outcome {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.unavailable(format!("`{host}`: {}", causes(&error)))),
+            Ok(Err(error)) => {
+                let failure = self.unavailable(format!("`{host}`: {}", causes(&error)));
+                // A host that the registry redirects to, or its token endpoint, is not the registry.
+                let own = error.is_connect() && redirect::same_origin(&self.base, url);
+                Err(Failure { cause: if own { Cause::Connection } else { Cause::Answer }, ..failure })
+            }
             Err(_) => Err(self.unavailable(format!("`{host}` did not answer within {limit:?}"))),
         }
     }
 
     /// Turns the status into what the caller can do.
-    async fn settle(&self, reply: Reply) -> Result<Reply, UpstreamError> {
+    async fn settle(&self, reply: Reply) -> Result<Reply, Failure> {
         let status = reply.status();
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(reply),
-            StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry: self.registry.clone() }),
+            StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry: self.registry.clone() }.into()),
             StatusCode::RANGE_NOT_SATISFIABLE => Err(UpstreamError::Changed {
                 registry: self.registry.clone(),
                 reason: "it ends before the bytes that were asked for".to_owned(),
-            }),
+            }
+            .into()),
             StatusCode::TOO_MANY_REQUESTS => {
                 let headers = reply.headers().clone();
                 let retry_after = retry::retry_after(&headers, &message(reply).await, SystemTime::now());
-                Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after })
+                Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after }.into())
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let said = message(reply).await;
@@ -286,7 +316,7 @@ impl Endpoint {
         challenge: &Challenge,
         name: &RepoName,
         refused: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, UpstreamError> {
+    ) -> Result<Option<HeaderValue>, Failure> {
         let login = self.login(name, refused.is_some()).await;
         let (realm, service) = match (challenge, &login) {
             (_, Some(Login::RegistryToken(token))) => return Ok(bearer(token)),
@@ -311,12 +341,12 @@ impl Endpoint {
         Ok(Some(header))
     }
 
-    fn denied(&self, reason: &str) -> UpstreamError {
-        UpstreamError::Denied { registry: self.registry.clone(), reason: reason.to_owned() }
+    fn denied(&self, reason: &str) -> Failure {
+        UpstreamError::Denied { registry: self.registry.clone(), reason: reason.to_owned() }.into()
     }
 
-    fn unavailable(&self, reason: String) -> UpstreamError {
-        UpstreamError::Unavailable { registry: self.registry.clone(), reason }
+    fn unavailable(&self, reason: String) -> Failure {
+        UpstreamError::Unavailable { registry: self.registry.clone(), reason }.into()
     }
 }
 

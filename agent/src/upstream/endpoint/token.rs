@@ -12,12 +12,12 @@ use super::{
         credentials::Login,
         retry,
     },
-    Endpoint, basic, bounded_body,
+    Endpoint, Failure, basic, bounded_body,
 };
 use crate::metrics::Kind;
 
 impl Endpoint {
-    pub(super) async fn fetch_token(&self, key: &TokenKey) -> Result<Token, UpstreamError> {
+    pub(super) async fn fetch_token(&self, key: &TokenKey) -> Result<Token, Failure> {
         let mut url = Url::parse(&key.realm)
             .map_err(|error| self.unavailable(format!("its token realm is not a URL: {error}")))?;
         if !matches!(url.scheme(), "http" | "https")
@@ -35,7 +35,7 @@ impl Endpoint {
             }
             StatusCode::TOO_MANY_REQUESTS => {
                 let retry_after = retry::retry_after(response.headers(), "", SystemTime::now());
-                return Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after });
+                return Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after }.into());
             }
             status => return Err(self.unavailable(format!("token endpoint `{host}` answered {status}"))),
         }
@@ -48,7 +48,7 @@ impl Endpoint {
 
     /// GET with Basic or nothing; POST with an identity token, and where GET is not known (token specification,
     /// "Requesting a Token"; OAuth2 token specification).
-    async fn token_request(&self, url: &mut Url, key: &TokenKey) -> Result<reqwest::Response, UpstreamError> {
+    async fn token_request(&self, url: &mut Url, key: &TokenKey) -> Result<reqwest::Response, Failure> {
         let service = key.service.as_deref().unwrap_or_default();
         let mut form =
             vec![("service", service), ("scope", key.scope.as_str()), ("client_id", "hearth-agent")];
@@ -86,7 +86,7 @@ impl Endpoint {
         if unknown && key.login.is_some() { self.token_post(&bare, &form).await } else { Ok(response) }
     }
 
-    async fn token_post(&self, url: &Url, form: &[(&str, &str)]) -> Result<reqwest::Response, UpstreamError> {
+    async fn token_post(&self, url: &Url, form: &[(&str, &str)]) -> Result<reqwest::Response, Failure> {
         let mut encoded = url.clone();
         encoded.query_pairs_mut().clear().extend_pairs(form);
         let body = encoded.query().unwrap_or_default().to_owned();
