@@ -6,6 +6,7 @@ mod disk;
 mod eviction;
 mod faults;
 mod handover;
+mod helpers;
 mod limits;
 mod listings;
 mod manifests;

@@ -2,20 +2,21 @@
 //! (docker-credential-helpers, "Development").
 
 use std::{
-    collections::HashMap,
     path::PathBuf,
-    process::Stdio,
-    time::{Duration, Instant},
+    process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
 use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
-    sync::Mutex,
 };
 
-use super::Login;
+use super::{
+    Login,
+    runs::{Answer, Runs},
+};
 use crate::types::RegistryHost;
 
 /// Longest run of a program.
@@ -24,43 +25,52 @@ pub(super) const RUN_LIMIT: Duration = Duration::from_secs(10);
 /// Most bytes taken from a program.
 const OUTPUT_LIMIT: u64 = 64 * 1024;
 
-/// For how long an answer is used; also a "no credentials".
+/// For how long a login is used.
 const KEEP: Duration = Duration::from_mins(5);
+
+/// For how long a "no credentials" is believed: some helpers say so when they fail.
+const KEEP_NONE: Duration = Duration::from_secs(10);
+
+/// What a helper prints when it has no credentials, and ends with status 1 (`docker-credential-helpers`,
+/// `credentials/error.go`); everything else that ends so is a failure.
+const NOT_FOUND: &[u8] = b"credentials not found in native keychain";
 
 /// The user name that marks a secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct Document {
     username: String,
     secret: String,
 }
 
-/// Answers of helper programs by registry. The lock is held while a program runs: it is asked once for all who wait.
+/// Logins of helper programs, by program and registry.
 #[derive(Debug, Default)]
-pub(super) struct Helpers(Mutex<HashMap<RegistryHost, (Instant, Option<Login>)>>);
+pub(super) struct Helpers(Runs<Option<Login>>);
 
 impl Helpers {
-    pub(super) async fn login(&self, name: &str, registry: &RegistryHost, fresh: bool) -> Option<Login> {
-        let mut known = self.0.lock().await;
-        if let Some((asked, login)) =
-            known.get(registry).filter(|(asked, _)| !fresh && asked.elapsed() < KEEP)
-        {
-            tracing::trace!(age = ?asked.elapsed(), "credential helper not asked again");
-            return login.clone();
-        }
-        let program = PathBuf::from(format!("docker-credential-{name}"));
-        let login = match run(&program, &["get".to_owned()], &[], server_of(registry).as_bytes()).await {
-            Ok(output) => parse(&output),
-            Err(reason) => {
-                tracing::warn!(program = %program.display(), %registry, reason, "credential helper failed");
-                None
-            }
-        };
-        known.insert(registry.clone(), (Instant::now(), login.clone()));
-        login
+    /// The login that a program gives for a registry, or why it gave no answer.
+    pub(super) async fn login(
+        &self,
+        name: &str,
+        registry: &RegistryHost,
+        fresh: bool,
+    ) -> Result<Option<Login>, String> {
+        let (key, program) = (format!("{name} {registry}"), format!("docker-credential-{name}"));
+        let server = server_of(registry);
+        self.0.get(&key, &[""], fresh, ask(program, server)).await
     }
+}
+
+async fn ask(program: String, server: String) -> Result<Answer<Option<Login>>, String> {
+    let ended = run(&PathBuf::from(&program), &["get".to_owned()], &[], server.as_bytes()).await;
+    let login = ended.and_then(|ended| login_of(&ended)).map_err(|reason| {
+        tracing::warn!(program, server, reason, "credential helper failed");
+        format!("credential helper `{program}` {reason}")
+    })?;
+    let keep = if login.is_some() { KEEP } else { KEEP_NONE };
+    Ok(Answer { scope: String::new(), keep, value: login })
 }
 
 /// Docker Hub's entry has the name of its first API.
@@ -71,25 +81,45 @@ fn server_of(registry: &RegistryHost) -> String {
     }
 }
 
-fn parse(output: &[u8]) -> Option<Login> {
-    let answer: Answer = serde_json::from_slice(output).ok()?;
-    if answer.secret.is_empty() {
-        return None;
+/// A login, "no credentials", or neither.
+fn login_of(ended: &Ended) -> Result<Option<Login>, String> {
+    if !ended.status.success() {
+        let none = ended.output.trim_ascii().starts_with(NOT_FOUND);
+        return if none { Ok(None) } else { Err(ended.failure()) };
     }
-    Some(if answer.username == TOKEN_USER {
-        Login::IdentityToken(answer.secret)
+    // Not the error's text: it may quote the answer.
+    let document: Document = serde_json::from_slice(&ended.output)
+        .map_err(|_| "answered something that is no login".to_owned())?;
+    if document.secret.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(if document.username == TOKEN_USER {
+        Login::IdentityToken(document.secret)
     } else {
-        Login::Password { user: answer.username, secret: answer.secret }
-    })
+        Login::Password { user: document.username, secret: document.secret }
+    }))
 }
 
-/// Runs a program with something to read, within a limit of time and output. The reason never holds what it printed.
+/// How a program ended, and what it printed.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) output: Vec<u8>,
+}
+
+impl Ended {
+    /// Why it failed; never holds what it printed.
+    pub(super) fn failure(&self) -> String {
+        format!("ended with {}", self.status)
+    }
+}
+
+/// Runs a program with something to read, within a limit of time and output.
 pub(super) async fn run(
     program: &PathBuf,
     arguments: &[String],
     environment: &[(String, String)],
     input: &[u8],
-) -> Result<Vec<u8>, String> {
+) -> Result<Ended, String> {
     let mut child = Command::new(program)
         .args(arguments)
         .envs(environment.iter().cloned())
@@ -112,8 +142,7 @@ pub(super) async fn run(
         Ok::<_, std::io::Error>((output, child.wait().await?))
     };
     match tokio::time::timeout(RUN_LIMIT, talk).await {
-        Ok(Ok((output, status))) if status.success() => Ok(output),
-        Ok(Ok((_, status))) => Err(format!("ended with {status}")),
+        Ok(Ok((output, status))) => Ok(Ended { status, output }),
         Ok(Err(error)) => Err(format!("cannot be talked to: {error}")),
         Err(_) => Err(format!("did not answer within {RUN_LIMIT:?}")),
     }
@@ -123,35 +152,51 @@ pub(super) async fn run(
 mod tests {
     use super::*;
 
+    fn ended(code: i32, output: &str) -> Ended {
+        use std::os::unix::process::ExitStatusExt as _;
+        Ended { status: ExitStatus::from_raw(code << 8), output: output.into() }
+    }
+
     #[test]
-    fn answers_are_passwords_or_identity_tokens() {
+    fn answers_are_logins_no_credentials_or_failures() {
+        let login = |code, output| login_of(&ended(code, output));
         assert_eq!(
-            parse(br#"{"ServerURL":"r","Username":"u","Secret":"s"}"#),
-            Some(Login::Password { user: "u".into(), secret: "s".into() })
+            login(0, r#"{"ServerURL":"r","Username":"u","Secret":"s"}"#),
+            Ok(Some(Login::Password { user: "u".into(), secret: "s".into() }))
         );
-        assert_eq!(parse(br#"{"Username":"<token>","Secret":"s"}"#), Some(Login::IdentityToken("s".into())));
-        assert_eq!(parse(b"credentials not found in native keychain"), None);
-        assert_eq!(parse(br#"{"Username":"u","Secret":""}"#), None);
+        let token = login(0, r#"{"Username":"<token>","Secret":"s"}"#);
+        assert_eq!(token, Ok(Some(Login::IdentityToken("s".into()))));
+        assert_eq!(login(0, r#"{"Username":"u","Secret":""}"#), Ok(None));
+        assert_eq!(login(1, "credentials not found in native keychain\n"), Ok(None));
+        for (code, output) in [
+            (1, ""),
+            (1, "hunter2: no route to host"),
+            (3, r#"{"Username":"u","Secret":"hunter2"}"#),
+            (0, "hunter2"),
+        ] {
+            let reason = login(code, output).expect_err(output);
+            assert!(!reason.contains("hunter2"), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_a_failure_and_no_answer() {
+        let helpers = Helpers::default();
+        let failed = helpers.login("no-such-helper", &"r.test".parse().unwrap(), false).await.unwrap_err();
+        assert!(failed.contains("`docker-credential-no-such-helper` cannot be started"), "{failed}");
     }
 
     #[tokio::test]
     async fn a_program_gets_its_input_and_its_failure_has_a_reason() {
-        let cat = run(&PathBuf::from("cat"), &[], &[], b"hello").await;
-        assert_eq!(cat.as_deref(), Ok(b"hello".as_slice()));
-        let env = run(
-            &PathBuf::from("sh"),
-            &["-c".into(), "printf %s \"$X\"".into()],
-            &[("X".into(), "y".into())],
-            b"",
-        )
-        .await;
-        assert_eq!(env.as_deref(), Ok(b"y".as_slice()));
-        assert!(run(&PathBuf::from("false"), &[], &[], b"").await.unwrap_err().contains("exit status"));
-        assert!(
-            run(&PathBuf::from("/no/such/program"), &[], &[], b"")
-                .await
-                .unwrap_err()
-                .contains("cannot be started")
-        );
+        let run = async |program: &str, arguments: &[&str], environment: &[(String, String)]| {
+            let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+            run(&PathBuf::from(program), &arguments, environment, b"hello").await
+        };
+        assert_eq!(run("cat", &[], &[]).await.unwrap().output, b"hello");
+        let env = run("sh", &["-c", "printf %s \"$X\""], &[("X".into(), "y".into())]).await;
+        assert_eq!(env.unwrap().output, b"y");
+        assert!(run("false", &[], &[]).await.unwrap().failure().contains("exit status"));
+        let missing = run("/no/such/program", &[], &[]).await.err().unwrap();
+        assert!(missing.contains("cannot be started"), "{missing}");
     }
 }

@@ -4,22 +4,19 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 
-use super::{Login, helper};
+use super::{
+    Login, helper,
+    runs::{Answer, Runs},
+};
 use crate::types::{RegistryHost, RegistryPattern, RepoName};
 
 const API: &str = "credentialprovider.kubelet.k8s.io/v1";
-
-/// After a plugin failed it is not run again for this long.
-const FAILURE_PAUSE: Duration = Duration::from_secs(10);
-
-/// Answers kept at most.
-const MAX_KEPT: usize = 1_024;
 
 /// Why the providers cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +85,7 @@ struct Auth {
     password: String,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Provider {
     name: String,
     program: PathBuf,
@@ -101,17 +98,15 @@ struct Provider {
 /// All configured plugins and what they answered.
 #[derive(Debug)]
 pub struct KubeletProviders {
-    providers: Vec<Provider>,
-    /// By provider and cache key. The lock is held while a plugin runs: it is asked once for all who wait.
-    known: Mutex<HashMap<(usize, String), Kept>>,
+    providers: Vec<Arc<Provider>>,
+    /// By provider and registry; within, by image, or `""` for the whole registry.
+    runs: Runs<Logins>,
+    /// Answers for every image, by provider.
+    global: Arc<Mutex<HashMap<String, (Instant, Logins)>>>,
 }
 
 /// Patterns and logins of one answer.
-#[derive(Clone, Debug)]
-struct Kept {
-    until: Instant,
-    logins: Vec<(String, Login)>,
-}
+type Logins = Arc<Vec<(String, Login)>>;
 
 impl KubeletProviders {
     /// Reads the kubelet's `--image-credential-provider-config` and looks for the programs in
@@ -120,14 +115,17 @@ impl KubeletProviders {
         let text = std::fs::read_to_string(config).map_err(KubeletError::Read)?;
         let raw: RawConfig =
             serde_saphyr::from_str(&text).map_err(|error| KubeletError::Syntax(Box::new(error)))?;
-        let providers =
-            raw.providers.into_iter().map(|raw| provider(raw, programs)).collect::<Result<_, _>>()?;
-        Ok(Self { providers, known: Mutex::default() })
+        let providers = raw
+            .providers
+            .into_iter()
+            .map(|raw| provider(raw, programs).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { providers, runs: Runs::default(), global: Arc::default() })
     }
 
     /// A provider that may have credentials for some registry of `pattern`.
     pub(super) fn provider_for(&self, pattern: &RegistryPattern) -> Option<&str> {
-        let concerns = |provider: &&Provider| match pattern {
+        let concerns = |provider: &&Arc<Provider>| match pattern {
             RegistryPattern::Exact(host) => {
                 provider.matches.iter().any(|image| matches_host(image, host.as_str()))
             }
@@ -136,52 +134,48 @@ impl KubeletProviders {
         self.providers.iter().find(concerns).map(|provider| provider.name.as_str())
     }
 
-    /// The first provider's answer that fits.
-    pub(super) async fn login(&self, registry: &RegistryHost, name: &RepoName, fresh: bool) -> Option<Login> {
+    /// The first provider's login that fits; without one, why a provider failed, if one did.
+    pub(super) async fn login(
+        &self,
+        registry: &RegistryHost,
+        name: &RepoName,
+        fresh: bool,
+    ) -> Result<Option<Login>, String> {
         let image = format!("{registry}/{name}");
-        for (at, provider) in self.providers.iter().enumerate() {
+        let mut failed = None;
+        for provider in &self.providers {
             if !provider.matches.iter().any(|pattern| matches_image(pattern, &image)) {
                 continue;
             }
-            if let Some(login) = self.ask(at, provider, registry, &image, fresh).await {
-                return Some(login);
+            match self.ask(provider, registry, &image, fresh).await {
+                Ok(logins) => {
+                    if let Some(login) = pick(&logins, &image) {
+                        return Ok(Some(login));
+                    }
+                }
+                Err(reason) => failed = failed.or(Some(reason)),
             }
         }
-        None
+        failed.map_or(Ok(None), Err)
     }
 
     async fn ask(
         &self,
-        at: usize,
-        provider: &Provider,
+        provider: &Arc<Provider>,
         registry: &RegistryHost,
         image: &str,
         fresh: bool,
-    ) -> Option<Login> {
-        let mut known = self.known.lock().await;
-        let now = Instant::now();
-        for key in [image, registry.as_str(), ""] {
-            if let Some(kept) = known.get(&(at, key.to_owned())).filter(|kept| !fresh && kept.until > now) {
-                return pick(&kept.logins, image);
+    ) -> Result<Logins, String> {
+        if !fresh {
+            let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = global.get(&provider.name).filter(|(until, _)| *until > Instant::now());
+            if let Some((_, logins)) = kept {
+                return Ok(logins.clone());
             }
         }
-        let (key, kept) = match run(provider, image).await {
-            Ok((Scope::Image, kept)) => (image.to_owned(), kept),
-            Ok((Scope::Registry, kept)) => (registry.to_string(), kept),
-            Ok((Scope::Global, kept)) => (String::new(), kept),
-            Err(reason) => {
-                tracing::warn!(provider = provider.name, image, reason, "credential provider failed");
-                (image.to_owned(), Kept { until: now + FAILURE_PAUSE, logins: Vec::new() })
-            }
-        };
-        if known.len() >= MAX_KEPT {
-            known.retain(|_, kept| kept.until > now);
-        }
-        let login = pick(&kept.logins, image);
-        if known.len() < MAX_KEPT {
-            known.insert((at, key), kept);
-        }
-        login
+        let key = format!("{} {registry}", provider.name);
+        let run = run(provider.clone(), image.to_owned(), self.global.clone());
+        self.runs.get(&key, &[image, ""], fresh, run).await
     }
 }
 
@@ -218,26 +212,39 @@ fn provider(raw: RawProvider, programs: &Path) -> Result<Provider, KubeletError>
     })
 }
 
-/// For what an answer may be used again.
-enum Scope {
-    Image,
-    Registry,
-    Global,
+/// Runs a plugin; an answer for every image is kept in `global` as well.
+async fn run(
+    provider: Arc<Provider>,
+    image: String,
+    global: Arc<Mutex<HashMap<String, (Instant, Logins)>>>,
+) -> Result<Answer<Logins>, String> {
+    let response = respond(&provider, &image).await.map_err(|reason| {
+        tracing::warn!(provider = provider.name, image, reason, "credential provider failed");
+        format!("credential provider `{}` {reason}", provider.name)
+    })?;
+    let (scope, keep, logins) = response;
+    if scope == "Global" {
+        let mut global = global.lock().unwrap_or_else(PoisonError::into_inner);
+        global.insert(provider.name.clone(), (Instant::now() + keep, logins.clone()));
+    }
+    let scope = if scope == "Image" { image } else { String::new() };
+    Ok(Answer { scope, keep, value: logins })
 }
 
-async fn run(provider: &Provider, image: &str) -> Result<(Scope, Kept), String> {
+/// Scope, time and logins of a plugin's answer.
+async fn respond(provider: &Provider, image: &str) -> Result<(String, Duration, Logins), String> {
     let request = Request { api_version: API, kind: "CredentialProviderRequest", image };
     let input = serde_json::to_vec(&request).map_err(|error| error.to_string())?;
-    let output = helper::run(&provider.program, &provider.arguments, &provider.environment, &input).await?;
+    let ended = helper::run(&provider.program, &provider.arguments, &provider.environment, &input).await?;
+    if !ended.status.success() {
+        return Err(ended.failure());
+    }
     // Not the error's text: it may quote the answer.
-    let response: Response = serde_json::from_slice(&output)
+    let response: Response = serde_json::from_slice(&ended.output)
         .map_err(|_| "answered something that is not a CredentialProviderResponse")?;
-    let scope = match response.cache_key_type.as_str() {
-        "Image" => Scope::Image,
-        "Registry" => Scope::Registry,
-        "Global" => Scope::Global,
-        _ => return Err("answered an unknown cacheKeyType".into()),
-    };
+    if !matches!(response.cache_key_type.as_str(), "Image" | "Registry" | "Global") {
+        return Err("answered an unknown cacheKeyType".into());
+    }
     let keep = match &response.cache_duration {
         Some(text) => go_duration(text).ok_or("answered a cacheDuration that is none")?,
         None => provider.keep,
@@ -246,7 +253,7 @@ async fn run(provider: &Provider, image: &str) -> Result<(Scope, Kept), String> 
     let logins = logins
         .map(|(pattern, auth)| (pattern, Login::Password { user: auth.username, secret: auth.password }))
         .collect();
-    Ok((scope, Kept { until: Instant::now() + keep, logins }))
+    Ok((response.cache_key_type, keep, Arc::new(logins)))
 }
 
 /// Of the patterns that match, the one that comes last in order, as the kubelet picks: the longer path wins.
@@ -363,7 +370,7 @@ mod tests {
         );
         let config = plugin(directory.path(), &script);
         let providers = KubeletProviders::read(&config, directory.path()).unwrap();
-        let expected = Some(Login::Password { user: "me-get".into(), secret: "p".into() });
+        let expected = Ok(Some(Login::Password { user: "me-get".into(), secret: "p".into() }));
         let (registry, name) = ("r.test".parse().unwrap(), "team/app".parse().unwrap());
         assert_eq!(providers.login(&registry, &name, false).await, expected);
         assert_eq!(
@@ -374,17 +381,19 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 1);
         assert_eq!(providers.login(&registry, &name, true).await, expected, "refused: asked again");
         assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 2);
-        assert_eq!(providers.login(&"other.example".parse().unwrap(), &name, false).await, None);
+        assert_eq!(providers.login(&"other.example".parse().unwrap(), &name, false).await, Ok(None));
         assert!(providers.provider_for(&"r.test".parse().unwrap()).is_some());
         assert!(providers.provider_for(&"r.example".parse().unwrap()).is_none());
     }
 
     #[tokio::test]
-    async fn a_failing_plugin_costs_one_run_and_no_login() {
+    async fn a_plugin_that_fails_is_a_failure_and_no_answer() {
         let directory = tempfile::tempdir().unwrap();
         let config = plugin(directory.path(), "echo rubbish");
         let providers = KubeletProviders::read(&config, directory.path()).unwrap();
-        assert_eq!(providers.login(&"r.test".parse().unwrap(), &"a".parse().unwrap(), false).await, None);
+        let (registry, name) = ("r.test".parse().unwrap(), "a".parse().unwrap());
+        let failed = providers.login(&registry, &name, false).await.unwrap_err();
+        assert!(failed.contains("`provider` answered something that is not a"), "{failed}");
         std::fs::remove_file(directory.path().join("provider")).unwrap();
         let error = KubeletProviders::read(&config, directory.path()).unwrap_err();
         assert!(error.to_string().contains("there is no program"), "{error}");

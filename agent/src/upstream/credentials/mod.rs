@@ -9,6 +9,7 @@
 mod docker;
 mod helper;
 mod kubelet;
+mod runs;
 
 use std::{
     fmt,
@@ -95,29 +96,46 @@ impl Credentials {
         Some(format!("the credential provider `{provider}`"))
     }
 
-    /// The login for a repository; the Docker file before plugins. `fresh` passes over what is cached, because it was
-    /// refused.
-    pub(super) async fn login(&self, registry: &RegistryHost, name: &RepoName, fresh: bool) -> Option<Login> {
-        if let Some(file) = &self.docker {
-            let file = file.clone();
-            let source = tokio::task::spawn_blocking(move || file.config())
-                .await
-                .ok()
-                .and_then(|config| config.source(registry));
-            match source {
-                Some(docker::Source::Login(login)) => return Some(login),
-                Some(docker::Source::Helper(name)) => {
-                    if let Some(login) = self.helpers.login(&name, registry, fresh).await {
-                        return Some(login);
-                    }
-                }
-                None => {}
-            }
+    /// The login for a repository; the Docker file before secrets and plugins. `fresh` passes over what is kept, because it
+    /// was refused. Fails when a program failed that may have had one, and nothing else has: that is not "no credentials".
+    pub(super) async fn login(
+        &self,
+        registry: &RegistryHost,
+        name: &RepoName,
+        fresh: bool,
+    ) -> Result<Option<Login>, String> {
+        let of_file = match &self.docker {
+            Some(file) => self.of_file(file.clone(), registry, fresh).await,
+            None => Ok(None),
+        };
+        if let Ok(Some(login)) = of_file {
+            return Ok(Some(login));
         }
         if let Some(login) = self.of_secrets(registry) {
-            return Some(login);
+            return Ok(Some(login));
         }
-        self.kubelet.as_ref()?.login(registry, name, fresh).await
+        match &self.kubelet {
+            Some(providers) => match providers.login(registry, name, fresh).await {
+                Ok(None) => of_file,
+                found => found,
+            },
+            None => of_file,
+        }
+    }
+
+    async fn of_file(
+        &self,
+        file: Arc<DockerFile>,
+        registry: &RegistryHost,
+        fresh: bool,
+    ) -> Result<Option<Login>, String> {
+        let config = tokio::task::spawn_blocking(move || file.config()).await;
+        let config = config.map_err(|error| format!("the Docker configuration cannot be read: {error}"))?;
+        match config.source(registry) {
+            Some(docker::Source::Login(login)) => Ok(Some(login)),
+            Some(docker::Source::Helper(name)) => self.helpers.login(&name, registry, fresh).await,
+            None => Ok(None),
+        }
     }
 }
 

@@ -104,10 +104,29 @@ impl Endpoint {
     }
 
     /// Sends a request and settles its status. A 401 is answered once, with a fresh token.
+    ///
+    /// When credentials cannot be had now, what is public is still read without; a "no" is then not the registry's word.
     pub(super) async fn send(&self, name: &RepoName, ask: &Ask) -> Result<Reply, Failure> {
+        let mut no_login = None;
+        let sent = self.send_once(name, ask, &mut no_login).await;
+        match (sent, no_login) {
+            (
+                Err(Failure { error: UpstreamError::Denied { .. } | UpstreamError::NotFound { .. }, .. }),
+                Some(reason),
+            ) => Err(Failure { cause: Cause::NotSent, ..self.unavailable(reason) }),
+            (sent, _) => sent,
+        }
+    }
+
+    async fn send_once(
+        &self,
+        name: &RepoName,
+        ask: &Ask,
+        no_login: &mut Option<String>,
+    ) -> Result<Reply, Failure> {
         let url = self.url(name, ask)?;
         let authorization = match self.known_challenge() {
-            Some(challenge) => self.authorize(&challenge, name, None).await?,
+            Some(challenge) => self.authorize(&challenge, name, None, no_login).await?,
             None => None,
         };
         let reply = self.follow(url.clone(), ask, authorization.as_ref()).await?;
@@ -120,7 +139,7 @@ impl Endpoint {
         };
         drop(reply);
         self.remember(&challenge);
-        match self.authorize(&challenge, name, authorization.as_ref()).await? {
+        match self.authorize(&challenge, name, authorization.as_ref(), no_login).await? {
             Some(again) if Some(&again) != authorization.as_ref() => {
                 let reply = self.follow(url.clone(), ask, Some(&again)).await?;
                 self.settle_or_get(reply, url, ask, Some(&again)).await
@@ -302,22 +321,26 @@ impl Endpoint {
         *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
     }
 
-    async fn login(&self, name: &RepoName, fresh: bool) -> Option<Login> {
+    async fn login(&self, name: &RepoName, fresh: bool) -> Result<Option<Login>, String> {
         if self.use_credentials {
             self.shared.credentials.login(&self.registry, name, fresh).await
         } else {
-            None
+            Ok(None)
         }
     }
 
-    /// The header that answers a challenge; `None` when there is nothing to answer with.
+    /// The header that answers a challenge; `None` when there is nothing to answer with. `no_login` says why there might be
+    /// and is not.
     async fn authorize(
         &self,
         challenge: &Challenge,
         name: &RepoName,
         refused: Option<&HeaderValue>,
+        no_login: &mut Option<String>,
     ) -> Result<Option<HeaderValue>, Failure> {
         let login = self.login(name, refused.is_some()).await;
+        *no_login = login.as_ref().err().cloned();
+        let login = login.unwrap_or_default();
         let (realm, service) = match (challenge, &login) {
             (_, Some(Login::RegistryToken(token))) => return Ok(bearer(token)),
             (Challenge::Basic, login) => return Ok(login.as_ref().and_then(basic)),
