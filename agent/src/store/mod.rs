@@ -225,12 +225,13 @@ impl Store {
         self.0.runtime.is_some()
     }
 
-    /// Stores content that is whole in memory (a manifest), after checking it. Blocking.
+    /// Stores content that is whole in memory (a manifest), after checking it. A file of that name with other bytes is
+    /// damaged, and replaced; those that read it keep theirs. Blocking.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         self.owner()?;
         digest.verify(bytes)?;
         let target = self.0.paths.blob(digest);
-        if target.exists() {
+        if holds(&target, bytes) {
             return Ok(());
         }
         paths::write_atomically(&self.0.paths, &target, bytes, paths::Mode::ReadOnly)?;
@@ -356,6 +357,12 @@ impl Store {
             owned.release();
         }
     }
+}
+
+/// Whether a file holds these bytes. One that cannot be read does not.
+fn holds(path: &Path, bytes: &[u8]) -> bool {
+    let same_size = std::fs::metadata(path).is_ok_and(|found| found.len() == bytes.len() as u64);
+    same_size && std::fs::read(path).is_ok_and(|found| found == bytes)
 }
 
 #[cfg(test)]

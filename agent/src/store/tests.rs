@@ -32,6 +32,22 @@ async fn content_is_stored_only_under_its_own_digest() {
     assert_eq!(store.totals(), Totals { blobs: 1, bytes: 5 });
 }
 
+#[tokio::test]
+async fn content_that_is_damaged_on_disk_is_replaced_by_the_right_one() {
+    let (_directory, store) = store();
+    let digest = Digest::of(b"hello");
+    store.put(&digest, b"hello").unwrap();
+    let path = store.0.paths.blob(&digest);
+    for damaged in [&b"jello"[..], b"hell", b""] {
+        // Stored blobs are read-only; rot does not ask.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, damaged).unwrap();
+        store.put(&digest, b"hello").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"hello");
+        assert_eq!(store.totals(), Totals { blobs: 1, bytes: 5 });
+    }
+}
+
 #[test]
 fn a_second_agent_on_the_same_directory_is_refused() {
     let (directory, _store) = store();

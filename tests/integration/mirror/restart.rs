@@ -207,7 +207,7 @@ async fn a_lost_or_damaged_index_is_rebuilt_and_nothing_is_fetched_again() {
 
 /// Bit rot: what lies on disk is no longer what its name says.
 #[tokio::test]
-async fn a_damaged_manifest_on_disk_is_fetched_again() {
+async fn a_damaged_manifest_on_disk_is_fetched_again_and_repaired() {
     let upstream = FakeUpstream::start().await;
     let image = upstream.image(REPOSITORY, "v1", [Layer::random(1, 1000)]).await;
     let home = home();
@@ -220,6 +220,10 @@ async fn a_damaged_manifest_on_disk_is_fetched_again() {
     // Stored blobs are read-only; rot does not ask.
     std::fs::remove_file(&path).expect("removable");
     std::fs::write(&path, bytes).expect("writable");
-    puller(&agent).pull(REPOSITORY, "v1", |_| ()).await.expect("the pull succeeds");
-    assert_eq!(upstream.log().manifest_gets().len(), 2, "{}", upstream.log().describe());
+    for _ in 0..3 {
+        puller(&agent).pull(REPOSITORY, "v1", |_| ()).await.expect("the pull succeeds");
+        assert_eq!(upstream.log().manifest_gets().len(), 2, "{}", upstream.log().describe());
+    }
+    upstream.stop().await;
+    puller(&agent).pull(REPOSITORY, "v1", |_| ()).await.expect("it is on disk");
 }
