@@ -1,6 +1,6 @@
 //! `cargo demo`: Hearth at work on one machine, on real input.
 //!
-//! It builds the programs, obtains a real Spark and a base root file system, builds and pushes two images with `hearth`,
+//! It has missing programs installed, obtains a real Spark and a base root file system, builds and pushes two images with `hearth`,
 //! pulls them through three `hearth-agent` processes from a registry that throttles like a public one, switches the
 //! registry off and pulls again, and runs Spark in one of the images where containerd is there. Everything it starts is
 //! gone when it ends, however it ends.
@@ -12,7 +12,7 @@ mod spark;
 
 use std::{
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{ExitCode, Stdio},
     time::Duration,
 };
 
@@ -125,9 +125,7 @@ impl World {
 
 /// The whole story; gives what runs at its end, and its last line.
 async fn demonstrate(screen: &Screen) -> Result<(World, String)> {
-    let step = screen.step("building hearth and hearth-agent");
-    kit::process::build_binaries().await?;
-    step.done("");
+    install(screen).await?;
 
     let base =
         obtain(screen, "a base root file system with Java 17 and Python 3.11", kit::fixtures::base_rootfs)
@@ -165,6 +163,25 @@ async fn demonstrate(screen: &Screen) -> Result<(World, String)> {
     run_spark(screen, &agents[0], &images).await?;
     let last = closing(screen, first, second);
     Ok((World { agents, upstream, images, _work: work }, last))
+}
+
+/// What this machine lacks, by the script that `tests/run` uses as well. `cargo demo` has run it before it compiled; this is for
+/// a demonstration that was started without cargo.
+async fn install(screen: &Screen) -> Result<()> {
+    let step = screen.step("looking for the programs that the demo needs");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/setup");
+    let output = tokio::process::Command::new("bash")
+        .args([script, "demo"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("cannot run `bash`")?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    ensure!(output.status.success(), "`tests/setup demo` ended with {}:\n{said}", output.status);
+    step.done(&said);
+    Ok(())
 }
 
 /// Makes or finds an input, on a thread that may block.
