@@ -1,15 +1,20 @@
 //! Crashes at any step, for real: a build runs under `strace`, which kills it with SIGKILL before its n-th write, sync,
 //! rename, link, ..., for every n. Whatever has a name in the cache and in the output must be whole then, and the next
 //! build must come to the same images.
+//!
+//! One crash in four is tried by default, other ones in every run; `HEARTH_SEED` repeats a choice, and with `HEARTH_CRASHES=all`
+//! (`tests/run --all`) none is left out.
 
 use std::{
-    fs,
+    env, fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::Command,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::SystemTime,
 };
 
 use flate2::{Compression, write::GzEncoder};
@@ -88,51 +93,70 @@ fn a_crash_before_any_step_leaves_a_usable_cache() {
     }
     let fixture = small();
     let expected = fixture.build(&["--cache-dir", "whole"]);
-    let next = AtomicUsize::new(0);
-    let kills = Mutex::new(0);
+    let (next, kills, seed) = (AtomicUsize::new(0), Mutex::new(0), seed());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(call) = CALLS.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let count = crash_at_every(&fixture, call, &expected);
+                    let count = crash_at_every(&fixture, call, &expected, seed);
                     *kills.lock().expect("nobody panics with it") += count;
                 }
             });
         }
     });
     let kills = kills.into_inner().expect("all threads have ended");
-    assert!(kills > 30, "only {kills} builds were killed");
+    let least = if seed.is_none() { 30 } else { 3 };
+    assert!(kills > least, "only {kills} builds were killed; seed {seed:?}");
 }
 
-/// Kills builds before every call of a kind; says how many.
-fn crash_at_every(fixture: &Fixture, call: &str, expected: &Value) -> usize {
-    let (mut nth, mut kills) = (1, 0);
-    loop {
-        let when = format!("{call} {nth}");
-        let names = [format!("cache-{call}"), format!("dist-{call}")];
-        let [cache, output] = [&names[0], &names[1]].map(|name| fixture.path(name));
-        let ended = killed(fixture, call, nth, &names[0], &names[1]);
-        assert_sound(&cache, &output, &when);
-        let mut command = fixture.command(&["--cache-dir", &names[0], "--output", &names[1]]);
-        let again = report(&finish(command.args(["--output-format", "json"])));
-        assert_eq!(again["images"], expected["images"], "{when}");
-        let aside = |path: &PathBuf| {
-            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".hearth-"))
-        };
-        assert_eq!(
-            files(&output).iter().find(|path| aside(path)),
-            None,
-            "{when}: nothing half-written stays"
-        );
-        for directory in [cache, output] {
-            fs::remove_dir_all(directory).expect("removable");
-        }
-        if ended {
-            return kills;
+/// Decides which crashes are tried; without one all are.
+fn seed() -> Option<u64> {
+    if env::var_os("HEARTH_CRASHES").is_some_and(|which| which == "all") {
+        return None;
+    }
+    let given = env::var("HEARTH_SEED").ok().and_then(|seed| seed.parse().ok());
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    Some(given.unwrap_or_else(now))
+}
+
+fn is_tried(seed: Option<u64>, call: &str, nth: usize) -> bool {
+    let mut hasher = DefaultHasher::new();
+    (seed, call, nth).hash(&mut hasher);
+    seed.is_none() || hasher.finish().is_multiple_of(4)
+}
+
+/// Kills builds before the calls of a kind that are tried; says how many.
+fn crash_at_every(fixture: &Fixture, call: &str, expected: &Value, seed: Option<u64>) -> usize {
+    let mut kills = 0;
+    // The first steps each; later ones are like those before them.
+    let positions = std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 4));
+    for nth in positions.filter(|nth| is_tried(seed, call, *nth)) {
+        if crash_at(fixture, call, nth, expected, seed) {
+            break;
         }
         kills += 1;
-        assert!(nth < 500, "{call} does not end");
-        // The first steps each; later ones are like those before them.
-        nth += 1 + nth / 4;
+        // A sample's next one may lie past the end.
+        assert!(nth < 2_000, "{call} does not end");
     }
+    kills
+}
+
+/// Kills a build before its n-th call of a kind and checks what it leaves; says whether it came to its end.
+fn crash_at(fixture: &Fixture, call: &str, nth: usize, expected: &Value, seed: Option<u64>) -> bool {
+    let when = format!("{call} {nth}, seed {seed:?}");
+    let names = [format!("cache-{call}"), format!("dist-{call}")];
+    let [cache, output] = [&names[0], &names[1]].map(|name| fixture.path(name));
+    let ended = killed(fixture, call, nth, &names[0], &names[1]);
+    assert_sound(&cache, &output, &when);
+    let mut command = fixture.command(&["--cache-dir", &names[0], "--output", &names[1]]);
+    let again = report(&finish(command.args(["--output-format", "json"])));
+    assert_eq!(again["images"], expected["images"], "{when}");
+    let aside = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".hearth-"))
+    };
+    assert_eq!(files(&output).iter().find(|path| aside(path)), None, "{when}: nothing half-written stays");
+    for directory in [cache, output] {
+        fs::remove_dir_all(directory).expect("removable");
+    }
+    ended
 }

@@ -1,12 +1,17 @@
 //! Crashes between any two steps, for real: a workload runs under `strace`, which kills it with SIGKILL before its n-th
 //! write, fsync, rename, ..., for every n; then the directory must hold nothing but whole, right things. A power cut
 //! takes what was not synced besides: that nothing gets its name before it is synced is read in the order of the calls.
+//!
+//! Each crash is a process or two, so one in four is tried by default, other ones in every run; `HEARTH_SEED` repeats a choice,
+//! and with `HEARTH_CRASHES=all` (`tests/run --all`) none is left out.
 
 use std::{
     collections::BTreeSet,
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -136,27 +141,83 @@ fn inject(call: &str, nth: u32, fault: &str) -> [String; 4] {
     ["-e".to_owned(), format!("trace={call}"), "-e".to_owned(), format!("inject={call}:{fault}:when={nth}")]
 }
 
-/// The workload under a fault at the n-th call, for every n.
-fn everywhere(fault: &str) {
-    let home = tempfile::tempdir().unwrap();
-    for call in CALLS {
-        let mut nth = 1;
-        loop {
-            let (directory, when) =
-                (home.path().join(format!("{call}-{nth}")), format!("{fault} at {call} {nth}"));
-            fs::create_dir(&directory).unwrap();
-            let options = inject(call, nth, fault);
-            let ended = under_strace(&directory, &home.path().join("log"), &options);
-            assert_sound(&directory, &when);
-            fs::remove_dir_all(&directory).unwrap();
-            if ended.success() {
-                break;
-            }
-            assert!(nth < 500, "{call} does not end");
-            // Most of the later calls are the index's own, one like the other.
-            nth += 1 + nth / 10;
+/// Which crashes are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    All,
+    /// One in four, by this seed.
+    Sample(u64),
+}
+
+impl Choice {
+    fn of_this_run() -> Self {
+        if std::env::var_os("HEARTH_CRASHES").is_some_and(|which| which == "all") {
+            return Self::All;
         }
+        let given = std::env::var("HEARTH_SEED").ok().and_then(|seed| seed.parse().ok());
+        let now =
+            || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        Self::Sample(given.unwrap_or_else(now))
     }
+
+    fn takes(self, call: &str, nth: u32) -> bool {
+        let Self::Sample(seed) = self else { return true };
+        let mut hasher = DefaultHasher::new();
+        (seed, call, nth).hash(&mut hasher);
+        hasher.finish().is_multiple_of(4)
+    }
+}
+
+#[test]
+fn a_sample_is_about_a_quarter_and_another_one_for_another_seed() {
+    let taken = |choice: Choice| (1..=1000).filter(|nth| choice.takes("write", *nth)).collect::<Vec<_>>();
+    let samples: Vec<_> = (1..=4).map(|seed| taken(Choice::Sample(seed))).collect();
+    for sample in &samples {
+        assert!((200..300).contains(&sample.len()), "{} of 1000", sample.len());
+    }
+    assert_eq!(samples[0], taken(Choice::Sample(1)), "a seed repeats its sample");
+    assert_ne!(samples[0], samples[1]);
+    assert_eq!(taken(Choice::All).len(), 1000);
+}
+
+/// The workload under a fault at the n-th call, for every n of the choice.
+fn everywhere(fault: &str) {
+    let (home, choice) = (tempfile::tempdir().unwrap(), Choice::of_this_run());
+    let faults: usize = std::thread::scope(|scope| {
+        let halves = CALLS.chunks(CALLS.len().div_ceil(2)).map(|calls| {
+            let home = home.path();
+            scope.spawn(move || calls.iter().map(|call| at_every(call, fault, choice, home)).sum::<usize>())
+        });
+        let halves: Vec<_> = halves.collect();
+        halves
+            .into_iter()
+            .map(|half| half.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .sum()
+    });
+    let least = if choice == Choice::All { 80 } else { 8 };
+    assert!(faults >= least, "only {faults} faults with {choice:?}");
+}
+
+/// The workload under a fault at the n-th call of one kind; says how often there was one.
+fn at_every(call: &str, fault: &str, choice: Choice, home: &Path) -> usize {
+    let mut faults = 0;
+    // Most of the later calls are the index's own, one like the other.
+    let positions = std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 10));
+    for nth in positions.filter(|nth| choice.takes(call, *nth)) {
+        let when = format!("{fault} at {call} {nth}, {choice:?}");
+        let directory = home.join(format!("{call}-{nth}"));
+        fs::create_dir(&directory).unwrap();
+        let ended = under_strace(&directory, &home.join(format!("{call}.log")), &inject(call, nth, fault));
+        assert_sound(&directory, &when);
+        fs::remove_dir_all(&directory).unwrap();
+        if ended.success() {
+            break;
+        }
+        // A sample's next one may lie past the end.
+        assert!(nth < 2_000, "{call} does not end");
+        faults += 1;
+    }
+    faults
 }
 
 #[test]

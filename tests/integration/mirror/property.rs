@@ -14,7 +14,7 @@ use kit::{
     registry::{FakeUpstream, Fault, On, Where, sha256},
     wire::{Ending, Exchange, get},
 };
-use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
 use super::REPOSITORY;
 
@@ -175,18 +175,54 @@ async fn run(schedule: &Schedule) -> Result<(), String> {
 /// Schedules tried, and how many of them at the same time: most of their time is waiting.
 const SCHEDULES: usize = 24;
 const AT_ONCE: usize = 8;
+/// Simpler schedules tried after one that went wrong.
+const SIMPLER: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_any_schedule_a_reader_gets_right_bytes_or_an_error() {
     let mut dice = TestRunner::new(ProptestConfig::default());
-    let schedules: Vec<_> = std::iter::repeat_with(|| schedule().new_tree(&mut dice))
+    let trees: Vec<_> = std::iter::repeat_with(|| schedule().new_tree(&mut dice))
         .take(SCHEDULES)
-        .map(|tree| tree.expect("every schedule is a good one").current())
+        .map(|tree| tree.expect("every schedule is a good one"))
         .collect();
-    let runs = schedules.iter().map(|schedule| async move {
-        run(schedule).await.err().map(|wrong| format!("{schedule:?}\n{wrong}"))
+    let runs = trees.into_iter().map(|tree| async move {
+        let wrong = run(&tree.current()).await.err()?;
+        Some((tree, wrong))
     });
     let wrong: Vec<_> =
         stream::iter(runs).buffer_unordered(AT_ONCE).filter_map(future::ready).collect().await;
-    assert!(wrong.is_empty(), "{} of {SCHEDULES} went wrong:\n{}", wrong.len(), wrong.join("\n\n"));
+    let count = wrong.len();
+    if let Some((tree, wrong)) = wrong.into_iter().next() {
+        let simplest = simplify(tree, wrong, async |schedule| run(&schedule).await.err()).await;
+        panic!("{count} of {SCHEDULES} went wrong; the first, simplified:\n{simplest}");
+    }
+}
+
+/// The simplest case that goes wrong still, with what went wrong, after a few tries: each may wait for time-outs.
+async fn simplify<T: ValueTree>(
+    mut tree: T,
+    wrong: String,
+    run: impl AsyncFn(T::Value) -> Option<String>,
+) -> String {
+    let (mut simplest, mut went_wrong) = (format!("{:?}\n{wrong}", tree.current()), true);
+    for _ in 0..SIMPLER {
+        if !(if went_wrong { tree.simplify() } else { tree.complicate() }) {
+            break;
+        }
+        let wrong = run(tree.current()).await;
+        went_wrong = wrong.is_some();
+        if let Some(wrong) = wrong {
+            simplest = format!("{:?}\n{wrong}", tree.current());
+        }
+    }
+    simplest
+}
+
+#[tokio::test]
+async fn a_case_that_goes_wrong_is_simplified() {
+    let mut dice = TestRunner::new(ProptestConfig::default());
+    let trees = std::iter::repeat_with(|| (0_u32..1000).new_tree(&mut dice).expect("a number"));
+    let tree = trees.into_iter().find(|tree| tree.current() >= 700).expect("one of them");
+    let run = async |number| (number >= 700).then(|| "too large".to_owned());
+    assert_eq!(simplify(tree, String::new(), run).await, "700\ntoo large");
 }
