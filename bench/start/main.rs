@@ -39,7 +39,7 @@ struct Part {
 
 /// Measured in a root file system that has only Rust, with a fast network.
 const PROGRAMS: Part =
-    Part { what: "Debian packages, crates and their compilation", megabytes: 260, seconds: 480 };
+    Part { what: "Debian packages, crates and their compilation", megabytes: 200, seconds: 480 };
 const BASE: Part = Part { what: "a base root file system with Java and Python", megabytes: 120, seconds: 60 };
 const SPARKS: Part = Part { what: "two Sparks", megabytes: 640, seconds: 60 };
 /// The demonstration itself.
