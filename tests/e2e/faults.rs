@@ -10,7 +10,7 @@ use kit::metrics::Metrics;
 use kit::registry::{FakeUpstream, Fault, Image, Layer, On, RedirectTo, Where, random_bytes};
 use kit::runtime::Containerd;
 
-use crate::support::{Agent, REGISTRY, assert_same_bytes};
+use crate::support::{Agent, REGISTRY, archive, assert_same_bytes};
 
 /// Five requests one after the other, each within the agent's own limit of five seconds, twice over. A kubelet
 /// waits longer, a person does not.
@@ -288,31 +288,4 @@ async fn put_image(upstream: &FakeUpstream) -> Image {
     let image = upstream.image("data/app", "1", layers).await;
     upstream.index(INDEX, &image);
     image
-}
-
-/// A tar archive with one file, for containerd unpacks what it pulls.
-fn archive(content: &[u8]) -> Vec<u8> {
-    const BLOCK: usize = 512;
-    let mut header = [0; BLOCK];
-    let size = format!("{:011o}\0", content.len());
-    let name = format!("file-{}", content.len());
-    let fields: [(usize, &[u8]); 8] = [
-        (0, name.as_bytes()),
-        (100, b"0000644\0"),
-        (108, b"0000000\0"),
-        (116, b"0000000\0"),
-        (124, size.as_bytes()),
-        (136, b"00000000000\0"),
-        (156, b"0"),
-        (257, b"ustar\x0000"),
-    ];
-    for (at, bytes) in fields {
-        header[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    // Summed up with its own field as spaces.
-    let sum = header.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut archive = [&header, content].concat();
-    archive.resize(archive.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
-    archive
 }

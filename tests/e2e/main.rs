@@ -9,6 +9,7 @@
 //! | `skopeo` | an image (below), skopeo |
 //! | `faults` | root, containerd |
 //! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
+//! | `matrix::CLIENT::SUITE` | root, the program of that suite (`tests/runtimes.sh`) |
 //! | `podman`, `buildah` | an image, root, the program |
 //! | `containerd` | an image, root, containerd, runc |
 //! | `runtime` | an image, root, containerd, runc, iproute2, podman, dockerd |
@@ -24,6 +25,7 @@ mod burst;
 mod closed;
 mod containerd;
 mod faults;
+mod matrix;
 mod podman;
 mod runtime;
 mod skopeo;

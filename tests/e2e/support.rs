@@ -134,3 +134,30 @@ pub fn assert_same_bytes(one: &Path, other: &Path) -> Result<()> {
         ensure!(expected[..read] == found[..read], "`{}` differs from `{}`", one.display(), other.display());
     }
 }
+
+/// A tar archive with one file: clients unpack what they pull.
+pub fn archive(content: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 512;
+    let mut header = [0; BLOCK];
+    let size = format!("{:011o}\0", content.len());
+    let name = format!("file-{}", content.len());
+    let fields: [(usize, &[u8]); 8] = [
+        (0, name.as_bytes()),
+        (100, b"0000644\0"),
+        (108, b"0000000\0"),
+        (116, b"0000000\0"),
+        (124, size.as_bytes()),
+        (136, b"00000000000\0"),
+        (156, b"0"),
+        (257, b"ustar\x0000"),
+    ];
+    for (at, bytes) in fields {
+        header[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    // Summed up with its own field as spaces.
+    let sum = header.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut archive = [&header, content].concat();
+    archive.resize(archive.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
+    archive
+}

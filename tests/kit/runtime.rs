@@ -12,6 +12,8 @@
 //! S3              a server that speaks S3
 //! CountingProxy   in front of a registry: what was asked of it, when its bytes left, at what pace
 //! ```
+//!
+//! The clients come in the machine's own release and, by [`Suite`], in those that `tests/runtimes.sh` unpacks.
 
 mod containerd;
 mod containers;
@@ -20,6 +22,7 @@ mod daemon;
 mod docker_registry;
 mod dockerd;
 mod s3;
+mod suite;
 
 pub use containerd::Containerd;
 pub use containers::{ContainersTools, Mirror};
@@ -28,6 +31,7 @@ pub use daemon::{Daemon, Finished, run};
 pub use docker_registry::DockerRegistry;
 pub use dockerd::Dockerd;
 pub use s3::S3;
+pub use suite::Suite;
 
 /// Which of `programs` are not on this machine's path.
 pub fn missing<'a>(programs: &[&'a str]) -> Vec<&'a str> {

@@ -10,7 +10,7 @@ use hearth_agent::runtime::Runtime;
 use rustix::process::Signal;
 
 use super::daemon::{signal, unmount_under};
-use super::{Daemon, Finished, run};
+use super::{Daemon, Finished, Suite, run};
 use crate::net::Net;
 
 /// Of images that CRI pulls: the only namespace that it looks into.
@@ -23,29 +23,37 @@ const PULL_LIMIT: Duration = Duration::from_mins(4);
 #[derive(Debug)]
 pub struct Containerd {
     daemon: Daemon,
+    suite: Suite,
     directory: tempfile::TempDir,
 }
 
 impl Containerd {
     /// Starts one and waits until its CRI answers. Needs root.
     pub async fn start() -> Result<Self> {
-        Self::start_by(Command::new("containerd")).await
+        Self::start_of(Suite::Own).await
+    }
+
+    /// The same in another release.
+    pub async fn start_of(suite: Suite) -> Result<Self> {
+        Self::start_by(suite, suite.command("containerd")).await
     }
 
     /// The same on a node of a network: it pulls from there, and its containers have that node's network.
     pub async fn start_on(net: &Net, node: u8) -> Result<Self> {
-        Self::start_by(net.on(node, "containerd")).await
+        Self::start_by(Suite::Own, net.on(node, "containerd")).await
     }
 
-    async fn start_by(mut command: Command) -> Result<Self> {
+    async fn start_by(suite: Suite, mut command: Command) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hearth-containerd-").tempdir()?;
         let path = directory.path();
-        fs::create_dir(path.join("certs.d"))?;
+        fs::create_dir_all(path.join("etc/containerd/certs.d"))?;
         let config = path.join("config.toml");
-        fs::write(&config, configuration(path))?;
+        let version = suite.version("containerd").await?;
+        fs::write(&config, configuration(path, version))?;
+        fs::write(path.join("etc/containerd/config.toml"), configuration(Path::new(""), version))?;
         command.arg("--config").arg(&config);
         let daemon = Daemon::start(&mut command, &path.join("log"))?;
-        let mut this = Self { daemon, directory };
+        let mut this = Self { daemon, suite, directory };
         let runtime = this.runtime();
         this.daemon.ready(async |_| runtime.name().await.ok()).await?;
         Ok(this)
@@ -54,6 +62,12 @@ impl Containerd {
     /// Where its clients reach it.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("containerd.sock")
+    }
+
+    /// Its directory as the file system of a node: `etc/containerd/config.toml` says what it was started with, and what
+    /// is written where that says is what it reads.
+    pub fn node(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Its CRI, by the client that the agent uses.
@@ -168,13 +182,13 @@ impl Containerd {
     }
 
     fn ctr_command(&self, arguments: &[String]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = self.suite.command("ctr");
         command.arg("--address").arg(self.socket()).args(["--namespace", NAMESPACE]).args(arguments);
         command
     }
 
     fn hosts_directory(&self) -> PathBuf {
-        self.directory.path().join("certs.d")
+        self.directory.path().join("etc/containerd/certs.d")
     }
 
     /// The process ids of the shims that serve this daemon: they name its socket among their arguments.
@@ -214,25 +228,14 @@ impl Drop for Containerd {
 }
 
 /// Only what these tests need: no CNI, no other snapshotter, nothing outside `path`.
-fn configuration(path: &Path) -> String {
+fn configuration(path: &Path, (major, _): (u32, u32)) -> String {
     let path = path.display();
-    format!(
-        r#"version = 2
-root = "{path}/root"
-state = "{path}/state"
-disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.tracing",
-]
-
-[grpc]
-address = "{path}/containerd.sock"
-
-[plugins."io.containerd.internal.v1.opt"]
-path = "{path}/opt"
+    // Not every machine lets a process lower its own oom score.
+    let cri = if major < 2 {
+        format!(
+            r#"version = 2
 
 [plugins."io.containerd.grpc.v1.cri"]
-# Not every machine lets a process lower its own oom score.
 restrict_oom_score_adj = true
 
 [plugins."io.containerd.grpc.v1.cri".cni]
@@ -240,7 +243,42 @@ conf_dir = "{path}/cni"
 bin_dir = "{path}/cni"
 
 [plugins."io.containerd.grpc.v1.cri".registry]
-config_path = "{path}/certs.d"
+config_path = "{path}/etc/containerd/certs.d"
 "#
+        )
+    } else {
+        format!(
+            r#"version = 3
+
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+
+[plugins."io.containerd.cri.v1.runtime".cni]
+conf_dir = "{path}/cni"
+bin_dirs = ["{path}/cni"]
+
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{path}/etc/containerd/certs.d"
+"#
+        )
+    };
+    // Of the snapshotters only overlayfs; NRI listens outside of `path`.
+    let (version, cri) = cri.split_once('\n').unwrap_or_default();
+    format!(
+        r#"{version}
+root = "{path}/root"
+state = "{path}/state"
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri",
+]
+
+[grpc]
+address = "{path}/containerd.sock"
+
+[plugins."io.containerd.internal.v1.opt"]
+path = "{path}/opt"
+{cri}"#
     )
 }

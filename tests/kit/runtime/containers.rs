@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::daemon::unmount_under;
-use super::{Finished, run};
+use super::{Finished, Suite, run};
 
 /// As for containerd: a pull takes under a minute.
 const LIMIT: Duration = Duration::from_mins(4);
@@ -26,27 +26,48 @@ pub struct Mirror<'a> {
 /// The tools with a storage, a home directory and a `registries.conf` of their own.
 #[derive(Debug)]
 pub struct ContainersTools {
+    suite: Suite,
     directory: tempfile::TempDir,
 }
 
 impl ContainersTools {
     /// Prepares them; nothing runs yet.
     pub fn new(mirror: Mirror<'_>) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("hearth-containers-").tempdir()?;
-        let this = Self { directory };
-        let path = this.path();
-        // Looked at first by all three, whatever the machine's own configuration says.
-        let config = path.join("home/.config/containers");
-        fs::create_dir_all(&config)?;
-        fs::write(config.join("policy.json"), r#"{ "default": [{ "type": "insecureAcceptAnything" }] }"#)?;
+        Self::of(Suite::Own, mirror, None)
+    }
+
+    /// The same in another release. `registry` is where the registry itself is, in plain HTTP, when its name leads
+    /// nowhere: these clients ask it last.
+    pub fn of(suite: Suite, mirror: Mirror<'_>, registry: Option<SocketAddr>) -> Result<Self> {
+        let this = Self::without_mirror(suite)?;
+        let location = registry.map_or_else(
+            || format!("location = \"{}\"\n", mirror.registry),
+            |address| format!("location = \"{address}\"\ninsecure = true\n"),
+        );
         let Mirror { registry, agent } = mirror;
         fs::write(
-            config.join("registries.conf"),
+            this.path().join("etc/containers/registries.conf"),
             format!(
-                "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\n\n\
+                "[[registry]]\nprefix = \"{registry}\"\n{location}\n\
                  [[registry.mirror]]\nlocation = \"{agent}/{registry}\"\ninsecure = true\n"
             ),
         )?;
+        Ok(this)
+    }
+
+    /// The same with a configuration that names no registry yet. What is written to `etc/containers` below their
+    /// [path](Self::path) is what they read.
+    pub fn without_mirror(suite: Suite) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("hearth-containers-").tempdir()?;
+        let this = Self { suite, directory };
+        let path = this.path();
+        let config = path.join("etc/containers");
+        fs::create_dir_all(&config)?;
+        fs::write(config.join("policy.json"), r#"{ "default": [{ "type": "insecureAcceptAnything" }] }"#)?;
+        fs::write(config.join("registries.conf"), "unqualified-search-registries = []\n")?;
+        // Looked at first by all three, whatever the machine's own configuration says.
+        fs::create_dir(path.join("home"))?;
+        std::os::unix::fs::symlink("../etc", path.join("home/.config"))?;
         let storage = path.display();
         fs::write(
             path.join("storage.conf"),
@@ -102,7 +123,7 @@ impl ContainersTools {
     }
 
     async fn call(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
-        let mut command = Command::new(program);
+        let mut command = self.suite.command(program);
         command.args(arguments);
         self.run(command).await
     }
@@ -110,7 +131,9 @@ impl ContainersTools {
     /// Runs a program in the environment that the tools have.
     pub async fn run(&self, mut command: Command) -> Result<Finished> {
         let path = self.path();
+        self.suite.prepare(&mut command);
         command
+            .env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
             .env("HOME", path.join("home"))
             .env("XDG_CONFIG_HOME", path.join("home/.config"))
             .env("XDG_RUNTIME_DIR", path.join("home"))
