@@ -239,15 +239,14 @@ impl Run {
         let (digest, distrust) = (self.flight.digest(), self.flight.distrust());
         let mut permit = self.permit().await;
         let mut asking = std::pin::pin!(upstream.blob(source, digest, self.order.span, &known, distrust));
-        let body = match tokio::time::timeout(SLOW_HEADER, &mut asking).await {
-            Ok(answer) => answer?,
+        let body = if let Ok(answer) = tokio::time::timeout(SLOW_HEADER, &mut asking).await {
+            answer?
+        } else {
             // A place that nothing moves in is free for others until the answer comes.
-            Err(_) => {
-                drop(permit.take());
-                let answer = asking.await?;
-                permit = self.permit().await;
-                answer
-            }
+            drop(permit.take());
+            let answer = asking.await?;
+            permit = self.permit().await;
+            answer
         };
         let _permit = permit;
         self.place.answered.store(self.place.now(), Ordering::Relaxed);

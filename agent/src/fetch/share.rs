@@ -28,7 +28,7 @@ const LARGEST: u64 = 1 << 40;
 #[derive(Debug)]
 pub enum Share {
     /// The bytes, and how many.
-    Here(ContentReader, u64),
+    Here(Box<ContentReader>, u64),
     /// On its way.
     Held {
         /// Rises with every sign of life.
@@ -80,7 +80,7 @@ impl Fetcher {
                     return Some(Share::NoPart);
                 }
                 return Some(Share::Here(
-                    ContentReader::of_store(Source::Whole(blob), bytes.clone()),
+                    Box::new(ContentReader::of_store(Source::Whole(blob), bytes.clone())),
                     bytes.end - bytes.start,
                 ));
             }
@@ -185,7 +185,7 @@ fn landed(flight: &Flight, ask: &PieceAsk, layout: &Layout) -> Option<Share> {
     let here = partial.gaps(bytes.clone()).is_empty();
     here.then(|| {
         Share::Here(
-            ContentReader::of_store(Source::Landed(partial.clone(), ask.size), bytes.clone()),
+            Box::new(ContentReader::of_store(Source::Landed(partial.clone(), ask.size), bytes.clone())),
             bytes.end - bytes.start,
         )
     })

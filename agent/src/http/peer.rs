@@ -94,7 +94,7 @@ impl PeerApi {
                     let sent = self.0.metrics.peer_sent_bytes.get();
                     return held(sent, sent);
                 };
-                let body = body::content(reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));
+                let body = body::content(*reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));
                 let mut response = Response::new(body);
                 response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
                 response

@@ -378,6 +378,35 @@ mod tests {
         assert!(!format!("{auth:?} {request:?}").contains("secret"));
     }
 
+    /// Listens, reads the beginning of a request, and ends like a process that crashes: connection and listener close.
+    async fn end_at_a_call(listener: tokio::net::UnixListener) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut preface = [0; 24];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut preface).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_ends_twice_at_the_same_call_is_not_called_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("containerd.sock");
+        let listen = || {
+            let _ = std::fs::remove_file(&socket);
+            tokio::net::UnixListener::bind(&socket).unwrap()
+        };
+        let runtime = Runtime::new(&socket);
+        for attempt in 1..=2 {
+            let (answer, ()) = tokio::join!(runtime.has("r.test/a:v1"), end_at_a_call(listen()));
+            let error = answer.unwrap_err();
+            assert!(matches!(error, RuntimeError::BrokeOff { .. }), "attempt {attempt}: {error}");
+        }
+        let listener = listen();
+        let error = runtime.has("r.test/a:v1").await.unwrap_err().to_string();
+        assert!(error.contains("ImageStatus"), "{error}");
+        assert!(runtime.name().await.is_err(), "no other call either");
+        let called = futures_util::FutureExt::now_or_never(listener.accept());
+        assert!(called.is_none(), "a connection was made");
+    }
+
     #[tokio::test]
     async fn a_socket_that_nobody_answers_is_named() {
         let error = Runtime::new("/nowhere/x.sock").load("a", None).await.unwrap_err();

@@ -40,10 +40,10 @@ async fn content_that_is_damaged_on_disk_is_replaced_by_the_right_one() {
     let path = store.0.paths.blob(&digest);
     for damaged in [&b"jello"[..], b"hell", b""] {
         // Stored blobs are read-only; rot does not ask.
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, damaged).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, damaged).unwrap();
         store.put(&digest, b"hello").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"hello");
+        assert_eq!(fs::read(&path).unwrap(), b"hello");
         assert_eq!(store.totals(), Totals { blobs: 1, bytes: 5 });
     }
 }

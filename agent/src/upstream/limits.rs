@@ -136,7 +136,6 @@ impl Budget {
 
     /// Reads what an answer says about the limit.
     fn answered(&mut self, headers: &HeaderMap, now: Instant) {
-        self.refusals = Streak::default();
         let limit = text(headers, "ratelimit-limit").and_then(parse);
         let remaining = text(headers, "ratelimit-remaining").and_then(parse);
         if let Some((limit, window)) = limit {
@@ -276,6 +275,7 @@ impl Limits {
     ) -> Option<Duration> {
         match outcome {
             Outcome::Settled(headers) => {
+                self.budget.refusals = Streak::default();
                 if let Some(headers) = headers {
                     self.budget.answered(headers, now);
                 }

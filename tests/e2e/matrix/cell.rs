@@ -199,7 +199,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Cell>()?.to_string(), text);
         }
-        for text in ["pulled", "pulled, < soon", "pulled, < 10 s; 6, 7 kB", "pulled, < 10 s; 6 requests, 7 MB"] {
+        for text in
+            ["pulled", "pulled, < soon", "pulled, < 10 s; 6, 7 kB", "pulled, < 10 s; 6 requests, 7 MB"]
+        {
             assert!(text.parse::<Cell>().is_err(), "{text}");
         }
         Ok(())

@@ -6,8 +6,7 @@ use anyhow::Result;
 use kit::runtime::{Containerd, ContainersTools, Dockerd, Mirror, Suite};
 
 /// Nothing listens there.
-const NOWHERE: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
 
 /// Which client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -139,7 +139,8 @@ impl Table {
         let mut rows = Vec::new();
         for Seen { row, cell, .. } in seen {
             let old = self.rows.iter().find(|(name, _)| name == row);
-            let mut cells = old.map_or_else(|| vec![NONE.to_owned(); self.columns.len()], |(_, cells)| cells.clone());
+            let mut cells =
+                old.map_or_else(|| vec![NONE.to_owned(); self.columns.len()], |(_, cells)| cells.clone());
             let new = match self.cell(row, index) {
                 Some(text) => text.parse::<Cell>()?.widened(cell),
                 None => cell.clone(),

@@ -1,11 +1,20 @@
 //! A node that joins is warmed first.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hearth_agent::prepull::crd::NodeCache;
 use k8s_openapi::api::core::v1::Node;
 use kit::agent::Agent;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::{World, condition};
+use super::{World, condition, eventually};
 
 const TAINT: &str = "hearth.dev/warming";
 
@@ -37,6 +46,53 @@ async fn the_start_up_taint_goes_when_the_pinned_images_are_here_and_again_when_
     nodes.patch(&node, &PatchParams::default(), &Patch::Strategic(again)).await.expect("tainted again");
     world.until::<Node>(&node, |node| taint_keys(node) == ["dedicated"]).await;
     agent.stop().await;
+    world.end().await;
+}
+
+/// A container runtime that ends at every call, as containerd did at a record without `target`; its supervisor starts it
+/// again. Counts its starts.
+async fn crashing_runtime(socket: std::path::PathBuf, starts: Arc<AtomicUsize>) {
+    loop {
+        let _ = std::fs::remove_file(&socket);
+        let listener = tokio::net::UnixListener::bind(&socket).expect("a socket in a temporary folder");
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        starts.fetch_add(1, Ordering::SeqCst);
+        let mut request = [0; 24];
+        let _ = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut request).await;
+        drop((stream, listener));
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runtime_that_ends_at_our_calls_is_not_called_again_and_people_are_told() {
+    let world = World::start().await;
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (socket, starts) = (home.path().join("runtime.sock"), Arc::new(AtomicUsize::new(0)));
+    let fake = tokio::spawn(crashing_runtime(socket.clone(), starts.clone()));
+    let node = world.node("one", json!({"pool": world.prefix}), json!([])).await;
+    let image = world.image("3.5", 1).await;
+    assert!(!image.digest.is_empty());
+    let set =
+        world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}, "runtime": true})).await;
+    let config = world.config(&node, "").with(&format!("runtime: {{ socket: \"{}\" }}", socket.display()));
+    let agent = Agent::start(&config).await;
+    let cache = world
+        .until::<NodeCache>(&node, |cache| {
+            condition(cache, "RuntimeUsable") == ("False".into(), "RuntimeStopped".into())
+        })
+        .await;
+    let message = cache["status"]["conditions"][0]["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message.contains("PullImage"), "the call is named: {message}");
+    eventually("an Event", || async {
+        let events = world.events_about(&node).await;
+        if events.iter().any(|reason| reason == "RuntimeStopped") { Ok(()) } else { Err(events) }
+    })
+    .await;
+    assert_eq!(starts.load(Ordering::SeqCst), 2, "twice is enough");
+    fake.abort();
+    agent.stop().await;
+    drop(set);
     world.end().await;
 }
 

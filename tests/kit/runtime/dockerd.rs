@@ -70,10 +70,13 @@ impl Dockerd {
 
     /// Pulls `repository:tag` or `repository@digest` of Docker Hub.
     pub async fn pull(&self, image: &str) -> Result<()> {
-        let path = format!("/images/create?fromImage={}", image.replace('/', "%2F").replace(':', "%3A").replace('@', "%40"));
+        let path = format!(
+            "/images/create?fromImage={}",
+            image.replace('/', "%2F").replace(':', "%3A").replace('@', "%40")
+        );
         let steps = call(&self.socket(), "POST", &path).await?;
-        let lines = steps.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        match lines.filter_map(|line| Some(line.get("error")?.as_str()?.to_owned())).next() {
+        let mut lines = steps.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        match lines.find_map(|line| Some(line.get("error")?.as_str()?.to_owned())) {
             Some(error) => bail!("Docker cannot pull `{image}`: {error}"),
             None => Ok(()),
         }

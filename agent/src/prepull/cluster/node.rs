@@ -217,7 +217,7 @@ async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut b
     match within(recorder.publish(&event, &node)).await {
         Ok(()) => *told = true,
         Err(error) => {
-            tracing::warn!(%error, "Event about the container runtime not written: retried with the next status")
+            tracing::warn!(%error, "Event about the container runtime not written: retried with the next status");
         }
     }
 }

@@ -54,6 +54,9 @@ fn play(sent: &[Sent]) -> (Limits, Instant) {
     (limits, start)
 }
 
+/// What it is about, what happened, and what a request for a subject is told at a time, in milliseconds.
+type Row = (&'static str, Vec<Sent>, u64, &'static str, Result<(), Refusal>);
+
 #[test]
 fn failures_are_counted_by_what_they_say() {
     use End::{Bad, Down, Local, Ok, Too, TooFor};
@@ -62,8 +65,7 @@ fn failures_are_counted_by_what_they_say() {
     let throttled = |millis| Err(Refusal::Throttled(Duration::from_millis(millis)));
     let together = |end: fn() -> End| (0..24).map(|_| Sent(0, 10, "a", end())).collect::<Vec<_>>();
     let loops = |times: u64| (0..times).map(|n| Sent(n * 10, n * 10 + 5, "a", Bad)).collect::<Vec<_>>();
-    // What happened, and what a request for a subject is told at a time.
-    let table: Vec<(&str, Vec<Sent>, u64, &str, Result<(), Refusal>)> = vec![
+    let table: Vec<Row> = vec![
         ("24 at once without a connection", together(|| Down), 20, "b", Result::Ok(())),
         ("24 at once that fail", together(|| Bad), 20, "a", Result::Ok(())),
         ("24 at once with 429", together(|| Too), 510, "b", throttled(500)),

@@ -69,7 +69,8 @@ async fn set(containerd: &Containerd) -> Result<Seen> {
     let started = Instant::now();
     let agent = stage.agent(Some(addresses)).await?;
     let pinned = async {
-        while !(containerd.runtime().has(&name).await? && containerd.labels_of(&name).await?.contains(PINNED)) {
+        while !(containerd.runtime().has(&name).await? && containerd.labels_of(&name).await?.contains(PINNED))
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         anyhow::Ok(())

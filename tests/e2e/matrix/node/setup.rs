@@ -118,11 +118,14 @@ impl Setup {
         command.arg("setup").arg("--config").arg(self.stage.configuration()?);
         command.args(["--mirror-listen", &self.agent.addresses.mirror.to_string()]);
         command.args(["--admin-listen", &self.agent.addresses.admin.to_string()]);
-        command.args(["--runtime", match self.kind {
-            Kind::Containerd => "containerd",
-            Kind::Docker => "docker",
-            Kind::Podman | Kind::Buildah | Kind::Skopeo => "crio",
-        }]);
+        command.args([
+            "--runtime",
+            match self.kind {
+                Kind::Containerd => "containerd",
+                Kind::Docker => "docker",
+                Kind::Podman | Kind::Buildah | Kind::Skopeo => "crio",
+            },
+        ]);
         Ok(command)
     }
 
