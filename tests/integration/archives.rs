@@ -32,6 +32,13 @@ async fn source() -> (FakeUpstream, Agent, Image) {
     let image = upstream.image(REPOSITORY, "v1", [Layer::random(1, 3 * MIB), Layer::random(2, 10)]).await;
     let agent = Agent::start(&AgentConfig::for_upstream(&upstream)).await;
     pull(&agent, "v1").await.expect("the pull succeeds");
+    // A client has its last byte a moment before the blob lies in its place.
+    let stored = async {
+        while agent.stored().len() < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), stored).await.expect("manifest, configuration, two layers");
     (upstream, agent, image)
 }
 

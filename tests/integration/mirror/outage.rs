@@ -56,13 +56,13 @@ async fn a_restarted_agent_still_serves_what_was_pulled_while_upstream_is_off() 
 #[tokio::test]
 async fn a_tag_older_than_allowed_is_not_served_stale() {
     let upstream = FakeUpstream::start().await;
-    let config = AgentConfig::for_upstream(&upstream).with("tags: { freshness: 0s, maxStale: 1s }");
+    let config = AgentConfig::for_upstream(&upstream).with("tags: { freshness: 0s, maxStale: 5s }");
     let agent = Agent::start(&config).await;
     image(&upstream).await;
     pull(&agent).await.expect("the first pull succeeds");
     upstream.stop().await;
     assert_eq!(agent.head(&manifest_path(REPOSITORY, "v1")).await.status(), 200, "young enough");
-    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    tokio::time::sleep(Duration::from_millis(6_100)).await;
     assert_eq!(agent.head(&manifest_path(REPOSITORY, "v1")).await.status(), 503);
 }
 
