@@ -89,7 +89,11 @@ async fn one(kind: Kind, client: &Client, row: &str, change: Change, fallback: b
             pull
         }
     };
-    Ok(stage.cell(row, pull, [0, 0]))
+    let mut seen = stage.cell(row, pull, [0, 0]);
+    // How far a layer has come when the agent is gone.
+    let cut = seen.why.is_some() || matches!(change, Change::Killed | Change::Restarted);
+    seen.chance = cut.then(|| stage.whole());
+    Ok(seen)
 }
 
 /// Does it as soon as a layer is on its way, and gives those that are left.

@@ -129,6 +129,11 @@ impl Stage {
         Pull { took: started.elapsed(), error }
     }
 
+    /// Bytes of the configuration and the layers.
+    pub fn whole(&self) -> u64 {
+        self.upstream.size_of(&self.image.repository, &self.image.digest)
+    }
+
     /// How many requests the two registries have had.
     pub fn marks(&self) -> [usize; 2] {
         [self.upstream.log().len(), self.fallback.log().len()]
@@ -141,7 +146,7 @@ impl Stage {
         let cell = Cell::new(if error.is_none() { "pulled" } else { "fails" }, took)
             .upstream(load(&self.upstream.log().since(marks[0])))
             .direct(load(&self.fallback.log().since(marks[1])));
-        Seen { row: row.to_owned(), cell, took, why: error }
+        Seen { row: row.to_owned(), cell, took, why: error, chance: None }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tables in `tests/README.md`, which are what the tests expect. With `HEARTH_WRITE_TABLE=1` a test writes what it saw:
-//! a cell that ends the same way as before is widened by it, any other one is replaced.
+//! a cell that ends the same way as before is widened by it, any other one is replaced; with `HEARTH_WRITE_TABLE=new`
+//! every one is.
 //!
 //! Each table lies between `<!-- NAME -->` and `<!-- end of NAME -->`; each test owns one column of it.
 
@@ -11,6 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 
 use super::cell::Cell;
+
+/// Columns in their order.
+const RELEASES: [&str; 3] = ["bookworm", "trixie", "sid"];
 
 /// Where a column has no such scenario.
 const NONE: &str = "–";
@@ -26,12 +30,14 @@ pub struct Seen {
     pub took: Duration,
     /// Why it failed, if it did.
     pub why: Option<String>,
+    /// Where chance has a part: the bytes of everything once.
+    pub chance: Option<u64>,
 }
 
 impl Seen {
     /// What is not a pull.
     pub fn of(row: &str, outcome: &str, took: Duration) -> Self {
-        Self { row: row.to_owned(), cell: Cell::new(outcome, took), took, why: None }
+        Self { row: row.to_owned(), cell: Cell::new(outcome, took), took, why: None, chance: None }
     }
 }
 
@@ -45,8 +51,9 @@ pub fn compare(name: &str, column: &str, seen: &[Seen]) -> Result<()> {
     let text = fs::read_to_string(&file).context("cannot read the tables")?;
     let (before, table, after) = parts(&text, name)?;
     let mut table = Table::parse(table)?;
-    if std::env::var_os("HEARTH_WRITE_TABLE").is_some_and(|value| value == "1") {
-        table.write(column, seen)?;
+    let write = std::env::var_os("HEARTH_WRITE_TABLE");
+    if let Some(how) = write.filter(|value| !value.is_empty()) {
+        table.write(column, seen, how == "new")?;
         return replace(&file, &format!("{before}{table}{after}"));
     }
     let changes = table.changes(column, seen)?;
@@ -112,7 +119,7 @@ impl Table {
     fn changes(&self, column: &str, seen: &[Seen]) -> Result<Vec<String>> {
         let index = self.column(column).with_context(|| format!("the table has no column `{column}`"))?;
         let mut changes = Vec::new();
-        for Seen { row, cell, took, why } in seen {
+        for Seen { row, cell, took, why, .. } in seen {
             match self.cell(row, index) {
                 Some(text) if text.parse::<Cell>()?.holds(cell, *took) => {}
                 expected => changes.push(format!(
@@ -130,24 +137,40 @@ impl Table {
     }
 
     /// The rows become those that were seen; other columns keep their cells.
-    fn write(&mut self, column: &str, seen: &[Seen]) -> Result<()> {
+    fn write(&mut self, column: &str, seen: &[Seen], anew: bool) -> Result<()> {
         let index = self.column(column).unwrap_or_else(|| {
-            self.columns.push(column.to_owned());
-            self.rows.iter_mut().for_each(|(_, cells)| cells.push(NONE.to_owned()));
-            self.columns.len() - 1
+            // From the oldest release to the newest, whatever test is the first.
+            let age =
+                |name: &str| RELEASES.iter().position(|release| *release == name).unwrap_or(RELEASES.len());
+            let index = self.columns.partition_point(|name| age(name) <= age(column));
+            self.columns.insert(index, column.to_owned());
+            self.rows.iter_mut().for_each(|(_, cells)| cells.insert(index, NONE.to_owned()));
+            index
         });
         let mut rows = Vec::new();
-        for Seen { row, cell, .. } in seen {
+        for Seen { row, cell, chance, .. } in seen {
+            let loose = chance.map(|whole| cell.clone().loosened(whole));
+            let cell = loose.as_ref().unwrap_or(cell);
             let old = self.rows.iter().find(|(name, _)| name == row);
             let mut cells =
                 old.map_or_else(|| vec![NONE.to_owned(); self.columns.len()], |(_, cells)| cells.clone());
             let new = match self.cell(row, index) {
-                Some(text) => text.parse::<Cell>()?.widened(cell),
-                None => cell.clone(),
+                Some(text) if !anew => text.parse::<Cell>()?.widened(cell),
+                _ => cell.clone(),
             };
             cells[index] = new.to_string();
             rows.push((row.clone(), cells));
         }
+        // What other releases do and this one does not need.
+        let others = self.rows.drain(..).filter(|(name, cells)| {
+            let elsewhere = cells.iter().enumerate().any(|(at, cell)| at != index && cell != NONE);
+            elsewhere && !seen.iter().any(|one| one.row == *name)
+        });
+        let others = others.map(|(name, mut cells)| {
+            NONE.clone_into(&mut cells[index]);
+            (name, cells)
+        });
+        rows.extend(others);
         self.rows = rows;
         Ok(())
     }
@@ -174,17 +197,17 @@ mod tests {
     #[test]
     fn what_was_written_is_found_again_and_a_change_is_named() -> Result<()> {
         let mut table = Table::default();
-        table.write("old", &[seen("a", "pulled"), seen("b", "fails")])?;
-        table.write("new", &[seen("a", "pulled"), seen("b", "pulled")])?;
+        table.write("new", &[seen("a", "pulled"), seen("b", "pulled")], false)?;
+        table.write("bookworm", &[seen("a", "pulled"), seen("b", "fails")], false)?;
         let text = table.to_string();
         assert_eq!(
             text,
-            "| scenario | old | new |\n| --- | --- | --- |\n\
+            "| scenario | bookworm | new |\n| --- | --- | --- |\n\
              | a | pulled, < 10 s | pulled, < 10 s |\n| b | fails, < 10 s | pulled, < 10 s |\n"
         );
         let table = Table::parse(&text)?;
-        assert_eq!(table.changes("old", &[seen("a", "pulled"), seen("b", "fails")])?, [""; 0]);
-        let changes = table.changes("old", &[seen("b", "pulled"), seen("c", "pulled")])?;
+        assert_eq!(table.changes("bookworm", &[seen("a", "pulled"), seen("b", "fails")])?, [""; 0]);
+        let changes = table.changes("bookworm", &[seen("b", "pulled"), seen("c", "pulled")])?;
         assert_eq!(
             changes,
             [
@@ -194,6 +217,18 @@ mod tests {
             ]
         );
         assert!(table.changes("other", &[]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_stays_as_long_as_a_column_has_it() -> Result<()> {
+        let mut table = Table::default();
+        table.write("bookworm", &[seen("a", "pulled"), seen("b", "pulled")], false)?;
+        table.write("sid", &[seen("a", "pulled")], false)?;
+        assert_eq!(table.changes("bookworm", &[seen("a", "pulled"), seen("b", "pulled")])?, [""; 0]);
+        assert_eq!(table.changes("sid", &[seen("a", "pulled")])?, [""; 0]);
+        table.write("bookworm", &[seen("a", "pulled")], false)?;
+        assert_eq!(table.rows.len(), 1);
         Ok(())
     }
 

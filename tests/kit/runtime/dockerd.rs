@@ -44,7 +44,8 @@ impl Dockerd {
         let daemon = Daemon::start(&mut command, &at("log"))?;
         let mut this = Self { daemon, directory };
         let socket = this.socket();
-        this.daemon.ready(async |_| UnixStream::connect(&socket).await.ok()).await?;
+        // It listens before it has a handler for signals, and answers after.
+        this.daemon.ready(async |_| call(&socket, "GET", "/_ping").await.ok()).await?;
         Ok(this)
     }
 
