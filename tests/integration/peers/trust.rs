@@ -31,8 +31,8 @@ fn ground(kind: &str, text: &str, others: &[Place]) -> String {
     let subject = key(kind, text);
     let rank = |name: &str| weight(subject, 0, key("member", name));
     let best = others.iter().map(|place| rank(&place.name)).max().unwrap_or_default();
-    let names = (0..).map(|n| format!("evil-{n}"));
-    names.into_iter().find(|name| rank(name) > best).expect("some name ranks first")
+    let mut names = (0..).map(|n| format!("evil-{n}"));
+    names.find(|name| rank(name) > best).expect("some name ranks first")
 }
 
 /// The digest that an agent gives for the tag, whether it marked it, and the status.
