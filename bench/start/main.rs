@@ -78,7 +78,21 @@ fn missing(demo: &Path, fixtures: &Path) -> Vec<Part> {
     .collect()
 }
 
+/// Nobody waits for a compilation to read this.
+const HELP: &str = "\
+Builds two real Spark images and pulls them through three agents
+
+Usage: cargo demo [--keep]
+
+Options:
+      --keep  Leave the registry and the agents running at the end until Ctrl-C, and print their addresses
+  -h, --help  Print help";
+
 fn main() -> ExitCode {
+    if env::args_os().skip(1).any(|argument| argument == "--help" || argument == "-h") {
+        let _ = writeln!(io::stdout(), "{HELP}");
+        return ExitCode::SUCCESS;
+    }
     match start() {
         Ok(never) => match never {},
         Err(reason) => {
