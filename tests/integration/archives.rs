@@ -38,7 +38,9 @@ async fn source() -> (FakeUpstream, Agent, Image) {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), stored).await.expect("manifest, configuration, two layers");
+    tokio::time::timeout(std::time::Duration::from_secs(20), stored)
+        .await
+        .expect("manifest, configuration, two layers");
     (upstream, agent, image)
 }
 

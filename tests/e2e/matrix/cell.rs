@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result};
 
 /// The limits that a cell can name, in seconds. They are wide: a slow machine is no change of behaviour.
-const CLASSES: [u64; 5] = [10, 30, 60, 120, 240];
+const CLASSES: [u64; 4] = [30, 60, 120, 240];
 
 /// What is measured is taken times this for the limit that is written down.
 const MARGIN: u32 = 3;
@@ -218,14 +218,14 @@ mod tests {
     #[test]
     fn a_cell_reads_as_it_was_written() -> Result<()> {
         for text in [
-            "pinned, < 10 s",
-            "pulled, < 10 s; 6 requests, 7612 kB",
+            "pinned, < 30 s",
+            "pulled, < 30 s; 6 requests, 7612 kB",
             "fails, < 60 s; 6–9 requests, 0 kB; direct 0–3 requests, 0–7612 kB",
         ] {
             assert_eq!(text.parse::<Cell>()?.to_string(), text);
         }
         for text in
-            ["pulled", "pulled, < soon", "pulled, < 10 s; 6, 7 kB", "pulled, < 10 s; 6 requests, 7 MB"]
+            ["pulled", "pulled, < soon", "pulled, < 30 s; 6, 7 kB", "pulled, < 30 s; 6 requests, 7 MB"]
         {
             assert!(text.parse::<Cell>().is_err(), "{text}");
         }
@@ -234,13 +234,13 @@ mod tests {
 
     #[test]
     fn a_cell_holds_for_what_lies_within_it_alone() -> Result<()> {
-        let expected: Cell = "pulled, < 10 s; 6–7 requests, 8 kB; direct 0–1 requests, 0–2 kB".parse()?;
+        let expected: Cell = "pulled, < 30 s; 6–7 requests, 8 kB; direct 0–1 requests, 0–2 kB".parse()?;
         for (seen, took, holds) in [
             (pulled(6, 8000), SECOND, true),
             (pulled(7, 7001).direct(Load::new(1, 2000)), SECOND, true),
             (pulled(8, 8000), SECOND, false),
             (pulled(6, 9000), SECOND, false),
-            (pulled(6, 8000), 11 * SECOND, false),
+            (pulled(6, 8000), 31 * SECOND, false),
             (pulled(6, 8000).direct(Load::new(2, 0)), SECOND, false),
             (Cell::new("fails", SECOND).upstream(Load::new(6, 8000)), SECOND, false),
         ] {
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn a_loose_cell_keeps_the_bytes_of_the_whole_image() {
         let cell = pulled(12, 4_405_900).direct(Load::new(3, 3_200_000));
-        let text = "pulled, < 10 s; 0–20 requests, 4406 kB; direct 0–5 requests, 0–5000 kB";
+        let text = "pulled, < 30 s; 0–20 requests, 4406 kB; direct 0–5 requests, 0–5000 kB";
         assert_eq!(cell.loosened(4_405_100).to_string(), text);
     }
 
@@ -262,7 +262,7 @@ mod tests {
         let one = pulled(6, 8000);
         let other = pulled(9, 8000).direct(Load::new(1, 1000));
         let both = one.widened(&other);
-        assert_eq!(both.to_string(), "pulled, < 10 s; 0–14 requests, 8 kB; direct 0–2 requests, 0–2 kB");
+        assert_eq!(both.to_string(), "pulled, < 30 s; 0–20 requests, 8 kB; direct 0–2 requests, 0–2 kB");
         assert!(both.holds(&one, SECOND) && both.holds(&other, SECOND));
         let failed = Cell::new("fails", 11 * SECOND);
         assert_eq!(one.widened(&failed), failed);

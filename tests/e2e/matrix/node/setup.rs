@@ -185,7 +185,7 @@ async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<(T, Duration)
     Ok((work.await?, started.elapsed()))
 }
 
-fn said(row: &str, word: &str, finished: Finished, took: Duration) -> Seen {
+fn said(row: &str, word: &str, finished: &Finished, took: Duration) -> Seen {
     let outcome = if finished.success { word } else { "fails" };
     let why = format!("{}{}", finished.stdout, finished.stderr);
     Seen { why: Some(why), ..Seen::of(row, outcome, took) }
