@@ -47,18 +47,18 @@ pub async fn column(kind: Kind, suite: Suite) -> Result<Vec<Seen>> {
     seen.extend(setup.check("`setup --check` before `setup`").await?);
     let (finished, took) = setup.run(&[]).await?;
     let word = if files(&setup.node.root().join("etc"))? == before { "nothing written" } else { "written" };
-    seen.push(said("`setup`", word, finished, took));
+    seen.push(said("`setup`", word, &finished, took));
     let written = files(&setup.node.root().join("etc"))?;
     let (finished, took) = setup.run(&[]).await?;
     let word = if files(&setup.node.root().join("etc"))? == written { "unchanged" } else { "written" };
-    seen.push(said("`setup`, again", word, finished, took));
+    seen.push(said("`setup`, again", word, &finished, took));
 
     setup.node.reload(suite).await?;
     seen.extend(setup.check("`setup --check`").await?);
     seen.push(setup.pull().await);
     let (finished, took) = setup.run(&["--uninstall"]).await?;
     let word = if files(&setup.node.root().join("etc"))? == before { "restored" } else { "changed" };
-    seen.push(said("`setup --uninstall`", word, finished, took));
+    seen.push(said("`setup --uninstall`", word, &finished, took));
     setup.node.reload(suite).await?;
     seen.extend(setup.check("`setup --check` after it").await?);
     Ok(seen)
@@ -154,7 +154,7 @@ impl Setup {
             (_, None) => return Ok(None),
         };
         let word = if finished.success { "proved" } else { "refused" };
-        Ok(Some(said(row, word, Finished { success: true, ..finished }, took)))
+        Ok(Some(said(row, word, &Finished { success: true, ..finished }, took)))
     }
 
     /// A pull with the configuration as it is.
