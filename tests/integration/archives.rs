@@ -35,12 +35,10 @@ async fn source() -> (FakeUpstream, Agent, Image) {
     // A client has its last byte a moment before the blob lies in its place.
     let stored = async {
         while agent.stored().len() < 4 {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), stored)
-        .await
-        .expect("manifest, configuration, two layers");
+    tokio::time::timeout(Duration::from_secs(20), stored).await.expect("manifest, configuration, two layers");
     (upstream, agent, image)
 }
 

@@ -39,7 +39,7 @@ impl RangeHeader {
         }
     }
 
-    /// The ranges, when there are several of them, and not more than [`MOST_RANGES`].
+    /// The ranges, when there are several of them, and not more than 1,024.
     pub fn parse_several(value: Option<&str>) -> Option<Vec<ByteRange>> {
         value.and_then(parse_set).filter(|ranges| ranges.len() > 1)
     }

@@ -7,6 +7,7 @@ use kit::disk::SmallDisk;
 use kit::process::AgentProcess;
 use kit::runtime::Suite;
 
+use super::cell::Chance;
 use super::client::{Client, Kind};
 use super::stage::{LARGEST, Stage};
 use super::table::Seen;
@@ -90,9 +91,12 @@ async fn one(kind: Kind, client: &Client, row: &str, change: Change, fallback: b
         }
     };
     let mut seen = stage.cell(row, pull, [0, 0]);
-    // How far a layer has come when the agent is gone.
-    let cut = seen.why.is_some() || matches!(change, Change::Killed | Change::Restarted);
-    seen.chance = cut.then(|| stage.whole());
+    if !fallback {
+        seen.cell = seen.cell.without_direct();
+    }
+    // How far the layers have come when the agent is gone, and whether a client tries again before another one is there.
+    let changed = !matches!(change, Change::Absent | Change::FullDisk);
+    seen.chance = changed.then(|| Chance { whole: stage.whole(), layers: true });
     Ok(seen)
 }
 

@@ -11,6 +11,9 @@ const CLASSES: [u64; 4] = [30, 60, 120, 240];
 /// What is measured is taken times this for the limit that is written down.
 const MARGIN: u32 = 3;
 
+/// Between outcomes.
+const OR: &str = " or ";
+
 /// From the least to the most that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -35,11 +38,9 @@ impl Span {
         Self { least: 0, most: self.most.max(other.most) }.loosened()
     }
 
-    /// From nothing to half as much again.
+    /// From nothing to twice as much, in tens.
     const fn loosened(self) -> Self {
-        let most = self.most + self.most.div_ceil(2);
-        let step = if most == 0 { 1 } else { 10_u64.pow(most.ilog10()) };
-        Self { least: 0, most: most.next_multiple_of(step) }
+        Self { least: 0, most: (2 * self.most).next_multiple_of(10) }
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -78,10 +79,17 @@ impl Load {
         Self { requests: self.requests.and(other.requests), kilobytes: self.kilobytes.and(other.kilobytes) }
     }
 
-    /// The bytes stay exact where they are those of the whole image.
-    fn loosened(self, whole: u64) -> Self {
-        let exact = self.kilobytes.most.abs_diff(whole.div_ceil(1000)) <= 1;
-        let kilobytes = if exact { self.kilobytes } else { self.kilobytes.loosened() };
+    /// Bytes that are those of the whole image, give or take the manifests, stay. Others become three whole images where
+    /// layers are tried again, or twice as much as was seen.
+    fn loosened(self, chance: Chance) -> Self {
+        let (whole, most) = (chance.whole.div_ceil(1000), self.kilobytes.most);
+        let kilobytes = if (whole..=whole + 2).contains(&most) {
+            Span { least: whole, most: whole + 2 }
+        } else if chance.layers {
+            Span { least: 0, most: (3 * whole).max((2 * most).next_multiple_of(whole.max(1))) }
+        } else {
+            self.kilobytes.loosened()
+        };
         Self { requests: self.requests.loosened(), kilobytes }
     }
 
@@ -98,10 +106,19 @@ impl fmt::Display for Load {
     }
 }
 
+/// How far chance has a part in a scenario, in which something is tried as often as time allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Chance {
+    /// Bytes of the configuration and the layers.
+    pub whole: u64,
+    /// Whether layers are tried, and not manifests alone.
+    pub layers: bool,
+}
+
 /// One cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
-    /// How it ends, in a word or a few.
+    /// How it ends, in a word or a few. Where chance decides: one or the other.
     outcome: String,
     /// Limit of the time in seconds.
     limit: u64,
@@ -131,6 +148,12 @@ impl Cell {
         Self { direct: (load != Load::new(0, 0)).then_some(load), ..self }
     }
 
+    /// Where the client knows no registry but the one behind the agent.
+    #[must_use]
+    pub fn without_direct(self) -> Self {
+        Self { direct: None, ..self }
+    }
+
     /// Whether a registry other than the one behind the agent was asked.
     pub const fn went_round_the_agent(&self) -> bool {
         self.direct.is_some()
@@ -143,32 +166,38 @@ impl Cell {
             (Some(expected), None) => expected.contains(Load::new(0, 0)),
             (None, seen) => seen.is_none(),
         };
-        self.outcome == seen.outcome
+        self.outcome.split(OR).any(|outcome| outcome == seen.outcome)
             && took <= Duration::from_secs(self.limit)
             && within(self.upstream, seen.upstream)
             && within(self.direct, seen.direct)
     }
 
-    /// This cell for a scenario in which chance has a part: requests, and bytes that are not the `whole` image once.
+    /// This cell for a scenario in which chance has a part.
     #[must_use]
-    pub fn loosened(self, whole: u64) -> Self {
-        let loosened = |load: Load| load.loosened(whole);
+    pub fn loosened(self, chance: Chance) -> Self {
+        let loosened = |load: Load| load.loosened(chance);
         Self { upstream: self.upstream.map(loosened), direct: self.direct.map(loosened), ..self }
     }
 
-    /// This cell, wide enough for another run of the same behaviour as well; when it is another, that one alone.
+    /// This cell, wide enough for another run of the same behaviour as well; when it is another, that one alone, unless
+    /// `chance` has a part in how it ends.
     #[must_use]
-    pub fn widened(&self, seen: &Self) -> Self {
+    pub fn widened(&self, seen: &Self, chance: bool) -> Self {
         let nothing = Load::new(0, 0);
         let both = |one: Option<Load>, other: Option<Load>| match (one, other) {
             (None, None) => None,
             (one, other) => Some(one.unwrap_or(nothing).and(other.unwrap_or(nothing))),
         };
-        if self.outcome != seen.outcome {
-            return seen.clone();
+        let mut outcomes: Vec<_> = self.outcome.split(OR).collect();
+        if !outcomes.contains(&seen.outcome.as_str()) {
+            if !chance {
+                return seen.clone();
+            }
+            outcomes.push(&seen.outcome);
+            outcomes.sort_unstable();
         }
         Self {
-            outcome: self.outcome.clone(),
+            outcome: outcomes.join(OR),
             limit: self.limit.max(seen.limit),
             upstream: both(self.upstream, seen.upstream),
             direct: both(self.direct, seen.direct),
@@ -253,19 +282,27 @@ mod tests {
     #[test]
     fn a_loose_cell_keeps_the_bytes_of_the_whole_image() {
         let cell = pulled(12, 4_405_900).direct(Load::new(3, 3_200_000));
-        let text = "pulled, < 30 s; 0–20 requests, 4406 kB; direct 0–5 requests, 0–5000 kB";
-        assert_eq!(cell.loosened(4_405_100).to_string(), text);
+        for (layers, expected) in [
+            (true, "pulled, < 30 s; 0–30 requests, 4406–4408 kB; direct 0–10 requests, 0–13218 kB"),
+            (false, "pulled, < 30 s; 0–30 requests, 4406–4408 kB; direct 0–10 requests, 0–6400 kB"),
+        ] {
+            assert_eq!(cell.clone().loosened(Chance { whole: 4_405_100, layers }).to_string(), expected);
+        }
     }
 
     #[test]
     fn a_cell_is_widened_by_the_same_outcome_and_replaced_by_another() {
         let one = pulled(6, 8000);
         let other = pulled(9, 8000).direct(Load::new(1, 1000));
-        let both = one.widened(&other);
-        assert_eq!(both.to_string(), "pulled, < 30 s; 0–20 requests, 8 kB; direct 0–2 requests, 0–2 kB");
+        let both = one.widened(&other, false);
+        assert_eq!(both.to_string(), "pulled, < 30 s; 0–20 requests, 8 kB; direct 0–10 requests, 0–10 kB");
         assert!(both.holds(&one, SECOND) && both.holds(&other, SECOND));
         let failed = Cell::new("fails", 11 * SECOND);
-        assert_eq!(one.widened(&failed), failed);
+        assert_eq!(one.widened(&failed, false), failed);
+        let either = one.widened(&failed, true);
+        assert_eq!(either.to_string(), "fails or pulled, < 60 s; 0–20 requests, 0–20 kB");
+        assert!(either.holds(&one, SECOND) && either.holds(&failed, SECOND));
+        assert_eq!(either.widened(&one, true), either);
         assert_eq!(failed.to_string(), "fails, < 60 s");
     }
 }

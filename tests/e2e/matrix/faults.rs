@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kit::registry::{Fault, On, RedirectTo, Where};
 use kit::runtime::Suite;
 
+use super::cell::Chance;
 use super::client::{Client, Kind};
 use super::stage::Stage;
 use super::table::Seen;
@@ -54,9 +55,13 @@ async fn one(kind: Kind, client: &Client, case: &Case, fallback: bool) -> Result
     stage.upstream.fault(case.on.clone(), case.fault.clone());
     let pull = stage.pull(client, &stage.route(&agent, fallback), &stage.by_tag()).await;
     let mut seen = stage.cell(case.name, pull, [0, 0]);
-    // How often a layer is tried depends on what else happens at the same time.
+    if !fallback {
+        seen.cell = seen.cell.without_direct();
+    }
+    // How often something is tried again depends on what else happens at the same time.
     let tried_once = seen.why.is_none() && stage.marks() == [REQUESTS, 0];
-    seen.chance = (case.name.starts_with("blob") && !tried_once).then(|| stage.whole());
+    let layers = case.name.starts_with("blob");
+    seen.chance = (!tried_once).then(|| Chance { whole: stage.whole(), layers });
     Ok(seen)
 }
 

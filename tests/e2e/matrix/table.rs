@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 
-use super::cell::Cell;
+use super::cell::{Cell, Chance};
 
 /// Columns in their order.
 const RELEASES: [&str; 3] = ["bookworm", "trixie", "sid"];
@@ -30,8 +30,8 @@ pub struct Seen {
     pub took: Duration,
     /// Why it failed, if it did.
     pub why: Option<String>,
-    /// Where chance has a part: the bytes of everything once.
-    pub chance: Option<u64>,
+    /// Where chance has a part.
+    pub chance: Option<Chance>,
 }
 
 impl Seen {
@@ -149,13 +149,13 @@ impl Table {
         });
         let mut rows = Vec::new();
         for Seen { row, cell, chance, .. } in seen {
-            let loose = chance.map(|whole| cell.clone().loosened(whole));
+            let loose = chance.map(|chance| cell.clone().loosened(chance));
             let cell = loose.as_ref().unwrap_or(cell);
             let old = self.rows.iter().find(|(name, _)| name == row);
             let mut cells =
                 old.map_or_else(|| vec![NONE.to_owned(); self.columns.len()], |(_, cells)| cells.clone());
             let new = match self.cell(row, index) {
-                Some(text) if !anew => text.parse::<Cell>()?.widened(cell),
+                Some(text) if !anew => text.parse::<Cell>()?.widened(cell, chance.is_some()),
                 _ => cell.clone(),
             };
             cells[index] = new.to_string();
