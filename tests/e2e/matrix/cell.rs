@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result};
 
 /// The limits that a cell can name, in seconds. They are wide: a slow machine is no change of behaviour.
-const CLASSES: [u64; 4] = [30, 60, 120, 240];
+const CLASSES: [u64; 3] = [60, 120, 240];
 
 /// What is measured is taken times this for the limit that is written down.
 const MARGIN: u32 = 3;
@@ -247,14 +247,14 @@ mod tests {
     #[test]
     fn a_cell_reads_as_it_was_written() -> Result<()> {
         for text in [
-            "pinned, < 30 s",
-            "pulled, < 30 s; 6 requests, 7612 kB",
+            "pinned, < 60 s",
+            "pulled, < 60 s; 6 requests, 7612 kB",
             "fails, < 60 s; 6–9 requests, 0 kB; direct 0–3 requests, 0–7612 kB",
         ] {
             assert_eq!(text.parse::<Cell>()?.to_string(), text);
         }
         for text in
-            ["pulled", "pulled, < soon", "pulled, < 30 s; 6, 7 kB", "pulled, < 30 s; 6 requests, 7 MB"]
+            ["pulled", "pulled, < soon", "pulled, < 60 s; 6, 7 kB", "pulled, < 60 s; 6 requests, 7 MB"]
         {
             assert!(text.parse::<Cell>().is_err(), "{text}");
         }
@@ -263,13 +263,13 @@ mod tests {
 
     #[test]
     fn a_cell_holds_for_what_lies_within_it_alone() -> Result<()> {
-        let expected: Cell = "pulled, < 30 s; 6–7 requests, 8 kB; direct 0–1 requests, 0–2 kB".parse()?;
+        let expected: Cell = "pulled, < 60 s; 6–7 requests, 8 kB; direct 0–1 requests, 0–2 kB".parse()?;
         for (seen, took, holds) in [
             (pulled(6, 8000), SECOND, true),
             (pulled(7, 7001).direct(Load::new(1, 2000)), SECOND, true),
             (pulled(8, 8000), SECOND, false),
             (pulled(6, 9000), SECOND, false),
-            (pulled(6, 8000), 31 * SECOND, false),
+            (pulled(6, 8000), 61 * SECOND, false),
             (pulled(6, 8000).direct(Load::new(2, 0)), SECOND, false),
             (Cell::new("fails", SECOND).upstream(Load::new(6, 8000)), SECOND, false),
         ] {
@@ -283,8 +283,8 @@ mod tests {
     fn a_loose_cell_keeps_the_bytes_of_the_whole_image() {
         let cell = pulled(12, 4_405_900).direct(Load::new(3, 3_200_000));
         for (layers, expected) in [
-            (true, "pulled, < 30 s; 0–30 requests, 4406–4408 kB; direct 0–10 requests, 0–13218 kB"),
-            (false, "pulled, < 30 s; 0–30 requests, 4406–4408 kB; direct 0–10 requests, 0–6400 kB"),
+            (true, "pulled, < 60 s; 0–30 requests, 4406–4408 kB; direct 0–10 requests, 0–13218 kB"),
+            (false, "pulled, < 60 s; 0–30 requests, 4406–4408 kB; direct 0–10 requests, 0–6400 kB"),
         ] {
             assert_eq!(cell.clone().loosened(Chance { whole: 4_405_100, layers }).to_string(), expected);
         }
@@ -295,7 +295,7 @@ mod tests {
         let one = pulled(6, 8000);
         let other = pulled(9, 8000).direct(Load::new(1, 1000));
         let both = one.widened(&other, false);
-        assert_eq!(both.to_string(), "pulled, < 30 s; 0–20 requests, 8 kB; direct 0–10 requests, 0–10 kB");
+        assert_eq!(both.to_string(), "pulled, < 60 s; 0–20 requests, 8 kB; direct 0–10 requests, 0–10 kB");
         assert!(both.holds(&one, SECOND) && both.holds(&other, SECOND));
         let failed = Cell::new("fails", 11 * SECOND);
         assert_eq!(one.widened(&failed, false), failed);

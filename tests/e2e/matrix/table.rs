@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(
             text,
             "| scenario | bookworm | new |\n| --- | --- | --- |\n\
-             | a | pulled, < 30 s | pulled, < 30 s |\n| b | fails, < 30 s | pulled, < 30 s |\n"
+             | a | pulled, < 60 s | pulled, < 60 s |\n| b | fails, < 60 s | pulled, < 60 s |\n"
         );
         let table = Table::parse(&text)?;
         assert_eq!(table.changes("bookworm", &[seen("a", "pulled"), seen("b", "fails")])?, [""; 0]);
@@ -211,8 +211,8 @@ mod tests {
         assert_eq!(
             changes,
             [
-                "b: expected `fails, < 30 s`, seen `pulled, < 30 s` after 1.0s",
-                "c: expected `–`, seen `pulled, < 30 s` after 1.0s",
+                "b: expected `fails, < 60 s`, seen `pulled, < 60 s` after 1.0s",
+                "c: expected `–`, seen `pulled, < 60 s` after 1.0s",
                 "a: not tried",
             ]
         );
