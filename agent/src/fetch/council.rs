@@ -1,7 +1,7 @@
 //! Requests to peers about manifests and tags, and answers to theirs.
 //!
 //! Manifests: for each, one peer ranks first and reads it upstream, the others get it from there, and when it is gone
-//! from the next, so that a cluster costs one `GET`. The digest protects the bytes, whoever sends them. A request only
+//! from the next, so that a cluster costs one `GET`. The digest protects the bytes from any sender. A request only
 //! goes to peers that rank before this node, whatever each knows of the membership: it cannot go round in a circle.
 //!
 //! Tags: nothing protects them, so every node asks the registry itself (a `HEAD`). Only while that is not possible do
@@ -50,7 +50,7 @@ pub(super) enum Ask {
 }
 
 impl Fetcher {
-    /// Peers to request a manifest from: those that rank before this node and are thought to be there.
+    /// Peers to request a manifest from: peers that rank before this node and are reachable as far as known.
     fn before_this_node(&self, members: &Members, subject: u64) -> Vec<Member> {
         let before = members.resolvers(subject).into_iter();
         before.filter(|peer| self.0.peers.is_usable(peer)).take(RESOLVERS).cloned().collect()
@@ -143,7 +143,7 @@ impl Fetcher {
                 }
             }
         };
-        // Those that are late have no vote in this round.
+        // Late peers have no vote in this round.
         let _ = tokio::time::timeout(VOTES, all).await;
         silent
     }

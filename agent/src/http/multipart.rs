@@ -37,7 +37,7 @@ impl Parts {
     pub(super) fn new(asked: &[ByteRange], size: u64) -> Option<Self> {
         let ranges: Vec<_> = asked.iter().filter_map(|range| range.within(size)).collect();
         let total = ranges.iter().fold(0_u64, |sum, range| sum.saturating_add(range.end - range.start));
-        // Clients look for the boundary in the content: it must not be known to whoever made that.
+        // Clients look for the boundary in the content: the author of the content must not know it.
         let random = || RandomState::new().hash_one(size);
         let boundary = format!("{:016x}{:016x}", random(), random());
         (ranges.len() > 1 && total <= size).then_some(Self { ranges, size, boundary })

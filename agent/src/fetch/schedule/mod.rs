@@ -28,7 +28,7 @@ const STRIDE: (u64, u64) = (4 * PIECE, 16 * PIECE);
 /// A lane that waited for a byte for this long is hedged.
 pub(super) const SILENT: Duration = Duration::from_secs(2);
 
-/// A lane that is slower than the one that ended last by this factor, and has more than [`SILENT`] to go, is hedged too.
+/// A lane is hedged too when it is slower by this factor than the last finished lane, and has more than [`SILENT`] to go.
 const FAR_BEHIND: u64 = 4;
 
 /// Why a lane is hedged.

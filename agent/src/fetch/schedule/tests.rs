@@ -213,7 +213,7 @@ fn the_schedule_follows_its_rules() {
 #[test]
 fn of_two_requests_for_the_same_bytes_the_first_to_bring_some_goes_on() {
     let (silent, slow) = (Some((1, Hedge::Silent)), Some((1, Hedge::Slow)));
-    // Which lane each lane hedges, the one that brought bytes, the one to abort.
+    // Which lane each lane hedges; which lane received bytes; which lane is aborted.
     for (pairs, at, expected) in [
         (vec![None, None, silent], 2, Some(1)),
         (vec![None, None, silent], 1, Some(2)),
