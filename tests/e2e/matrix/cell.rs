@@ -30,12 +30,8 @@ impl Span {
         self.least <= other.least && other.most <= self.most
     }
 
-    /// Both: where they differ, chance has a part in it, and the next run may go beyond either.
-    fn and(self, other: Self) -> Self {
-        if self.contains(other) {
-            return self;
-        }
-        Self { least: 0, most: self.most.max(other.most) }.loosened()
+    fn both(self, other: Self) -> Self {
+        Self { least: self.least.min(other.least), most: self.most.max(other.most) }
     }
 
     /// From nothing to twice as much, in tens.
@@ -75,8 +71,19 @@ impl Load {
         self.requests.contains(other.requests) && self.kilobytes.contains(other.kilobytes)
     }
 
-    fn and(self, other: Self) -> Self {
-        Self { requests: self.requests.and(other.requests), kilobytes: self.kilobytes.and(other.kilobytes) }
+    /// Wide enough for `seen` too, which is not widened where it lies within already. Where it does not, chance has a part
+    /// in it, and the next run may go beyond either.
+    fn widened(self, seen: Self, chance: Option<Chance>) -> Self {
+        let loose = chance.map_or_else(
+            || Self { requests: seen.requests.loosened(), kilobytes: seen.kilobytes.loosened() },
+            |chance| seen.loosened(chance),
+        );
+        let widened =
+            |old: Span, seen: Span, loose: Span| if old.contains(seen) { old } else { old.both(loose) };
+        Self {
+            requests: widened(self.requests, seen.requests, loose.requests),
+            kilobytes: widened(self.kilobytes, seen.kilobytes, loose.kilobytes),
+        }
     }
 
     /// Bytes that are those of the whole image, give or take the manifests, stay. Others become three whole images where
@@ -182,15 +189,15 @@ impl Cell {
     /// This cell, wide enough for another run of the same behaviour as well; when it is another, that one alone, unless
     /// `chance` has a part in how it ends.
     #[must_use]
-    pub fn widened(&self, seen: &Self, chance: bool) -> Self {
+    pub fn widened(&self, seen: &Self, chance: Option<Chance>) -> Self {
         let nothing = Load::new(0, 0);
-        let both = |one: Option<Load>, other: Option<Load>| match (one, other) {
+        let both = |old: Option<Load>, seen: Option<Load>| match (old, seen) {
             (None, None) => None,
-            (one, other) => Some(one.unwrap_or(nothing).and(other.unwrap_or(nothing))),
+            (old, seen) => Some(old.unwrap_or(nothing).widened(seen.unwrap_or(nothing), chance)),
         };
         let mut outcomes: Vec<_> = self.outcome.split(OR).collect();
         if !outcomes.contains(&seen.outcome.as_str()) {
-            if !chance {
+            if chance.is_none() {
                 return seen.clone();
             }
             outcomes.push(&seen.outcome);
@@ -291,18 +298,29 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_within_a_loose_cell_leaves_it_as_it_is() -> Result<()> {
+        let chance = Some(Chance { whole: 8000, layers: true });
+        let cell: Cell = "pulled, < 60 s; 0–20 requests, 0–24 kB; direct 0–10 requests, 0–24 kB".parse()?;
+        assert_eq!(cell.widened(&pulled(15, 23_000), chance), cell);
+        let more = cell.widened(&pulled(21, 23_000), chance).to_string();
+        assert_eq!(more, "pulled, < 60 s; 0–50 requests, 0–24 kB; direct 0–10 requests, 0–24 kB");
+        Ok(())
+    }
+
+    #[test]
     fn a_cell_is_widened_by_the_same_outcome_and_replaced_by_another() {
         let one = pulled(6, 8000);
         let other = pulled(9, 8000).direct(Load::new(1, 1000));
-        let both = one.widened(&other, false);
+        let both = one.widened(&other, None);
         assert_eq!(both.to_string(), "pulled, < 60 s; 0–20 requests, 8 kB; direct 0–10 requests, 0–10 kB");
         assert!(both.holds(&one, SECOND) && both.holds(&other, SECOND));
         let failed = Cell::new("fails", 11 * SECOND);
-        assert_eq!(one.widened(&failed, false), failed);
-        let either = one.widened(&failed, true);
-        assert_eq!(either.to_string(), "fails or pulled, < 60 s; 0–20 requests, 0–20 kB");
+        assert_eq!(one.widened(&failed, None), failed);
+        let chance = Some(Chance { whole: 8000, layers: true });
+        let either = one.widened(&failed, chance);
+        assert_eq!(either.to_string(), "fails or pulled, < 60 s; 0–6 requests, 0–24 kB");
         assert!(either.holds(&one, SECOND) && either.holds(&failed, SECOND));
-        assert_eq!(either.widened(&one, true), either);
+        assert_eq!(either.widened(&one, chance), either);
         assert_eq!(failed.to_string(), "fails, < 60 s");
     }
 }

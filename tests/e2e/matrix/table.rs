@@ -149,14 +149,12 @@ impl Table {
         });
         let mut rows = Vec::new();
         for Seen { row, cell, chance, .. } in seen {
-            let loose = chance.map(|chance| cell.clone().loosened(chance));
-            let cell = loose.as_ref().unwrap_or(cell);
             let old = self.rows.iter().find(|(name, _)| name == row);
             let mut cells =
                 old.map_or_else(|| vec![NONE.to_owned(); self.columns.len()], |(_, cells)| cells.clone());
             let new = match self.cell(row, index) {
-                Some(text) if !anew => text.parse::<Cell>()?.widened(cell, chance.is_some()),
-                _ => cell.clone(),
+                Some(text) if !anew => text.parse::<Cell>()?.widened(cell, *chance),
+                _ => chance.map_or_else(|| cell.clone(), |chance| cell.clone().loosened(chance)),
             };
             cells[index] = new.to_string();
             rows.push((row.clone(), cells));
