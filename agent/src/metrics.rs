@@ -86,6 +86,8 @@ pub struct RegistryLabels {
 pub enum PeerWhat {
     /// A piece of a blob.
     piece,
+    /// Hashes of pieces.
+    hashes,
     /// A manifest.
     manifest,
     /// What a tag means.

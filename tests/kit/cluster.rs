@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr};
 
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::agent::{Agent, AgentConfig};
 
@@ -27,6 +27,14 @@ impl Place {
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback ports are available");
         let address = socket.local_addr().expect("it is bound");
         Self { name: name.to_owned(), zone: zone.to_owned(), address, _reserved: socket }
+    }
+
+    /// Listens there, for whoever is no agent.
+    pub(crate) fn listen(&self) -> TcpListener {
+        let socket = TcpSocket::new_v4().expect("sockets are available");
+        socket.set_reuseport(true).expect("the kernel shares ports");
+        socket.bind(self.address).expect("the place is reserved");
+        socket.listen(128).expect("a bound socket listens")
     }
 
     /// Its entry of `peer.members`.

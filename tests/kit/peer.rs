@@ -1,11 +1,11 @@
 //! A member of a cluster that does not do as it should.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use hearth_agent::peers::layout::Layout;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
 
@@ -41,11 +41,7 @@ impl Drop for BadPeer {
 impl BadPeer {
     /// Takes a place in the cluster.
     pub fn start(place: &Place, manner: Manner) -> Self {
-        let socket = TcpSocket::new_v4().expect("sockets are available");
-        socket.set_reuseport(true).expect("the kernel shares ports");
-        socket.bind(place.address).expect("the place is reserved");
-        let listener = socket.listen(128).expect("a bound socket listens");
-        Self(tokio::spawn(accept(listener, manner)))
+        Self(tokio::spawn(accept(place.listen(), manner)))
     }
 }
 
@@ -67,12 +63,17 @@ async fn serve(mut stream: TcpStream, manner: Manner) {
 
 /// The target of the next request; `None` at the end.
 async fn request(stream: &mut TcpStream) -> Option<String> {
+    let head = head(stream).await?;
+    String::from_utf8_lossy(&head).split(' ').nth(1).map(str::to_owned)
+}
+
+/// The next request or answer up to its body; `None` at the end.
+async fn head(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
     }
-    let text = String::from_utf8_lossy(&head);
-    text.split(' ').nth(1).map(str::to_owned)
+    Some(head)
 }
 
 async fn answer(stream: &mut TcpStream, manner: Manner, target: &str) -> std::io::Result<()> {
@@ -110,4 +111,53 @@ fn length_of(target: &str) -> Option<u64> {
     let size: u64 = query.split('&').find_map(|pair| pair.strip_prefix("size="))?.parse().ok()?;
     let bytes = Layout::new(size).bytes(piece);
     Some(bytes.end - bytes.start)
+}
+
+/// A real agent behind a relay that changes one byte of every piece it sends. Dropping it ends the relay.
+#[derive(Debug)]
+pub struct AlteringRelay(JoinHandle<()>);
+
+impl Drop for AlteringRelay {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl AlteringRelay {
+    /// Takes a place in the cluster for the agent whose peer listener is at `agent`.
+    pub fn start(place: &Place, agent: SocketAddr) -> Self {
+        let listener = place.listen();
+        Self(tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(relay(stream, agent));
+                while connections.try_join_next().is_some() {}
+            }
+        }))
+    }
+}
+
+/// Passes requests on, one after the other, and alters the pieces among the answers.
+async fn relay(mut client: TcpStream, agent: SocketAddr) -> Option<()> {
+    let mut server = TcpStream::connect(agent).await.ok()?;
+    loop {
+        let asked = head(&mut client).await?;
+        server.write_all(&asked).await.ok()?;
+        let answer = head(&mut server).await?;
+        client.write_all(&answer).await.ok()?;
+        let text = String::from_utf8_lossy(&answer).to_lowercase();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let mut left: usize = length.and_then(|length| length.trim().parse().ok()).unwrap_or(0);
+        let mut alter = asked.starts_with(b"GET /peer/v1/pieces/") && text.starts_with("http/1.1 200");
+        let mut buffer = vec![0; 64 * 1024];
+        while left > 0 {
+            let most = left.min(buffer.len());
+            let read = server.read(&mut buffer[..most]).await.ok().filter(|read| *read > 0)?;
+            if std::mem::take(&mut alter) {
+                buffer[read / 2] ^= 1;
+            }
+            client.write_all(&buffer[..read]).await.ok()?;
+            left -= read;
+        }
+    }
 }

@@ -146,7 +146,8 @@ async fn land(
     let checked = partial.clone();
     if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
         fetcher.0.upstream.count_mismatch(&source);
-        fetcher.open_case(flight, &partial).await;
+        fetcher.open_case(flight, partial.size());
+        fetcher.0.vouched.forget(flight.digest());
         let mismatch = Arc::new(Mismatch { expected: *flight.digest(), found });
         return Err(FetchError::Corrupt { registry: source, origins, mismatch });
     }

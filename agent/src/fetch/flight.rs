@@ -23,11 +23,12 @@ use tokio::sync::{Notify, watch};
 use super::{
     FetchError,
     desk::{Desk, Errand},
+    expected::Expected,
     reader::{Growing, HELD_BACK, Source},
     stripes::Stripes,
 };
 use crate::{
-    store::{Blob, Partial, StoreError},
+    store::{Blob, Partial, RangeSet, StoreError},
     types::{ByteRange, Descriptor, Digest, RangeHeader, RegistryHost, Repository, Role},
     upstream::Distrust,
 };
@@ -65,6 +66,10 @@ pub(super) struct Flight {
     pub(super) wanted: Notify,
     /// What other members want.
     pub(super) desk: Desk,
+    /// What its pieces must hash to.
+    pub(super) expected: Expected,
+    /// Bytes that this node has read from the registry itself.
+    read: Mutex<RangeSet>,
     /// What is read upstream for the cluster.
     pub(super) stripes: Stripes,
     /// Set when it began for another member's sake: the size that the member named.
@@ -210,6 +215,8 @@ impl Flight {
             }),
             wanted: Notify::new(),
             desk: Desk::default(),
+            expected: Expected::default(),
+            read: Mutex::default(),
             stripes: Stripes::default(),
             hinted: None,
             queue: Mutex::default(),
@@ -459,6 +466,16 @@ impl Flight {
             }
             Phase::Connecting | Phase::Failed(_) => false,
         }
+    }
+
+    /// Notes bytes that this node has read from the registry itself.
+    pub(super) fn note_read(&self, bytes: Range<u64>) {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(bytes);
+    }
+
+    /// Whether this node has read all of `bytes` from the registry itself.
+    pub(super) fn has_read(&self, bytes: Range<u64>) -> bool {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).gaps(bytes).is_empty()
     }
 
     pub(super) fn enter(&self, phase: Phase) {

@@ -303,6 +303,7 @@ impl Run {
     /// gathered while the last batch is written.
     async fn pump(&self, mut body: BlobBody) -> Result<(), Setback> {
         let mut position = body.offset;
+        let epoch = self.partial.epoch();
         let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
         let mut first = true;
         let ended = loop {
@@ -321,7 +322,7 @@ impl Run {
                 );
             }
             if length > 0 {
-                writing = Some(self.write(position, batch));
+                writing = Some(self.write(epoch, position, batch));
                 position += length;
             }
             if let Some(ended) = ended {
@@ -346,11 +347,18 @@ impl Run {
         Ok(())
     }
 
-    fn write(&self, offset: u64, batch: Vec<Bytes>) -> tokio::task::JoinHandle<Result<(), StoreError>> {
+    fn write(
+        &self,
+        epoch: u64,
+        offset: u64,
+        batch: Vec<Bytes>,
+    ) -> tokio::task::JoinHandle<Result<(), StoreError>> {
         let (flight, partial, place) = (self.flight.clone(), self.partial.clone(), self.place.clone());
         tokio::task::spawn_blocking(move || {
             let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
-            partial.write(offset, &batch)?;
+            if partial.write_in(epoch, offset, &batch)? {
+                flight.note_read(offset..offset + length);
+            }
             // Only now: what is behind a lane's place is there, what is before it is the lane's to bring.
             place.position.store(offset + length, Ordering::Release);
             flight.wrote();

@@ -14,6 +14,7 @@ mod council;
 mod desk;
 mod drive;
 mod error;
+mod expected;
 mod flight;
 mod forest;
 mod growth;
@@ -39,6 +40,7 @@ mod stillness;
 mod stripes;
 mod suspects;
 mod tags;
+mod vouched;
 
 use std::{
     collections::HashMap,
@@ -129,6 +131,7 @@ struct Inner {
     liars: Liars,
     spoiled: SpoiledBlobs,
     suspects: Suspects,
+    vouched: vouched::Vouched,
     recheck: recheck::Recheck,
     absent: Absent<(Repository, Digest)>,
     room: Room,
@@ -166,6 +169,7 @@ impl Fetcher {
             liars: Liars::default(),
             spoiled: SpoiledBlobs::default(),
             suspects: Suspects::default(),
+            vouched: vouched::Vouched::default(),
             recheck: recheck::Recheck::default(),
             absent: Absent::default(),
             room: Room::new(room),

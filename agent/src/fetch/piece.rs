@@ -10,18 +10,20 @@ use futures_util::{StreamExt as _, stream};
 
 use super::{
     FetchError,
+    expected::{Claim, Verdict, is_worth_reading, judge},
     flight::{Flight, Phase, blocking},
     stripes::{ReadError, Reading},
 };
 use crate::{
+    metrics::MemberLabels,
     peers::{
-        Member, Members, Peers, PieceAnswer, PieceBody,
+        Member, Members, PeerError, Peers, PieceAnswer, PieceBody, Settled,
         layout::Layout,
         plan::{self, Role, Target},
         rank::Subject,
-        wire::{PieceAsk, movement},
+        wire::{HashesAsk, PieceAsk, movement},
     },
-    store::Partial,
+    store::{Partial, Unverified},
     types::Repository,
 };
 
@@ -34,6 +36,9 @@ const GATHER: Duration = Duration::from_millis(250);
 
 /// Longest time that one member is asked for one piece, however alive it is.
 const LONGEST: Duration = Duration::from_mins(5);
+
+/// Readers of a segment that are asked for its hashes, one after the other.
+const VOUCHING: usize = 3;
 
 /// Members asked whether they have a piece when everything else has failed.
 const SOUGHT: usize = 256;
@@ -258,7 +263,7 @@ impl Ground {
         let (mut activity, mut last_sign, mut silent) = (None, began, false);
         loop {
             match self.peers().piece(member, &ask, bytes.end - bytes.start).await {
-                Ok(PieceAnswer::Body(body)) => return self.receive(member, body, piece).await,
+                Ok(PieceAnswer::Body(body)) => return self.take(member, role, *body, piece).await,
                 Ok(PieceAnswer::Held(now)) => {
                     if activity.as_ref() != Some(&now) {
                         let before = activity.as_deref().and_then(movement);
@@ -301,13 +306,100 @@ impl Ground {
         }
     }
 
-    /// Moves a piece's bytes into the partial blob.
-    async fn receive(&self, member: &Member, mut body: PieceBody, piece: u64) -> Result<Attempt, NoPiece> {
-        let flight = self.flight();
+    /// What a piece must hash to, from the peer that reads its segment.
+    async fn expected(&self, piece: u64) -> Option<Claim> {
+        let expected = &self.flight().expected;
+        if let Some(claim) = expected.claim(piece) {
+            return Some(claim);
+        }
+        let _turn = expected.turn(self.layout.slot(piece)).await;
+        let me = self.members.me();
+        let (repository, digest) = (self.repository.clone(), *self.flight().digest());
+        let ask = HashesAsk { repository, digest, size: self.layout.size(), piece };
+        for place in
+            self.readers(piece, self.has_ranges()).iter().filter(|place| **place != me).take(VOUCHING)
+        {
+            if let Some(claim) = expected.claim(piece) {
+                return Some(claim);
+            }
+            let Some(member) = self.members.get(*place) else { continue };
+            if !self.peers().is_usable(member) || expected.is_useless(&member.name) {
+                continue;
+            }
+            if let Some(Settled::Found(hashes)) = self.peers().hashes(member, &ask).await {
+                expected.add(&member.name, hashes);
+            }
+            if expected.claim(piece).is_none() {
+                expected.note_useless(&member.name);
+            }
+        }
+        expected.claim(piece)
+    }
+
+    /// Takes a piece from a peer, unless its bytes are not what they must be.
+    async fn take(
+        &self,
+        member: &Member,
+        role: Role,
+        body: PieceBody,
+        piece: u64,
+    ) -> Result<Attempt, NoPiece> {
+        let (flight, announced) = (self.flight(), body.hash());
+        if let Some(hash) = announced.filter(|_| role == Role::Source) {
+            // It reads the segment: no need to ask it once more.
+            flight.expected.add(&member.name, [(piece, hash)]);
+        }
+        let claim = self.expected(piece).await;
+        let expected = claim.as_ref().map(|claim| &claim.hash);
+        if !is_worth_reading(expected, announced.as_ref()) {
+            tracing::debug!(digest = %flight.digest().short(), piece, peer = member.name, "peer announces another hash than the reader of the segment: skipped");
+            if let Some(hash) = announced {
+                flight.expected.note_conflict(piece, &member.name, hash);
+            }
+            return Ok(Attempt::Next);
+        }
+        let Some(unverified) = self.partial().unverified(self.layout.bytes(piece)) else {
+            return Ok(Attempt::Next);
+        };
         flight.desk.note_member(piece, &member.name);
-        let bytes = self.layout.bytes(piece);
-        let (mut position, began) = (bytes.start, Instant::now());
-        let (mut batch, mut length, mut since) = (Vec::new(), 0, began);
+        let (began, length) = (Instant::now(), self.layout.bytes(piece));
+        let received = match self.receive(unverified, body).await? {
+            Ok(received) => received,
+            Err(error) => {
+                self.peers().note_failure(&error);
+                return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });
+            }
+        };
+        self.peers().note_pace(member, length.end - length.start, began.elapsed());
+        let Some(found) = received.hash() else { return Ok(Attempt::Next) };
+        match judge(expected, announced.as_ref(), &found) {
+            Verdict::Altered => {
+                self.blame(member, piece);
+                return Ok(Attempt::Next);
+            }
+            Verdict::Verified => flight.expected.note_verified(piece, found),
+            Verdict::Unverified => {}
+        }
+        let accepted = blocking(move || Ok(received.accept())).await.map_err(NoPiece::Fatal)?;
+        flight.enter(Phase::Streaming);
+        Ok(if accepted { Attempt::Brought } else { Attempt::Next })
+    }
+
+    fn blame(&self, member: &Member, piece: u64) {
+        let digest = self.flight().digest().short();
+        tracing::warn!(%digest, piece, peer = member.name, "peer sent bytes that do not match the hash of the piece: skipped for a while");
+        let wrong = &self.reading.fetcher.0.metrics.peer_wrong_pieces;
+        wrong.get_or_create(&MemberLabels { member: member.name.clone() }).inc();
+        self.peers().blame(&member.name);
+    }
+
+    /// Moves a piece's bytes into the partial blob, where nobody reads them yet.
+    async fn receive(
+        &self,
+        mut unverified: Unverified,
+        mut body: PieceBody,
+    ) -> Result<Result<Unverified, PeerError>, NoPiece> {
+        let (mut batch, mut length, mut since) = (Vec::new(), 0, Instant::now());
         loop {
             let next = tokio::select! {
                 biased;
@@ -321,31 +413,24 @@ impl Ground {
                 batch.push(bytes.clone());
             }
             if length >= BATCH || (!more && length > 0) {
-                self.write(position, std::mem::take(&mut batch)).await.map_err(NoPiece::Fatal)?;
-                position += length as u64;
+                let written = self.write(unverified, std::mem::take(&mut batch)).await;
+                unverified = written.map_err(NoPiece::Fatal)?;
                 length = 0;
             }
             match next {
                 None | Some(Ok(Some(_))) => {}
-                Some(Ok(None)) => {
-                    self.peers().note_pace(member, bytes.end - bytes.start, began.elapsed());
-                    return Ok(Attempt::Brought);
-                }
-                Some(Err(error)) => {
-                    self.peers().note_failure(&error);
-                    return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });
-                }
+                Some(Ok(None)) => return Ok(Ok(unverified)),
+                Some(Err(error)) => return Ok(Err(error)),
             }
         }
     }
 
-    async fn write(&self, offset: u64, batch: Vec<Bytes>) -> Result<(), FetchError> {
+    async fn write(&self, mut to: Unverified, batch: Vec<Bytes>) -> Result<Unverified, FetchError> {
         let length: usize = batch.iter().map(Bytes::len).sum();
         self.reading.fetcher.0.metrics.peer_received_bytes.inc_by(length as u64);
-        let partial = self.partial().clone();
-        blocking(move || partial.write(offset, &batch)).await?;
+        let written = blocking(move || to.write(&batch).map(|()| to)).await?;
         self.flight().desk.stir();
-        self.flight().enter(Phase::Streaming);
-        Ok(())
+        self.flight().desk.note_movement();
+        Ok(written)
     }
 }

@@ -18,17 +18,15 @@ use crate::{
         rank::Subject,
         wire::PieceAsk,
     },
-    types::Repository,
+    store::Partial,
+    types::{Digest, Repository},
 };
-
-/// Larger blobs are not taken from a request: the list of a blob's pieces is memory.
-const LARGEST: u64 = 1 << 40;
 
 /// What a member is told.
 #[derive(Debug)]
 pub enum Share {
-    /// The bytes, and how many.
-    Here(Box<ContentReader>, u64),
+    /// The bytes, how many, and what they hash to where this node can say.
+    Here(Box<ContentReader>, u64, Option<Digest>),
     /// On its way.
     Held {
         /// Rises with every sign of life.
@@ -58,7 +56,7 @@ impl Fetcher {
             return Share::NotServed;
         }
         let layout = Layout::new(ask.size);
-        if ask.size > LARGEST || ask.piece >= layout.pieces() {
+        if layout.is_too_large() || ask.piece >= layout.pieces() {
             return Share::NoPart;
         }
         let deadline = Instant::now() + HOLD;
@@ -79,17 +77,20 @@ impl Fetcher {
                 if self.is_too_loaded(ask) {
                     return Some(Share::NoPart);
                 }
-                return Some(Share::Here(
-                    Box::new(ContentReader::of_store(Source::Whole(blob), bytes.clone())),
-                    bytes.end - bytes.start,
-                ));
+                let hash = self.hash_of(&ask.digest, layout, ask.piece).await;
+                let reader = ContentReader::of_store(Source::Whole(blob), bytes.clone());
+                return Some(Share::Here(Box::new(reader), bytes.end - bytes.start, hash));
             }
             Ok(None) => {}
             Ok(Some(_)) | Err(_) => return Some(Share::Unable),
         }
         let flight = self.flight(&ask.digest);
         if let Some(landed) = flight.as_ref().and_then(|flight| landed(flight, ask, layout)) {
-            return Some(if self.is_too_loaded(ask) { Share::NoPart } else { landed });
+            return Some(if self.is_too_loaded(ask) {
+                Share::NoPart
+            } else {
+                self.share_landed(landed, ask, layout).await
+            });
         }
         let waiting = self.0.peers.uploads().wait();
         let standing = Standing {
@@ -112,6 +113,13 @@ impl Fetcher {
         }
         let Some(flight) = self.relay(ask) else { return Some(Share::Unable) };
         self.wait_for_piece(&flight, ask, layout, errand, deadline).await
+    }
+
+    async fn share_landed(&self, partial: Arc<Partial>, ask: &PieceAsk, layout: &Layout) -> Share {
+        let bytes = layout.bytes(ask.piece);
+        let hash = self.hash_of(&ask.digest, layout, ask.piece).await;
+        let reader = ContentReader::of_store(Source::Landed(partial, ask.size), bytes.clone());
+        Share::Here(Box::new(reader), bytes.end - bytes.start, hash)
     }
 
     /// The piece is here, and others further up are to send it.
@@ -152,7 +160,7 @@ impl Fetcher {
         loop {
             let phase = progress.borrow_and_update().phase.clone();
             if let Some(landed) = landed(flight, ask, layout) {
-                return Some(landed);
+                return Some(self.share_landed(landed, ask, layout).await);
             }
             if matches!(phase, Phase::Failed(_)) || flight.desk.failures(ask.piece) > before {
                 let ranges = ask.whole || self.0.upstream.has_ranges(&ask.repository.registry);
@@ -179,14 +187,8 @@ impl Fetcher {
 }
 
 /// The piece, when a flight has it.
-fn landed(flight: &Flight, ask: &PieceAsk, layout: &Layout) -> Option<Share> {
+fn landed(flight: &Flight, ask: &PieceAsk, layout: &Layout) -> Option<Arc<Partial>> {
     let partial = flight.partial().filter(|partial| partial.size() == Some(ask.size))?;
-    let bytes = layout.bytes(ask.piece);
-    let here = partial.gaps(bytes.clone()).is_empty();
-    here.then(|| {
-        Share::Here(
-            Box::new(ContentReader::of_store(Source::Landed(partial.clone(), ask.size), bytes.clone())),
-            bytes.end - bytes.start,
-        )
-    })
+    let here = partial.gaps(layout.bytes(ask.piece)).is_empty();
+    here.then(|| partial.clone())
 }

@@ -1,19 +1,18 @@
-//! Who sent wrong pieces: what arrived is remembered by its hash when a blob turned out wrong, and held against the
-//! right bytes as soon as they are there.
+//! Peers that named wrong hashes of pieces: when a blob turned out wrong although its pieces had the hashes that the
+//! readers of its segments named, these are remembered, and held against the right bytes as soon as they are there.
 //!
-//! Until then the digest is fetched from upstream alone. The bytes are hashed only when a blob is wrong: a right one
-//! costs nothing.
+//! Until then the digest is fetched from upstream alone. Where most of the readers named wrong hashes it was the registry
+//! that sent them wrong bytes, and none is blamed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io,
-    os::unix::fs::FileExt as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{Fetcher, error::chain, flight::Flight};
+use super::{Fetcher, error::chain, expected::Claim, flight::Flight, vouched::hash_piece};
 use crate::{metrics::MemberLabels, peers::layout::Layout, store::Partial, types::Digest};
 
 /// Wrong blobs remembered at once.
@@ -25,7 +24,7 @@ const MEMORY: Duration = Duration::from_mins(10);
 #[derive(Debug, Default)]
 pub(super) struct Suspects(Mutex<HashMap<Digest, Case>>);
 
-/// What members sent of one wrong blob.
+/// What peers said of one wrong blob.
 #[derive(Debug)]
 pub(super) struct Case {
     since: Instant,
@@ -37,36 +36,27 @@ pub(super) struct Case {
 struct Exhibit {
     piece: u64,
     hash: Digest,
-    members: Vec<String>,
+    /// The peer that named the hash.
+    peer: String,
 }
 
 impl Case {
-    /// Hashes what members sent. Blocking.
-    pub(super) fn open(file: &File, size: u64, sent: BTreeMap<u64, Vec<String>>) -> io::Result<Self> {
-        let layout = Layout::new(size);
-        let pieces = sent
-            .into_iter()
-            .map(|(piece, members)| Ok(Exhibit { piece, hash: hash(file, &layout, piece)?, members }));
-        Ok(Self { since: Instant::now(), layout, pieces: pieces.collect::<io::Result<_>>()? })
+    fn new(size: u64, claims: Vec<(u64, Claim)>) -> Self {
+        let pieces = claims.into_iter().map(|(piece, Claim { hash, peer })| Exhibit { piece, hash, peer });
+        Self { since: Instant::now(), layout: Layout::new(size), pieces: pieces.collect() }
     }
 
-    /// Pieces that differ from the right bytes, and who sent them. Blocking.
-    pub(super) fn close(&self, right: &File) -> io::Result<Vec<(u64, &[String])>> {
-        let mut wrong = Vec::new();
-        for exhibit in &self.pieces {
-            if hash(right, &self.layout, exhibit.piece)? != exhibit.hash {
-                wrong.push((exhibit.piece, exhibit.members.as_slice()));
+    /// The first wrong hash of each peer that named one. Blocking.
+    fn close(&self, right: &File) -> io::Result<BTreeMap<&str, u64>> {
+        let mut wrong = BTreeMap::new();
+        for Exhibit { piece, hash, peer } in &self.pieces {
+            if !wrong.contains_key(peer.as_str()) && hash_piece(right, &self.layout, *piece)? != *hash {
+                wrong.insert(peer.as_str(), *piece);
             }
         }
-        Ok(wrong)
+        let peers: BTreeSet<&str> = self.pieces.iter().map(|exhibit| exhibit.peer.as_str()).collect();
+        Ok(if 2 * wrong.len() > peers.len() { BTreeMap::new() } else { wrong })
     }
-}
-
-fn hash(file: &File, layout: &Layout, piece: u64) -> io::Result<Digest> {
-    let bytes = layout.bytes(piece);
-    let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).map_err(io::Error::other)?];
-    file.read_exact_at(&mut buffer, bytes.start)?;
-    Ok(Digest::of(&buffer))
 }
 
 impl Suspects {
@@ -74,16 +64,16 @@ impl Suspects {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a case, unless no member had a part in it.
+    /// Remembers a case.
     pub(super) fn note(&self, digest: &Digest, case: Case) {
         let mut cases = self.lock();
         cases.retain(|_, case| case.since.elapsed() < MEMORY);
-        if !case.pieces.is_empty() && cases.len() < MOST {
+        if cases.len() < MOST {
             cases.insert(*digest, case);
         }
     }
 
-    /// Whether members sent wrong bytes of it lately.
+    /// Whether a blob that peers had a part in was wrong lately.
     pub(super) fn has(&self, digest: &Digest) -> bool {
         self.lock().get(digest).is_some_and(|case| case.since.elapsed() < MEMORY)
     }
@@ -95,38 +85,29 @@ impl Suspects {
 }
 
 impl Fetcher {
-    /// A blob turned out wrong: what members sent of it is kept in mind.
-    pub(super) async fn open_case(&self, flight: &Flight, partial: &Arc<Partial>) {
-        let (sent, partial) = (flight.desk.members(), partial.clone());
-        let Some(size) = partial.size().filter(|_| !sent.is_empty()) else { return };
-        let opened = tokio::task::spawn_blocking(move || Case::open(partial.file(), size, sent)).await;
-        match opened.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(case) => self.0.suspects.note(flight.digest(), case),
-            Err(error) => tracing::warn!(error = %chain(&error), "cannot tell who sent wrong bytes"),
+    /// A blob turned out wrong: the hashes that peers named of its pieces are remembered.
+    pub(super) fn open_case(&self, flight: &Flight, size: Option<u64>) {
+        if let Some(size) = size.filter(|_| flight.desk.has_members()) {
+            self.0.suspects.note(flight.digest(), Case::new(size, flight.expected.claims()));
         }
     }
 
-    /// The right bytes are there: whoever sent others is named and left out.
+    /// The right bytes are there: peers that named wrong hashes are left out for a while.
     pub(super) async fn close_case(&self, digest: &Digest, partial: &Arc<Partial>) {
         let Some(case) = self.0.suspects.take(digest) else { return };
         let partial = partial.clone();
         let closed = tokio::task::spawn_blocking(move || {
             let wrong = case.close(partial.file())?;
-            Ok(wrong.into_iter().map(|(piece, members)| (piece, members.to_vec())).collect::<Vec<_>>())
+            Ok(wrong.into_iter().map(|(peer, piece)| (peer.to_owned(), piece)).collect::<Vec<_>>())
         });
         let wrong = closed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let wrong = wrong
-            .inspect_err(|error| tracing::warn!(error = %chain(error), "cannot tell who sent wrong bytes"));
-        for (piece, members) in wrong.unwrap_or_default() {
-            for member in members {
-                tracing::warn!(digest = %digest.short(), piece, peer = member, "peer sent wrong bytes: left out for a while");
-                self.0
-                    .metrics
-                    .peer_wrong_pieces
-                    .get_or_create(&MemberLabels { member: member.clone() })
-                    .inc();
-                self.0.peers.blame(&member);
-            }
+        let wrong = wrong.inspect_err(
+            |error| tracing::warn!(error = %chain(error), "cannot tell which peer named wrong hashes"),
+        );
+        for (peer, piece) in wrong.unwrap_or_default() {
+            tracing::warn!(digest = %digest.short(), piece, peer, "peer named a wrong hash for a piece: skipped for a while");
+            self.0.metrics.peer_wrong_pieces.get_or_create(&MemberLabels { member: peer.clone() }).inc();
+            self.0.peers.blame(&peer);
         }
     }
 }
@@ -138,25 +119,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_sent_a_wrong_piece_is_found_and_nobody_else() {
+    fn a_peer_that_named_a_wrong_hash_is_found_and_nobody_else() {
         let piece = Layout::new(0).piece();
-        let size = 2 * piece + 10;
-        let right = vec![7; usize::try_from(size).unwrap()];
-        let mut wrong = right.clone();
-        wrong[usize::try_from(piece).unwrap() + 5] = 8;
-        let file = |bytes: &[u8]| {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(bytes).unwrap();
-            file
-        };
-        let sent = (0..3).map(|piece| (piece, vec![format!("node-{piece}")])).collect();
-        let case = Case::open(&file(&wrong), size, sent).unwrap();
-        let right = file(&right);
-        assert_eq!(case.close(&right).unwrap(), [(1, ["node-1".to_owned()].as_slice())]);
+        let right = vec![7; usize::try_from(2 * piece + 10).unwrap()];
+        let hash = |length: u64| Digest::of(&right[..usize::try_from(length).unwrap()]);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&right).unwrap();
+        let claim = |hash, peer: &str| Claim { hash, peer: peer.to_owned() };
+        let wrong = Digest::of(b"wrong");
+        let claims = vec![(0, claim(hash(piece), "a")), (1, claim(wrong, "b")), (2, claim(hash(10), "c"))];
+        let case = Case::new(2 * piece + 10, claims);
+        assert_eq!(case.close(&file).unwrap(), BTreeMap::from([("b", 1)]));
         let (suspects, digest) = (Suspects::default(), Digest::of(b"x"));
-        suspects.note(&digest, Case::open(&right, size, BTreeMap::new()).unwrap());
-        assert!(!suspects.has(&digest), "no member had a part in it");
         suspects.note(&digest, case);
         assert!(suspects.has(&digest) && suspects.take(&digest).is_some() && !suspects.has(&digest));
+        let claims = vec![(0, claim(wrong, "a")), (1, claim(wrong, "b")), (2, claim(hash(10), "c"))];
+        let case = Case::new(2 * piece + 10, claims);
+        assert!(case.close(&file).unwrap().is_empty(), "the registry sent wrong bytes to most of them");
     }
 }

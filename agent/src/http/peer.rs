@@ -1,6 +1,7 @@
 //! The peer API (`/peer/v1`): one call into `fetch` for each request. What the requests mean: `peers::wire`.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use crate::{
     metrics::Metrics,
     peers::{
         HOLD, Peers,
-        wire::{ACTIVITY, PeerRequest, PieceAsk, WireError, activity},
+        wire::{ACTIVITY, HashesAsk, PIECE_HASH, PeerRequest, PieceAsk, WireError, activity},
     },
     types::{Digest, Repository, Tag},
 };
@@ -51,11 +52,22 @@ impl PeerApi {
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
             Ok(PeerRequest::Health) => self.health(),
             Ok(PeerRequest::Piece(ask)) => self.piece(&ask).await,
+            Ok(PeerRequest::Hashes(ask)) => self.hashes(&ask).await,
             Ok(PeerRequest::Manifest { repository, digest, known }) => {
                 self.manifest(&repository, &digest, known).await
             }
             Ok(PeerRequest::Tag { repository, tag, known }) => self.tag(&repository, &tag, known).await,
         }
+    }
+
+    async fn hashes(&self, ask: &HashesAsk) -> Response<Body> {
+        if !self.0.fetcher.serves(&ask.repository) {
+            return not_served();
+        }
+        let hashes = self.0.fetcher.piece_hashes(ask).await;
+        let named: BTreeMap<u64, String> =
+            hashes.into_iter().map(|(piece, hash)| (piece, hash.to_string())).collect();
+        json(&named)
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest, known: bool) -> Response<Body> {
@@ -88,7 +100,7 @@ impl PeerApi {
     async fn piece(&self, ask: &PieceAsk) -> Response<Body> {
         let began = Instant::now();
         match self.0.fetcher.share(ask).await {
-            Share::Here(reader, length) => {
+            Share::Here(reader, length, hash) => {
                 let turn = HOLD.saturating_sub(began.elapsed()).max(TURN);
                 let Some(upload) = self.0.peers.uploads().acquire(turn).await else {
                     let sent = self.0.metrics.peer_sent_bytes.get();
@@ -97,6 +109,9 @@ impl PeerApi {
                 let body = body::content(*reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));
                 let mut response = Response::new(body);
                 response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+                if let Some(hash) = hash.and_then(|hash| HeaderValue::try_from(hash.to_string()).ok()) {
+                    response.headers_mut().insert(PIECE_HASH, hash);
+                }
                 response
             }
             Share::Held { life, moved } => held(life, moved),

@@ -1,6 +1,7 @@
 //! Asking one member: one request, one answer, every wait bounded. What an answer leads to is the asker's business.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Member,
     tls::Tls,
-    wire::{self, PeerRequest, PieceAsk},
+    wire::{self, HashesAsk, PeerRequest, PieceAsk},
 };
 use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of};
 
@@ -50,7 +51,7 @@ pub struct PeerError {
 #[derive(Debug)]
 pub enum PieceAnswer {
     /// Here it comes.
-    Body(PieceBody),
+    Body(Box<PieceBody>),
     /// It is on its way; the text changes while there is progress.
     Held(String),
     /// Ask the next one.
@@ -67,9 +68,15 @@ pub struct PieceBody {
     response: reqwest::Response,
     member: String,
     left: u64,
+    hash: Option<Digest>,
 }
 
 impl PieceBody {
+    /// What the peer says the piece hashes to.
+    pub fn hash(&self) -> Option<Digest> {
+        self.hash
+    }
+
     /// The next bytes; `None` when all have come. More or fewer than were asked for is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, PeerError> {
         let next = tokio::time::timeout(IDLE, self.response.chunk()).await;
@@ -184,7 +191,10 @@ impl Client {
         let status = response.status();
         match status {
             StatusCode::OK if response.content_length() == Some(length) => {
-                Ok(PieceAnswer::Body(PieceBody { response, member: member.name.clone(), left: length }))
+                let hash = response.headers().get(wire::PIECE_HASH).and_then(|value| value.to_str().ok());
+                let hash = hash.and_then(|value| value.parse().ok());
+                let body = PieceBody { response, member: member.name.clone(), left: length, hash };
+                Ok(PieceAnswer::Body(Box::new(body)))
             }
             StatusCode::ACCEPTED => {
                 let activity = response.headers().get(wire::ACTIVITY).and_then(|value| value.to_str().ok());
@@ -202,6 +212,20 @@ impl Client {
                 silent: false,
             }),
         }
+    }
+
+    /// Hashes of pieces of a segment.
+    pub(super) async fn hashes(
+        &self,
+        member: &Member,
+        ask: &HashesAsk,
+    ) -> Result<Settled<BTreeMap<u64, Digest>>, PeerError> {
+        let response = self.send(member, &PeerRequest::Hashes(ask.clone()), HOLD + HEADER).await?;
+        let answer = self.settle(member, response, MAX_ANSWER_BYTES).await?;
+        answer.map(|bytes| {
+            let named: BTreeMap<u64, String> = read(member, &bytes)?;
+            Ok(named.into_iter().filter_map(|(piece, hash)| Some((piece, hash.parse().ok()?))).collect())
+        })
     }
 
     /// The identity behind an address: what a list of bare addresses lacks.

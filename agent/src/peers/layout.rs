@@ -22,6 +22,9 @@ pub const WINDOW: u64 = 128;
 /// Fetchers of a blob.
 pub const SLOTS: u64 = 8;
 
+/// Largest blob that peers share, in bytes.
+const LARGEST: u64 = 1 << 40;
+
 /// The cut of one blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -36,6 +39,11 @@ impl Layout {
         let piece = size.div_ceil(PIECES).clamp(PIECE.0, PIECE.1).next_power_of_two();
         let stripe = size.div_ceil(piece).div_ceil(SLOTS).clamp(1, WINDOW / SLOTS);
         Self { size, piece, stripe }
+    }
+
+    /// Whether the blob is larger than peers share: the list of a blob's pieces is memory.
+    pub fn is_too_large(&self) -> bool {
+        self.size > LARGEST
     }
 
     /// Bytes of every piece but the last.

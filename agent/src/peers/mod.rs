@@ -23,6 +23,7 @@ mod uploads;
 pub mod wire;
 
 use std::{
+    collections::BTreeMap,
     hash::RandomState,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -43,7 +44,7 @@ pub use members::{Member, Members};
 use pace::Paces;
 pub use tls::{Files, Tls, TlsError};
 pub use uploads::{Upload, Uploads, Waiting};
-use wire::{PeerRequest, PieceAsk};
+use wire::{HashesAsk, PeerRequest, PieceAsk};
 
 use crate::{
     metrics::{Metrics, PeerLabels, PeerOutcome, PeerWhat},
@@ -260,6 +261,11 @@ impl Peers {
             Err(_) => {}
         }
         answer
+    }
+
+    /// Requests the hashes of a segment's pieces.
+    pub async fn hashes(&self, member: &Member, ask: &HashesAsk) -> Option<Settled<BTreeMap<u64, Digest>>> {
+        self.settled(PeerWhat::hashes, self.0.client.hashes(member, ask).await)
     }
 
     /// Asks for a manifest by digest; it is checked. With `known` upstream is not asked by anyone.

@@ -3,10 +3,13 @@
 //! ```text
 //! GET /peer/v1/health                                          200 {"name":..,"zone":..}
 //! GET /peer/v1/pieces/<digest>/<index>?registry&repository&size&role&member&zone&whole
-//!     200 the bytes of the piece
+//!     200 the bytes of the piece; `hearth-piece-hash` is what they hash to, where the peer can say
 //!     202 on its way; `hearth-activity` changes for as long as whoever brings it is alive: ask again
 //!     404 takes no part, ask the next one         409 upstream knows no ranges: slot 0 reads everything
 //!     503 busy or not able to                     400 not understood           403 registry not served here
+//! GET /peer/v1/hashes/<digest>/<index>?registry&repository&size
+//!     200 {"<index>":"sha256:..",..}: hashes of the pieces of the segment of piece <index>, as far as the peer has read
+//!     them from the registry itself or has the verified blob
 //! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
 //! GET /peer/v1/tags/<tag>?registry&repository[&known]          200 {"digest":..,"mediaType":..,"size":..,"ageMs":..}
 //!     404 upstream says that it does not exist    503 cannot say now
@@ -30,6 +33,9 @@ const LONGEST: usize = 253;
 
 /// Header of 202: changes while the peer is alive. What follows its last full stop changes only while bytes arrive.
 pub const ACTIVITY: http::HeaderName = http::HeaderName::from_static("hearth-activity");
+
+/// Header of 200: the hash of the piece, as the peer has verified it.
+pub const PIECE_HASH: http::HeaderName = http::HeaderName::from_static("hearth-piece-hash");
 
 /// The value of [`ACTIVITY`].
 pub fn activity(life: u64, moved: u64) -> String {
@@ -62,6 +68,19 @@ pub struct PieceAsk {
     pub whole: bool,
 }
 
+/// The hashes of a segment's pieces are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashesAsk {
+    /// Where upstream has the blob.
+    pub repository: Repository,
+    /// Which blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// A piece of the segment.
+    pub piece: u64,
+}
+
 /// A request of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerRequest {
@@ -69,6 +88,8 @@ pub enum PeerRequest {
     Health,
     /// A piece.
     Piece(PieceAsk),
+    /// Hashes of pieces.
+    Hashes(HashesAsk),
     /// A manifest by digest.
     Manifest {
         /// Where upstream has it.
@@ -121,6 +142,10 @@ impl PeerRequest {
                 ];
                 with_query(&path, &ask.repository, &rest)
             }
+            Self::Hashes(ask) => {
+                let path = format!("{PREFIX}hashes/{}/{}", ask.digest, ask.piece);
+                with_query(&path, &ask.repository, &[("size", &ask.size.to_string())])
+            }
             Self::Manifest { repository, digest, known } => {
                 with_query(&format!("{PREFIX}manifests/{digest}"), repository, known_pair(*known))
             }
@@ -147,6 +172,12 @@ impl PeerRequest {
                 member: parameters.name("member")?,
                 zone: parameters.name("zone")?,
                 whole: parameters.get("whole") == Some("1"),
+            })),
+            (Some("hashes"), Some(digest), Some(piece), None) => Ok(Self::Hashes(HashesAsk {
+                repository: parameters.repository()?,
+                digest: digest.parse().map_err(NameError::from)?,
+                size: parameters.number("size")?,
+                piece: piece.parse().map_err(|_| WireError::Path)?,
             })),
             (Some("manifests"), Some(digest), None, _) => Ok(Self::Manifest {
                 repository: parameters.repository()?,
@@ -258,6 +289,12 @@ mod tests {
             piece(Role::Parent),
             piece(Role::Root),
             piece(Role::Source),
+            PeerRequest::Hashes(HashesAsk {
+                repository: repository(),
+                digest: Digest::of(b"x"),
+                size: 10,
+                piece: 3,
+            }),
             PeerRequest::Manifest { repository: repository(), digest: Digest::of(b"m"), known: true },
             PeerRequest::Tag { repository: repository(), tag: "v1".parse().unwrap(), known: false },
         ];

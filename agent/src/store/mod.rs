@@ -58,7 +58,7 @@ pub use check::{Damage, Look, SHARDS};
 pub use facts::{BlobFact, PartialFact, RefFact, RefName};
 pub use health::{Trouble, TroubleKind};
 pub use index::Totals;
-pub use partial::{Finish, Partial};
+pub use partial::{Finish, Partial, Unverified};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
 pub use runtime::{RuntimeBlob, RuntimeContent};

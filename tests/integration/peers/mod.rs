@@ -1,6 +1,7 @@
 //! Agents among themselves: real agents in this process, on loopback, in front of one upstream.
 
 mod burst;
+mod corrupt;
 mod membership;
 mod misbehaviour;
 mod outage;

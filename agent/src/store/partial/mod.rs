@@ -6,9 +6,15 @@
 //! after a power cut it may promise bytes that never reached the disk, which the final hash finds out, and then
 //! everything is fetched again.
 //!
+//! Bytes from a peer are written by [`Unverified`]: they count as there only when they hash to what the piece must hash to.
+//!
+//! Giving up what is there (another size, another version) begins a new epoch in one step with respect to writes and to
+//! the hash: a write of the epoch before, as an aborted request may still have under way, changes nothing.
+//!
 //! All functions block and belong on the blocking pool, except [`Partial::end_from`] and [`Partial::size`].
 
 mod map;
+mod unverified;
 
 use std::{
     fs::{self, File},
@@ -22,6 +28,7 @@ use std::{
 use bytes::Bytes;
 
 use map::Map;
+pub use unverified::Unverified;
 
 use super::{
     Blob, RangeSet, Store, StoreError,
@@ -54,6 +61,8 @@ pub struct Partial {
     writing: Mutex<()>,
     /// Held while the map is saved: two lanes may have reason to at once.
     saving: Mutex<()>,
+    /// What [`Unverified`] writers are at.
+    unverified: Mutex<Vec<Range<u64>>>,
     /// Keeps the digest from eviction while the transfer goes on, and from the moment it is whole.
     _hold: Hold,
 }
@@ -64,12 +73,17 @@ struct State {
     size: Option<u64>,
     validators: Vec<Validator>,
     unsaved: u64,
+    /// Rises whenever everything is given up.
+    epoch: u64,
+    /// Published, or about to be: nothing may be given up any more.
+    sealed: bool,
 }
 
 #[derive(Debug)]
 struct Running {
     hasher: Hasher,
     position: u64,
+    epoch: u64,
 }
 
 /// How a complete partial blob ended.
@@ -113,10 +127,13 @@ impl Partial {
                 size: map.size,
                 validators: map.validators,
                 unsaved: 0,
+                epoch: 0,
+                sealed: false,
             }),
-            hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0 }),
+            hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0, epoch: 0 }),
             writing: Mutex::new(()),
             saving: Mutex::new(()),
+            unverified: Mutex::default(),
             _hold: hold,
         })
     }
@@ -165,18 +182,37 @@ impl Partial {
     /// Sets the size that upstream names. A different size than before means that the bytes so far belong to
     /// something else: they are given up.
     pub fn set_size(&self, size: u64) -> Result<(), StoreError> {
-        let mut state = guard(&self.state);
-        let changed = state.size.is_some_and(|old| old != size);
-        state.size = Some(size);
-        if changed {
-            state.have = RangeSet::default();
-            state.validators.clear();
-            drop(state);
-            tracing::warn!(digest = %self.digest.short(), size, "size of a partial blob changed upstream: starting over");
-            self.restart_hash();
-            self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))?;
+        let _writing = guard(&self.writing);
+        {
+            let mut state = guard(&self.state);
+            if state.sealed || state.size.is_none_or(|old| old == size) {
+                state.size = state.size.or(Some(size));
+                return Ok(());
+            }
         }
-        Ok(())
+        tracing::warn!(digest = %self.digest.short(), size, "size of a partial blob changed upstream: starting over");
+        self.start_over(Some(size))
+    }
+
+    /// Gives up everything. The caller holds `writing`.
+    fn start_over(&self, size: Option<u64>) -> Result<(), StoreError> {
+        let epoch = {
+            let mut state = guard(&self.state);
+            if state.sealed {
+                return Ok(());
+            }
+            let epoch = state.epoch + 1;
+            let have = RangeSet::default();
+            *state = State { have, size, validators: Vec::new(), unsaved: 0, epoch, sealed: false };
+            epoch
+        };
+        *guard(&self.hash) = Running { hasher: self.digest.algorithm().hasher(), position: 0, epoch };
+        self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))
+    }
+
+    /// Names what is there now, for [`Self::write_in`].
+    pub fn epoch(&self) -> u64 {
+        guard(&self.state).epoch
     }
 
     /// Which versions of the content its bytes are of, by who sent them.
@@ -196,44 +232,53 @@ impl Partial {
     /// Forgets everything, the size too: nothing that was said of this content can be trusted.
     pub fn forget(&self) -> Result<(), StoreError> {
         let _writing = guard(&self.writing);
-        *guard(&self.state) =
-            State { have: RangeSet::default(), size: None, validators: Vec::new(), unsaved: 0 };
-        self.restart_hash();
-        self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))?;
+        self.start_over(None)?;
         self.save_map()
-    }
-
-    fn restart_hash(&self) {
-        *guard(&self.hash) = Running { hasher: self.digest.algorithm().hasher(), position: 0 };
     }
 
     /// Writes bytes at their place, except those that are there already. Readers see them as soon as this returns.
     pub fn write(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        self.write_in(self.epoch(), offset, chunks).map(|_| ())
+    }
+
+    /// The same, unless everything has been given up since `epoch`. Says whether all of the bytes are this write's.
+    pub fn write_in(&self, epoch: u64, offset: u64, chunks: &[Bytes]) -> Result<bool, StoreError> {
         let end = offset + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         let writing = guard(&self.writing);
+        if self.epoch() != epoch {
+            return Ok(false);
+        }
         let gaps = self.gaps(offset..end);
         for gap in &gaps {
             self.write_gap(offset, chunks, gap)?;
         }
-        let due = {
-            let mut state = guard(&self.state);
-            state.have.insert(offset..end);
-            state.unsaved += end - offset;
-            let due = state.unsaved >= SAVE_EVERY;
-            if due {
-                state.unsaved = 0;
-            }
-            due
-        };
+        let due = self.note(offset..end);
         drop(writing);
-        if gaps == [offset..end] {
-            self.hash_written(offset, chunks);
+        let all = gaps == [offset..end];
+        if all {
+            self.hash_written(epoch, offset, chunks);
         }
-        // The map is a convenience of the next process; the transfer does not fail for it.
+        self.save_if(due);
+        Ok(all)
+    }
+
+    /// Adds a range to what is there. Says whether the map is due to be saved.
+    fn note(&self, range: Range<u64>) -> bool {
+        let mut state = guard(&self.state);
+        state.unsaved += range.end - range.start;
+        state.have.insert(range);
+        let due = state.unsaved >= SAVE_EVERY;
+        if due {
+            state.unsaved = 0;
+        }
+        due
+    }
+
+    /// The map is a convenience of the next process; the transfer does not fail for it.
+    fn save_if(&self, due: bool) {
         if due && let Err(error) = self.save_map() {
             tracing::warn!(digest = %self.digest.short(), %error, "map of a partial blob not saved");
         }
-        Ok(())
     }
 
     fn write_gap(&self, offset: u64, chunks: &[Bytes], gap: &Range<u64>) -> Result<(), StoreError> {
@@ -256,9 +301,9 @@ impl Partial {
 
     /// Adds bytes to the hash straight from memory when they continue it. When another thread is at it, it or
     /// [`Self::finish`] reads these bytes back later.
-    fn hash_written(&self, offset: u64, chunks: &[Bytes]) {
+    fn hash_written(&self, epoch: u64, offset: u64, chunks: &[Bytes]) {
         let Ok(mut running) = self.hash.try_lock() else { return };
-        if running.position == offset {
+        if (running.epoch, running.position) == (epoch, offset) {
             for chunk in chunks {
                 running.hasher.update(chunk);
                 running.position += chunk.len() as u64;
@@ -306,7 +351,7 @@ impl Partial {
             } else {
                 (self.digest.algorithm().hasher(), 0)
             };
-            Running { hasher, position: start }
+            Running { hasher, position: start, epoch: running.epoch }
         };
         self.read_back(&mut running, position)?;
         Ok(Some(running.hasher))
@@ -327,10 +372,12 @@ impl Partial {
     ///
     /// The digest is checked once more against the running hash, so that no order of calls can publish anything else.
     pub fn commit(&self) -> Result<Blob, StoreError> {
+        let _writing = guard(&self.writing);
         let found = guard(&self.hash).hasher.clone().finish();
         if found != self.digest {
             return Err(Box::new(Mismatch { expected: self.digest, found }).into());
         }
+        guard(&self.state).sealed = true;
         self.file.sync_all().map_err(StoreError::io("sync", &self.data_path))?;
         let target = self.store.0.paths.blob(&self.digest);
         paths::publish(&self.data_path, &target, Mode::ReadOnly)?;
@@ -471,6 +518,42 @@ mod tests {
         let map = Map::read(&partial.map_path, 1_000);
         assert_eq!((map.size, map.have), (Some(1_000), vec![(0, 1_000)]));
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    /// The size changes while aborted requests still write: what is said to be verified is what lies in the file.
+    #[test]
+    fn a_new_size_in_the_middle_of_a_write_leaves_no_hole_behind_the_hash() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let content = Bytes::from(bytes(300_000));
+        let digest = Digest::of(&content);
+        for round in 0..300 {
+            let partial = store.partial(&digest).unwrap();
+            partial.set_size(300_000).unwrap();
+            std::thread::scope(|scope| {
+                let writes = scope.spawn(|| {
+                    for start in (0..300_000).step_by(10_000) {
+                        partial.write(start as u64, &[content.slice(start..start + 10_000)]).unwrap();
+                    }
+                });
+                std::thread::sleep(std::time::Duration::from_micros(round * 3 % 700));
+                partial.set_size(300_001).unwrap();
+                partial.set_size(300_000).unwrap();
+                writes.join().unwrap();
+            });
+            for gap in partial.gaps(0..300_000) {
+                let range = usize::try_from(gap.start).unwrap()..usize::try_from(gap.end).unwrap();
+                partial.write(gap.start, &[content.slice(range)]).unwrap();
+            }
+            if partial.finish().unwrap() == Finish::Verified {
+                partial.commit().unwrap();
+                partial.set_size(1).unwrap();
+                let mut file = vec![0; 300_000];
+                partial.file().read_exact_at(&mut file, 0).unwrap();
+                assert_eq!(Digest::of(&file), digest, "round {round}");
+            }
+            partial.discard().unwrap();
+        }
     }
 
     #[test]

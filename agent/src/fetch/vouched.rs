@@ -1,0 +1,160 @@
+//! The hashes of pieces that this node vouches for: of what it read from the registry itself, and of verified blobs.
+//!
+//! Computed when a peer first asks, one segment at a time, and remembered within [`MOST`].
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::{Fetcher, error::chain};
+use crate::{
+    peers::{HOLD, layout::Layout, wire::HashesAsk},
+    types::Digest,
+};
+
+/// Hashes remembered: some 4 MiB of memory, 64 GiB of content and more.
+const MOST: usize = 65_536;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Vouched {
+    known: Mutex<Known>,
+    /// One computes at a time: requests for hashes are small, and what they cost is not.
+    turns: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    blobs: HashMap<Digest, HashMap<u64, Digest>>,
+    /// Of `blobs`, the oldest first.
+    order: VecDeque<Digest>,
+    count: usize,
+}
+
+impl Default for Vouched {
+    fn default() -> Self {
+        Self { known: Mutex::default(), turns: Semaphore::new(1) }
+    }
+}
+
+impl Vouched {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, digest: &Digest, piece: u64) -> Option<Digest> {
+        self.known().blobs.get(digest)?.get(&piece).copied()
+    }
+
+    fn put(&self, digest: &Digest, piece: u64, hash: Digest) {
+        let mut known = self.known();
+        if !known.blobs.contains_key(digest) {
+            known.order.push_back(*digest);
+        }
+        if known.blobs.entry(*digest).or_default().insert(piece, hash).is_none() {
+            known.count += 1;
+        }
+        while known.count > MOST {
+            let Some(oldest) = known.order.pop_front() else { return };
+            known.count -= known.blobs.remove(&oldest).map_or(0, |pieces| pieces.len());
+        }
+    }
+
+    /// What was read of a blob turned out to be wrong.
+    pub(super) fn forget(&self, digest: &Digest) {
+        let mut known = self.known();
+        known.order.retain(|other| other != digest);
+        known.count -= known.blobs.remove(digest).map_or(0, |pieces| pieces.len());
+    }
+}
+
+/// The SHA-256 of a piece in a file. Blocking.
+pub(super) fn hash_piece(file: &File, layout: &Layout, piece: u64) -> io::Result<Digest> {
+    let bytes = layout.bytes(piece);
+    let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).map_err(io::Error::other)?];
+    file.read_exact_at(&mut buffer, bytes.start)?;
+    Ok(Digest::of(&buffer))
+}
+
+impl Fetcher {
+    /// The hashes of a segment's pieces, as far as this node can vouch for them.
+    pub async fn piece_hashes(&self, ask: &HashesAsk) -> Vec<(u64, Digest)> {
+        let layout = Layout::new(ask.size);
+        let mut hashes = Vec::new();
+        if layout.is_too_large() || ask.piece >= layout.pieces() || !self.serves(&ask.repository) {
+            return hashes;
+        }
+        for piece in layout.stripe(ask.piece) {
+            let hash = self.vouch(&ask.digest, &layout, piece).await;
+            hashes.extend(hash.map(|hash| (piece, hash)));
+        }
+        hashes
+    }
+
+    /// The hash of a piece that this node has verified or vouches for; `None` when it has no way to know.
+    pub(super) async fn hash_of(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<Digest> {
+        let verified = self.flight(digest).and_then(|flight| flight.expected.verified(piece));
+        match verified {
+            Some(hash) => Some(hash),
+            None => self.vouch(digest, layout, piece).await,
+        }
+    }
+
+    async fn vouch(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<Digest> {
+        let vouched = &self.0.vouched;
+        if let Some(hash) = vouched.get(digest, piece) {
+            return Some(hash);
+        }
+        let file = self.file_of_own(digest, layout, piece).await?;
+        let _turn = timeout(HOLD, vouched.turns.acquire()).await.ok()?.ok()?;
+        if let Some(hash) = vouched.get(digest, piece) {
+            return Some(hash);
+        }
+        let layout = *layout;
+        let computed = tokio::task::spawn_blocking(move || hash_piece(&file, &layout, piece)).await;
+        let computed = computed.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let hash = computed
+            .inspect_err(|error| tracing::warn!(digest = %digest.short(), piece, error = %chain(error), "cannot hash a piece"))
+            .ok()?;
+        vouched.put(digest, piece, hash);
+        Some(hash)
+    }
+
+    /// A file with bytes of the piece that this node read from the registry itself, or that are verified.
+    async fn file_of_own(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<Arc<File>> {
+        if let Ok(Some(blob)) = self.0.store.blob(digest).await {
+            return (blob.size() == layout.size()).then(|| blob.file().clone());
+        }
+        let flight = self.flight(digest)?;
+        let partial = flight.partial().filter(|partial| partial.size() == Some(layout.size()))?;
+        let bytes = layout.bytes(piece);
+        let own = flight.has_read(bytes.clone()) && partial.gaps(bytes).is_empty();
+        own.then(|| partial.file().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_the_oldest_blob_goes_first() {
+        let vouched = Vouched::default();
+        let digests: Vec<_> = (0..3_u8).map(|n| Digest::of(&[n])).collect();
+        for piece in 0..MOST as u64 / 2 {
+            digests[..2].iter().for_each(|digest| vouched.put(digest, piece, *digest));
+        }
+        assert_eq!(vouched.get(&digests[0], 5), Some(digests[0]));
+        vouched.put(&digests[2], 0, digests[2]);
+        assert_eq!(vouched.get(&digests[0], 5), None);
+        assert_eq!(vouched.get(&digests[1], 5), Some(digests[1]));
+        vouched.forget(&digests[1]);
+        assert_eq!((vouched.get(&digests[1], 5), vouched.known().count), (None, 1));
+    }
+}

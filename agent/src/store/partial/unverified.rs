@@ -1,0 +1,149 @@
+//! A piece on its way from a peer: written beside what is there, and there only once its hash was found right.
+//!
+//! Invariants: bytes that are there are never overwritten; of two writers of the same bytes there is at most one at a
+//! time; what hashes wrongly leaves nothing but bytes in a gap of a sparse file, which the next writer overwrites.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{Partial, guard};
+use crate::{
+    store::StoreError,
+    types::{Algorithm, Digest, Hasher},
+};
+
+/// See the module's text. Dropping it gives its bytes up.
+#[derive(Debug)]
+pub struct Unverified {
+    partial: Arc<Partial>,
+    epoch: u64,
+    range: Range<u64>,
+    hasher: Hasher,
+    position: u64,
+}
+
+impl Drop for Unverified {
+    fn drop(&mut self) {
+        guard(&self.partial.unverified).retain(|range| *range != self.range);
+    }
+}
+
+impl Partial {
+    /// Begins to write `range` from its start; `None` while someone else writes a part of it.
+    pub fn unverified(self: &Arc<Self>, range: Range<u64>) -> Option<Unverified> {
+        let mut writers = guard(&self.unverified);
+        if writers.iter().any(|other| other.start < range.end && range.start < other.end) {
+            return None;
+        }
+        writers.push(range.clone());
+        Some(Unverified {
+            partial: self.clone(),
+            epoch: self.epoch(),
+            position: range.start,
+            range,
+            hasher: Algorithm::Sha256.hasher(),
+        })
+    }
+}
+
+impl Unverified {
+    /// Writes the next bytes, except those that have come from elsewhere meanwhile. Blocking.
+    pub fn write(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
+        let end = self.position + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        {
+            let _writing = guard(&self.partial.writing);
+            if self.partial.epoch() == self.epoch {
+                for gap in self.partial.gaps(self.position..end) {
+                    self.partial.write_gap(self.position, chunks, &gap)?;
+                }
+            }
+        }
+        for chunk in chunks {
+            self.hasher.update(chunk);
+        }
+        self.position = end;
+        Ok(())
+    }
+
+    /// The SHA-256 of what was written; `None` before all of it was.
+    pub fn hash(&self) -> Option<Digest> {
+        (self.position == self.range.end).then(|| self.hasher.clone().finish())
+    }
+
+    /// Counts the bytes as there from now on. Says whether they are: not when everything has been given up since. Blocking.
+    pub fn accept(self) -> bool {
+        let due = {
+            let _writing = guard(&self.partial.writing);
+            if self.partial.epoch() != self.epoch || self.position != self.range.end {
+                return false;
+            }
+            self.partial.note(self.range.clone())
+        };
+        self.partial.save_if(due);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{super::Config, super::Store, Finish},
+        *,
+    };
+
+    const CONTENT: &[u8] = b"abcdefghij";
+
+    fn partial(directory: &tempfile::TempDir) -> Arc<Partial> {
+        let store = Store::open(&Config::of(directory.path())).unwrap();
+        let partial = store.partial(&Digest::of(CONTENT)).unwrap();
+        partial.set_size(CONTENT.len() as u64).unwrap();
+        Arc::new(partial)
+    }
+
+    #[test]
+    fn what_is_not_accepted_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let partial = partial(&directory);
+        let mut wrong = partial.unverified(0..5).unwrap();
+        assert!(partial.unverified(4..9).is_none(), "one writer at a time");
+        let mut right = partial.unverified(5..10).expect("other bytes are free");
+        wrong.write(&[Bytes::from_static(b"XXXXX")]).unwrap();
+        right.write(&[Bytes::from_static(b"fg"), Bytes::from_static(b"h")]).unwrap();
+        assert_eq!(right.hash(), None);
+        right.write(&[Bytes::from_static(b"ij")]).unwrap();
+        assert_eq!(right.hash(), Some(Digest::of(b"fghij")));
+        assert!(right.accept());
+        assert_eq!(partial.gaps(0..10), [0..5]);
+        drop(wrong);
+        let mut again = partial.unverified(0..5).expect("the writer has gone");
+        again.write(&[Bytes::from_static(b"abcde")]).unwrap();
+        assert!(again.accept());
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn what_came_from_elsewhere_meanwhile_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let partial = partial(&directory);
+        let mut slow = partial.unverified(0..10).unwrap();
+        slow.write(&[Bytes::from_static(b"XX")]).unwrap();
+        partial.write(0, &[Bytes::from_static(CONTENT)]).unwrap();
+        slow.write(&[Bytes::from_static(b"XXXXXXXX")]).unwrap();
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn what_was_begun_before_everything_was_given_up_is_never_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let partial = partial(&directory);
+        let mut old = partial.unverified(0..10).unwrap();
+        let epoch = partial.epoch();
+        partial.forget().unwrap();
+        partial.set_size(10).unwrap();
+        old.write(&[Bytes::from_static(b"XXXXXXXXXX")]).unwrap();
+        assert!(!old.accept());
+        assert!(!partial.write_in(epoch, 0, &[Bytes::from_static(b"X")]).unwrap());
+        assert_eq!(partial.total(), 0);
+    }
+}
