@@ -324,7 +324,7 @@ impl Simulation {
         let queue = node.up_free.saturating_sub(now).div_ceil(span);
         let loaded = queue >= QUEUE as u64;
         let has = node.window.has(piece);
-        let standing = Standing { has, fetching, higher, relays: true, full: false, loaded };
+        let standing = Standing { has, fetching, higher, relays: true, full: false, loaded, slow: false };
         let slot = self.layout.slot(piece);
         match answer(role, &standing) {
             Answer::Send => self.send(now, to, from, piece),

@@ -146,10 +146,18 @@ async fn land(
     let checked = partial.clone();
     if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
         fetcher.0.upstream.count_mismatch(&source);
-        fetcher.open_case(flight, partial.size());
-        fetcher.0.vouched.forget(flight.digest());
+        let kept = fetcher.open_case(flight, partial.size());
+        if !kept {
+            fetcher.0.vouched.forget(flight.digest());
+        }
+        blocking(move || if kept { partial.park() } else { partial.discard() }).await?;
         let mismatch = Arc::new(Mismatch { expected: *flight.digest(), found });
         return Err(FetchError::Corrupt { registry: source, origins, mismatch });
+    }
+    if flight.sent_wrong_bytes() {
+        // What is here is right, and what clients have been sent may not be.
+        blocking(move || partial.park()).await?;
+        return Err(FetchError::Changed("wrong bytes from a peer were replaced".to_owned()));
     }
     flight.enter(Phase::Verified);
     fetcher.close_case(flight.digest(), &partial).await;

@@ -6,7 +6,7 @@
 //! 0.2) the blob's digest alone protects, as it always does.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -34,6 +34,8 @@ struct State {
     /// What a sender announced for a piece where the claim is another.
     conflicts: HashMap<u64, Claim>,
     useless: HashMap<String, u32>,
+    /// Pieces whose claim was found out to be right: conflicts do not change it.
+    firm: HashSet<u64>,
 }
 
 /// A hash, and who named it.
@@ -95,6 +97,15 @@ impl Expected {
         }
     }
 
+    /// Notes what was found out to be right, whatever was claimed before.
+    pub(super) fn add_firm(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, Digest)>) {
+        let mut state = self.state();
+        for (piece, hash) in hashes {
+            state.claims.insert(piece, Claim { hash, peer: peer.to_owned() });
+            state.firm.insert(piece);
+        }
+    }
+
     /// A peer did not name the hash that was asked for.
     pub(super) fn note_useless(&self, peer: &str) {
         *self.state().useless.entry(peer.to_owned()).or_default() += 1;
@@ -109,6 +120,9 @@ impl Expected {
     /// sender announces the same: then that is expected.
     pub(super) fn note_conflict(&self, piece: u64, sender: &str, announced: Digest) {
         let mut state = self.state();
+        if state.firm.contains(&piece) {
+            return;
+        }
         let announced = Claim { hash: announced, peer: sender.to_owned() };
         if state.claims.get(&piece).is_some_and(|claim| claim.peer == sender) {
             state.claims.remove(&piece);
@@ -179,6 +193,11 @@ mod tests {
         assert_eq!(expected.claim(1).unwrap().hash, right);
         expected.note_conflict(2, "reader", right);
         assert_eq!(expected.claim(2), None, "it contradicts itself");
+        expected.add_firm("second", [(3, right)]);
+        for sender in ["a", "b", "second"] {
+            expected.note_conflict(3, sender, wrong);
+        }
+        assert_eq!(expected.claim(3).unwrap().hash, right);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::{
     FetchError,
     desk::{Desk, Errand},
     expected::Expected,
+    keyed::KeyedLocks,
     reader::{Growing, HELD_BACK, Source},
     stripes::Stripes,
 };
@@ -70,6 +71,10 @@ pub(super) struct Flight {
     pub(super) expected: Expected,
     /// Bytes that this node has read from the registry itself.
     read: Mutex<RangeSet>,
+    /// Segments that are being read once more.
+    pub(super) rereads: KeyedLocks<u64>,
+    /// Bytes turned out to be wrong after clients may have been sent them.
+    replaced: AtomicBool,
     /// What is read upstream for the cluster.
     pub(super) stripes: Stripes,
     /// Set when it began for another member's sake: the size that the member named.
@@ -217,6 +222,8 @@ impl Flight {
             desk: Desk::default(),
             expected: Expected::default(),
             read: Mutex::default(),
+            rereads: KeyedLocks::default(),
+            replaced: AtomicBool::new(false),
             stripes: Stripes::default(),
             hinted: None,
             queue: Mutex::default(),
@@ -324,6 +331,30 @@ impl Flight {
     pub(super) fn set_partial(&self, partial: Arc<Partial>) {
         let _ = self.partial.set(partial);
         self.wrote();
+    }
+
+    /// The partial blob, once it is open; `None` when the flight ends without.
+    pub(super) async fn opened(&self) -> Option<Arc<Partial>> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            let phase = progress.borrow_and_update().phase.clone();
+            if let Some(partial) = self.partial.get() {
+                return Some(partial.clone());
+            }
+            if matches!(phase, Phase::Done | Phase::Failed(_)) || progress.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Bytes that were here turned out to be wrong, and right ones have their place.
+    pub(super) fn note_replaced(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a client was sent bytes, and some of them may have been wrong.
+    pub(super) fn sent_wrong_bytes(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed) && self.was_streamed()
     }
 
     pub(super) fn partial(&self) -> Option<&Arc<Partial>> {
@@ -469,8 +500,11 @@ impl Flight {
     }
 
     /// Notes bytes that this node has read from the registry itself.
-    pub(super) fn note_read(&self, bytes: Range<u64>) {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(bytes);
+    pub(super) fn note_read(&self, bytes: &[Range<u64>]) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        for bytes in bytes {
+            read.insert(bytes.clone());
+        }
     }
 
     /// Whether this node has read all of `bytes` from the registry itself.

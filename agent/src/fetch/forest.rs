@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use super::{
     FetchError, Fetcher,
     desk::Errand,
+    error::chain,
     flight::{Flight, blocking},
     hashing::CatchUp,
     piece::{Ground, NoPiece},
@@ -66,7 +67,12 @@ async fn prepare(fetcher: &Fetcher, flight: &Arc<Flight>, partial: &Arc<Partial>
     fetcher.0.peers.members()?;
     let source = flight.source(0)?;
     let distrust = flight.distrust();
-    if !distrust.last.is_empty() || !distrust.never.is_empty() || fetcher.0.suspects.has(flight.digest()) {
+    let check = fetcher.0.suspects.begin_check(flight.digest());
+    if !check
+        && (!distrust.last.is_empty()
+            || !distrust.never.is_empty()
+            || fetcher.0.suspects.has(flight.digest()))
+    {
         return None;
     }
     let mut size = flight.described_size().or(partial.size()).or(flight.hinted_size());
@@ -77,7 +83,11 @@ async fn prepare(fetcher: &Fetcher, flight: &Arc<Flight>, partial: &Arc<Partial>
     let size = size?;
     blocking(move || sized.set_size(size)).await.ok()?;
     let reading = Reading { fetcher: fetcher.clone(), flight: flight.clone(), partial: partial.clone() };
-    Ground::new(reading, source, size)
+    let ground = Ground::new(reading, source, size)?;
+    if check && let Err(error) = ground.cross_check().await {
+        tracing::warn!(digest = %flight.digest().short(), error = %chain(&error), "cannot compare a blob with a second read");
+    }
+    Some(ground)
 }
 
 /// All state of the work with peers.
@@ -93,6 +103,8 @@ struct Forest {
     last_news: Instant,
     rounds: u32,
     not_before: Option<Instant>,
+    /// This node turned out to be slow: it reads nothing for others.
+    leaf: bool,
 }
 
 type BoxedAsk = std::pin::Pin<Box<dyn Future<Output = (u64, Result<(), NoPiece>)> + Send>>;
@@ -111,6 +123,7 @@ impl Forest {
             last_news: Instant::now(),
             rounds: 0,
             not_before: None,
+            leaf: false,
         }
     }
 
@@ -130,6 +143,7 @@ impl Forest {
                 return self.hashing.finish().await;
             }
             self.refresh_members();
+            self.become_leaf_if_slow();
             self.ask_for_members();
             let wanted = self.ask_for_readers();
             if !wanted {
@@ -174,6 +188,16 @@ impl Forest {
         if let Some(ground) = self.ground.refreshed() {
             self.ground = Arc::new(ground);
         }
+    }
+
+    /// Peers that wait for what this node reads are sent to the next reader at once.
+    fn become_leaf_if_slow(&mut self) {
+        let slow = self.ground.is_slow();
+        if slow && !self.leaf {
+            tracing::info!(digest = %self.flight().digest().short(), "this node is much slower than its peers: it reads nothing from the registry for them");
+            self.flight().stripes.end();
+        }
+        self.leaf = slow;
     }
 
     fn ask(&mut self, piece: u64, errand: Errand) {

@@ -315,6 +315,7 @@ impl Run {
             }
             finish_write(writing.take()).await?;
             let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
+            self.fetcher.0.peers.note_arrival(length);
             let limit = self.partial.size().unwrap_or(u64::MAX);
             if length > limit.saturating_sub(position) {
                 break Err(
@@ -356,9 +357,7 @@ impl Run {
         let (flight, partial, place) = (self.flight.clone(), self.partial.clone(), self.place.clone());
         tokio::task::spawn_blocking(move || {
             let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
-            if partial.write_in(epoch, offset, &batch)? {
-                flight.note_read(offset..offset + length);
-            }
+            partial.write_in(epoch, offset, &batch, |written| flight.note_read(written))?;
             // Only now: what is behind a lane's place is there, what is before it is the lane's to bring.
             place.position.store(offset + length, Ordering::Release);
             flight.wrote();

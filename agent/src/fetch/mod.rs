@@ -11,6 +11,7 @@
 
 mod absent;
 mod council;
+mod cross_check;
 mod desk;
 mod drive;
 mod error;
@@ -301,18 +302,22 @@ impl Fetcher {
 
     /// The flight for a blob of which another member wants a piece; `None` when as many as may began for others.
     fn relay(&self, ask: &PieceAsk) -> Option<Arc<Flight>> {
+        self.carry(&ask.digest, &ask.repository, ask.size)
+    }
+
+    /// The flight for a blob that another member wants something of, which says that it has `size` bytes.
+    fn carry(&self, digest: &Digest, repository: &Repository, size: u64) -> Option<Arc<Flight>> {
         let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&ask.digest).filter(|flight| !flight.is_closed()) {
+        if let Some(flight) = flights.get(digest).filter(|flight| !flight.is_closed()) {
             return Some(flight.clone());
         }
-        if !self.0.upstream.may_relay(&ask.repository.registry) {
+        if !self.0.upstream.may_relay(&repository.registry) {
             return None;
         }
-        let distrust = self.0.liars.distrust(&ask.digest);
-        let described = self.0.known.get(&ask.digest);
-        let flight = Flight::for_member(ask.digest, described, distrust, &ask.repository, ask.size);
-        let flight = Arc::new(flight);
-        flights.insert(ask.digest, flight.clone());
+        let distrust = self.0.liars.distrust(digest);
+        let described = self.0.known.get(digest);
+        let flight = Arc::new(Flight::for_member(*digest, described, distrust, repository, size));
+        flights.insert(*digest, flight.clone());
         drop(flights);
         drive::start(self.clone(), flight.clone());
         Some(flight)

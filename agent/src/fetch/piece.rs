@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    FetchError,
+    FetchError, Fetcher,
     expected::{Claim, Verdict, is_worth_reading, judge},
     flight::{Flight, Phase, blocking},
     stripes::{ReadError, Reading},
@@ -21,10 +21,10 @@ use crate::{
         layout::Layout,
         plan::{self, Role, Target},
         rank::Subject,
-        wire::{HashesAsk, PieceAsk, movement},
+        wire::{Again, HashesAsk, PieceAsk, PieceHash, movement},
     },
     store::{Partial, Unverified},
-    types::Repository,
+    types::{Digest, Repository},
 };
 
 /// Bytes gathered before a write.
@@ -39,6 +39,9 @@ const LONGEST: Duration = Duration::from_mins(5);
 
 /// Readers of a segment that are asked for its hashes, one after the other.
 const VOUCHING: usize = 3;
+
+/// Peers asked to confirm a hash that no reader names.
+const CONFIRMING: usize = 3;
 
 /// Members asked whether they have a piece when everything else has failed.
 const SOUGHT: usize = 256;
@@ -55,6 +58,15 @@ pub(super) enum NoPiece {
     Nobody,
     /// The disk cannot take it, or the agent stops.
     Fatal(FetchError),
+}
+
+/// Whose word is enough for what a piece must hash to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// That of the reader of its segment, or of two peers that agree.
+    Agreed,
+    /// Anyone's: there is no other way to the blob, whose digest protects it all the same.
+    Any,
 }
 
 /// What one member did about one piece.
@@ -92,8 +104,25 @@ impl Ground {
             .then(|| Self::new(self.reading.clone(), self.repository.clone(), self.layout.size()))?
     }
 
-    fn peers(&self) -> &Peers {
-        &self.reading.fetcher.0.peers
+    pub(super) fn peers(&self) -> &Peers {
+        &self.fetcher().0.peers
+    }
+
+    pub(super) fn fetcher(&self) -> &Fetcher {
+        &self.reading.fetcher
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Peers that read a piece's segment from the registry, in their order.
+    pub(super) fn readers_of(&self, piece: u64) -> Vec<&Member> {
+        self.readers(piece, true).iter().filter_map(|place| self.members.get(*place)).collect()
+    }
+
+    pub(super) fn is_usable(&self, member: &Member) -> bool {
+        self.peers().is_usable(member)
     }
 
     pub(super) fn flight(&self) -> &Arc<Flight> {
@@ -110,6 +139,11 @@ impl Ground {
 
     pub(super) fn me(&self) -> &Member {
         self.members.get(self.members.me()).expect("this node is a member")
+    }
+
+    /// Whether this node is much slower than its peers.
+    pub(super) fn is_slow(&self) -> bool {
+        self.peers().is_slow()
     }
 
     /// For how long nothing may come of peers.
@@ -146,12 +180,13 @@ impl Ground {
     /// who read stripes each would read everything.
     async fn try_all(&self, piece: u64, ranges: bool) -> Result<(), NoPiece> {
         let (me, readers) = (self.members.me(), self.readers(piece, ranges));
+        let (ranking, part) = (self.members.ranking(), self.layout.part(piece));
+        let leaf = self.peers().is_slow();
         // Whoever comes to its own turn among the readers reads for those who ask it next. Not everything, though, for
         // somebody's moment of weakness.
-        let stripe = if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
-        for target in
-            plan::targets(self.members.ranking(), &self.subject, self.layout.part(piece), me, readers)
-        {
+        let stripe = !leaf && if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
+        let targets = if leaf { plan::targets_of_leaf } else { plan::targets };
+        for target in targets(ranking, &self.subject, part, me, readers) {
             if self.has(piece) {
                 return Ok(());
             }
@@ -164,7 +199,7 @@ impl Ground {
                     if !self.is_to_be_asked(member, role) {
                         continue;
                     }
-                    if let Attempt::Brought = self.ask(member, role, piece, ranges).await? {
+                    if let Attempt::Brought = self.ask(member, (role, Trust::Agreed), piece, ranges).await? {
                         return Ok(());
                     }
                 }
@@ -191,7 +226,8 @@ impl Ground {
     async fn ask_holders(&self, piece: u64) -> Result<(), NoPiece> {
         for member in self.holders.get_or_init(|| self.seek(piece)).await {
             if self.peers().is_usable(member)
-                && let Attempt::Brought = self.ask(member, Role::Parent, piece, self.has_ranges()).await?
+                && let Attempt::Brought =
+                    self.ask(member, (Role::Parent, Trust::Any), piece, self.has_ranges()).await?
             {
                 return Ok(());
             }
@@ -228,6 +264,9 @@ impl Ground {
     /// is told, and turns to the one that reads everything (which does so whatever he knew).
     pub(super) async fn read_for_members(&self, piece: u64, all: bool) -> Result<(), NoPiece> {
         let mut outcome = Err(ReadError::NoRanges);
+        if self.is_slow() {
+            return Err(NoPiece::Nobody);
+        }
         if self.has_ranges() {
             outcome = self.read(piece, true, true).await;
         }
@@ -246,7 +285,11 @@ impl Ground {
     async fn read(&self, piece: u64, stripe: bool, ranges: bool) -> Result<(), ReadError> {
         let wanted = self.layout.bytes(piece);
         let bytes = match (ranges, stripe) {
-            (true, true) => self.layout.bytes_of(&self.layout.stripe(piece)),
+            (true, true) if self.readers(piece, true).first() == Some(&self.members.me()) => {
+                self.layout.bytes_of(&self.layout.stripe(piece))
+            }
+            // What is before it, the one whose segment it is may have read already.
+            (true, true) => wanted.start..self.layout.bytes_of(&self.layout.stripe(piece)).end,
             (true, false) => wanted.clone(),
             (false, true) => 0..self.layout.size(),
             // Everything once more for one piece: the driver does that when nothing else helps.
@@ -256,14 +299,20 @@ impl Ground {
     }
 
     /// Asks one member until it gives the piece, says that it will not, or shows no sign of life.
-    async fn ask(&self, member: &Member, role: Role, piece: u64, ranges: bool) -> Result<Attempt, NoPiece> {
+    async fn ask(
+        &self,
+        member: &Member,
+        (role, trust): (Role, Trust),
+        piece: u64,
+        ranges: bool,
+    ) -> Result<Attempt, NoPiece> {
         let bytes = self.layout.bytes(piece);
         let ask = self.request(role, piece, ranges);
         let began = Instant::now();
         let (mut activity, mut last_sign, mut silent) = (None, began, false);
         loop {
             match self.peers().piece(member, &ask, bytes.end - bytes.start).await {
-                Ok(PieceAnswer::Body(body)) => return self.take(member, role, *body, piece).await,
+                Ok(PieceAnswer::Body(body)) => return self.take(member, (role, trust), *body, piece).await,
                 Ok(PieceAnswer::Held(now)) => {
                     if activity.as_ref() != Some(&now) {
                         let before = activity.as_deref().and_then(movement);
@@ -303,6 +352,7 @@ impl Ground {
             member: me.name.clone(),
             zone: me.zone.clone(),
             whole: !ranges,
+            speed: self.peers().own_speed(),
         }
     }
 
@@ -314,8 +364,6 @@ impl Ground {
         }
         let _turn = expected.turn(self.layout.slot(piece)).await;
         let me = self.members.me();
-        let (repository, digest) = (self.repository.clone(), *self.flight().digest());
-        let ask = HashesAsk { repository, digest, size: self.layout.size(), piece };
         for place in
             self.readers(piece, self.has_ranges()).iter().filter(|place| **place != me).take(VOUCHING)
         {
@@ -326,9 +374,7 @@ impl Ground {
             if !self.peers().is_usable(member) || expected.is_useless(&member.name) {
                 continue;
             }
-            if let Some(Settled::Found(hashes)) = self.peers().hashes(member, &ask).await {
-                expected.add(&member.name, hashes);
-            }
+            expected.add(&member.name, self.hashes(member, piece).await);
             if expected.claim(piece).is_none() {
                 expected.note_useless(&member.name);
             }
@@ -336,21 +382,54 @@ impl Ground {
         expected.claim(piece)
     }
 
+    /// Whether another peer that may have a piece by itself says the same of it as `sender`.
+    async fn is_confirmed(&self, sender: &Member, piece: u64, announced: Option<&Digest>) -> bool {
+        let Some(announced) = announced else { return false };
+        let (ranking, part) = (self.members.ranking(), self.layout.part(piece));
+        let above = ranking.ancestors(&self.subject, part, self.members.me());
+        let others = above.iter().filter_map(|place| self.members.get(*place));
+        let others = others.filter(|other| other.name != sender.name && self.is_usable(other));
+        for other in others.take(CONFIRMING) {
+            let hashes = self.hashes(other, piece).await;
+            if hashes.iter().any(|(named, hash)| (named, hash) == (&piece, announced)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn hashes(&self, member: &Member, piece: u64) -> Vec<(u64, Digest)> {
+        let (repository, digest) = (self.repository.clone(), *self.flight().digest());
+        let ask = HashesAsk { repository, digest, size: self.layout.size(), piece, again: Again::No };
+        match self.peers().hashes(member, &ask).await {
+            Some(Settled::Found(hashes)) => hashes.into_iter().collect(),
+            Some(Settled::Absent | Settled::NotNow) | None => Vec::new(),
+        }
+    }
+
     /// Takes a piece from a peer, unless its bytes are not what they must be.
     async fn take(
         &self,
         member: &Member,
-        role: Role,
+        (role, trust): (Role, Trust),
         body: PieceBody,
         piece: u64,
     ) -> Result<Attempt, NoPiece> {
         let (flight, announced) = (self.flight(), body.hash());
-        if let Some(hash) = announced.filter(|_| role == Role::Source) {
-            // It reads the segment: no need to ask it once more.
+        if let Some(PieceHash { hash, own: true }) = announced.filter(|_| role == Role::Source) {
+            // It reads the segment, and need not be asked once more.
             flight.expected.add(&member.name, [(piece, hash)]);
         }
+        let announced = announced.map(|announced| announced.hash);
         let claim = self.expected(piece).await;
-        let expected = claim.as_ref().map(|claim| &claim.hash);
+        let mut expected = claim.as_ref().map(|claim| &claim.hash);
+        if expected.is_none() && trust == Trust::Agreed {
+            // What one peer says alone is not enough: a piece that its reader does not know yet may be made up.
+            expected = announced.as_ref();
+            if !self.is_confirmed(member, piece, expected).await {
+                return Ok(Attempt::Next);
+            }
+        }
         if !is_worth_reading(expected, announced.as_ref()) {
             tracing::debug!(digest = %flight.digest().short(), piece, peer = member.name, "peer announces another hash than the reader of the segment: skipped");
             if let Some(hash) = announced {
@@ -363,8 +442,12 @@ impl Ground {
         };
         flight.desk.note_member(piece, &member.name);
         let (began, length) = (Instant::now(), self.layout.bytes(piece));
-        let received = match self.receive(unverified, body).await? {
-            Ok(received) => received,
+        let received = match self.receive(unverified, body, role).await? {
+            Ok(Some(received)) => received,
+            Ok(None) => {
+                self.peers().note_pace(member, length.end - length.start, 2 * began.elapsed());
+                return Ok(Attempt::Next);
+            }
             Err(error) => {
                 self.peers().note_failure(&error);
                 return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });
@@ -393,20 +476,26 @@ impl Ground {
         self.peers().blame(&member.name);
     }
 
-    /// Moves a piece's bytes into the partial blob, where nobody reads them yet.
+    /// Moves a piece's bytes into the partial blob, where nobody reads them yet. `None` when others are much faster and
+    /// most of it is still to come: a parent is not the only one to have a piece.
     async fn receive(
         &self,
         mut unverified: Unverified,
         mut body: PieceBody,
-    ) -> Result<Result<Unverified, PeerError>, NoPiece> {
+        role: Role,
+    ) -> Result<Result<Option<Unverified>, PeerError>, NoPiece> {
         let (mut batch, mut length, mut since) = (Vec::new(), 0, Instant::now());
+        let (began, mut come) = (Instant::now(), 0);
         loop {
             let next = tokio::select! {
                 biased;
                 next = body.chunk() => Some(next),
-                () = tokio::time::sleep_until((since + GATHER).into()), if length > 0 => None,
+                () = tokio::time::sleep_until((since + GATHER).into()) => None,
             };
             let more = matches!(next, Some(Ok(Some(_))));
+            if next.is_none() {
+                since = Instant::now();
+            }
             if let Some(Ok(Some(bytes))) = &next {
                 since = if length == 0 { Instant::now() } else { since };
                 length += bytes.len();
@@ -415,11 +504,18 @@ impl Ground {
             if length >= BATCH || (!more && length > 0) {
                 let written = self.write(unverified, std::mem::take(&mut batch)).await;
                 unverified = written.map_err(NoPiece::Fatal)?;
+                come += length as u64;
                 length = 0;
+            }
+            if role == Role::Parent
+                && come < body.left()
+                && self.peers().is_slow_transfer(come, began.elapsed())
+            {
+                return Ok(Ok(None));
             }
             match next {
                 None | Some(Ok(Some(_))) => {}
-                Some(Ok(None)) => return Ok(Ok(unverified)),
+                Some(Ok(None)) => return Ok(Ok(Some(unverified))),
                 Some(Err(error)) => return Ok(Err(error)),
             }
         }
@@ -428,6 +524,7 @@ impl Ground {
     async fn write(&self, mut to: Unverified, batch: Vec<Bytes>) -> Result<Unverified, FetchError> {
         let length: usize = batch.iter().map(Bytes::len).sum();
         self.reading.fetcher.0.metrics.peer_received_bytes.inc_by(length as u64);
+        self.peers().note_arrival(length as u64);
         let written = blocking(move || to.write(&batch).map(|()| to)).await?;
         self.flight().desk.stir();
         self.flight().desk.note_movement();

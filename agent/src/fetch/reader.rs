@@ -38,8 +38,32 @@ pub(super) enum Source {
     Growing(Growing),
     /// On its way past the store.
     Passing(Box<Passing>),
-    /// A part that is there, of a blob of so many bytes that is on its way. Not verified: for members, who verify.
-    Landed(Arc<Partial>, u64),
+    /// A part that is there, of a blob that is on its way: for members, who verify it.
+    Landed(Landed),
+}
+
+/// A part of a partial blob that is there. Reading ends with an error when it is replaced meanwhile, so that nobody is
+/// sent a mixture of two.
+#[derive(Debug)]
+pub(super) struct Landed {
+    partial: Arc<Partial>,
+    size: u64,
+    changes: u64,
+}
+
+impl Landed {
+    /// `changes` is [`Partial::changes`] of when the part was looked at first.
+    pub(super) fn new(partial: Arc<Partial>, size: u64, changes: u64) -> Self {
+        Self { partial, size, changes }
+    }
+
+    async fn read(&self, position: u64, until: u64) -> std::io::Result<Bytes> {
+        let bytes = read_chunk(self.partial.file(), position, until).await?;
+        if self.partial.changes() != self.changes {
+            return Err(std::io::Error::other("wrong bytes are being replaced"));
+        }
+        Ok(bytes)
+    }
 }
 
 /// A blob on its way: its partial file and the news about it.
@@ -84,7 +108,7 @@ impl Source {
             Self::Whole(blob) => blob.size(),
             Self::Growing(growing) => growing.size,
             Self::Passing(passing) => passing.size(),
-            Self::Landed(_, size) => *size,
+            Self::Landed(landed) => landed.size,
         }
     }
 }
@@ -156,7 +180,10 @@ impl ContentReader {
                 (growing.partial.file(), until)
             }
             Source::Passing(passing) => return passing.next().await,
-            Source::Landed(partial, _) => (partial.file(), self.end),
+            Source::Landed(landed) => {
+                let chunk = landed.read(self.position, self.end).await;
+                return chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)));
+            }
         };
         let chunk = read_chunk(file, self.position, until).await;
         chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)))
@@ -172,7 +199,7 @@ impl ContentReader {
                 way.fetcher.recheck(way.digest, error);
                 None
             }
-            Source::Passing(_) | Source::Landed(..) => None,
+            Source::Passing(_) | Source::Landed(_) => None,
         };
         let passing = way.go_on(size, position..self.end, partial).await;
         self.source = Source::Passing(Box::new(passing));

@@ -8,7 +8,7 @@ use super::{
     ContentReader, Fetcher,
     desk::Errand,
     flight::{Asked, Flight, Phase},
-    reader::Source,
+    reader::{Landed, Source},
 };
 use crate::{
     peers::{
@@ -16,17 +16,17 @@ use crate::{
         layout::Layout,
         plan::{self, Answer, Role, Standing},
         rank::Subject,
-        wire::PieceAsk,
+        wire::{PieceAsk, PieceHash},
     },
     store::Partial,
-    types::{Digest, Repository},
+    types::Repository,
 };
 
 /// What a member is told.
 #[derive(Debug)]
 pub enum Share {
     /// The bytes, how many, and what they hash to where this node can say.
-    Here(Box<ContentReader>, u64, Option<Digest>),
+    Here(Box<ContentReader>, u64, Option<PieceHash>),
     /// On its way.
     Held {
         /// Rises with every sign of life.
@@ -54,6 +54,9 @@ impl Fetcher {
     pub async fn share(&self, ask: &PieceAsk) -> Share {
         if !self.serves(&ask.repository) {
             return Share::NotServed;
+        }
+        if let Some(speed) = ask.speed {
+            self.0.peers.note_speed(&ask.member, speed);
         }
         let layout = Layout::new(ask.size);
         if layout.is_too_large() || ask.piece >= layout.pieces() {
@@ -100,6 +103,7 @@ impl Fetcher {
             relays: self.0.peers.config().relay && self.0.peers.is_on(),
             full: waiting.is_none(),
             loaded: false,
+            slow: self.0.peers.is_slow(),
         };
         let errand = match plan::answer(ask.role, &standing) {
             Answer::NoPart => return Some(Share::NoPart),
@@ -116,16 +120,18 @@ impl Fetcher {
     }
 
     async fn share_landed(&self, partial: Arc<Partial>, ask: &PieceAsk, layout: &Layout) -> Share {
-        let bytes = layout.bytes(ask.piece);
+        let (bytes, changes) = (layout.bytes(ask.piece), partial.changes());
         let hash = self.hash_of(&ask.digest, layout, ask.piece).await;
-        let reader = ContentReader::of_store(Source::Landed(partial, ask.size), bytes.clone());
+        let landed = Landed::new(partial, ask.size, changes);
+        let reader = ContentReader::of_store(Source::Landed(landed), bytes.clone());
         Share::Here(Box::new(reader), bytes.end - bytes.start, hash)
     }
 
     /// The piece is here, and others further up are to send it.
     fn is_too_loaded(&self, ask: &PieceAsk) -> bool {
         let loaded = self.0.peers.uploads().queue() >= plan::QUEUE;
-        plan::answer(ask.role, &Standing { has: true, loaded, ..Standing::default() }) != Answer::Send
+        let standing = Standing { has: true, loaded, slow: self.0.peers.is_slow(), ..Standing::default() };
+        plan::answer(ask.role, &standing) != Answer::Send
     }
 
     /// Upstream is known to have no ranges, and whoever asks does not know it yet.

@@ -64,23 +64,47 @@ impl Stripes {
         }
     }
 
-    /// Joins the reading of just these bytes, or starts it.
-    fn join(&self, reading: &Reading, bytes: &Range<u64>) -> watch::Receiver<Outcome> {
+    /// Joins the reading that brings `wanted`, or starts one of `bytes` up to where another has begun.
+    fn join(&self, reading: &Reading, bytes: &Range<u64>, wanted: &Range<u64>) -> watch::Receiver<Outcome> {
         let mut stripes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((outcome, _)) = stripes.get(bytes)
-            && outcome.borrow().is_none()
-        {
+        stripes.retain(|_, (outcome, _)| outcome.borrow().is_none());
+        let under_way = stripes.iter().find(|(other, _)| covers(other, wanted));
+        if let Some((_, (outcome, _))) = under_way {
             return outcome.clone();
         }
+        // A read of everything is one request without a range: others that are under way are about to fail.
+        let everything = reading.partial.size().is_some_and(|size| *bytes == (0..size));
+        let bytes = if everything { bytes.clone() } else { without_overlap(bytes, wanted, stripes.keys()) };
         let (sender, outcome) = watch::channel(None);
-        let (task, bytes_) = (reading.clone(), bytes.clone());
+        let (task, read) = (reading.clone(), bytes.clone());
         let task = reading.fetcher.0.tasks.spawn("stripe", async move {
-            let outcome = task.read(bytes_).await;
+            let outcome = task.read(read).await;
             sender.send_replace(Some(outcome));
         });
-        stripes.insert(bytes.clone(), (outcome.clone(), task.abort_handle()));
+        stripes.insert(bytes, (outcome.clone(), task.abort_handle()));
         outcome
     }
+}
+
+fn covers(other: &Range<u64>, wanted: &Range<u64>) -> bool {
+    other.start <= wanted.start && wanted.end <= other.end
+}
+
+/// What is to be read so that `wanted` comes and nothing that another reading brings already. Pure.
+fn without_overlap<'a>(
+    bytes: &Range<u64>,
+    wanted: &Range<u64>,
+    others: impl Iterator<Item = &'a Range<u64>>,
+) -> Range<u64> {
+    let (mut start, mut end) = (bytes.start, bytes.end);
+    for other in others {
+        if other.end <= wanted.start {
+            start = start.max(other.end);
+        } else if wanted.end <= other.start {
+            end = end.min(other.start);
+        }
+    }
+    start..end
 }
 
 /// What a reading needs.
@@ -96,7 +120,7 @@ impl Reading {
     pub(super) async fn bring(&self, bytes: Range<u64>, wanted: Range<u64>) -> Result<(), ReadError> {
         let is_there = || self.partial.gaps(wanted.clone()).is_empty();
         let mut progress = self.flight.progress();
-        let mut outcome = self.flight.stripes.join(self, &bytes);
+        let mut outcome = self.flight.stripes.join(self, &bytes, &wanted);
         let mut ticks = tokio::time::interval(TICK);
         loop {
             progress.borrow_and_update();
@@ -124,7 +148,8 @@ impl Reading {
         loop {
             let Some(gap) = self.partial.gaps(bytes.clone()).into_iter().next() else { return Ok(()) };
             let before = self.partial.gaps(bytes.clone());
-            let error = match self.attempt(gap.start..bytes.end, alone).await {
+            let end = if alone { bytes.end } else { gap.end };
+            let error = match self.attempt(gap.start..end, alone).await {
                 Ok(()) if self.partial.gaps(bytes.clone()) != before => continue,
                 Err(Setback::NoRanges) => return Err(ReadError::NoRanges),
                 Err(Setback::Fatal(error)) => return Err(ReadError::Fatal(error)),
@@ -166,6 +191,29 @@ impl Reading {
                     return Err(Setback::Broken(crate::upstream::UpstreamError::Unavailable { registry: source.registry, reason }));
                 },
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_byte_is_read_by_two_readings() {
+        let wanted = 4..5;
+        for (bytes, others, expected) in [
+            (0..16, vec![], 0..16),
+            (4..16, vec![8..16], 4..8),
+            (0..16, vec![0..2, 8..16], 2..8),
+            (0..16, vec![20..24], 0..16),
+            (4..5, vec![0..4, 5..16], 4..5),
+        ] {
+            assert_eq!(
+                without_overlap(&bytes, &wanted, others.iter()),
+                expected,
+                "{wanted:?} beside {others:?}"
+            );
         }
     }
 }

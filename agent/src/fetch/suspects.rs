@@ -1,7 +1,8 @@
 //! Peers that named wrong hashes of pieces: when a blob turned out wrong although its pieces had the hashes that the
 //! readers of its segments named, these are remembered, and held against the right bytes as soon as they are there.
 //!
-//! Until then the digest is fetched from upstream alone. Where most of the readers named wrong hashes it was the registry
+//! The next download compares them with a second read ([`super::cross_check`]); when that does not help, the digest is
+//! fetched from upstream alone. Where most of the readers named wrong hashes it was the registry
 //! that sent them wrong bytes, and none is blamed.
 
 use std::{
@@ -30,6 +31,8 @@ pub(super) struct Case {
     since: Instant,
     layout: Layout,
     pieces: Vec<Exhibit>,
+    /// A second read was compared with what was here.
+    checked: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +46,7 @@ struct Exhibit {
 impl Case {
     fn new(size: u64, claims: Vec<(u64, Claim)>) -> Self {
         let pieces = claims.into_iter().map(|(piece, Claim { hash, peer })| Exhibit { piece, hash, peer });
-        Self { since: Instant::now(), layout: Layout::new(size), pieces: pieces.collect() }
+        Self { since: Instant::now(), layout: Layout::new(size), pieces: pieces.collect(), checked: false }
     }
 
     /// The first wrong hash of each peer that named one. Blocking.
@@ -64,13 +67,33 @@ impl Suspects {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a case.
-    pub(super) fn note(&self, digest: &Digest, case: Case) {
+    /// Remembers a case. Says whether it is the digest's first, and remembered.
+    pub(super) fn note(&self, digest: &Digest, case: Case) -> bool {
         let mut cases = self.lock();
         cases.retain(|_, case| case.since.elapsed() < MEMORY);
-        if cases.len() < MOST {
-            cases.insert(*digest, case);
+        if cases.contains_key(digest) || cases.len() >= MOST {
+            return false;
         }
+        cases.insert(*digest, case);
+        true
+    }
+
+    /// Whether a second read is yet to be compared with what is here; it is begun with this.
+    pub(super) fn begin_check(&self, digest: &Digest) -> bool {
+        let mut cases = self.lock();
+        let case = cases.get_mut(digest).filter(|case| case.since.elapsed() < MEMORY && !case.checked);
+        case.map(|case| case.checked = true).is_some()
+    }
+
+    /// The peer by whose word a piece was taken.
+    pub(super) fn named(&self, digest: &Digest, piece: u64) -> Option<String> {
+        let cases = self.lock();
+        cases
+            .get(digest)?
+            .pieces
+            .iter()
+            .find(|exhibit| exhibit.piece == piece)
+            .map(|exhibit| exhibit.peer.clone())
     }
 
     /// Whether a blob that peers had a part in was wrong lately.
@@ -85,11 +108,12 @@ impl Suspects {
 }
 
 impl Fetcher {
-    /// A blob turned out wrong: the hashes that peers named of its pieces are remembered.
-    pub(super) fn open_case(&self, flight: &Flight, size: Option<u64>) {
-        if let Some(size) = size.filter(|_| flight.desk.has_members()) {
-            self.0.suspects.note(flight.digest(), Case::new(size, flight.expected.claims()));
-        }
+    /// A blob turned out wrong: the hashes that peers named of its pieces are remembered. Says whether what has come is
+    /// worth keeping, to be compared with a second read.
+    pub(super) fn open_case(&self, flight: &Flight, size: Option<u64>) -> bool {
+        size.filter(|_| flight.desk.has_members()).is_some_and(|size| {
+            self.0.suspects.note(flight.digest(), Case::new(size, flight.expected.claims()))
+        })
     }
 
     /// The right bytes are there: peers that named wrong hashes are left out for a while.
@@ -131,7 +155,13 @@ mod tests {
         let case = Case::new(2 * piece + 10, claims);
         assert_eq!(case.close(&file).unwrap(), BTreeMap::from([("b", 1)]));
         let (suspects, digest) = (Suspects::default(), Digest::of(b"x"));
-        suspects.note(&digest, case);
+        assert!(suspects.note(&digest, case));
+        assert_eq!(suspects.named(&digest, 1).as_deref(), Some("b"));
+        assert!(suspects.begin_check(&digest) && !suspects.begin_check(&digest), "once");
+        assert!(
+            !suspects.note(&digest, Case::new(1, Vec::new())),
+            "a second time there is nothing to compare"
+        );
         assert!(suspects.has(&digest) && suspects.take(&digest).is_some() && !suspects.has(&digest));
         let claims = vec![(0, claim(wrong, "a")), (1, claim(wrong, "b")), (2, claim(hash(10), "c"))];
         let case = Case::new(2 * piece + 10, claims);

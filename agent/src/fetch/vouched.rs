@@ -14,7 +14,11 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::{Fetcher, error::chain};
 use crate::{
-    peers::{HOLD, layout::Layout, wire::HashesAsk},
+    peers::{
+        HOLD,
+        layout::Layout,
+        wire::{HashesAsk, PieceHash},
+    },
     types::Digest,
 };
 
@@ -48,11 +52,11 @@ impl Vouched {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, digest: &Digest, piece: u64) -> Option<Digest> {
+    pub(super) fn get(&self, digest: &Digest, piece: u64) -> Option<Digest> {
         self.known().blobs.get(digest)?.get(&piece).copied()
     }
 
-    fn put(&self, digest: &Digest, piece: u64, hash: Digest) {
+    pub(super) fn put(&self, digest: &Digest, piece: u64, hash: Digest) {
         let mut known = self.known();
         if !known.blobs.contains_key(digest) {
             known.order.push_back(*digest);
@@ -83,26 +87,32 @@ pub(super) fn hash_piece(file: &File, layout: &Layout, piece: u64) -> io::Result
 }
 
 impl Fetcher {
-    /// The hashes of a segment's pieces, as far as this node can vouch for them.
-    pub async fn piece_hashes(&self, ask: &HashesAsk) -> Vec<(u64, Digest)> {
+    /// The hashes of a segment's pieces, as far as this node can vouch for them; `None` while it reads once more.
+    pub async fn piece_hashes(&self, ask: &HashesAsk) -> Option<Vec<(u64, Digest)>> {
         let layout = Layout::new(ask.size);
         let mut hashes = Vec::new();
-        if layout.is_too_large() || ask.piece >= layout.pieces() || !self.serves(&ask.repository) {
-            return hashes;
+        if layout.is_too_large() || ask.piece >= layout.pieces() {
+            return Some(hashes);
+        }
+        let has = matches!(self.0.store.blob(&ask.digest).await, Ok(Some(_)));
+        if !has && self.reads_again(ask, &layout) {
+            let (fetcher, ask) = (self.clone(), ask.clone());
+            // Goes on for others when whoever asks does not wait.
+            let reading = self.0.tasks.spawn("read again", async move { fetcher.read_again(&ask).await });
+            return timeout(HOLD, reading).await.ok().map(Result::unwrap_or_default);
         }
         for piece in layout.stripe(ask.piece) {
             let hash = self.vouch(&ask.digest, &layout, piece).await;
             hashes.extend(hash.map(|hash| (piece, hash)));
         }
-        hashes
+        Some(hashes)
     }
 
     /// The hash of a piece that this node has verified or vouches for; `None` when it has no way to know.
-    pub(super) async fn hash_of(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<Digest> {
-        let verified = self.flight(digest).and_then(|flight| flight.expected.verified(piece));
-        match verified {
-            Some(hash) => Some(hash),
-            None => self.vouch(digest, layout, piece).await,
+    pub(super) async fn hash_of(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<PieceHash> {
+        match self.vouch(digest, layout, piece).await {
+            Some(hash) => Some(PieceHash { hash, own: true }),
+            None => self.flight(digest)?.expected.verified(piece).map(|hash| PieceHash { hash, own: false }),
         }
     }
 

@@ -95,7 +95,7 @@ pub(super) fn content(reader: ContentReader, sent: Counter, upload: Option<Uploa
         match sending.reader.next().await {
             Ok(Some(bytes)) => {
                 sending.since_yield += bytes.len();
-                if let Some(upload) = &sending.upload {
+                if let Some(upload) = &mut sending.upload {
                     upload.pass(bytes.len()).await;
                 }
                 sending.sent.inc_by(bytes.len() as u64);

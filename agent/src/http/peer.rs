@@ -64,7 +64,9 @@ impl PeerApi {
         if !self.0.fetcher.serves(&ask.repository) {
             return not_served();
         }
-        let hashes = self.0.fetcher.piece_hashes(ask).await;
+        let Some(hashes) = self.0.fetcher.piece_hashes(ask).await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "it is being read: ask again\n");
+        };
         let named: BTreeMap<u64, String> =
             hashes.into_iter().map(|(piece, hash)| (piece, hash.to_string())).collect();
         json(&named)

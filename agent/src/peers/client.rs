@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Member,
     tls::Tls,
-    wire::{self, HashesAsk, PeerRequest, PieceAsk},
+    wire::{self, HashesAsk, PeerRequest, PieceAsk, PieceHash},
 };
 use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of};
 
@@ -68,13 +68,18 @@ pub struct PieceBody {
     response: reqwest::Response,
     member: String,
     left: u64,
-    hash: Option<Digest>,
+    hash: Option<PieceHash>,
 }
 
 impl PieceBody {
     /// What the peer says the piece hashes to.
-    pub fn hash(&self) -> Option<Digest> {
+    pub fn hash(&self) -> Option<PieceHash> {
         self.hash
+    }
+
+    /// Bytes that are yet to come.
+    pub fn left(&self) -> u64 {
+        self.left
     }
 
     /// The next bytes; `None` when all have come. More or fewer than were asked for is an error.

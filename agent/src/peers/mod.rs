@@ -4,7 +4,7 @@
 //! `rank` gives every piece its own tree over all members, known to everyone without a message; `layout` cuts blobs
 //! into pieces and stripes; `plan` says what to ask for next, whom, and what to answer. All are pure, and
 //! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
-//! `client` asks, `quorum` says when answers about a tag count, `health` remembers who is to be left alone, `pace` who is slow, `uploads` bounds what this
+//! `client` asks, `quorum` says when answers about a tag count, `health` remembers who is to be left alone, `pace` who is slow, `speed` whether this node is, `uploads` bounds what this
 //! node gives, `tls` is how members know each other. What is done with a piece is `fetch`'s business.
 
 mod client;
@@ -18,6 +18,7 @@ pub mod pace;
 pub mod plan;
 pub mod quorum;
 pub mod rank;
+pub mod speed;
 mod tls;
 mod uploads;
 pub mod wire;
@@ -26,8 +27,8 @@ use std::{
     collections::BTreeMap,
     hash::RandomState,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -42,6 +43,7 @@ use health::Health;
 use kubernetes::Slices;
 pub use members::{Member, Members};
 use pace::Paces;
+use speed::Speeds;
 pub use tls::{Files, Tls, TlsError};
 pub use uploads::{Upload, Uploads, Waiting};
 use wire::{HashesAsk, PeerRequest, PieceAsk};
@@ -115,6 +117,7 @@ struct Inner {
     client: Client,
     health: Health,
     paces: Mutex<Paces<String>>,
+    speeds: Mutex<Speeds>,
     uploads: Uploads,
     metrics: Metrics,
     /// Decides whose answers about tags count; never leaves this process.
@@ -138,6 +141,7 @@ impl Peers {
             client: Client::new(config.tls.as_deref())?,
             health: Health::default(),
             paces: Mutex::default(),
+            speeds: Mutex::default(),
             config,
             members,
             metrics,
@@ -214,6 +218,35 @@ impl Peers {
     /// Whether a parent is to be passed over now because it is much slower than others.
     pub fn passes_over(&self, member: &Member) -> bool {
         self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&member.name)
+    }
+
+    /// Whether a peer that has sent so many bytes in this time is much slower than others.
+    pub fn is_slow_transfer(&self, bytes: u64, taken: Duration) -> bool {
+        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).is_slow_transfer(bytes, taken)
+    }
+
+    /// Bytes of content have arrived at this node, from the registry or a peer.
+    pub fn note_arrival(&self, bytes: u64) {
+        self.speeds().note_arrival(bytes, Instant::now());
+    }
+
+    /// A peer says how fast it is.
+    pub fn note_speed(&self, peer: &str, rate: u64) {
+        self.speeds().note_peer(peer, rate, Instant::now());
+    }
+
+    /// How fast this node is, in bytes a second; `None` before it knows.
+    pub fn own_speed(&self) -> Option<u64> {
+        self.speeds().own()
+    }
+
+    /// Whether this node is much slower than most others: then none is to wait for it.
+    pub fn is_slow(&self) -> bool {
+        self.speeds().is_slow()
+    }
+
+    fn speeds(&self) -> MutexGuard<'_, Speeds> {
+        self.0.speeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The peers whose answers about tags count for this node.

@@ -20,6 +20,9 @@ const WEIGHT: f64 = 0.3;
 /// Notes between two looks at the median.
 const RENEW: u32 = 8;
 
+/// How long a transfer is watched before it is called slow.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Members remembered; further ones are taken for fast.
 const MOST: usize = 16_384;
 
@@ -58,6 +61,13 @@ impl<M: Eq + Hash> Paces<M> {
             self.median = median(self.seen.values().map(|seen| seen.rate).collect());
         }
         self.notes = self.notes.wrapping_add(1);
+    }
+
+    /// Whether a member that has sent so many bytes in this time, and is not done, is slow.
+    pub fn is_slow_transfer(&self, bytes: u64, taken: Duration) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let rate = bytes as f64 / taken.as_secs_f64().max(1e-6);
+        self.seen.len() >= ENOUGH && taken >= PATIENCE && rate < SHARE * self.median
     }
 
     /// Whether to ask the next one instead.
@@ -105,6 +115,19 @@ mod tests {
             paces.note("d", 24 * MIB, Duration::from_secs(1));
         }
         assert!(!paces.passes_over(&"d"), "its link has recovered");
+    }
+
+    #[test]
+    fn a_transfer_is_slow_when_others_would_have_been_done_long_ago() {
+        let paces = noted(&[("a", 20), ("b", 20), ("c", 20), ("d", 20)]);
+        for (mib, millis, slow) in [(1, 1_000, true), (1, 900, false), (10, 1_000, false), (0, 1_000, true)] {
+            assert_eq!(
+                paces.is_slow_transfer(mib * MIB, Duration::from_millis(millis)),
+                slow,
+                "{mib} in {millis} ms"
+            );
+        }
+        assert!(!noted(&[("a", 20)]).is_slow_transfer(0, Duration::from_secs(9)));
     }
 
     #[test]

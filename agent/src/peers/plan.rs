@@ -51,6 +51,18 @@ pub fn targets(ranking: &Ranking, subject: &Subject, part: Part, me: u32, fetche
     climb.chain(sources).chain([Target::Upstream]).chain(later).collect()
 }
 
+/// The same for a leaf: it reads no segment, not even those that are its own, and goes upstream last.
+pub fn targets_of_leaf(
+    ranking: &Ranking,
+    subject: &Subject,
+    part: Part,
+    me: u32,
+    fetchers: &[u32],
+) -> Vec<Target> {
+    let others: Vec<_> = fetchers.iter().copied().filter(|member| *member != me).collect();
+    targets(ranking, subject, part, me, &others)
+}
+
 /// What a member knows of itself when it is asked for a piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -66,6 +78,8 @@ pub struct Standing {
     pub full: bool,
     /// [`QUEUE`] pieces or more wait for their turn to be sent.
     pub loaded: bool,
+    /// It is much slower than most others ([`super::speed`]): a leaf, for which none is to wait.
+    pub slow: bool,
 }
 
 /// Pieces under way to others from which on a parent sends whoever asks for one further up. Loads are never even, and a
@@ -93,7 +107,11 @@ pub enum Answer {
 pub fn answer(role: Role, standing: &Standing) -> Answer {
     if standing.has {
         // The root and whoever reads it are the last to have it for certain.
-        return if standing.loaded && role == Role::Parent { Answer::NoPart } else { Answer::Send };
+        let elsewhere = (standing.loaded || standing.slow) && role == Role::Parent;
+        return if elsewhere { Answer::NoPart } else { Answer::Send };
+    }
+    if standing.slow {
+        return Answer::NoPart;
     }
     // A request that does not climb could go round in a circle; a source asks nobody.
     if role != Role::Source && !standing.higher {
@@ -261,6 +279,24 @@ mod tests {
                 Role::Parent,
                 Standing { fetching: true, loaded: true, ..none },
                 Answer::Wait,
+            ),
+            (
+                "a slow one keeps nobody waiting",
+                Role::Source,
+                Standing { fetching: true, slow: true, ..none },
+                Answer::NoPart,
+            ),
+            (
+                "nor sends what others have",
+                Role::Parent,
+                Standing { has: true, slow: true, ..none },
+                Answer::NoPart,
+            ),
+            (
+                "but what it alone may have",
+                Role::Root,
+                Standing { has: true, slow: true, ..none },
+                Answer::Send,
             ),
             ("a full one says so", Role::Root, Standing { full: true, ..none }, Answer::Busy),
         ];

@@ -4,7 +4,10 @@
 //! help nobody yet.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,15 +29,44 @@ pub struct Uploads {
     waiting: Arc<Semaphore>,
     /// Pieces that are being sent or wait for it: the references beyond the first.
     queue: Arc<()>,
+    /// What sending a piece takes as a rule, in microseconds.
+    typical: Arc<AtomicU64>,
     pace: Option<Arc<Pace>>,
 }
 
 /// The right to send one piece.
 #[derive(Debug)]
 pub struct Upload {
-    _slot: OwnedSemaphorePermit,
-    _place: Arc<()>,
+    /// Given back early when the receiver is slow: it hardly uses this node's link, and others wait.
+    place: Option<Place>,
+    began: Instant,
+    typical: Arc<AtomicU64>,
     pace: Option<Arc<Pace>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    _slot: OwnedSemaphorePermit,
+    _queued: Arc<()>,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let taken = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let before = self.typical.load(Ordering::Relaxed);
+            self.typical.store(before - before / 8 + taken / 8, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A piece that takes so long, and so many times what pieces take as a rule, makes room for another. Those that are sent
+/// without a place are bounded by connections.
+const SLOW: Duration = Duration::from_secs(2);
+const TIMES: u32 = 4;
+
+fn is_slow(taken: Duration, typical: Duration) -> bool {
+    taken >= SLOW.max(typical.saturating_mul(TIMES))
 }
 
 /// The right to wait.
@@ -52,7 +84,7 @@ impl Uploads {
     pub(super) fn new(slots: usize, rate: Option<u64>) -> Self {
         let pace = rate.map(|rate| Arc::new(Pace { rate: rate.max(1), next: Mutex::new(Instant::now()) }));
         let (slots, waiting) = (Arc::new(Semaphore::new(slots)), Arc::new(Semaphore::new(WAITING)));
-        Self { slots, waiting, queue: Arc::default(), pace }
+        Self { slots, waiting, queue: Arc::default(), typical: Arc::default(), pace }
     }
 
     /// A place among those who wait; `None` when there are too many.
@@ -62,9 +94,10 @@ impl Uploads {
 
     /// The right to send a piece, in the order of asking; `None` when it takes longer than `limit`.
     pub async fn acquire(&self, limit: Duration) -> Option<Upload> {
-        let place = self.queue.clone();
+        let queued = self.queue.clone();
         let slot = tokio::time::timeout(limit, self.slots.clone().acquire_owned()).await.ok()?.ok()?;
-        Some(Upload { _slot: slot, _place: place, pace: self.pace.clone() })
+        let place = Some(Place { _slot: slot, _queued: queued });
+        Some(Upload { place, began: Instant::now(), typical: self.typical.clone(), pace: self.pace.clone() })
     }
 
     /// How many pieces are being sent or wait for their turn.
@@ -75,7 +108,12 @@ impl Uploads {
 
 impl Upload {
     /// Waits until so many more bytes may leave.
-    pub async fn pass(&self, bytes: usize) {
+    pub async fn pass(&mut self, bytes: usize) {
+        // A limit of this node's own is no fault of the receiver.
+        let typical = Duration::from_micros(self.typical.load(Ordering::Relaxed));
+        if self.pace.is_none() && is_slow(self.began.elapsed(), typical) {
+            self.place = None;
+        }
         let Some(pace) = &self.pace else { return };
         tokio::time::sleep_until(pace.take(bytes as u64, Instant::now())).await;
     }
@@ -113,6 +151,25 @@ mod tests {
         assert!(uploads.acquire(Duration::from_millis(10)).await.is_none());
         assert_eq!(uploads.queue(), 1, "who gave up waits no more");
         drop(first);
+        assert_eq!(uploads.queue(), 0);
+        assert!(uploads.acquire(Duration::from_millis(10)).await.is_some());
+    }
+
+    #[test]
+    fn a_receiver_is_slow_when_others_would_have_the_piece_long_ago() {
+        let seconds = Duration::from_secs;
+        for (taken, usual, slow) in [(1, 0, false), (2, 0, true), (2, 1, false), (4, 1, true), (9, 5, false)]
+        {
+            assert_eq!(is_slow(seconds(taken), seconds(usual)), slow, "{taken} s where {usual} s are usual");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_receiver_keeps_nobody_from_sending_to_others() {
+        let uploads = Uploads::new(1, None);
+        let mut slow = uploads.acquire(SLOW).await.expect("it is free");
+        slow.began = Instant::now().checked_sub(2 * SLOW).expect("the machine is up for longer");
+        slow.pass(1).await;
         assert_eq!(uploads.queue(), 0);
         assert!(uploads.acquire(Duration::from_millis(10)).await.is_some());
     }

@@ -2,21 +2,22 @@
 //!
 //! ```text
 //! GET /peer/v1/health                                          200 {"name":..,"zone":..}
-//! GET /peer/v1/pieces/<digest>/<index>?registry&repository&size&role&member&zone&whole
+//! GET /peer/v1/pieces/<digest>/<index>?registry&repository&size&role&member&zone&whole[&speed]
 //!     200 the bytes of the piece; `hearth-piece-hash` is what they hash to, where the peer can say
 //!     202 on its way; `hearth-activity` changes for as long as whoever brings it is alive: ask again
 //!     404 takes no part, ask the next one         409 upstream knows no ranges: slot 0 reads everything
 //!     503 busy or not able to                     400 not understood           403 registry not served here
-//! GET /peer/v1/hashes/<digest>/<index>?registry&repository&size
+//! GET /peer/v1/hashes/<digest>/<index>?registry&repository&size[&again]
 //!     200 {"<index>":"sha256:..",..}: hashes of the pieces of the segment of piece <index>, as far as the peer has read
-//!     them from the registry itself or has the verified blob
+//!     them from the registry itself or has the verified blob. With `again` (`segment`, `piece`) a peer in the order of
+//!     the segment's readers reads that once more first; 503 while it does: ask again
 //! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
 //! GET /peer/v1/tags/<tag>?registry&repository[&known]          200 {"digest":..,"mediaType":..,"size":..,"ageMs":..}
 //!     404 upstream says that it does not exist    503 cannot say now
 //! ```
 //!
 //! `role` is `parent`, `root` or `source` ([`super::plan::Role`]); `member` and `zone` say who asks, so that a request
-//! that does not climb is refused; `whole` that upstream has no ranges. With `known` only what is on the disk counts: upstream is not asked.
+//! that does not climb is refused; `whole` that upstream has no ranges; `speed` how fast the asker is, in bytes a second. With `known` only what is on the disk counts: upstream is not asked.
 //!
 //! An unknown path or version is 404 with an error body, a bad request 400: nothing here is fatal for anyone.
 
@@ -34,8 +35,32 @@ const LONGEST: usize = 253;
 /// Header of 202: changes while the peer is alive. What follows its last full stop changes only while bytes arrive.
 pub const ACTIVITY: http::HeaderName = http::HeaderName::from_static("hearth-activity");
 
-/// Header of 200: the hash of the piece, as the peer has verified it.
+/// Header of 200: the hash of the piece; see [`PieceHash`].
 pub const PIECE_HASH: http::HeaderName = http::HeaderName::from_static("hearth-piece-hash");
+
+/// What a peer announces of a piece that it sends: `sha256:..`, and ` own` after it when it knows that by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceHash {
+    /// SHA-256 of the piece.
+    pub hash: Digest,
+    /// The peer has read the piece from the registry, or has the verified blob. Otherwise another peer has told it.
+    pub own: bool,
+}
+
+impl std::fmt::Display for PieceHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.hash, if self.own { " own" } else { "" })
+    }
+}
+
+impl std::str::FromStr for PieceHash {
+    type Err = crate::types::DigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (hash, own) = text.strip_suffix(" own").map_or((text, false), |hash| (hash, true));
+        Ok(Self { hash: hash.parse()?, own })
+    }
+}
 
 /// The value of [`ACTIVITY`].
 pub fn activity(life: u64, moved: u64) -> String {
@@ -66,6 +91,8 @@ pub struct PieceAsk {
     pub zone: String,
     /// The asker knows that upstream has no ranges: who reads it reads everything.
     pub whole: bool,
+    /// How fast the asker is, in bytes a second; `None` before it knows.
+    pub speed: Option<u64>,
 }
 
 /// The hashes of a segment's pieces are wanted.
@@ -79,6 +106,32 @@ pub struct HashesAsk {
     pub size: u64,
     /// A piece of the segment.
     pub piece: u64,
+    /// Whether the peer is to read from the registry first.
+    pub again: Again,
+}
+
+/// What a peer is to read from the registry before it says what pieces hash to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Again {
+    /// Nothing: it says what it knows.
+    #[default]
+    No,
+    /// The segment.
+    Segment,
+    /// The piece.
+    Piece,
+}
+
+impl Again {
+    const ALL: [Self; 3] = [Self::No, Self::Segment, Self::Piece];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Segment => "segment",
+            Self::Piece => "piece",
+        }
+    }
 }
 
 /// A request of the protocol.
@@ -133,18 +186,21 @@ impl PeerRequest {
                 let path = format!("{PREFIX}pieces/{}/{}", ask.digest, ask.piece);
                 let (size, role) = (ask.size.to_string(), role_name(ask.role));
                 let whole = if ask.whole { "1" } else { "0" };
-                let rest = [
+                let speed = ask.speed.map(|speed| speed.to_string());
+                let mut rest = vec![
                     ("size", size.as_str()),
                     ("role", role),
                     ("member", &ask.member),
                     ("zone", &ask.zone),
                     ("whole", whole),
                 ];
+                rest.extend(speed.as_deref().map(|speed| ("speed", speed)));
                 with_query(&path, &ask.repository, &rest)
             }
             Self::Hashes(ask) => {
                 let path = format!("{PREFIX}hashes/{}/{}", ask.digest, ask.piece);
-                with_query(&path, &ask.repository, &[("size", &ask.size.to_string())])
+                let (size, again) = (ask.size.to_string(), ask.again.name());
+                with_query(&path, &ask.repository, &[("size", &size), ("again", again)])
             }
             Self::Manifest { repository, digest, known } => {
                 with_query(&format!("{PREFIX}manifests/{digest}"), repository, known_pair(*known))
@@ -172,12 +228,17 @@ impl PeerRequest {
                 member: parameters.name("member")?,
                 zone: parameters.name("zone")?,
                 whole: parameters.get("whole") == Some("1"),
+                speed: parameters.get("speed").and_then(|value| value.parse().ok()),
             })),
             (Some("hashes"), Some(digest), Some(piece), None) => Ok(Self::Hashes(HashesAsk {
                 repository: parameters.repository()?,
                 digest: digest.parse().map_err(NameError::from)?,
                 size: parameters.number("size")?,
                 piece: piece.parse().map_err(|_| WireError::Path)?,
+                again: Again::ALL
+                    .into_iter()
+                    .find(|again| parameters.get("again").unwrap_or("no") == again.name())
+                    .ok_or(WireError::Parameter("again"))?,
             })),
             (Some("manifests"), Some(digest), None, _) => Ok(Self::Manifest {
                 repository: parameters.repository()?,
@@ -282,6 +343,7 @@ mod tests {
                 member: "node & 1".into(),
                 zone: String::new(),
                 whole: role == Role::Source,
+                speed: (role == Role::Root).then_some(12_500_000),
             })
         };
         let all = [
@@ -294,6 +356,7 @@ mod tests {
                 digest: Digest::of(b"x"),
                 size: 10,
                 piece: 3,
+                again: Again::Piece,
             }),
             PeerRequest::Manifest { repository: repository(), digest: Digest::of(b"m"), known: true },
             PeerRequest::Tag { repository: repository(), tag: "v1".parse().unwrap(), known: false },
@@ -324,6 +387,15 @@ mod tests {
             "m".repeat(300)
         );
         assert_eq!(read(&long), Err(WireError::Parameter("member")));
+    }
+
+    #[test]
+    fn a_piece_hash_reads_back_as_it_was_written() {
+        for own in [false, true] {
+            let hash = PieceHash { hash: Digest::of(b"x"), own };
+            assert_eq!(hash.to_string().parse(), Ok(hash));
+        }
+        assert!("sha256:12 own".parse::<PieceHash>().is_err());
     }
 
     proptest! {

@@ -30,6 +30,16 @@ impl RangeSet {
         self.0.splice(from..to, [start..end]);
     }
 
+    /// Takes a range out.
+    pub fn remove(&mut self, range: &Range<u64>) {
+        let parts = |have: Range<u64>| {
+            let before = have.start..have.end.min(range.start);
+            let after = have.start.max(range.end)..have.end;
+            [before, after].into_iter().filter(|part| part.start < part.end)
+        };
+        self.0 = std::mem::take(&mut self.0).into_iter().flat_map(parts).collect();
+    }
+
     /// Where the unbroken run that holds `position` ends; `position` itself when that byte is missing.
     pub fn end_from(&self, position: u64) -> u64 {
         let at = self.0.partition_point(|have| have.end <= position);

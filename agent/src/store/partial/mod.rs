@@ -22,7 +22,10 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt as _,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -61,6 +64,7 @@ pub struct Partial {
     writing: Mutex<()>,
     /// Held while the map is saved: two lanes may have reason to at once.
     saving: Mutex<()>,
+    changes: AtomicU64,
     /// What [`Unverified`] writers are at.
     unverified: Mutex<Vec<Range<u64>>>,
     /// Keeps the digest from eviction while the transfer goes on, and from the moment it is whole.
@@ -133,6 +137,7 @@ impl Partial {
             hash: Mutex::new(Running { hasher: digest.algorithm().hasher(), position: 0, epoch: 0 }),
             writing: Mutex::new(()),
             saving: Mutex::new(()),
+            changes: AtomicU64::new(0),
             unverified: Mutex::default(),
             _hold: hold,
         })
@@ -210,6 +215,11 @@ impl Partial {
         self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))
     }
 
+    /// Rises before bytes that are there are given up or replaced: what was read meanwhile may be of either.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     /// Names what is there now, for [`Self::write_in`].
     pub fn epoch(&self) -> u64 {
         guard(&self.state).epoch
@@ -238,28 +248,35 @@ impl Partial {
 
     /// Writes bytes at their place, except those that are there already. Readers see them as soon as this returns.
     pub fn write(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
-        self.write_in(self.epoch(), offset, chunks).map(|_| ())
+        self.write_in(self.epoch(), offset, chunks, |_| ())
     }
 
-    /// The same, unless everything has been given up since `epoch`. Says whether all of the bytes are this write's.
-    pub fn write_in(&self, epoch: u64, offset: u64, chunks: &[Bytes]) -> Result<bool, StoreError> {
+    /// The same, unless everything has been given up since `epoch`. `written` is told which bytes are this write's, before
+    /// anyone else can see them.
+    pub fn write_in(
+        &self,
+        epoch: u64,
+        offset: u64,
+        chunks: &[Bytes],
+        written: impl FnOnce(&[Range<u64>]),
+    ) -> Result<(), StoreError> {
         let end = offset + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         let writing = guard(&self.writing);
         if self.epoch() != epoch {
-            return Ok(false);
+            return Ok(());
         }
         let gaps = self.gaps(offset..end);
         for gap in &gaps {
             self.write_gap(offset, chunks, gap)?;
         }
+        written(&gaps);
         let due = self.note(offset..end);
         drop(writing);
-        let all = gaps == [offset..end];
-        if all {
+        if gaps == [offset..end] {
             self.hash_written(epoch, offset, chunks);
         }
         self.save_if(due);
-        Ok(all)
+        Ok(())
     }
 
     /// Adds a range to what is there. Says whether the map is due to be saved.
@@ -279,6 +296,57 @@ impl Partial {
         if due && let Err(error) = self.save_map() {
             tracing::warn!(digest = %self.digest.short(), %error, "map of a partial blob not saved");
         }
+    }
+
+    /// Gives up a part of what is there.
+    pub fn give_up(&self, range: Range<u64>) -> Result<(), StoreError> {
+        let _writing = guard(&self.writing);
+        let restart = {
+            let mut state = guard(&self.state);
+            if state.sealed {
+                return Ok(());
+            }
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            state.have.remove(&range);
+            (range.start, state.epoch)
+        };
+        self.hash_again_from(restart);
+        self.save_map()
+    }
+
+    /// The hash begins anew when it has passed a place where bytes have changed.
+    fn hash_again_from(&self, (place, epoch): (u64, u64)) {
+        let mut running = guard(&self.hash);
+        if running.position > place {
+            *running = Running { hasher: self.digest.algorithm().hasher(), position: 0, epoch };
+        }
+    }
+
+    /// Puts bytes in their place, whatever is there. Says whether others were.
+    pub fn replace(&self, offset: u64, bytes: &Bytes) -> Result<bool, StoreError> {
+        let range = offset..offset + bytes.len() as u64;
+        let _writing = guard(&self.writing);
+        let (whole, restart) = {
+            let state = guard(&self.state);
+            if state.sealed {
+                return Ok(false);
+            }
+            (state.have.gaps(range.clone()), (offset, state.epoch))
+        };
+        if whole.is_empty() {
+            let mut before = vec![0; bytes.len()];
+            self.file
+                .read_exact_at(&mut before, offset)
+                .map_err(StoreError::io("read back", &self.data_path))?;
+            if before == *bytes {
+                return Ok(false);
+            }
+        }
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.file.write_all_at(bytes, offset).map_err(StoreError::io("write", &self.data_path))?;
+        self.note(range.clone());
+        self.hash_again_from(restart);
+        Ok(whole != [range])
     }
 
     fn write_gap(&self, offset: u64, chunks: &[Bytes], gap: &Range<u64>) -> Result<(), StoreError> {
@@ -357,15 +425,11 @@ impl Partial {
         Ok(Some(running.hasher))
     }
 
-    /// Checks the digest of the complete content. On a mismatch the bytes are thrown away.
+    /// Checks the digest of the complete content. On a mismatch the bytes are the caller's to discard.
     pub fn finish(&self) -> Result<Finish, StoreError> {
         self.hash_forward()?;
         let found = guard(&self.hash).hasher.clone().finish();
-        if found == self.digest {
-            return Ok(Finish::Verified);
-        }
-        self.discard()?;
-        Ok(Finish::Mismatch { found })
+        Ok(if found == self.digest { Finish::Verified } else { Finish::Mismatch { found } })
     }
 
     /// Publishes verified content: fsync, rename, fsync of the directory, index.
@@ -463,6 +527,7 @@ mod tests {
         partial.write(0, &[Bytes::from_static(b"wrong")]).unwrap();
         assert!(matches!(partial.commit(), Err(StoreError::Mismatch(_))));
         assert_eq!(partial.finish().unwrap(), Finish::Mismatch { found: Digest::of(b"wrong") });
+        partial.discard().unwrap();
         assert!(store.blob(&digest).await.unwrap().is_none());
         assert_eq!(fs::read_dir(directory.path().join("partial-v1")).unwrap().count(), 0);
     }
@@ -493,6 +558,26 @@ mod tests {
         partial.write(1, &[Bytes::from_static(b"bc")]).unwrap();
         partial.write(0, &[Bytes::from_static(b"aX"), Bytes::from_static(b"Xdef")]).unwrap();
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn what_is_given_up_or_replaced_is_hashed_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let partial = store.partial(&Digest::of(b"abcdef")).unwrap();
+        partial.set_size(6).unwrap();
+        partial.write(0, &[Bytes::from_static(b"aXcXef")]).unwrap();
+        assert!(matches!(partial.finish().unwrap(), Finish::Mismatch { .. }));
+        partial.give_up(1..2).unwrap();
+        assert_eq!(partial.gaps(0..6), [1..2]);
+        assert!(!partial.replace(1, &Bytes::from_static(b"b")).unwrap(), "nothing was there");
+        assert!(!partial.replace(4, &Bytes::from_static(b"ef")).unwrap(), "the same was there");
+        assert!(partial.replace(2, &Bytes::from_static(b"cd")).unwrap());
+        assert_eq!(partial.finish().unwrap(), Finish::Verified);
+        partial.commit().unwrap();
+        assert!(!partial.replace(0, &Bytes::from_static(b"X")).unwrap(), "published bytes stay");
+        partial.give_up(0..6).unwrap();
+        assert_eq!(partial.total(), 6);
     }
 
     #[test]

@@ -143,7 +143,7 @@ mod tests {
         partial.set_size(10).unwrap();
         old.write(&[Bytes::from_static(b"XXXXXXXXXX")]).unwrap();
         assert!(!old.accept());
-        assert!(!partial.write_in(epoch, 0, &[Bytes::from_static(b"X")]).unwrap());
+        partial.write_in(epoch, 0, &[Bytes::from_static(b"X")], |_| panic!("nothing is written")).unwrap();
         assert_eq!(partial.total(), 0);
     }
 }

@@ -1,0 +1,189 @@
+//! Whether this node is slow: what its link has ever carried lately, held against what other peers say of theirs.
+//!
+//! A slow node that stands between others holds all of them up, and only the node itself can tell all of them the same. So
+//! each request for a piece says how fast the requesting node is, and a node that is much slower than most of those
+//! becomes a leaf ([`super::plan`]): it fetches for itself, and sends others elsewhere. What one peer claims counts no more
+//! than what any other does.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// A node below this share of the median speed of others is slow.
+const SHARE: f64 = 0.3;
+
+/// Other peers whose speed must be known before this node calls itself slow.
+const ENOUGH: usize = 4;
+
+/// Bytes are counted for so long at least before they are a speed.
+const WINDOW: Duration = Duration::from_millis(500);
+
+/// A longer pause in the middle of a window makes it no measure of the link.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// Windows measured before this node calls itself slow.
+const WINDOWS: u32 = 3;
+
+/// After so long an earlier speed counts half: links change.
+const HALF_LIFE: Duration = Duration::from_mins(1);
+
+/// For how long what a peer said of itself counts.
+const MEMORY: Duration = Duration::from_mins(5);
+
+/// Peers remembered.
+const MOST: usize = 16_384;
+
+/// Notes of other peers between two looks at their median.
+const RENEW: u32 = 8;
+
+/// The memory.
+#[derive(Debug, Default)]
+pub struct Speeds {
+    own: Own,
+    others: HashMap<String, (u64, Instant)>,
+    median: Option<u64>,
+    notes: u32,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    window: Option<Window>,
+    windows: u32,
+    /// Bytes a second, and when measured.
+    best: Option<(f64, Instant)>,
+}
+
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    last: Instant,
+    bytes: u64,
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "estimates"
+)]
+impl Speeds {
+    /// Bytes of content have arrived at this node.
+    pub fn note_arrival(&mut self, bytes: u64, now: Instant) {
+        let own = &mut self.own;
+        let window = match &mut own.window {
+            Some(window) if now.duration_since(window.last) < PAUSE => window,
+            window => {
+                // The bytes came before the window begins.
+                *window = Some(Window { since: now, last: now, bytes: 0 });
+                return;
+            }
+        };
+        (window.last, window.bytes) = (now, window.bytes + bytes);
+        let taken = now.duration_since(window.since);
+        if taken < WINDOW {
+            return;
+        }
+        let rate = window.bytes as f64 / taken.as_secs_f64();
+        (window.since, window.bytes) = (now, 0);
+        own.windows += 1;
+        let before = own.best.map_or(0.0, |best| decayed(best, now));
+        own.best = Some((rate.max(before), now));
+    }
+
+    /// What this node tells others, in bytes a second; `None` before it knows.
+    pub fn own(&self) -> Option<u64> {
+        self.own.best.filter(|_| self.own.windows >= WINDOWS).map(|(rate, _)| rate as u64)
+    }
+
+    /// A peer says how fast it is, in bytes a second.
+    pub fn note_peer(&mut self, peer: &str, rate: u64, now: Instant) {
+        if self.others.len() >= MOST && !self.others.contains_key(peer) {
+            return;
+        }
+        self.others.insert(peer.to_owned(), (rate, now));
+        if self.notes.is_multiple_of(RENEW) || self.others.len() <= ENOUGH {
+            self.others.retain(|_, (_, noted)| now.duration_since(*noted) < MEMORY);
+            let mut rates: Vec<_> = self.others.values().map(|(rate, _)| *rate).collect();
+            let middle = rates.len() / 2;
+            self.median = (rates.len() >= ENOUGH).then(|| *rates.select_nth_unstable(middle).1);
+        }
+        self.notes = self.notes.wrapping_add(1);
+    }
+
+    /// Whether this node is much slower than most others.
+    pub fn is_slow(&self) -> bool {
+        match (self.own(), self.median) {
+            (Some(own), Some(median)) => (own as f64) < SHARE * median as f64,
+            _ => false,
+        }
+    }
+}
+
+fn decayed((rate, at): (f64, Instant), now: Instant) -> f64 {
+    rate * 0.5_f64.powf(now.duration_since(at).as_secs_f64() / HALF_LIFE.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// One whose link carries `rate` bytes a second for some seconds.
+    fn fed(rate: u64, seconds: u64) -> (Speeds, Instant) {
+        let (mut speeds, start) = (Speeds::default(), Instant::now());
+        let now = |step| start + Duration::from_millis(step * 100);
+        (0..=seconds * 10).for_each(|step| speeds.note_arrival(rate / 10, now(step)));
+        (speeds, now(seconds * 10))
+    }
+
+    #[test]
+    fn a_node_is_slow_when_most_others_are_much_faster() {
+        let table: [(u64, &[u64], bool); 7] = [
+            (1, &[12, 12, 11, 13], true),
+            (4, &[12, 12, 11, 13], false),
+            (12, &[12, 12, 11, 13], false),
+            (1, &[12, 12, 12], false),
+            (1, &[1, 1, 1, 1, 100_000], false),
+            (12, &[1, 1, 12, 12, 12, 100_000, 100_000], false),
+            (1, &[1, 12, 12, 12], true),
+        ];
+        for (own, others, slow) in table {
+            let (mut speeds, now) = fed(own * MIB, 3);
+            for (at, rate) in others.iter().enumerate() {
+                (0..RENEW).for_each(|_| speeds.note_peer(&format!("peer-{at}"), rate * MIB, now));
+            }
+            assert_eq!(speeds.is_slow(), slow, "{own} beside {others:?}");
+        }
+    }
+
+    #[test]
+    fn a_speed_is_what_the_link_has_carried_without_pauses() {
+        let (speeds, _) = fed(10 * MIB, 3);
+        let near = |rate: u64| rate.abs_diff(10 * MIB) < MIB;
+        assert!(speeds.own().is_some_and(near), "{:?}", speeds.own());
+        assert_eq!(fed(10 * MIB, 1).0.own(), None, "too early");
+        let (mut speeds, mut now) = fed(10 * MIB, 3);
+        for _ in 0..100 {
+            now += Duration::from_millis(450);
+            speeds.note_arrival(1_000, now);
+        }
+        assert!(speeds.own().is_some_and(near), "a node that waits for others is not slow");
+    }
+
+    #[test]
+    fn a_link_that_has_become_slow_is_found_out_and_one_that_recovers_too() {
+        let (mut speeds, mut now) = fed(10 * MIB, 3);
+        for _ in 0..6_000 {
+            now += Duration::from_millis(100);
+            speeds.note_arrival(MIB / 10, now);
+        }
+        assert!(speeds.own().is_some_and(|rate| rate < 2 * MIB), "{:?}", speeds.own());
+        for _ in 0..20 {
+            now += Duration::from_millis(100);
+            speeds.note_arrival(MIB, now);
+        }
+        assert!(speeds.own().is_some_and(|rate| rate > 9 * MIB));
+    }
+}
