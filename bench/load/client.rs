@@ -49,34 +49,55 @@ impl Connection {
 
     /// Fetches the path and checks status and size.
     pub(crate) fn get(&mut self, size: u64) -> Result<Transfer> {
+        self.get_from(0, size, |_| ())
+    }
+
+    /// Fetches the path from byte `offset` on, up to `size`, and hands over what arrives, also before a failure.
+    pub(crate) fn get_from(
+        &mut self,
+        offset: u64,
+        size: u64,
+        mut sink: impl FnMut(&[u8]),
+    ) -> Result<Transfer> {
         let started = Instant::now();
+        let (range, expected) =
+            if offset > 0 { (format!("Range: bytes={offset}-\r\n"), "206") } else { (String::new(), "200") };
         // One write: a request in pieces would meet Nagle and delayed acknowledgements.
         // Without the media type docker-registry does not find an OCI manifest.
         let request = format!(
-            "GET {} HTTP/1.1\r\nHost: bench\r\nUser-Agent: {CLIENT}\r\nAccept: {MANIFEST}\r\n\r\n",
+            "GET {} HTTP/1.1\r\nHost: bench\r\nUser-Agent: {CLIENT}\r\nAccept: {MANIFEST}\r\n{range}\r\n",
             self.path
         );
         self.stream.write_all(request.as_bytes())?;
         let mut head = Vec::new();
-        let mut got = loop {
+        let rest = loop {
             let read = self.stream.read(&mut self.buffer)?;
             ensure!(read > 0, "`{}`: the connection ended inside the head", self.path);
             head.extend_from_slice(&self.buffer[..read]);
             if let Some(end) = head.windows(4).position(|window| window == b"\r\n\r\n") {
-                break head.split_off(end + 4).len() as u64;
+                break head.split_off(end + 4);
             }
         };
         let head = String::from_utf8_lossy(&head);
         let status = head.split(' ').nth(1).unwrap_or_default();
-        ensure!(status == "200", "`{}` was answered {}", self.path, head.lines().next().unwrap_or_default());
-        let mut first_byte = (got > 0).then(|| started.elapsed());
+        ensure!(
+            status == expected,
+            "`{}` was answered {}",
+            self.path,
+            head.lines().next().unwrap_or_default()
+        );
+        let mut first_byte = (!rest.is_empty()).then(|| started.elapsed());
+        let mut got = offset + rest.len() as u64;
+        ensure!(got <= size, "`{}` has more than {size} bytes", self.path);
+        sink(&rest);
         while got < size {
             let read = self.stream.read(&mut self.buffer)?;
             ensure!(read > 0, "`{}` ended after {got} of {size} bytes", self.path);
             first_byte.get_or_insert_with(|| started.elapsed());
             got += read as u64;
+            ensure!(got <= size, "`{}` has more than {size} bytes", self.path);
+            sink(&self.buffer[..read]);
         }
-        ensure!(got == size, "`{}` has more than {size} bytes", self.path);
         Ok(Transfer { first_byte: first_byte.unwrap_or_default(), total: started.elapsed() })
     }
 }
@@ -113,28 +134,71 @@ pub(crate) fn burst(
 /// containerd does, unless that is `-`. Words: address, the registry's address, milliseconds since 1970, and `path size`
 /// each.
 pub(crate) async fn run_alone(words: &[String]) -> Result<()> {
-    let [address, registry, begin, parts @ ..] = words else {
-        anyhow::bail!("a client needs two addresses and a moment")
-    };
-    let places = [address, registry].into_iter().filter(|place| *place != "-");
-    let places = places.map(|place| place.parse()).collect::<Result<Vec<SocketAddr>, _>>()?;
-    let begin = UNIX_EPOCH + Duration::from_millis(begin.parse()?);
-    let parts = parts.iter().map(|part| {
-        let (path, size) = part.rsplit_once(' ').context("a part is `path size`")?;
-        Ok((path.to_owned(), size.parse::<u64>()?))
-    });
-    let parts = parts.collect::<Result<Vec<_>>>()?;
-    tokio::time::sleep(begin.duration_since(SystemTime::now()).unwrap_or_default()).await;
-    let started = Instant::now();
-    tokio::task::spawn_blocking(move || pull(&places, &parts)).await??;
+    let request = PullRequest::parse(words)?;
+    let started = request.wait().await;
+    tokio::task::spawn_blocking(move || pull(&request)).await??;
     writeln!(io::stdout(), "{}", started.elapsed().as_secs_f64())?;
     Ok(())
 }
 
-fn pull(places: &[SocketAddr], parts: &[(String, u64)]) -> Result<()> {
+/// What such a client is to fetch, from where, and when.
+#[derive(Debug)]
+pub(crate) struct PullRequest {
+    /// In the order in which they are asked.
+    pub(crate) places: Vec<SocketAddr>,
+    begin: SystemTime,
+    parts: Vec<(String, u64)>,
+}
+
+impl PullRequest {
+    pub(crate) fn parse(words: &[String]) -> Result<Self> {
+        let [address, registry, begin, parts @ ..] = words else {
+            anyhow::bail!("a client needs two addresses and a moment")
+        };
+        let places = [address, registry].into_iter().filter(|place| *place != "-");
+        let places = places.map(|place| place.parse()).collect::<Result<Vec<SocketAddr>, _>>()?;
+        let begin = UNIX_EPOCH + Duration::from_millis(begin.parse()?);
+        let parts = parts.iter().map(|part| {
+            let (path, size) = part.rsplit_once(' ').context("a part is `path size`")?;
+            Ok((path.to_owned(), size.parse::<u64>()?))
+        });
+        Ok(Self { places, begin, parts: parts.collect::<Result<Vec<_>>>()? })
+    }
+
+    /// Until its moment, which is given back.
+    pub(crate) async fn wait(&self) -> Instant {
+        tokio::time::sleep(self.begin.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        Instant::now()
+    }
+
+    /// Fetches the manifest, then the blobs, [`AT_ONCE`] at a time, up to the first failure.
+    pub(crate) fn fetch(
+        &self,
+        manifest: impl FnOnce(&(String, u64)) -> Result<()>,
+        blob: impl Fn(&(String, u64)) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let (first, blobs) = self.parts.split_first().context("there is nothing to fetch")?;
+        manifest(first)?;
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let one = || {
+                while let Some(part) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    blob(part)?;
+                }
+                Ok(())
+            };
+            let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(one)).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().ok().context("a client's thread panicked")?)
+        })
+    }
+}
+
+fn pull(request: &PullRequest) -> Result<()> {
     let get = |(path, size): &(String, u64)| {
         let mut outcome = Err(anyhow::anyhow!("there is nobody to ask"));
-        for place in places {
+        for place in &request.places {
             outcome = burst(*place, path, *size, 1, 1).map(drop);
             if outcome.is_ok() {
                 break;
@@ -142,19 +206,7 @@ fn pull(places: &[SocketAddr], parts: &[(String, u64)]) -> Result<()> {
         }
         outcome
     };
-    let (manifest, blobs) = parts.split_first().context("there is nothing to fetch")?;
-    get(manifest)?;
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        let one = || {
-            while let Some(part) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                get(part)?;
-            }
-            Ok(())
-        };
-        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(one)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().ok().context("a client's thread panicked")?)
-    })
+    request.fetch(get, get)
 }
 
 /// [`burst`] of a contestant's blob, beside the asynchronous part of the program. A failure carries the contestant's log.

@@ -5,12 +5,14 @@
 //! one JSON object; figures are medians, with `_min` and `_max` beside them. Caveats: clients, upstream, rivals and the
 //! agent share this machine's processors and its loopback; only ratios of one run mean something.
 
+mod checked;
 mod client;
 mod crowd;
 mod holders;
 mod machine;
 mod node;
 mod plot;
+mod relay;
 mod report;
 mod rivals;
 mod scenarios;
@@ -22,8 +24,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::report::Report;
+use crate::{report::Report, scenarios::adversity::Case};
 
 /// Measures the agent against its rivals.
 #[derive(Clone, Debug, Parser)]
@@ -43,9 +46,12 @@ struct Arguments {
     /// Nodes of the cluster, where the scenario has one [default: 16; `herd`: 24].
     #[arg(long, value_parser = clap::value_parser!(u8).range(4..=64))]
     nodes: Option<u8>,
-    /// Rate of every node's link in the cluster [default: 200mbit; `herd`: 20mbit].
+    /// Rate of every node's link in the cluster [default: 200mbit; `herd`: 20mbit, `adversity`: 100mbit].
     #[arg(long)]
     link: Option<String>,
+    /// Troubles of `adversity`; the run without trouble is always there [default: all].
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<Case>,
     /// Rate of upstream's link.
     #[arg(long, default_value = "1gbit")]
     upstream_link: String,
@@ -83,6 +89,11 @@ enum Scenario {
     /// The same where the registry's link is no faster than a node's, with clients that go to the registry when the agent
     /// refuses; needs root.
     Herd,
+    /// A cold burst with one slow link, one node that corrupts what it sends, killed agents, and late nodes, each against the
+    /// same burst without trouble; needs root.
+    Adversity,
+    /// What one pause, a slow disk, a queue, and a moment of refusals or resets of the registry cost one agent.
+    Stall,
     /// Eight executors on cold nodes and a registry that throttles: directly, through a central proxy, through agents; needs
     /// root.
     JobStart,
@@ -103,11 +114,22 @@ async fn main() -> ExitCode {
         outcome = async {
             // This program again, on a node of a network that a scenario made.
             match words.first().map(String::as_str) {
+                Some("checked") => checked::run_alone(&words[1..]).await,
+                Some("metrics") => node::metrics(&words[1..]).await,
+                Some("relay") => relay::run_alone(&words[1..]).await,
                 Some("client") => client::run_alone(&words[1..]).await,
                 Some("holder") => holders::run_alone(&words[1..]).await,
                 Some("pod") => node::pod(&words[1..]).await,
                 Some("registry") => node::registry(&words[1..]).await,
-                _ => measure(&Arguments::parse()).await,
+                _ => {
+                    let arguments = Arguments::parse();
+                    // A scenario that is ended so still takes its processes and namespaces back.
+                    let mut ended = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+                    tokio::select! {
+                        outcome = measure(&arguments) => outcome,
+                        _ = ended.recv() => Err(anyhow::anyhow!("terminated")),
+                    }
+                }
             }
         } => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
@@ -136,6 +158,8 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::Push => scenarios::push::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
         Scenario::Herd => scenarios::herd::run(arguments, &mut report).await?,
+        Scenario::Adversity => scenarios::adversity::run(arguments, &mut report).await?,
+        Scenario::Stall => scenarios::stall::run(arguments, &mut report).await?,
         Scenario::JobStart => scenarios::job_start::run(arguments, &mut report).await?,
         Scenario::Startup => scenarios::startup::run(arguments, &mut report).await?,
         Scenario::ClusterApi => scenarios::cluster_api::run(arguments, &mut report).await?,

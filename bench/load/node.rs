@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use kit::{
+    metrics::Metrics,
     pull::Puller,
     registry::{FakeUpstream, Layer},
 };
@@ -67,6 +68,13 @@ pub(crate) async fn registry(words: &[String]) -> Result<()> {
         "blob_bytes": log.blob_gets().bytes(),
     });
     writeln!(io::stdout(), "{asked}")?;
+    Ok(())
+}
+
+/// Prints what an agent counts, from within its node's network. Words: the address of its admin listener.
+pub(crate) async fn metrics(words: &[String]) -> Result<()> {
+    let [address] = words else { bail!("the address of an admin listener is needed") };
+    writeln!(io::stdout(), "{}", Metrics::scrape(address.parse()?).await?.text())?;
     Ok(())
 }
 

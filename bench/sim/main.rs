@@ -57,7 +57,9 @@ fn world(nodes: u32, size: u64, link: u64) -> World {
         link: link * 125_000,
         connection: link * 100_000,
         lost: 0.0,
+        lost_at_once: false,
         slow: 0.0,
+        slower: 4,
         taking: 1.0,
         spread: 0,
         zones: 1,
@@ -93,7 +95,9 @@ fn main() -> Result<()> {
     let base = world(nodes, size, arguments.link);
     for (name, world) in [
         ("lost_10_percent", World { lost: 0.1, ..base.clone() }),
+        ("killed_10_percent", World { lost: 0.1, lost_at_once: true, ..base.clone() }),
         ("slow_10_percent", World { slow: 0.1, ..base.clone() }),
+        ("ten_times_slower_10_percent", World { slow: 0.1, slower: 10, ..base.clone() }),
         ("joining_within_2s", World { spread: 2_000_000_000, ..base.clone() }),
         ("three_zones", World { zones: 3, ..base.clone() }),
         ("taking_5_percent", World { taking: 0.05, ..base.clone() }),

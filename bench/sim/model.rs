@@ -197,15 +197,19 @@ impl Simulation {
     )]
     fn begin(&mut self) {
         let bound = Self::time(self.world.size, self.world.link);
+        let slower = self.world.slower;
         for at in 0..self.world.nodes {
             let takes = at == 0 || self.dice() < self.world.taking;
             let slow = at != 0 && self.dice() < self.world.slow;
             let begun = (self.dice() * self.world.spread as f64) as u64;
             let dies = at != 0 && self.dice() < self.world.lost;
-            let death = begun + (self.dice() * bound as f64) as u64;
+            // Thrown in any case: other throws stay the same.
+            let at_random = self.dice();
+            let along = if self.world.lost_at_once { 0.5 } else { at_random };
+            let death = begun + (along * bound as f64) as u64;
             let node = &mut self.nodes[at as usize];
             node.takes = takes;
-            node.slow = if slow { 4 } else { 1 };
+            node.slow = if slow { slower } else { 1 };
             node.begun = begun;
             if takes {
                 self.at(begun, Event::Start(at));

@@ -22,10 +22,12 @@ pub(crate) struct World {
     pub(crate) link: u64,
     /// Bytes a second of one connection upstream.
     pub(crate) connection: u64,
-    /// Share of the nodes that die on the way.
+    /// Share of the nodes that die on the way, each at a time of its own, or all halfway.
     pub(crate) lost: f64,
-    /// Share of the nodes whose link is four times slower.
+    pub(crate) lost_at_once: bool,
+    /// Share of the nodes whose link is slower, and how many times.
     pub(crate) slow: f64,
+    pub(crate) slower: u64,
     /// Share of the nodes that want the blob.
     pub(crate) taking: f64,
     /// Nodes begin within this many nanoseconds.

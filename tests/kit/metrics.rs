@@ -8,6 +8,13 @@ use anyhow::Context;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(String);
 
+impl From<String> for Metrics {
+    /// The text of a scrape that someone else made.
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl Metrics {
     /// Asks an agent's admin listener.
     pub async fn scrape(admin: SocketAddr) -> anyhow::Result<Self> {

@@ -40,15 +40,20 @@ impl Net {
     }
 
     fn attach(&self, node: u8, rate: &str) -> Result<()> {
-        let (space, switch, port) = (self.space(node), self.switch(), format!("p{node}"));
+        let (space, switch, port) = (self.space(node), self.switch(), port(node));
         ip(&["netns", "add", &space])?;
         ip(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &space])?;
         ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", &space, "link", "set", "lo", "up"])?;
         ip(&["-n", &space, "addr", "add", &format!("{}/24", Self::address(node)), "dev", "eth0"])?;
         ip(&["-n", &space, "link", "set", "eth0", "up"])?;
-        for (space, device) in [(&space, "eth0"), (&switch, port.as_str())] {
-            let bucket = ["-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate];
+        self.set_rate(node, rate)
+    }
+
+    /// Gives a node's link another rate, both ways.
+    pub fn set_rate(&self, node: u8, rate: &str) -> Result<()> {
+        for (space, device) in [(self.space(node), "eth0"), (self.switch(), port(node).as_str())] {
+            let bucket = ["-n", &space, "qdisc", "replace", "dev", device, "root", "tbf", "rate", rate];
             run("tc", &[&bucket[..], &["burst", BURST, "latency", LATENCY]].concat())?;
         }
         Ok(())
@@ -80,7 +85,7 @@ impl Net {
         let printed = run("ip", &["-n", &self.switch(), "-s", "-j", "link", "show", "type", "veth"])?;
         let links: Vec<Value> = serde_json::from_str(&printed).context("`ip` prints another form")?;
         let of = |node: u8| {
-            let link = links.iter().find(|link| link["ifname"] == format!("p{node}"));
+            let link = links.iter().find(|link| link["ifname"] == port(node));
             link.and_then(|link| link["stats64"]["rx"]["bytes"].as_u64()).context("a link is gone")
         };
         (0..self.nodes).map(of).collect()
@@ -95,6 +100,11 @@ impl Drop for Net {
             ip(&["netns", "del", &space]).ok();
         }
     }
+}
+
+/// The bridge's end of a node's link.
+fn port(node: u8) -> String {
+    format!("p{node}")
 }
 
 fn ip(arguments: &[&str]) -> Result<String> {

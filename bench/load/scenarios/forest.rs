@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::Path,
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -25,6 +26,8 @@ use crate::{Arguments, machine, report::Report};
 const SIZE_MIB: u64 = 256;
 /// Port of every registry.
 pub(super) const PORT: u16 = 5000;
+/// Port of every agent's peer listener.
+pub(super) const PEER_PORT: u16 = 5051;
 /// Between starting the clients and their common moment.
 pub(super) const LEAD: Duration = Duration::from_secs(2);
 /// Longest time for one contestant.
@@ -197,7 +200,7 @@ pub(super) async fn registry(
     fs::write(&path, config.to_string())?;
     let mut command = net.on(node, "docker-registry");
     command.arg("serve").arg(&path).env("OTEL_TRACES_EXPORTER", "none");
-    listening(net, node, Daemon::start(&mut command, &home.join(format!("registry-{node}.log")))?).await
+    listening(net, node, PORT, Daemon::start(&mut command, &home.join(format!("registry-{node}.log")))?).await
 }
 
 /// This program again, with the rule "ask a peer that already has it".
@@ -208,13 +211,13 @@ async fn holder(net: &Net, home: &Path, node: u8, nodes: u8) -> Result<Daemon> {
     let mut command = net.on(node, &std::env::current_exe()?.to_string_lossy());
     command.args(["holder", &place(node), &place(0)]).arg(directory);
     command.args((1..=nodes).filter(|other| *other != node).map(place));
-    listening(net, node, Daemon::start(&mut command, &home.join(format!("holder-{node}.log")))?).await
+    listening(net, node, PORT, Daemon::start(&mut command, &home.join(format!("holder-{node}.log")))?).await
 }
 
-async fn listening(net: &Net, node: u8, mut daemon: Daemon) -> Result<Daemon> {
+pub(super) async fn listening(net: &Net, node: u8, port: u16, mut daemon: Daemon) -> Result<Daemon> {
     let probe = || {
         let mut probe = net.on(node, "bash");
-        probe.args(["-c", &format!("exec 3<>/dev/tcp/{}/{PORT}", Net::address(node))]);
+        probe.args(["-c", &format!("exec 3<>/dev/tcp/{}/{port}", Net::address(node))]);
         run_to_end(probe, Duration::from_secs(5))
     };
     daemon.ready(async |_| probe().await.ok().filter(|finished| finished.success).map(drop)).await?;
@@ -230,11 +233,24 @@ pub(super) async fn agent(
     peers: bool,
     more: &str,
 ) -> Result<AgentProcess> {
+    agent_at(net, home, node, nodes, peers, more, Net::address(node)).await
+}
+
+/// The same with its peer listener on another address of the node.
+pub(super) async fn agent_at(
+    net: &Net,
+    home: &Path,
+    node: u8,
+    nodes: u8,
+    peers: bool,
+    more: &str,
+    address: IpAddr,
+) -> Result<AgentProcess> {
     let home = home.join(format!("agent-{node}"));
     fs::create_dir_all(&home)?;
-    let listen = format!("peer: {{ listen: \"{}:5051\", name: node-{node}", Net::address(node));
+    let listen = format!("peer: {{ listen: \"{address}:{PEER_PORT}\", name: node-{node}");
     let members: Vec<_> =
-        (1..=nodes).map(|other| format!("node-{other}={}:5051", Net::address(other))).collect();
+        (1..=nodes).map(|other| format!("node-{other}={}:{PEER_PORT}", Net::address(other))).collect();
     let members = if peers { format!(", members: \"{}\"", members.join(",")) } else { String::new() };
     let config = AgentConfig::default()
         .registry(REGISTRY, &[&format!("http://{}:{PORT}", Net::address(0))], "")
@@ -257,8 +273,21 @@ pub(super) fn client(
     content: &Content,
     query: &str,
 ) -> Result<Command> {
+    client_as("client", net, node, places, begin, content, query)
+}
+
+/// The same of another kind: `client`, or `checked` ([`crate::checked`]).
+pub(super) fn client_as(
+    kind: &str,
+    net: &Net,
+    node: u8,
+    places: [&str; 2],
+    begin: Duration,
+    content: &Content,
+    query: &str,
+) -> Result<Command> {
     let mut command = net.on(node, &std::env::current_exe()?.to_string_lossy());
-    command.args(["client", places[0], places[1], &begin.as_millis().to_string()]);
+    command.args([kind, places[0], places[1], &begin.as_millis().to_string()]);
     command.args(content.parts.iter().map(|(path, size)| format!("{path}{query} {size}")));
     Ok(command)
 }

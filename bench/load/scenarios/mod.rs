@@ -1,5 +1,6 @@
 //! The scenarios, one file each.
 
+pub(crate) mod adversity;
 pub(crate) mod builder;
 pub(crate) mod cluster_api;
 pub(crate) mod cold_burst;
@@ -12,6 +13,7 @@ pub(crate) mod layering;
 pub(crate) mod memory;
 pub(crate) mod push;
 pub(crate) mod slow_upstream;
+pub(crate) mod stall;
 pub(crate) mod startup;
 pub(crate) mod sync;
 pub(crate) mod warm;
