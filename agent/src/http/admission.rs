@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn clients_above_the_limit_are_refused_and_those_above_that_are_closed() {
         let admission = Admission::new(2);
-        let mut held: Vec<_> = (0..2 + REFUSALS + 1).map(|_| admission.admit()).collect();
+        let mut held: Vec<_> = (0..=(2 + REFUSALS)).map(|_| admission.admit()).collect();
         let served = held.iter().filter(|one| matches!(one, Admitted::Served(_))).count();
         let refused = held.iter().filter(|one| matches!(one, Admitted::Refused(_))).count();
         assert_eq!((served, refused), (2, REFUSALS));

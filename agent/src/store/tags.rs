@@ -130,7 +130,7 @@ mod tests {
             unconfirmed: false,
         };
         let set = |tag: &str, record: &TagRecord| {
-            store.set_tag(&repository, &tag.parse().unwrap(), record).unwrap()
+            store.set_tag(&repository, &tag.parse().unwrap(), record).unwrap();
         };
         assert!(store.may_have_too_many_tags(), "nothing is counted yet");
         for tag in ["old", "pinned", "confirmed"] {
