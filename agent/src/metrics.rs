@@ -178,6 +178,8 @@ pub struct Metrics {
     pub flights: Gauge,
     /// Open client connections of the mirror.
     pub connections: Gauge,
+    /// Clients of the mirror that were refused because all connections were in use.
+    pub connections_refused: Counter,
     /// Members of the cluster that this node knows of, itself among them.
     pub peer_members: Gauge,
     /// Questions to peers.
@@ -206,6 +208,8 @@ pub struct Metrics {
     pub store_allowed: Gauge,
     /// Bytes of blobs that the container runtime had already.
     pub runtime_bytes: Counter,
+    /// Records of tags evicted.
+    pub evicted_tags: Counter,
     /// Images evicted.
     pub evicted_images: Counter,
     /// Bytes that eviction freed.
@@ -255,6 +259,12 @@ impl Default for Metrics {
         registry.register("flights", "Blobs under way", flights.clone());
         let connections = Gauge::default();
         registry.register("mirror_connections", "Open client connections of the mirror", connections.clone());
+        let connections_refused = Counter::default();
+        registry.register(
+            "mirror_connections_refused",
+            "Client connections of the mirror that were refused because all that may be open were",
+            connections_refused.clone(),
+        );
         let peer_members = Gauge::default();
         registry.register(
             "peer_members",
@@ -323,6 +333,8 @@ impl Default for Metrics {
             "Bytes of blobs taken from the container runtime's content",
             runtime_bytes.clone(),
         );
+        let evicted_tags = Counter::default();
+        registry.register("evicted_tags", "Records of tags evicted", evicted_tags.clone());
         let evicted_images = Counter::default();
         registry.register("evicted_images", "Images evicted", evicted_images.clone());
         let evicted_bytes = Counter::default();
@@ -347,6 +359,7 @@ impl Default for Metrics {
             rate_remaining,
             flights,
             connections,
+            connections_refused,
             peer_members,
             peer_requests,
             peer_received_bytes,
@@ -361,6 +374,7 @@ impl Default for Metrics {
             index_rebuilt,
             store_allowed,
             runtime_bytes,
+            evicted_tags,
             evicted_images,
             evicted_bytes,
             prepulls,

@@ -238,8 +238,16 @@ pub const KEYS: &[Key] = &[
                   (podman, skopeo, buildah, CRI-O)",
     },
     Key { path: "limits.idle", default: "30s", meaning: "longest silence of a registry inside a body" },
-    Key { path: "limits.clientWrite", default: "60s", meaning: "longest wait for a client to take bytes" },
-    Key { path: "limits.connections", default: "4096", meaning: "client connections open at once" },
+    Key {
+        path: "limits.clientWrite",
+        default: "60s",
+        meaning: "longest time in which a client takes no bytes; a slow one that takes some is not cut",
+    },
+    Key {
+        path: "limits.connections",
+        default: "4096",
+        meaning: "client connections open at once; further clients are refused with 503",
+    },
     Key {
         path: "limits.shutdownGrace",
         default: "25s",

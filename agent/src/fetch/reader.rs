@@ -16,11 +16,17 @@ use super::{
     passing::{Passing, Way},
     stillness::{CHECK, Stillness},
 };
-use crate::store::{Blob, Partial, read_chunk};
+use crate::store::{Blob, ChunkSize, Partial, read_chunk};
 
 /// Bytes at the end of a growing blob that are held back until its digest matched, so that no client ever completes
 /// a wrong blob.
 pub(super) const HELD_BACK: u64 = 64 * 1024;
+
+/// A reader's speed is measured over this many bytes.
+const PACE_BYTES: usize = 256 * 1024;
+
+/// A reader that takes longer for them (2.5 MiB a second) does not keep up: large buffers would lie about with it.
+const PACE_TIME: Duration = Duration::from_millis(100);
 
 /// Content that can be read. When the store fails under it, it goes on past the store.
 #[derive(Debug)]
@@ -123,12 +129,44 @@ pub struct ContentReader {
     end: u64,
     /// How long nothing may arrive before the reader gives up; it may wait for ever without.
     patience: Option<Duration>,
+    pace: Pace,
+}
+
+/// How fast a reader takes what it gets, and so how much it gets at once.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    bytes: usize,
+    size: ChunkSize,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0, size: ChunkSize::Small }
+    }
+
+    /// The size of the next chunk of a reader that requests it now, and so has taken most of those before.
+    fn next(&mut self, now: Instant) -> ChunkSize {
+        if self.bytes >= PACE_BYTES {
+            let keeps_up = now.saturating_duration_since(self.since) <= PACE_TIME;
+            let size = if keeps_up { ChunkSize::Large } else { ChunkSize::Small };
+            *self = Self { since: now, bytes: 0, size };
+        }
+        self.size
+    }
 }
 
 impl ContentReader {
     /// Reads a part of what the store has, and ends when the store fails.
     pub(super) fn of_store(source: Source, range: Range<u64>) -> Self {
-        Self { source, way: None, position: range.start, end: range.end, patience: None }
+        Self {
+            source,
+            way: None,
+            position: range.start,
+            end: range.end,
+            patience: None,
+            pace: Pace::new(Instant::now()),
+        }
     }
 
     /// Gives up when nothing of a download arrives for so long. The download goes on.
@@ -142,27 +180,30 @@ impl ContentReader {
         if self.position >= self.end {
             return Ok(None);
         }
-        let chunk = match self.read_in_time().await {
+        let size = self.pace.next(Instant::now());
+        let chunk = match self.read_in_time(size).await {
             Err(error @ (FetchError::Store(_) | FetchError::Disk(_))) => {
                 let Some(way) = self.way.clone() else { return Err(error) };
                 self.leave_the_store(way, &error).await;
-                self.read().await?
+                self.read(size).await?
             }
             read => read?,
         };
-        self.position += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        let length = chunk.as_ref().map_or(0, Bytes::len);
+        self.pace.bytes += length;
+        self.position += length as u64;
         Ok(chunk)
     }
 
-    async fn read_in_time(&mut self) -> Result<Option<Bytes>, FetchError> {
+    async fn read_in_time(&mut self, size: ChunkSize) -> Result<Option<Bytes>, FetchError> {
         let (Some(patience), Some(way), Source::Growing(_)) = (self.patience, self.way.clone(), &self.source)
         else {
-            return self.read().await;
+            return self.read(size).await;
         };
         let mut still = Stillness::new(Instant::now());
         loop {
             // Reading is begun anew after each look: nothing of it is lost when it is dropped.
-            if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read()).await {
+            if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read(size)).await {
                 return read;
             }
             if still.is_over(way.fetcher.movement(&way.digest), Instant::now(), patience) {
@@ -172,7 +213,7 @@ impl ContentReader {
         }
     }
 
-    async fn read(&mut self) -> Result<Option<Bytes>, FetchError> {
+    async fn read(&mut self, size: ChunkSize) -> Result<Option<Bytes>, FetchError> {
         let (file, until) = match &mut self.source {
             Source::Whole(blob) => (blob.file(), self.end),
             Source::Growing(growing) => {
@@ -185,7 +226,7 @@ impl ContentReader {
                 return chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)));
             }
         };
-        let chunk = read_chunk(file, self.position, until).await;
+        let chunk = read_chunk(file, self.position, until, size).await;
         chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)))
     }
 
@@ -241,6 +282,28 @@ fn sendable(phase: &Phase, end: u64, size: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::types::{Digest, Mismatch};
+
+    #[test]
+    fn a_reader_gets_large_chunks_while_it_keeps_up() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut after = |bytes, took| {
+            pace.bytes += bytes;
+            now += took;
+            pace.next(now)
+        };
+        for (bytes, took, expected) in [
+            (0, Duration::ZERO, ChunkSize::Small),
+            (PACE_BYTES / 2, Duration::ZERO, ChunkSize::Small),
+            (PACE_BYTES / 2, PACE_TIME, ChunkSize::Large),
+            // Too few bytes to judge by.
+            (PACE_BYTES / 2, 10 * PACE_TIME, ChunkSize::Large),
+            (PACE_BYTES / 2, Duration::ZERO, ChunkSize::Small),
+            (PACE_BYTES, PACE_TIME / 2, ChunkSize::Large),
+        ] {
+            assert_eq!(after(bytes, took), expected, "{bytes} in {took:?}");
+        }
+    }
 
     #[test]
     fn the_end_is_held_back_until_the_digest_matched() {

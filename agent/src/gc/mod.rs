@@ -1,10 +1,12 @@
 //! Keeps the store within its bounds: measures every few seconds, and evicts whole images when it holds too much, or
-//! when a transfer needs room ([`Collector::make_room`]). Nothing goes before everything on disk is counted.
+//! when a transfer needs room ([`Collector::make_room`]). Nothing goes before everything on disk is counted. The records
+//! of tags have a bound of their own, for they take inodes rather than bytes.
 //!
 //! The decision is [`plan()`]; this file gathers its facts and carries it out: references first, then blobs, so that a
 //! crash in between leaves blobs that nothing names, never a name without its blobs.
 
 mod plan;
+mod tags;
 
 use std::{
     fmt::Write as _,
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     images,
     metrics::Metrics,
-    store::{Need, Store, StoreError},
+    store::{MOST_TAGS, Need, Store, StoreError},
 };
 
 /// How often the store is measured: a `statvfs` and a look at the unfinished transfers.
@@ -26,6 +28,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often transfers that were given up are looked for while there is room.
 const ROUNDS_BETWEEN_SWEEPS: u32 = 120;
+
+/// How many records of tags are left when there were too many: an eighth less, so that it is not soon again.
+const TAGS_LEFT: usize = MOST_TAGS / 8 * 7;
 
 /// The loop, and whoever needs room. See the module's text. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -99,6 +104,10 @@ impl Inner {
             store.rebuild_index_if_needed()?;
             return Ok(());
         }
+        if let Err(error) = evict_tags(store, metrics) {
+            // Bytes are freed all the same.
+            tracing::warn!(error = %chain(&error), "records of tags cannot be evicted: tried again");
+        }
         let _only = self.only();
         let (space, wanted) = store.space(&store.partials()?)?;
         metrics.store_allowed.set(i64::try_from(space.allowed).unwrap_or(i64::MAX));
@@ -124,6 +133,29 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Removes the records of tags that are too many. It takes no lock for longer than one removal: no pull waits for it.
+fn evict_tags(store: &Store, metrics: &Metrics) -> Result<(), StoreError> {
+    if !store.may_have_too_many_tags() {
+        return Ok(());
+    }
+    let tags = store.tags()?;
+    let evictable = tags.iter().filter(|fact| !fact.kept).count();
+    if evictable <= MOST_TAGS {
+        return Ok(());
+    }
+    store.flush_usage();
+    let used = store.blobs()?.into_iter().map(|blob| (blob.digest, blob.used)).collect();
+    let evicted = store.evict_tags(&tags::surplus(&tags, &used, TAGS_LEFT))?;
+    metrics.evicted_tags.inc_by(evicted as u64);
+    tracing::info!(
+        evictable,
+        evicted,
+        most = MOST_TAGS,
+        "records of tags evicted, the least recently confirmed first"
+    );
+    Ok(())
 }
 
 /// Carries a plan out; returns the bytes freed.

@@ -2,6 +2,11 @@
 //!
 //! Closing a socket while bytes of the client lie unread makes the kernel send RST, and container runtimes fail a
 //! pull on RST where they resume after FIN. So the end is: FIN first, then read and drop for a moment, then close.
+//!
+//! A slow reader is one that takes bytes, however few; only one that takes none for `limits.clientWrite` is ended. The
+//! kernel says that a socket takes bytes again when a third of its send buffer is free, which is megabytes, and minutes
+//! at 10 KB a second. So the kernel is told to hold little that it has not sent yet (`TCP_NOTSENT_LOWAT`), and asked
+//! itself, by a write, before a connection is ended.
 
 use std::{
     io,
@@ -11,8 +16,9 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::{Instant, Sleep},
 };
@@ -23,6 +29,10 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Most bytes dropped while lingering.
 const LINGER_BYTES: usize = 1024 * 1024;
 
+/// Bytes that the kernel holds for a client beyond those that the client's window takes. It also bounds what a client
+/// that reads nothing costs: send buffers count against the memory limit of a container.
+const UNSENT: u32 = 128 * 1024;
+
 /// Both directions of a client's socket. Shared, so that it can be ended after the HTTP machinery let go of it.
 #[derive(Debug)]
 pub(super) struct ClientStream {
@@ -30,41 +40,62 @@ pub(super) struct ClientStream {
     write_limit: Duration,
     stuck: Pin<Box<Sleep>>,
     is_stuck: bool,
+    may_be_slow: bool,
 }
 
 impl ClientStream {
+    /// A client that takes too little within `write_limit` to make the kernel report room is ended.
     pub(super) fn new(socket: Arc<TcpStream>, write_limit: Duration) -> Self {
-        Self { socket, write_limit, stuck: Box::pin(tokio::time::sleep(write_limit)), is_stuck: false }
+        let stuck = Box::pin(tokio::time::sleep(write_limit));
+        Self { socket, write_limit, stuck, is_stuck: false, may_be_slow: false }
     }
 
-    /// A client that takes no byte for the limit is given up: it pins buffers.
-    fn poll_stuck<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+    /// Only a client that takes nothing within `write_limit` is ended.
+    pub(super) fn for_slow_reader(socket: Arc<TcpStream>, write_limit: Duration) -> Self {
+        // The bytes in flight are not bounded by it (tcp(7)), so it costs no throughput.
+        if let Err(error) = SockRef::from(&*socket).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "a client that reads slowly may be cut");
+        }
+        Self { may_be_slow: true, ..Self::new(socket, write_limit) }
+    }
+
+    /// Whether a client has taken no byte for the limit: it pins buffers.
+    fn poll_stuck(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if !self.is_stuck {
             self.is_stuck = true;
             let until = Instant::now() + self.write_limit;
             self.stuck.as_mut().reset(until);
         }
-        ready!(self.stuck.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))
+        self.stuck.as_mut().poll(context)
     }
 
-    fn poll_with<T>(
+    /// Writes by `write`, a system call that must not block.
+    fn poll_with(
         &mut self,
         context: &mut Context<'_>,
-        mut write: impl FnMut(&TcpStream) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
+        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
-            match self.socket.poll_write_ready(context) {
-                Poll::Pending => return self.poll_stuck(context),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => match write(&self.socket) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    outcome => {
-                        self.is_stuck = false;
-                        return Poll::Ready(outcome);
-                    }
+            let outcome = match self.socket.poll_write_ready(context) {
+                Poll::Pending => {
+                    ready!(self.poll_stuck(context));
+                    // The kernel reports room only when there is much; it takes bytes as soon as there is any.
+                    let last = if self.may_be_slow { write(&self.socket) } else { Err(would_block()) };
+                    last.map_err(|error| match error.kind() {
+                        io::ErrorKind::WouldBlock => {
+                            io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")
+                        }
+                        _ => error,
+                    })
+                }
+                Poll::Ready(Err(error)) => Err(error),
+                Poll::Ready(Ok(())) => match self.socket.try_io(Interest::WRITABLE, || write(&self.socket)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    outcome => outcome,
                 },
-            }
+            };
+            self.is_stuck = false;
+            return Poll::Ready(outcome);
         }
     }
 }
@@ -91,7 +122,9 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_with(context, |socket| socket.try_write(bytes))
+        self.get_mut().poll_with(context, |socket| {
+            Ok(rustix::net::send(socket, bytes, rustix::net::SendFlags::NOSIGNAL)?)
+        })
     }
 
     fn poll_write_vectored(
@@ -99,7 +132,7 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_with(context, |socket| socket.try_write_vectored(slices))
+        self.get_mut().poll_with(context, |socket| Ok(rustix::io::writev(socket, slices)?))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -113,6 +146,10 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(send_fin(&self.socket))
     }
+}
+
+fn would_block() -> io::Error {
+    io::ErrorKind::WouldBlock.into()
 }
 
 fn send_fin(socket: &TcpStream) -> io::Result<()> {

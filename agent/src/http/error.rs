@@ -45,6 +45,14 @@ impl Refusal {
         )
     }
 
+    /// Every connection that may be open is.
+    pub(super) fn busy(limit: usize) -> Self {
+        let message = format!(
+            "all {limit} client connections of this agent are in use (`limits.connections`): retry later"
+        );
+        Self::not_now(message, None)
+    }
+
     /// What a failed fetch means for this request.
     pub(super) fn of_fetch(error: &FetchError, kind: Kind) -> Self {
         let unknown = match kind {

@@ -54,8 +54,7 @@ impl Mirror {
 
     /// Answers one request.
     pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
-        let inner = &self.0;
-        let (kind, mut response) = match self.route(&request) {
+        let (kind, response) = match self.route(&request) {
             Ok(route) => {
                 let kind = kind_of(&route);
                 let outcome = self.dispatch_in_time(&request, route).await;
@@ -64,10 +63,23 @@ impl Mirror {
             }
             Err(error) => (Kind::unknown, Refusal::of_route(&error).into_response()),
         };
+        let status = response.status().as_u16();
+        tracing::debug!(method = %request.method(), path = request.uri().path(), status, "answered");
+        self.counted(kind, response)
+    }
+
+    /// The answer to a client above the connection limit.
+    pub(super) fn refuse(&self, request: &Request<Incoming>, limit: usize) -> Response<Body> {
+        let kind = self.route(request).map_or(Kind::unknown, |route| kind_of(&route));
+        let refusal = Refusal::busy(limit).for_client(user_agent(request.headers()), kind);
+        self.counted(kind, refusal.into_response())
+    }
+
+    /// The same answer, as every one of the mirror's is.
+    fn counted(&self, kind: Kind, mut response: Response<Body>) -> Response<Body> {
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        let status = response.status();
-        tracing::debug!(method = %request.method(), path = request.uri().path(), status = status.as_u16(), "answered");
-        inner.metrics.requests.get_or_create(&RequestLabels { route: kind, status: status.as_u16() }).inc();
+        let labels = RequestLabels { route: kind, status: response.status().as_u16() };
+        self.0.metrics.requests.get_or_create(&labels).inc();
         response
     }
 

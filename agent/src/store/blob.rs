@@ -2,14 +2,14 @@
 //! cache has the bytes.
 //!
 //! `preadv2(RWF_NOWAIT)` answers from the page cache or says `EAGAIN`; only then the read moves to the blocking
-//! pool. Buffers of 256 KiB come from a bounded pool and return to it when the connection has sent them.
+//! pool. The buffers are those of `buffers`.
 
 use std::{
     fs::File,
     io::{self, IoSliceMut},
     os::unix::fs::FileExt as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -18,14 +18,13 @@ use rustix::{
     io::{Errno, ReadWriteFlags},
 };
 
-use super::{StoreError, paths::Paths, usage::Hold};
+use super::{
+    StoreError,
+    buffers::{Buffer, ChunkSize},
+    paths::Paths,
+    usage::Hold,
+};
 use crate::types::Digest;
-
-/// Most bytes that one [`read_chunk`] returns.
-const CHUNK: usize = 256 * 1024;
-
-/// Buffers kept for reuse: 16 MiB. More may be in use at once; the rest is freed on return.
-const POOLED: usize = 64;
 
 /// An open, verified blob.
 #[derive(Clone, Debug)]
@@ -62,7 +61,7 @@ impl Blob {
         let mut all = Vec::with_capacity(usize::try_from(self.size).map_err(io::Error::other)?);
         let mut position = 0;
         while position < self.size {
-            let chunk = read_chunk(&self.file, position, self.size).await?;
+            let chunk = read_chunk(&self.file, position, self.size, ChunkSize::Large).await?;
             position += chunk.len() as u64;
             all.extend_from_slice(&chunk);
         }
@@ -93,30 +92,30 @@ fn open_cached(path: &Path) -> Result<File, Errno> {
     rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).map(File::from)
 }
 
-/// Reads the next bytes at `position`, at most 256 KiB and not past `end`. A file that is shorter than `end` is an
+/// Reads the next bytes at `position`, at most one chunk and not past `end`. A file that is shorter than `end` is an
 /// error, never a short success.
-pub async fn read_chunk(file: &Arc<File>, position: u64, end: u64) -> io::Result<Bytes> {
-    let wanted = usize::try_from(end.saturating_sub(position)).unwrap_or(CHUNK).min(CHUNK);
+pub async fn read_chunk(file: &Arc<File>, position: u64, end: u64, size: ChunkSize) -> io::Result<Bytes> {
+    let wanted = usize::try_from(end.saturating_sub(position)).unwrap_or(usize::MAX);
     if wanted == 0 {
         return Ok(Bytes::new());
     }
-    let mut buffer = Buffer::take();
+    let mut buffer = Buffer::take(size, wanted);
     let flags = ReadWriteFlags::NOWAIT;
-    match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut buffer.bytes[..wanted])], position, flags) {
-        Err(Errno::OPNOTSUPP) if is_in_memory(file) => read_now(file, position, wanted, buffer),
-        Ok(0) | Err(_) => read_blocking(file.clone(), position, wanted, buffer).await,
+    match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer.space())], position, flags) {
+        Err(Errno::OPNOTSUPP) if is_in_memory(file) => read_now(file, position, buffer),
+        Ok(0) | Err(_) => read_blocking(file.clone(), position, buffer).await,
         Ok(read) => Ok(buffer.filled(read)),
     }
 }
 
 /// The same read where it may wait for the disk; it also tells a real error from "not cached".
-async fn read_blocking(file: Arc<File>, position: u64, wanted: usize, buffer: Buffer) -> io::Result<Bytes> {
-    let read = tokio::task::spawn_blocking(move || read_now(&file, position, wanted, buffer));
+async fn read_blocking(file: Arc<File>, position: u64, buffer: Buffer) -> io::Result<Bytes> {
+    let read = tokio::task::spawn_blocking(move || read_now(&file, position, buffer));
     read.await.map_err(io::Error::other)?
 }
 
-fn read_now(file: &File, position: u64, wanted: usize, mut buffer: Buffer) -> io::Result<Bytes> {
-    let read = file.read_at(&mut buffer.bytes[..wanted], position)?;
+fn read_now(file: &File, position: u64, mut buffer: Buffer) -> io::Result<Bytes> {
+    let read = file.read_at(buffer.space(), position)?;
     if read == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "blob file is shorter than its size"));
     }
@@ -127,39 +126,4 @@ fn read_now(file: &File, position: u64, wanted: usize, mut buffer: Buffer) -> io
 fn is_in_memory(file: &File) -> bool {
     const TMPFS: u64 = 0x0102_1994;
     rustix::fs::fstatfs(file).is_ok_and(|found| u64::try_from(found.f_type) == Ok(TMPFS))
-}
-
-/// A pooled read buffer, handed to hyper as `Bytes` and returned to the pool on drop.
-struct Buffer {
-    bytes: Box<[u8]>,
-    length: usize,
-}
-
-static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
-
-impl Buffer {
-    fn take() -> Self {
-        let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Self { bytes: pooled.unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice()), length: 0 }
-    }
-
-    fn filled(mut self, length: usize) -> Bytes {
-        self.length = length;
-        Bytes::from_owner(self)
-    }
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOLED {
-            pool.push(std::mem::take(&mut self.bytes));
-        }
-    }
 }

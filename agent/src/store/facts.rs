@@ -98,25 +98,9 @@ impl Store {
     /// Every reference.
     pub fn references(&self) -> Result<Vec<RefFact>, StoreError> {
         let mut found = Vec::new();
-        for registry in list(&self.0.paths.refs())? {
-            let host = name_of(&registry).and_then(|name| name.parse::<RegistryHost>().ok());
-            let Some(host) = host else { continue };
-            let mut open = vec![(registry, String::new())];
-            while let Some((directory, name)) = open.pop() {
-                for path in list(&directory)? {
-                    let Some(part) = name_of(&path) else { continue };
-                    let below = if name.is_empty() { part.to_owned() } else { format!("{name}/{part}") };
-                    match (part, name.parse()) {
-                        ("_tags" | "_manifests", Ok(name)) => {
-                            let repository = Repository { registry: host.clone(), name };
-                            references_in(&path, &repository, &mut found)?;
-                        }
-                        _ if path.is_dir() => open.push((path, below)),
-                        _ => {}
-                    }
-                }
-            }
-        }
+        each_directory(&self.0.paths, &mut |directory, repository| {
+            references_in(directory, repository, &mut found)
+        })?;
         Ok(found)
     }
 
@@ -258,7 +242,7 @@ fn on_disk(metadata: &fs::Metadata) -> u64 {
     metadata.blocks() * 512
 }
 
-fn remove_empty_above(paths: &Paths, path: &Path) {
+pub(super) fn remove_empty_above(paths: &Paths, path: &Path) {
     let root = paths.refs();
     let above = path.ancestors().skip(1).take_while(|directory| *directory != root);
     for directory in above {
@@ -267,6 +251,32 @@ fn remove_empty_above(paths: &Paths, path: &Path) {
             return;
         }
     }
+}
+
+/// Calls `look` with each directory of references and its repository.
+pub(super) fn each_directory(
+    paths: &Paths,
+    look: &mut dyn FnMut(&Path, &Repository) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    for registry in list(&paths.refs())? {
+        let host = name_of(&registry).and_then(|name| name.parse::<RegistryHost>().ok());
+        let Some(host) = host else { continue };
+        let mut open = vec![(registry, String::new())];
+        while let Some((directory, name)) = open.pop() {
+            for path in list(&directory)? {
+                let Some(part) = name_of(&path) else { continue };
+                let below = if name.is_empty() { part.to_owned() } else { format!("{name}/{part}") };
+                match (part, name.parse()) {
+                    ("_tags" | "_manifests", Ok(name)) => {
+                        look(&path, &Repository { registry: host.clone(), name })?;
+                    }
+                    _ if path.is_dir() => open.push((path, below)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn references_in(
@@ -303,6 +313,6 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     }
 }
 
-fn name_of(path: &Path) -> Option<&str> {
+pub(super) fn name_of(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }

@@ -6,7 +6,7 @@
 //! <data>/blobs-v1/sha256/ab/abcd...               whole, verified, read-only; the truth
 //! <data>/partial-v1/<algorithm>-<hex>.data .map   sparse file and its map; survives restarts, resumed
 //! <data>/refs-v1/<registry>/<repository>/
-//!     _tags/<tag>                                 digest, media type, when last confirmed
+//!     _tags/<tag>                                 digest, media type, when last confirmed; a bounded number
 //!     _manifests/<digest>                         this repository has it, with its media type
 //! <data>/index-v1/                                sled: sizes and last use; disposable, rebuilt from the above
 //! <data>/quarantine-v1/                           blobs that went bad on disk, the last few
@@ -28,6 +28,7 @@
 #![expect(clippy::disallowed_methods, reason = "the store is where files are touched")]
 
 mod blob;
+mod buffers;
 mod check;
 mod facts;
 mod health;
@@ -42,6 +43,7 @@ mod runtime;
 mod shards;
 mod space;
 mod staged;
+mod tags;
 mod usage;
 
 use std::{
@@ -49,11 +51,12 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 pub use blob::{Blob, read_chunk};
+pub use buffers::ChunkSize;
 pub use check::{Damage, Look, SHARDS};
 pub use facts::{BlobFact, PartialFact, RefFact, RefName};
 pub use health::{Trouble, TroubleKind};
@@ -64,6 +67,7 @@ pub use refs::{ManifestRecord, TagRecord};
 pub use runtime::{RuntimeBlob, RuntimeContent};
 pub use space::{FileSystem, Limits, Need, Space};
 pub use staged::{Kept, StageError, Staged};
+pub use tags::{MOST_TAGS, TagFact};
 
 use crate::types::{Digest, Mismatch, Repository, Tag};
 use health::Health;
@@ -166,6 +170,8 @@ struct Inner {
     references: std::sync::Mutex<()>,
     /// Counts changes of references that were not made for a client's request.
     changes: AtomicU64,
+    /// How many records of tags there are; see `tags`.
+    tags: AtomicUsize,
 }
 
 impl Store {
@@ -202,6 +208,7 @@ impl Store {
             health: Health::default(),
             references: std::sync::Mutex::default(),
             changes: AtomicU64::new(0),
+            tags: AtomicUsize::new(tags::UNCOUNTED),
         }))
     }
 
@@ -265,8 +272,11 @@ impl Store {
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.tag(repository, tag);
         // A pin is the tag's, whatever upstream makes it mean.
-        let (pinned, held) =
-            refs::read::<TagRecord>(&path)?.map_or((false, false), |old| (old.pinned, old.held));
+        let old = refs::read::<TagRecord>(&path)?;
+        if old.is_none() {
+            self.count_new_tag();
+        }
+        let (pinned, held) = old.map_or((false, false), |old| (old.pinned, old.held));
         let record =
             TagRecord { pinned: record.pinned || pinned, held: record.held || held, ..record.clone() };
         refs::write(&self.0.paths, &path, &record)

@@ -1,6 +1,6 @@
 //! A store with a bound: the image that was not used for the longest time goes, what others share stays.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, stored_blobs},
@@ -75,4 +75,46 @@ async fn gc_says_what_would_go_and_removes_it_only_when_told() {
     gc(&[]);
     assert!(stored_blobs(&data).is_empty(), "{:?}", stored_blobs(&data));
     assert_eq!(std::fs::read_dir(data.join("refs-v1")).expect("readable").count(), 0, "no empty directories");
+}
+
+/// A tag's record as the store has it.
+fn record(data: &Path, tag: &str, confirmed: u64, pinned: bool) {
+    let directory = data.join(format!("refs-v1/{REGISTRY}/{REPOSITORY}/_tags"));
+    std::fs::create_dir_all(&directory).expect("writable");
+    let digest = kit::registry::sha256(b"some manifest");
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let record = serde_json::json!({
+        "digest": digest, "mediaType": media_type, "size": 13, "confirmed": confirmed, "pinned": pinned,
+    });
+    std::fs::write(directory.join(tag), record.to_string()).expect("writable");
+}
+
+#[tokio::test]
+async fn of_very_many_tags_the_least_recently_confirmed_go() {
+    let upstream = FakeUpstream::start().await;
+    let agent = Agent::start(&AgentConfig::for_upstream(&upstream)).await;
+    let home = agent.stop().await;
+    let data = home.path().join("data");
+    for number in 0..40_000 {
+        record(&data, &format!("v{number}"), number, number == 7);
+    }
+    let agent = Agent::start_in(&AgentConfig::for_upstream(&upstream), home).await;
+    let directory = data.join(format!("refs-v1/{REGISTRY}/{REPOSITORY}/_tags"));
+    let count = || std::fs::read_dir(&directory).expect("readable").count();
+    let bounded = async {
+        while count() > 16_384 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), bounded).await.expect("the number of tags is bounded");
+    // The removals under way end.
+    let mut last = 0;
+    while std::mem::replace(&mut last, count()) != last {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(last > 8_192, "no more than necessary: {last}");
+    let has = |number: u64| directory.join(format!("v{number}")).exists();
+    assert!(has(7), "it is pinned");
+    assert!(has(39_999) && has(30_000) && !has(8) && !has(20_000), "the oldest go first");
+    drop(agent);
 }

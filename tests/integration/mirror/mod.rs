@@ -17,6 +17,7 @@ mod pauses;
 mod pieces;
 mod property;
 mod ranges;
+mod readers;
 mod restart;
 mod routes;
 mod runtime;
