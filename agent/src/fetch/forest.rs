@@ -30,6 +30,9 @@ use crate::{
 /// Requests that a flight has under way for its own sake.
 const ASKS: usize = 16;
 
+/// So many when this node is slow: it keeps fewer places at others, and its link is full all the same.
+const LEAF_ASKS: usize = 4;
+
 /// So many more for pieces that a reader is about to need.
 const URGENT: usize = 4;
 
@@ -230,21 +233,22 @@ impl Forest {
         let layout = *self.ground.layout();
         let (wants, whole) = self.flight().wants(layout.size());
         let paused = self.is_paused();
+        let asks = if self.leaf { LEAF_ASKS } else { ASKS };
         let mut wanted = whole;
         for want in &wants {
             let pieces = layout.touched(want);
             let mut missing = pieces.filter(|piece| !self.window.has(*piece)).peekable();
             wanted |= missing.peek().is_some();
-            let most = if whole { 2 } else { ASKS };
+            let most = if whole { 2 } else { asks };
             let next: Vec<_> = missing.take(most).collect();
             for piece in next {
-                if !paused && self.own.len() < ASKS + URGENT && self.window.ask(piece) {
+                if !paused && self.own.len() < asks + URGENT && self.window.ask(piece) {
                     self.own.insert(piece);
                     self.ask(piece, Errand::Climb);
                 }
             }
         }
-        while whole && !paused && self.own.len() < ASKS {
+        while whole && !paused && self.own.len() < asks {
             let Some(piece) = self.window.take() else { break };
             self.own.insert(piece);
             self.ask(piece, Errand::Climb);

@@ -63,8 +63,8 @@ impl Landed {
         Self { partial, size, changes }
     }
 
-    async fn read(&self, position: u64, until: u64) -> std::io::Result<Bytes> {
-        let bytes = read_chunk(self.partial.file(), position, until).await?;
+    async fn read(&self, position: u64, until: u64, size: ChunkSize) -> std::io::Result<Bytes> {
+        let bytes = read_chunk(self.partial.file(), position, until, size).await?;
         if self.partial.changes() != self.changes {
             return Err(std::io::Error::other("wrong bytes are being replaced"));
         }
@@ -222,7 +222,7 @@ impl ContentReader {
             }
             Source::Passing(passing) => return passing.next().await,
             Source::Landed(landed) => {
-                let chunk = landed.read(self.position, self.end).await;
+                let chunk = landed.read(self.position, self.end, size).await;
                 return chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)));
             }
         };

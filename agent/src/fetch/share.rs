@@ -77,7 +77,7 @@ impl Fetcher {
         let bytes = layout.bytes(ask.piece);
         match self.0.store.blob(&ask.digest).await {
             Ok(Some(blob)) if blob.size() == ask.size => {
-                if self.is_too_loaded(ask) {
+                if self.is_too_loaded(ask, false) {
                     return Some(Share::NoPart);
                 }
                 let hash = self.hash_of(&ask.digest, layout, ask.piece).await;
@@ -89,7 +89,7 @@ impl Fetcher {
         }
         let flight = self.flight(&ask.digest);
         if let Some(landed) = flight.as_ref().and_then(|flight| landed(flight, ask, layout)) {
-            return Some(if self.is_too_loaded(ask) {
+            return Some(if self.is_too_loaded(ask, self.0.peers.is_slow()) {
                 Share::NoPart
             } else {
                 self.share_landed(landed, ask, layout).await
@@ -128,9 +128,9 @@ impl Fetcher {
     }
 
     /// The piece is here, and others further up are to send it.
-    fn is_too_loaded(&self, ask: &PieceAsk) -> bool {
+    fn is_too_loaded(&self, ask: &PieceAsk, slow: bool) -> bool {
         let loaded = self.0.peers.uploads().queue() >= plan::QUEUE;
-        let standing = Standing { has: true, loaded, slow: self.0.peers.is_slow(), ..Standing::default() };
+        let standing = Standing { has: true, loaded, slow, ..Standing::default() };
         plan::answer(ask.role, &standing) != Answer::Send
     }
 

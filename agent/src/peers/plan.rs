@@ -78,7 +78,8 @@ pub struct Standing {
     pub full: bool,
     /// [`QUEUE`] pieces or more wait for their turn to be sent.
     pub loaded: bool,
-    /// It is much slower than most others ([`super::speed`]): a leaf, for which none is to wait.
+    /// It is much slower than most others ([`super::speed`]), and the blob is still on its way: a leaf, for which none is to
+    /// wait. The next reader reads what it has read more quickly than it sends it.
     pub slow: bool,
 }
 
@@ -105,13 +106,12 @@ pub enum Answer {
 
 /// Decides an answer.
 pub fn answer(role: Role, standing: &Standing) -> Answer {
-    if standing.has {
-        // The root and whoever reads it are the last to have it for certain.
-        let elsewhere = (standing.loaded || standing.slow) && role == Role::Parent;
-        return if elsewhere { Answer::NoPart } else { Answer::Send };
-    }
     if standing.slow {
         return Answer::NoPart;
+    }
+    if standing.has {
+        // The root and whoever reads it are the last to have it for certain.
+        return if standing.loaded && role == Role::Parent { Answer::NoPart } else { Answer::Send };
     }
     // A request that does not climb could go round in a circle; a source asks nobody.
     if role != Role::Source && !standing.higher {
@@ -286,18 +286,7 @@ mod tests {
                 Standing { fetching: true, slow: true, ..none },
                 Answer::NoPart,
             ),
-            (
-                "nor sends what others have",
-                Role::Parent,
-                Standing { has: true, slow: true, ..none },
-                Answer::NoPart,
-            ),
-            (
-                "but what it alone may have",
-                Role::Root,
-                Standing { has: true, slow: true, ..none },
-                Answer::Send,
-            ),
+            ("nor sends anything", Role::Root, Standing { has: true, slow: true, ..none }, Answer::NoPart),
             ("a full one says so", Role::Root, Standing { full: true, ..none }, Answer::Busy),
         ];
         for (name, role, standing, expected) in table {

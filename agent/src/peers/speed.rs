@@ -17,7 +17,7 @@ const SHARE: f64 = 0.3;
 const ENOUGH: usize = 4;
 
 /// Bytes are counted for so long at least before they are a speed.
-const WINDOW: Duration = Duration::from_millis(500);
+const WINDOW: Duration = Duration::from_millis(250);
 
 /// A longer pause in the middle of a window makes it no measure of the link.
 const PAUSE: Duration = Duration::from_millis(400);
