@@ -163,7 +163,7 @@ mod tests {
         let (speeds, _) = fed(10 * MIB, 3);
         let near = |rate: u64| rate.abs_diff(10 * MIB) < MIB;
         assert!(speeds.own().is_some_and(near), "{:?}", speeds.own());
-        assert_eq!(fed(10 * MIB, 1).0.own(), None, "too early");
+        assert_eq!(fed(10 * MIB, 0).0.own(), None, "too early");
         let (mut speeds, mut now) = fed(10 * MIB, 3);
         for _ in 0..100 {
             now += Duration::from_millis(450);

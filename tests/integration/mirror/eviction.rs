@@ -106,7 +106,7 @@ async fn of_very_many_tags_the_least_recently_confirmed_go() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), bounded).await.expect("the number of tags is bounded");
+    tokio::time::timeout(Duration::from_mins(1), bounded).await.expect("the number of tags is bounded");
     // The removals under way end.
     let mut last = 0;
     while std::mem::replace(&mut last, count()) != last {
