@@ -66,8 +66,7 @@ impl Report {
     pub(crate) fn save(&self, json: &Value) -> Result<()> {
         let mut json = json.clone();
         let arguments: Vec<_> = std::env::args().skip(1).collect();
-        json["command"] =
-            format!("cargo run --release -p bench --bin load -- {}", arguments.join(" ")).into();
+        json["command"] = format!("{} {}", program(), arguments.join(" ")).into();
         json["details"] = self
             .details
             .iter()
@@ -77,6 +76,19 @@ impl Report {
         let text = serde_json::to_string_pretty(&json)? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))
     }
+}
+
+/// How this program was started: with the profile that it was built with, and with agents from where.
+fn program() -> String {
+    let profile =
+        std::env::current_exe().ok().and_then(|path| Some(path.parent()?.file_name()?.to_str()?.to_owned()));
+    let profile = match profile.as_deref() {
+        Some("debug") => String::new(),
+        Some("release") | None => "--release ".to_owned(),
+        Some(other) => format!("--profile {other} "),
+    };
+    let binaries = std::env::var("HEARTH_BIN_DIR").map(|path| format!("HEARTH_BIN_DIR={path} "));
+    format!("{}cargo run {profile}-p bench --bin load --", binaries.unwrap_or_default())
 }
 
 /// Smallest, median and largest; zeros when there are none.

@@ -11,6 +11,9 @@ const CLASSES: [u64; 3] = [60, 120, 240];
 /// What is measured is taken times this for the limit that is written down.
 const MARGIN: u32 = 3;
 
+/// The outcome in which a client got everything.
+const PULLED: &str = "pulled";
+
 /// Between outcomes.
 const OR: &str = " or ";
 
@@ -73,10 +76,10 @@ impl Load {
 
     /// Wide enough for `seen` too, which is not widened where it lies within already. Where it does not, chance has a part
     /// in it, and the next run may go beyond either.
-    fn widened(self, seen: Self, chance: Option<Chance>) -> Self {
+    fn widened(self, seen: Self, chance: Option<Chance>, complete: bool) -> Self {
         let loose = chance.map_or_else(
             || Self { requests: seen.requests.loosened(), kilobytes: seen.kilobytes.loosened() },
-            |chance| seen.loosened(chance),
+            |chance| seen.loosened(chance, complete),
         );
         let widened =
             |old: Span, seen: Span, loose: Span| if old.contains(seen) { old } else { old.both(loose) };
@@ -87,10 +90,10 @@ impl Load {
     }
 
     /// Bytes that are those of the whole image, give or take the manifests, stay. Others become three whole images where
-    /// layers are tried again, or twice as much as was seen.
-    fn loosened(self, chance: Chance) -> Self {
+    /// layers are tried again, or twice as much as was seen. What is not `complete` may have failed after any byte.
+    fn loosened(self, chance: Chance, complete: bool) -> Self {
         let (whole, most) = (chance.whole.div_ceil(1000), self.kilobytes.most);
-        let kilobytes = if (whole..=whole + 2).contains(&most) {
+        let kilobytes = if complete && (whole..=whole + 2).contains(&most) {
             Span { least: whole, most: whole + 2 }
         } else if chance.layers {
             Span { least: 0, most: (3 * whole).max((2 * most).next_multiple_of(whole.max(1))) }
@@ -182,7 +185,8 @@ impl Cell {
     /// This cell for a scenario in which chance has a part.
     #[must_use]
     pub fn loosened(self, chance: Chance) -> Self {
-        let loosened = |load: Load| load.loosened(chance);
+        let complete = self.outcome == PULLED;
+        let loosened = |load: Load| load.loosened(chance, complete);
         Self { upstream: self.upstream.map(loosened), direct: self.direct.map(loosened), ..self }
     }
 
@@ -191,9 +195,11 @@ impl Cell {
     #[must_use]
     pub fn widened(&self, seen: &Self, chance: Option<Chance>) -> Self {
         let nothing = Load::new(0, 0);
-        let both = |old: Option<Load>, seen: Option<Load>| match (old, seen) {
+        let both = |old: Option<Load>, load: Option<Load>| match (old, load) {
             (None, None) => None,
-            (old, seen) => Some(old.unwrap_or(nothing).widened(seen.unwrap_or(nothing), chance)),
+            (old, load) => {
+                Some(old.unwrap_or(nothing).widened(load.unwrap_or(nothing), chance, seen.outcome == PULLED))
+            }
         };
         let mut outcomes: Vec<_> = self.outcome.split(OR).collect();
         if !outcomes.contains(&seen.outcome.as_str()) {
@@ -295,6 +301,9 @@ mod tests {
         ] {
             assert_eq!(cell.clone().loosened(Chance { whole: 4_405_100, layers }).to_string(), expected);
         }
+        let failed = Cell { outcome: "fails".to_owned(), direct: None, ..cell };
+        let failed = failed.loosened(Chance { whole: 4_405_100, layers: true });
+        assert_eq!(failed.to_string(), "fails, < 60 s; 0–30 requests, 0–13218 kB", "it may fail earlier");
     }
 
     #[test]
