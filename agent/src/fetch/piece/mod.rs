@@ -322,6 +322,8 @@ impl Ground {
                 }
                 // A packet lost on a full link. Another reader would read the whole stripe upstream once more.
                 Err(error) if error.silent && role == Role::Source && !silent => silent = true,
+                // This node's own link is full.
+                Err(error) if error.silent && self.is_slow() => return Ok(Attempt::Next),
                 Err(error) => {
                     self.peers().note_failure(&error);
                     return Ok(Attempt::Next);
