@@ -145,7 +145,7 @@ mod tests {
     fn a_node_is_slow_when_most_others_are_much_faster() {
         let table: [(u64, &[u64], bool); 7] = [
             (1, &[12, 12, 11, 13], true),
-            (4, &[12, 12, 11, 13], false),
+            (5, &[12, 12, 11, 13], false),
             (12, &[12, 12, 11, 13], false),
             (1, &[12, 12, 12], false),
             (1, &[1, 1, 1, 1, 100_000], false),
