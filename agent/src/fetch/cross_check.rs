@@ -39,6 +39,9 @@ const PIECE_READERS: usize = 5;
 /// Segments checked at once.
 const AT_ONCE: usize = 8;
 
+/// Pause before a peer that is still reading is requested once more.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// Longest wait for one peer's second read.
 const LONGEST: Duration = Duration::from_mins(1);
 
@@ -156,7 +159,8 @@ impl Ground {
             loop {
                 match self.peers().hashes(member, &ask).await {
                     Some(Settled::Found(hashes)) => return hashes.into_iter().collect(),
-                    Some(Settled::NotNow) => {}
+                    // A peer that refuses at once must not be asked in a tight loop.
+                    Some(Settled::NotNow) => tokio::time::sleep(PAUSE).await,
                     Some(Settled::Absent) | None => return Vec::new(),
                 }
             }
@@ -188,7 +192,7 @@ impl Fetcher {
             if ask.again == Again::Piece { ask.piece..ask.piece + 1 } else { layout.stripe(ask.piece) };
         let Some(flight) = self.carry(&ask.digest, &ask.repository, ask.size) else { return Vec::new() };
         let Some(partial) = flight.opened().await else { return Vec::new() };
-        // Whoever comes second finds what the first has read.
+        // Concurrent requests for a segment share one read of it.
         let _turn = flight.rereads.lock(&layout.stripe(ask.piece).start).await;
         let mut hashes = Vec::new();
         let reread = Reread { fetcher: self, flight: &flight, partial: &partial, layout };

@@ -97,7 +97,7 @@ impl Fetcher {
         let has = matches!(self.0.store.blob(&ask.digest).await, Ok(Some(_)));
         if !has && self.reads_again(ask, &layout) {
             let (fetcher, ask) = (self.clone(), ask.clone());
-            // Goes on for others when whoever asks does not wait.
+            // The read continues when this request times out: other peers request the same segment.
             let reading = self.0.tasks.spawn("read again", async move { fetcher.read_again(&ask).await });
             return timeout(HOLD, reading).await.ok().map(Result::unwrap_or_default);
         }

@@ -1,5 +1,5 @@
-//! Bringing one piece: up its tree, from whoever reads its stripe, from upstream; the first that gives it. What becomes of
-//! the bytes that a peer sends: [`take`].
+//! Fetches one piece: from the peers above this node in the tree of the piece, then from the reader of its segment, then
+//! from the registry. [`take`] verifies the bytes that a peer sends.
 
 mod take;
 

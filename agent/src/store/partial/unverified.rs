@@ -108,7 +108,7 @@ mod tests {
         let mut wrong = partial.unverified(0..5).unwrap();
         assert!(partial.unverified(4..9).is_none(), "one writer at a time");
         let mut right = partial.unverified(5..10).expect("other bytes are free");
-        wrong.write(&[Bytes::from_static(b"XXXXX")]).unwrap();
+        wrong.write(&[Bytes::from_static(b"-----")]).unwrap();
         right.write(&[Bytes::from_static(b"fg"), Bytes::from_static(b"h")]).unwrap();
         assert_eq!(right.hash(), None);
         right.write(&[Bytes::from_static(b"ij")]).unwrap();
@@ -129,7 +129,7 @@ mod tests {
         let mut slow = partial.unverified(0..10).unwrap();
         slow.write(&[Bytes::from_static(b"XX")]).unwrap();
         partial.write(0, &[Bytes::from_static(CONTENT)]).unwrap();
-        slow.write(&[Bytes::from_static(b"XXXXXXXX")]).unwrap();
+        slow.write(&[Bytes::from_static(b"--------")]).unwrap();
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
     }
 
@@ -141,7 +141,7 @@ mod tests {
         let epoch = partial.epoch();
         partial.forget().unwrap();
         partial.set_size(10).unwrap();
-        old.write(&[Bytes::from_static(b"XXXXXXXXXX")]).unwrap();
+        old.write(&[Bytes::from_static(b"----------")]).unwrap();
         assert!(!old.accept());
         partial.write_in(epoch, 0, &[Bytes::from_static(b"X")], |_| panic!("nothing is written")).unwrap();
         assert_eq!(partial.total(), 0);
