@@ -2,6 +2,8 @@
 
 use std::{
     env,
+    fs::File,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -24,6 +26,8 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_mins(1);
 /// Log lines kept for the message of a failed test.
 const LINES: usize = 400;
+/// A directory in which every agent's whole log is kept, as `PROCESS_ID.log`.
+pub const LOGS: &str = "HEARTH_TEST_LOGS";
 
 /// Path of one of the project's binaries: beside the running test's or demo's own, or in `HEARTH_BIN_DIR`.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
@@ -106,7 +110,7 @@ impl AgentProcess {
         let stderr = child.stderr.take().context("stderr was piped")?;
         let log = Arc::new(Mutex::new(Vec::new()));
         let (found, listening) = oneshot::channel();
-        tokio::spawn(follow(stderr, Arc::clone(&log), found));
+        tokio::spawn(follow(stderr, Arc::clone(&log), found, kept(child.id())?));
         match tokio::time::timeout(START, listening).await {
             Ok(Ok(addresses)) => Ok(Self { child, addresses, log }),
             _ => bail!("`hearth-agent` did not say that it listens; its log:\n{}", join(&log)),
@@ -148,8 +152,20 @@ fn join(log: &Mutex<Vec<String>>) -> String {
     log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
 }
 
-/// Keeps the last lines of the log and finds the addresses in it.
-async fn follow(stderr: ChildStderr, log: Arc<Mutex<Vec<String>>>, found: oneshot::Sender<Addresses>) {
+/// The file for an agent's whole log, where one is wanted.
+fn kept(id: Option<u32>) -> anyhow::Result<Option<File>> {
+    let Some(directory) = env::var_os(LOGS) else { return Ok(None) };
+    let path = Path::new(&directory).join(format!("{}.log", id.unwrap_or_default()));
+    File::create(&path).with_context(|| format!("cannot create `{}`", path.display())).map(Some)
+}
+
+/// Keeps the last lines of the log, all of them in `kept`, and finds the addresses in it.
+async fn follow(
+    stderr: ChildStderr,
+    log: Arc<Mutex<Vec<String>>>,
+    found: oneshot::Sender<Addresses>,
+    mut kept: Option<File>,
+) {
     let mut found = Some(found);
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -158,6 +174,10 @@ async fn follow(stderr: ChildStderr, log: Arc<Mutex<Vec<String>>>, found: onesho
         {
             // Nobody waits any more when starting timed out.
             let _ = found.send(addresses);
+        }
+        if let Some(file) = &mut kept {
+            // A full disk must not end the agent, which writes into this pipe.
+            let _ = writeln!(file, "{line}");
         }
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         if log.len() == LINES {

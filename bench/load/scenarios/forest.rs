@@ -248,6 +248,7 @@ pub(super) async fn agent_at(
 ) -> Result<AgentProcess> {
     let home = home.join(format!("agent-{node}"));
     fs::create_dir_all(&home)?;
+    let kept = std::env::var_os(kit::process::LOGS).is_some();
     let listen = format!("peer: {{ listen: \"{address}:{PEER_PORT}\", name: node-{node}");
     let members: Vec<_> =
         (1..=nodes).map(|other| format!("node-{other}={}:{PEER_PORT}", Net::address(other))).collect();
@@ -256,13 +257,16 @@ pub(super) async fn agent_at(
         .registry(REGISTRY, &[&format!("http://{}:{PORT}", Net::address(0))], "")
         .with(&format!("{listen}{members} }}"))
         .with(more)
-        .with_log("warn,hearth_agent::app=info");
+        .with_log(if kept { DETAILED_LOG } else { "warn,hearth_agent::app=info" });
     let path = config.write(&home)?;
     let program = kit::process::binary("hearth-agent")?;
     let mut command = net.on(node, &program.to_string_lossy());
     command.args(["run", "--config"]).arg(path);
     AgentProcess::start_by(command).await
 }
+
+/// What agents log when their logs are kept.
+const DETAILED_LOG: &str = "info,hearth_agent::fetch=debug,hearth_agent::peers=debug";
 
 /// This program again, as a client on a node; the second place is where it goes when the first one refuses.
 pub(super) fn client(

@@ -123,6 +123,7 @@ fn of_blob_bodies() -> Vec<Named> {
         ("blob: 500 kB/s", Fault::Rate(500_000)),
         ("blob: ends before the first byte", Fault::Cut(0)),
         ("blob: ends at 1 MiB", Fault::Cut(AT)),
+        ("blob: ends at 1 MiB, ranges ignored", Fault::CutWhole(AT)),
         ("blob: reset at 1 MiB", Fault::CutReset(AT)),
         ("blob: one byte announced too many", Fault::LengthOff(1)),
         ("blob: one byte announced too few", Fault::LengthOff(-1)),
