@@ -1,7 +1,7 @@
 //! Wiring: the only file that names every module. `build` opens and binds, `run` starts loops and serves, in this
-//! order: store, upstream, fetch, listeners; and stops in the reverse one.
+//! order: store, upstream, download, listeners; and stops in the reverse one.
 //!
-//! Stop: not ready -> no new connections -> open requests finish within the grace period -> flights park -> use times
+//! Stop: not ready -> no new connections -> open requests finish within the grace period -> downloads park -> use times
 //! written -> index closed.
 
 use std::{
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    fetch::{Fetcher, MakeRoom},
+    download::{Fetcher, MakeRoom},
     gc::Collector,
     http::{Admin, HeaderLimits, Latch, Limits, Mirror, PeerApi, Readiness, Section, Server},
     metrics::Metrics,
@@ -23,6 +23,7 @@ use crate::{
     prepull::{self, Prepuller, cluster::Cluster},
     scrub::Scrubber,
     store::{Store, StoreError},
+    swarm::Swarm,
     task::Tasks,
     upstream::{SetupError, Upstream},
 };
@@ -80,6 +81,7 @@ pub struct App {
     config: Config,
     store: Store,
     fetcher: Fetcher,
+    swarm: Swarm,
     collector: Collector,
     prepuller: Prepuller,
     upstream: Arc<Upstream>,
@@ -92,7 +94,7 @@ pub struct App {
     tasks: Tasks,
     readiness: Readiness,
     starting: Latch,
-    /// Cancelled when flights have to end.
+    /// Cancelled when downloads have to end.
     park: CancellationToken,
 }
 
@@ -106,7 +108,7 @@ impl App {
         let bind = |key, address, limits| {
             Server::bind(address, limits).map_err(|source| AppError::Listen { key, address, source })
         };
-        // A member that does not take its bytes keeps others waiting for their turn.
+        // A peer that does not take its bytes keeps others waiting for their turn.
         let patience = Limits { client_write: config.limits.client_write.min(PEER_WRITE), ..config.limits };
         let on = config.peers.source != peers::Source::Off;
         let peer = if on { Some(bind("peer.listen", config.peer_listen, patience)?) } else { None };
@@ -124,6 +126,14 @@ impl App {
             park.clone(),
             MakeRoom::new(move |need| room.make_room(need)),
         );
+        let swarm = Swarm::new(
+            fetcher.clone(),
+            store.clone(),
+            upstream.clone(),
+            peers.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
         let prepuller = Prepuller::new(
             config.prepull.clone(),
             fetcher.clone(),
@@ -138,6 +148,7 @@ impl App {
             config,
             store,
             fetcher,
+            swarm,
             collector,
             prepuller,
             upstream,
@@ -198,7 +209,9 @@ impl App {
         let directory_task =
             self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
         let tls = self.peers.config().tls.clone();
-        let api = PeerApi::new(self.fetcher.clone(), self.peers, self.metrics.clone());
+        // Downloads use peers for as long as this lives.
+        let swarm = self.swarm;
+        let api = PeerApi::new(self.fetcher.clone(), swarm.clone(), self.peers, self.metrics.clone());
         let peer_task = self.peer.map(|server| {
             self.tasks.spawn("peers", server.serve_peers(api, tls, connections.clone(), stop.clone()))
         });

@@ -1,7 +1,7 @@
 //! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
 //!
 //! ```text
-//! main -> app -> { http, prepull } -> fetch -> { store, peers, upstream } -> types
+//! main -> app -> { http, prepull } -> swarm -> download -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
 //!             -> scrub ---------> store
 //! ```
@@ -12,7 +12,8 @@
 //! | [`cli`] | the commands beside `run`, over the admin API or on a stopped agent's data |
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
-//! | [`fetch`] | one flight per digest, growing reads, tag resolution |
+//! | [`download`] | one download per digest, growing reads, tag resolution |
+//! | [`swarm`] | other nodes as one source of blobs: fetching from them, sending to them, finding the one that is wrong |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`scrub`] | the slow check of what is stored, and `verify` |
@@ -21,7 +22,7 @@
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
 //! | [`prepull`] | images that are to be here before anyone asks: sets, schedules, what is due (pure), pulling |
-//! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of members (pure), asking one of them |
+//! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of peers (pure), asking one of them |
 //! | [`types`] | the protocol's words as types |
 //! | `kubernetes` | talking to the API server: a client, limits, following a kind of objects |
 //! | [`metrics`], [`task`] | counters; the one place that starts tasks |
@@ -37,7 +38,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
-pub mod fetch;
+pub mod download;
 pub mod gc;
 pub mod http;
 pub mod images;
@@ -49,6 +50,7 @@ pub mod runtime;
 pub mod scrub;
 pub mod setup;
 pub mod store;
+pub mod swarm;
 pub mod task;
 pub mod types;
 pub mod upstream;

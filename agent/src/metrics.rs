@@ -119,11 +119,11 @@ pub struct PeerLabels {
     pub outcome: PeerOutcome,
 }
 
-/// Labels of counters by member.
+/// Labels of counters by peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct MemberLabels {
+pub struct BlameLabels {
     /// Its name.
-    pub member: String,
+    pub peer: String,
 }
 
 /// Labels of `hearth_peer_tag_resolutions_total`.
@@ -175,13 +175,13 @@ pub struct Metrics {
     /// What is left of it.
     pub rate_remaining: Family<RegistryLabels, Gauge>,
     /// Blobs under way.
-    pub flights: Gauge,
+    pub downloads: Gauge,
     /// Open client connections of the mirror.
     pub connections: Gauge,
     /// Clients of the mirror that were refused because all connections were in use.
     pub connections_refused: Counter,
-    /// Members of the cluster that this node knows of, itself among them.
-    pub peer_members: Gauge,
+    /// Peers of the cluster that this node knows of, itself among them.
+    pub known_peers: Gauge,
     /// Questions to peers.
     pub peer_requests: Family<PeerLabels, Counter>,
     /// Bytes of pieces received from peers.
@@ -189,7 +189,7 @@ pub struct Metrics {
     /// Bytes of pieces sent to peers.
     pub peer_sent_bytes: Counter,
     /// Pieces found to be wrong, by who sent them.
-    pub peer_wrong_pieces: Family<MemberLabels, Counter>,
+    pub peer_wrong_pieces: Family<BlameLabels, Counter>,
     /// Tags that peers were asked about because the registry could not be, by whether enough of them agreed.
     pub peer_tag_resolutions: Family<TagResolutionLabels, Counter>,
     /// Blobs streamed from upstream to a client without being stored.
@@ -255,8 +255,8 @@ impl Default for Metrics {
             "Requests that the registry still allows",
             rate_remaining.clone(),
         );
-        let flights = Gauge::default();
-        registry.register("flights", "Blobs under way", flights.clone());
+        let downloads = Gauge::default();
+        registry.register("downloads", "Blobs under way", downloads.clone());
         let connections = Gauge::default();
         registry.register("mirror_connections", "Open client connections of the mirror", connections.clone());
         let connections_refused = Counter::default();
@@ -265,11 +265,11 @@ impl Default for Metrics {
             "Client connections of the mirror that were refused because all that may be open were",
             connections_refused.clone(),
         );
-        let peer_members = Gauge::default();
+        let known_peers = Gauge::default();
         registry.register(
-            "peer_members",
-            "Members of the cluster that this node knows of, itself among them",
-            peer_members.clone(),
+            "peers",
+            "Peers of the cluster that this node knows of, itself among them",
+            known_peers.clone(),
         );
         let peer_requests = Family::default();
         registry.register("peer_requests", "Questions to peers", peer_requests.clone());
@@ -357,10 +357,10 @@ impl Default for Metrics {
             mismatches,
             rate_limit,
             rate_remaining,
-            flights,
+            downloads,
             connections,
             connections_refused,
-            peer_members,
+            known_peers,
             peer_requests,
             peer_received_bytes,
             peer_sent_bytes,

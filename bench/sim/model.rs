@@ -3,7 +3,7 @@
 //!
 //! * a link is full duplex and carries one piece at a time each way, first come first served;
 //! * upstream gives every connection the same rate; a fetcher reads the stripes of its slot one after the other;
-//! * a request takes one latency; a member that is dead when it is asked costs the agent's limit for a connection, one
+//! * a request takes one latency; a peer that is dead when it is asked costs the agent's limit for a connection, one
 //!   that dies while it holds a request the limit for an answer; either is not asked again.
 
 use std::{
@@ -26,7 +26,7 @@ use crate::world::{Outcome, Rule, World};
 const ASKS: u32 = 16;
 /// One way between two nodes, in nanoseconds.
 const LATENCY: u64 = 500_000;
-/// What a member costs that is dead when it is asked, in nanoseconds.
+/// What a peer costs that is dead when it is asked, in nanoseconds.
 const UNREACHABLE: u64 = nanoseconds(CONNECT);
 /// What one costs that dies while it holds a request, in nanoseconds.
 const SILENT: u64 = nanoseconds(HOLD) + nanoseconds(HEADER);
@@ -91,7 +91,7 @@ struct Node {
     /// Where in the route the pieces that are asked for stand.
     asked: HashMap<u64, usize>,
     paces: Paces<u32>,
-    /// Members that did not answer: not asked again.
+    /// Peers that did not answer: not asked again.
     gone: HashSet<u32>,
     /// Pieces that are being read upstream.
     reading: HashSet<u64>,
@@ -280,24 +280,23 @@ impl Simulation {
         // The plain rule leaves the tree out: everybody goes to the owner.
         let skipped = match self.world.rule {
             Rule::Forest => 0,
-            Rule::Owner => route
-                .iter()
-                .position(|target| !matches!(target, Target::Member(_, Role::Parent)))
-                .unwrap_or(0),
+            Rule::Owner => {
+                route.iter().position(|target| !matches!(target, Target::Peer(_, Role::Parent))).unwrap_or(0)
+            }
         };
         let node = &mut self.nodes[me as usize];
         let (gone, paces) = (&node.gone, &mut node.paces);
         let mut skips = |place: &usize| match route.get(skipped + place) {
-            Some(Target::Member(member, role)) => {
-                gone.contains(member) || (*role == Role::Parent && paces.passes_over(member))
+            Some(Target::Peer(peer, role)) => {
+                gone.contains(peer) || (*role == Role::Parent && paces.passes_over(peer))
             }
             _ => false,
         };
         let place = (place..route.len()).find(|place| !skips(place)).unwrap_or(place);
         self.nodes[me as usize].asked.insert(piece, place);
         match route.get(skipped + place) {
-            Some(Target::Member(member, role)) => {
-                self.at(now + LATENCY, Event::Request(me, *member, piece, place, (*role).into()));
+            Some(Target::Peer(peer, role)) => {
+                self.at(now + LATENCY, Event::Request(me, *peer, piece, place, (*role).into()));
             }
             Some(Target::Upstream) | None => self.read_piece(now, me, piece),
         }
@@ -307,10 +306,10 @@ impl Simulation {
     fn note_gone(&mut self, me: u32, piece: u64, place: usize) {
         let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
         let route = targets(&self.ranking, &self.subject, self.layout.part(piece), me, &self.fetchers[slot]);
-        if let Some(Target::Member(member, _)) = route.get(place)
-            && self.nodes[*member as usize].dead
+        if let Some(Target::Peer(peer, _)) = route.get(place)
+            && self.nodes[*peer as usize].dead
         {
-            self.nodes[me as usize].gone.insert(*member);
+            self.nodes[me as usize].gone.insert(*peer);
         }
     }
 

@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::agent::{Agent, AgentConfig};
 
-/// One member's place: its name and the port that is kept for it.
+/// One peer's place: its name and the port that is kept for it.
 #[derive(Debug)]
 pub struct Place {
     /// `node-00` and so on.
@@ -44,24 +44,24 @@ impl Place {
     }
 }
 
-/// Places for `count` members without zones.
+/// Places for `count` peers without zones.
 pub fn places(count: usize) -> Vec<Place> {
     (0..count).map(|at| Place::reserve(&format!("node-{at:02}"), "")).collect()
 }
 
-/// The configuration of one member that knows `others`. `more` are further keys of `peer` in flow style, or nothing.
-pub fn member_config<'a>(
+/// The configuration of one peer that knows `others`. `more` are further keys of `peer` in flow style, or nothing.
+pub fn peer_config<'a>(
     base: &AgentConfig,
     place: &Place,
     others: impl IntoIterator<Item = &'a Place>,
     more: &str,
 ) -> AgentConfig {
-    let members: Vec<_> = others.into_iter().map(Place::entry).collect();
+    let entries: Vec<_> = others.into_iter().map(Place::entry).collect();
     let mut peer = format!("peer: {{ listen: \"{}\", name: {}", place.address, place.name);
     if !place.zone.is_empty() {
         let _ = write!(peer, ", zone: {}", place.zone);
     }
-    let _ = write!(peer, ", members: \"{}\"", members.join(","));
+    let _ = write!(peer, ", members: \"{}\"", entries.join(","));
     if !more.is_empty() {
         let _ = write!(peer, ", {more}");
     }
@@ -78,16 +78,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `count` members with one configuration; `more` are further keys of `peer`.
+    /// Starts `count` peers with one configuration; `more` are further keys of `peer`.
     pub async fn start(base: &AgentConfig, count: usize, more: &str) -> Self {
         Self::start_at(base, places(count), more).await
     }
 
-    /// Starts a member at every place.
+    /// Starts a peer at every place.
     pub async fn start_at(base: &AgentConfig, places: Vec<Place>, more: &str) -> Self {
         let mut agents = Vec::new();
         for place in &places {
-            agents.push(Agent::start(&member_config(base, place, &places, more)).await);
+            agents.push(Agent::start(&peer_config(base, place, &places, more)).await);
         }
         Self { places, agents }
     }

@@ -1,4 +1,4 @@
-//! A member of a cluster that does not do as it should.
+//! A peer of a cluster that does not do as it should.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -28,7 +28,7 @@ pub enum Manner {
     Foreign,
 }
 
-/// The member. Dropping it ends it.
+/// The peer. Dropping it ends it.
 #[derive(Debug)]
 pub struct BadPeer(JoinHandle<()>);
 

@@ -10,7 +10,7 @@ use super::{
     raw::{Merge as _, Raw, RawRegistry},
 };
 use crate::{
-    fetch,
+    download,
     http::Limits,
     runtime::Runtime,
     store,
@@ -216,7 +216,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
             idle: value!(limits.idle).0,
             credentials,
         },
-        fetch: fetch::Config {
+        fetch: download::Config {
             freshness: value!(tags.freshness).0,
             max_stale: value!(tags.max_stale).0,
             negative: value!(tags.negative).0,

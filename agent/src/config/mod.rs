@@ -21,8 +21,8 @@ pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
 use crate::{
-    fetch, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store, types::RegistryHost,
-    upstream,
+    download, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store,
+    types::RegistryHost, upstream,
 };
 
 /// Everything the agent needs to know, checked.
@@ -37,7 +37,7 @@ pub struct Config {
     /// The upstream side.
     pub upstream: upstream::Config,
     /// How fetching behaves.
-    pub fetch: fetch::Config,
+    pub fetch: download::Config,
     /// Where the container runtime on this node reaches the mirror.
     pub mirror_listen: SocketAddr,
     /// Where probes, Prometheus and people reach the agent.

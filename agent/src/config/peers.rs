@@ -6,7 +6,7 @@ use rustls::pki_types::ServerName;
 use serde_saphyr::Location;
 
 use super::raw::{RawPeer, RawPeerTls};
-use crate::peers::{Config, Files, Member, Source, Tls};
+use crate::peers::{Config, Files, Peer, Source, Tls};
 
 /// Longest name of a member or zone.
 const LONGEST: usize = 253;
@@ -129,7 +129,7 @@ impl FromStr for Name {
 
 /// `name[@zone]=address:port`, separated by commas.
 #[derive(Clone, Debug)]
-pub(super) struct MemberList(Vec<Member>);
+pub(super) struct MemberList(Vec<Peer>);
 
 impl FromStr for MemberList {
     type Err = String;
@@ -140,14 +140,14 @@ impl FromStr for MemberList {
     }
 }
 
-fn member(entry: &str) -> Result<Member, String> {
+fn member(entry: &str) -> Result<Peer, String> {
     let wrong =
         || format!("`{entry}` is not a member: write `name=address:port` or `name@zone=address:port`");
     let (name, address) = entry.split_once('=').ok_or_else(wrong)?;
     let (name, zone) = name.split_once('@').unwrap_or((name, ""));
     let zone = if zone.is_empty() { String::new() } else { zone.parse::<Name>()?.0 };
     let address: SocketAddr = address.parse().map_err(|_| wrong())?;
-    Ok(Member { name: name.parse::<Name>()?.0, zone, address })
+    Ok(Peer { name: name.parse::<Name>()?.0, zone, address })
 }
 
 /// `host:port`.

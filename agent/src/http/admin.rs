@@ -9,7 +9,7 @@ use super::{
     api::{self, Api},
     body::{self, Body},
 };
-use crate::{fetch::Fetcher, metrics::Metrics, store::Store, task::Tasks, upstream::Upstream};
+use crate::{download::Fetcher, metrics::Metrics, store::Store, task::Tasks, upstream::Upstream};
 
 /// Ready as soon as every latch is dropped.
 #[derive(Clone, Debug)]

@@ -48,7 +48,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// The peer's address, put beside each request by the listener.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct ClientAddress(pub(super) SocketAddr);
 
 /// What a request wants. Parsed before anything is looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Api {
     }
 
     async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+        let peer = request.extensions().get::<ClientAddress>().map(|peer| peer.0);
         admit(peer, request.method(), request.headers())?;
         let call = parse(request.method(), request.uri().path(), request.uri().query())?;
         match call {

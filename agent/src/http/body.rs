@@ -15,7 +15,7 @@ use hyper::body::{Frame, SizeHint};
 
 use prometheus_client::metrics::counter::Counter;
 
-use crate::{fetch::ContentReader, peers::Upload};
+use crate::{download::ContentReader, peers::Upload};
 
 /// What every answer carries.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;

@@ -13,7 +13,7 @@ use super::{
     client,
     route::RouteError,
 };
-use crate::{fetch::FetchError, metrics::Kind, types::NameError};
+use crate::{download::FetchError, metrics::Kind, types::NameError};
 
 /// `Retry-After` when upstream named no time.
 const RETRY_AFTER: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The mirror API: one call into `fetch` for each request, answered as soon as `client` says that it must be.
+//! The mirror API: one call into `download` for each request, answered as soon as `client` says that it must be.
 
 use std::{
     sync::Arc,
@@ -17,7 +17,7 @@ use super::{
     route::{self, Addressing, Route, RouteError},
 };
 use crate::{
-    fetch::{CHECK, FetchError, Fetcher, ManifestInfo, Stillness},
+    download::{CHECK, FetchError, Fetcher, ManifestInfo, Stillness},
     metrics::{Kind, Metrics, RequestLabels},
     types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
     upstream::{AGENT_HEADER, Listing, Upstream},

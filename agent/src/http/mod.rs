@@ -1,6 +1,6 @@
 //! The listeners: the mirror (`/v2`), other agents (`/peer/v1`) and the admin side.
 //!
-//! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `fetch`; `error` is the
+//! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `download`; `error` is the
 //! one place where errors meet the protocol; `body` sends content; `listener` and
 //! `admission` decide who is served; `serve` owns connections.
 

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::body::{self, Body};
 use crate::{
-    fetch::{FetchError, Fetcher},
+    download::{FetchError, Fetcher},
     types::{ByteRange, Digest, RangeHeader, Repository},
 };
 

@@ -1,4 +1,4 @@
-//! The peer API (`/peer/v1`): one call into `fetch` for each request. What the requests mean: `peers::wire`.
+//! The peer API (`/peer/v1`): one call into `download` or `swarm` for each request. What the requests mean: `peers::wire`.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,13 @@ use hyper::body::Incoming;
 
 use super::body::{self, Body};
 use crate::{
-    fetch::{FetchError, Fetcher, Share},
+    download::{FetchError, Fetcher},
     metrics::Metrics,
     peers::{
         HOLD, Peers,
         wire::{ACTIVITY, HashesAsk, PIECE_HASH, PeerRequest, PieceAsk, WireError, activity},
     },
+    swarm::{Share, Swarm},
     types::{Digest, Repository, Tag},
 };
 
@@ -25,21 +26,22 @@ use crate::{
 /// must not wait so long again that whoever asks takes this node for dead.
 const TURN: Duration = Duration::from_millis(100);
 
-/// Answers other members. Cheap to clone.
+/// Answers other peers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PeerApi(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     fetcher: Fetcher,
+    swarm: Swarm,
     peers: Peers,
     metrics: Metrics,
 }
 
 impl PeerApi {
     /// Puts the parts together.
-    pub fn new(fetcher: Fetcher, peers: Peers, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner { fetcher, peers, metrics }))
+    pub fn new(fetcher: Fetcher, swarm: Swarm, peers: Peers, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner { fetcher, swarm, peers, metrics }))
     }
 
     /// Answers one request.
@@ -64,7 +66,7 @@ impl PeerApi {
         if !self.0.fetcher.serves(&ask.repository) {
             return not_served();
         }
-        let Some(hashes) = self.0.fetcher.piece_hashes(ask).await else {
+        let Some(hashes) = self.0.swarm.piece_hashes(ask).await else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "it is being read: ask again\n");
         };
         let named: BTreeMap<u64, String> =
@@ -101,7 +103,7 @@ impl PeerApi {
 
     async fn piece(&self, ask: &PieceAsk) -> Response<Body> {
         let began = Instant::now();
-        match self.0.fetcher.share(ask).await {
+        match self.0.swarm.share(ask).await {
             Share::Here(reader, length, hash) => {
                 let turn = HOLD.saturating_sub(began.elapsed()).max(TURN);
                 let Some(upload) = self.0.peers.uploads().acquire(turn).await else {

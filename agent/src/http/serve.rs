@@ -1,4 +1,4 @@
-//! Accepting connections and serving HTTP/1.1 on them, inside of TLS where members are asked who they are, until told to
+//! Accepting connections and serving HTTP/1.1 on them, inside of TLS where peers are asked who they are, until told to
 //! stop.
 
 use std::{
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Admin, Mirror, PeerApi,
     admission::{Admission, Admitted, REFUSAL},
-    api::Peer,
+    api::ClientAddress,
     body::{self, Body, Open},
     connection::{self, ClientStream},
     error::Refusal,
@@ -42,7 +42,7 @@ const QUIET: Duration = Duration::from_millis(500);
 /// How often it is looked whether a connection is idle.
 const QUIET_STEP: Duration = Duration::from_millis(50);
 
-/// Longest time for a member to show who it is.
+/// Longest time for a peer to show who it is.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Most bytes of a connection that wait to be sent before more of a body is read, and most of a request's head.
@@ -94,7 +94,7 @@ impl Server {
         self.serve(service, tasks, stop).await;
     }
 
-    /// Serves other agents until `stop`; with `tls` only those that show a member's certificate.
+    /// Serves other agents until `stop`; with `tls` only those that show a peer's certificate.
     pub async fn serve_peers(
         self,
         peers: PeerApi,
@@ -225,7 +225,7 @@ where
                 Ok(stream) => self.serve(stream, &socket).await,
                 Err(error) => {
                     let peer = socket.peer_addr().ok();
-                    tracing::debug!(%error, ?peer, "connection refused: no member's certificate");
+                    tracing::debug!(%error, ?peer, "connection refused: no peer's certificate");
                 }
             },
         }
@@ -256,7 +256,7 @@ where
         let (open, peer) = (Open::default(), socket.peer_addr().ok());
         let service = service_fn(|mut request: Request<Incoming>| {
             if let Some(peer) = peer {
-                request.extensions_mut().insert(Peer(peer));
+                request.extensions_mut().insert(ClientAddress(peer));
             }
             let (open, answered) = (open.clone(), (self.service.answer)(request));
             async {

@@ -1,4 +1,4 @@
-//! Asking one member: one request, one answer, every wait bounded. What an answer leads to is the asker's business.
+//! Asking one peer: one request, one answer, every wait bounded. What an answer leads to is the asker's business.
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +11,16 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Member,
+    Peer,
     tls::Tls,
     wire::{self, HashesAsk, PeerRequest, PieceAsk, PieceHash},
 };
 use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of};
 
-/// Longest wait for a connection: members are a few milliseconds away, and a dead one is met on many paths.
+/// Longest wait for a connection: peers are a few milliseconds away, and a dead one is met on many paths.
 pub const CONNECT: Duration = Duration::from_millis(300);
 
-/// For how long a member holds a request for a piece that is on its way, before it says so.
+/// For how long a peer holds a request for a piece that is on its way, before it says so.
 pub const HOLD: Duration = Duration::from_secs(1);
 
 /// Longest wait for the header of an answer beyond [`HOLD`].
@@ -29,25 +29,25 @@ pub const HEADER: Duration = Duration::from_secs(1);
 /// Longest silence inside a body.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Longest wait for a manifest or the meaning of a tag: the member may have to ask upstream for it first.
+/// Longest wait for a manifest or the meaning of a tag: the peer may have to ask upstream for it first.
 const RESOLVE: Duration = Duration::from_secs(2);
 
-/// Answers about a member or a tag are small.
+/// Answers about a peer or a tag are small.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 
-/// Why a member gave no answer that can be used.
+/// Why a peer gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("peer `{member}` {problem}")]
+#[error("peer `{peer}` {problem}")]
 pub struct PeerError {
     /// Who.
-    pub member: String,
+    pub peer: String,
     /// What it did instead.
     pub problem: String,
     /// Nothing came of it at all: its host is gone, or its link is full.
     pub silent: bool,
 }
 
-/// What a member says to a request for a piece.
+/// What a peer says to a request for a piece.
 #[derive(Debug)]
 pub enum PieceAnswer {
     /// Here it comes.
@@ -66,7 +66,7 @@ pub enum PieceAnswer {
 #[derive(Debug)]
 pub struct PieceBody {
     response: reqwest::Response,
-    member: String,
+    peer: String,
     left: u64,
     hash: Option<PieceHash>,
 }
@@ -96,11 +96,11 @@ impl PieceBody {
     }
 
     fn error(&self, problem: String) -> PeerError {
-        PeerError { member: self.member.clone(), problem, silent: false }
+        PeerError { peer: self.peer.clone(), problem, silent: false }
     }
 }
 
-/// Who a member says it is.
+/// Who a peer says it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Its stable name.
@@ -133,7 +133,7 @@ pub enum Settled<T> {
     Found(T),
     /// The peer says that upstream says that it does not exist: no reason to believe that.
     Absent,
-    /// The member is there and cannot say now.
+    /// The peer is there and cannot say now.
     NotNow,
 }
 
@@ -147,7 +147,7 @@ impl<T> Settled<T> {
     }
 }
 
-/// Talks to members. Cheap to clone.
+/// Talks to peers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     scheme: &'static str,
@@ -175,12 +175,12 @@ impl Client {
 
     async fn send(
         &self,
-        member: &Member,
+        peer: &Peer,
         request: &PeerRequest,
         limit: Duration,
     ) -> Result<reqwest::Response, PeerError> {
-        let error = |problem, silent| PeerError { member: member.name.clone(), problem, silent };
-        let url = format!("{}://{}{}", self.scheme, member.address, request.target());
+        let error = |problem, silent| PeerError { peer: peer.name.clone(), problem, silent };
+        let url = format!("{}://{}{}", self.scheme, peer.address, request.target());
         let sent = tokio::time::timeout(limit, self.http().get(url).send()).await;
         let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}"), true))?;
         sent.map_err(|failed| error(format!("cannot be reached: {}", cause(&failed)), failed.is_timeout()))
@@ -188,17 +188,17 @@ impl Client {
 
     pub(super) async fn piece(
         &self,
-        member: &Member,
+        peer: &Peer,
         ask: &PieceAsk,
         length: u64,
     ) -> Result<PieceAnswer, PeerError> {
-        let response = self.send(member, &PeerRequest::Piece(ask.clone()), HOLD + HEADER).await?;
+        let response = self.send(peer, &PeerRequest::Piece(ask.clone()), HOLD + HEADER).await?;
         let status = response.status();
         match status {
             StatusCode::OK if response.content_length() == Some(length) => {
                 let hash = response.headers().get(wire::PIECE_HASH).and_then(|value| value.to_str().ok());
                 let hash = hash.and_then(|value| value.parse().ok());
-                let body = PieceBody { response, member: member.name.clone(), left: length, hash };
+                let body = PieceBody { response, peer: peer.name.clone(), left: length, hash };
                 Ok(PieceAnswer::Body(Box::new(body)))
             }
             StatusCode::ACCEPTED => {
@@ -209,7 +209,7 @@ impl Client {
             StatusCode::CONFLICT => Ok(PieceAnswer::NoRanges),
             StatusCode::SERVICE_UNAVAILABLE => Ok(PieceAnswer::Unable),
             _ => Err(PeerError {
-                member: member.name.clone(),
+                peer: peer.name.clone(),
                 problem: format!(
                     "answered {status} with {:?} bytes to a request for {length}",
                     response.content_length()
@@ -222,52 +222,50 @@ impl Client {
     /// Hashes of pieces of a segment.
     pub(super) async fn hashes(
         &self,
-        member: &Member,
+        peer: &Peer,
         ask: &HashesAsk,
     ) -> Result<Settled<BTreeMap<u64, Digest>>, PeerError> {
-        let response = self.send(member, &PeerRequest::Hashes(ask.clone()), HOLD + HEADER).await?;
-        let answer = self.settle(member, response, MAX_ANSWER_BYTES).await?;
+        let response = self.send(peer, &PeerRequest::Hashes(ask.clone()), HOLD + HEADER).await?;
+        let answer = self.settle(peer, response, MAX_ANSWER_BYTES).await?;
         answer.map(|bytes| {
-            let named: BTreeMap<u64, String> = read(member, &bytes)?;
+            let named: BTreeMap<u64, String> = read(peer, &bytes)?;
             Ok(named.into_iter().filter_map(|(piece, hash)| Some((piece, hash.parse().ok()?))).collect())
         })
     }
 
     /// The identity behind an address: what a list of bare addresses lacks.
     pub(super) async fn identity(&self, address: std::net::SocketAddr) -> Result<Identity, PeerError> {
-        let member = Member { name: address.to_string(), zone: String::new(), address };
-        let response = self.send(&member, &PeerRequest::Health, HEADER).await?;
-        match self.settle(&member, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(&member, &bytes))? {
+        let peer = Peer { name: address.to_string(), zone: String::new(), address };
+        let response = self.send(&peer, &PeerRequest::Health, HEADER).await?;
+        match self.settle(&peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(&peer, &bytes))? {
             Settled::Found(identity) => Ok(identity),
-            Settled::Absent | Settled::NotNow => Err(PeerError {
-                member: member.name,
-                problem: "speaks another version".into(),
-                silent: false,
-            }),
+            Settled::Absent | Settled::NotNow => {
+                Err(PeerError { peer: peer.name, problem: "speaks another version".into(), silent: false })
+            }
         }
     }
 
     pub(super) async fn tag(
         &self,
-        member: &Member,
+        peer: &Peer,
         request: &PeerRequest,
     ) -> Result<Settled<TagMeaning>, PeerError> {
-        let response = self.send(member, request, RESOLVE).await?;
-        self.settle(member, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(member, &bytes))
+        let response = self.send(peer, request, RESOLVE).await?;
+        self.settle(peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(peer, &bytes))
     }
 
     /// A manifest, checked against its digest.
     pub(super) async fn manifest(
         &self,
-        member: &Member,
+        peer: &Peer,
         request: &PeerRequest,
         digest: &Digest,
     ) -> Result<Settled<(MediaType, Bytes)>, PeerError> {
         let error =
-            |problem: &str| PeerError { member: member.name.clone(), problem: problem.into(), silent: false };
-        let response = self.send(member, request, RESOLVE).await?;
+            |problem: &str| PeerError { peer: peer.name.clone(), problem: problem.into(), silent: false };
+        let response = self.send(peer, request, RESOLVE).await?;
         let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
-        self.settle(member, response, most).await?.map(|bytes| {
+        self.settle(peer, response, most).await?.map(|bytes| {
             digest.verify(&bytes).map_err(|_| error("sent a manifest with another digest"))?;
             // The digest protects the document, not the header.
             let media_type =
@@ -279,11 +277,11 @@ impl Client {
     /// Reads a small answer whole.
     async fn settle(
         &self,
-        member: &Member,
+        peer: &Peer,
         mut response: reqwest::Response,
         most: usize,
     ) -> Result<Settled<Bytes>, PeerError> {
-        let error = |problem: String| PeerError { member: member.name.clone(), problem, silent: false };
+        let error = |problem: String| PeerError { peer: peer.name.clone(), problem, silent: false };
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(Settled::Absent),
@@ -318,9 +316,9 @@ fn http_client(tls: Option<&Tls>) -> Result<reqwest::Client, reqwest::Error> {
     .build()
 }
 
-fn read<T: serde::de::DeserializeOwned>(member: &Member, bytes: &[u8]) -> Result<T, PeerError> {
+fn read<T: serde::de::DeserializeOwned>(peer: &Peer, bytes: &[u8]) -> Result<T, PeerError> {
     let wrong = |error| PeerError {
-        member: member.name.clone(),
+        peer: peer.name.clone(),
         problem: format!("says nonsense: {error}"),
         silent: false,
     };

@@ -1,7 +1,7 @@
-//! Who is here: three sources of members behind one trait, and one channel to everyone who wants to know.
+//! Who is here: three sources of peers behind one trait, and one channel to everyone who wants to know.
 //!
 //! A source publishes whole lists; whoever reads them sees the newest. This node is in every list, whether the source
-//! knows of it yet or not. A source that cannot be read keeps the last list: members that are gone are found out by
+//! knows of it yet or not. A source that cannot be read keeps the last list: peers that are gone are found out by
 //! asking them.
 
 use std::{future::Future, sync::Arc};
@@ -9,10 +9,10 @@ use std::{future::Future, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Member, Members};
+use super::{Membership, Peer};
 use crate::metrics::Metrics;
 
-/// A source of members.
+/// A source of peers.
 pub trait Directory: Send + 'static {
     /// Publishes lists until `stop`.
     fn run(self, publish: Publisher, stop: CancellationToken) -> impl Future<Output = ()> + Send;
@@ -21,38 +21,38 @@ pub trait Directory: Send + 'static {
 /// Where a directory puts what it has found.
 #[derive(Debug)]
 pub struct Publisher {
-    me: Member,
-    sender: watch::Sender<Arc<Members>>,
+    me: Peer,
+    sender: watch::Sender<Arc<Membership>>,
     metrics: Metrics,
 }
 
 impl Publisher {
-    pub(super) fn new(me: Member, metrics: Metrics) -> (Self, watch::Receiver<Arc<Members>>) {
-        let (sender, receiver) = watch::channel(Arc::new(Members::new([], &me)));
-        metrics.peer_members.set(1);
+    pub(super) fn new(me: Peer, metrics: Metrics) -> (Self, watch::Receiver<Arc<Membership>>) {
+        let (sender, receiver) = watch::channel(Arc::new(Membership::new([], &me)));
+        metrics.known_peers.set(1);
         (Self { me, sender, metrics }, receiver)
     }
 
     /// Tells everyone, if it is news.
-    pub fn publish(&self, found: impl IntoIterator<Item = Member>) {
-        let members = Members::new(found, &self.me);
-        if members.all() == self.sender.borrow().all() {
+    pub fn publish(&self, found: impl IntoIterator<Item = Peer>) {
+        let membership = Membership::new(found, &self.me);
+        if membership.all() == self.sender.borrow().all() {
             return;
         }
-        let count = members.all().len();
-        tracing::info!(members = count, "cluster changed");
-        self.metrics.peer_members.set(i64::try_from(count).unwrap_or(i64::MAX));
-        self.sender.send_replace(Arc::new(members));
+        let count = membership.all().len();
+        tracing::info!(membership = count, "cluster changed");
+        self.metrics.known_peers.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.sender.send_replace(Arc::new(membership));
     }
 
     /// This node, as the others should know it.
-    pub fn me(&self) -> &Member {
+    pub fn me(&self) -> &Peer {
         &self.me
     }
 }
 
 /// A list that does not change.
-pub(super) struct Fixed(pub(super) Vec<Member>);
+pub(super) struct Fixed(pub(super) Vec<Peer>);
 
 impl Directory for Fixed {
     async fn run(self, publish: Publisher, stop: CancellationToken) {

@@ -1,4 +1,4 @@
-//! Members behind a name: its addresses, asked again and again, and each asked who it is.
+//! Peers behind a name: its addresses, asked again and again, and each asked who it is.
 //!
 //! An address says nothing stable; the agent behind it does. One that does not answer is left out until it does: it
 //! could not give anything either.
@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Identity, Member,
+    Identity, Peer,
     client::Client,
     directory::{Directory, Publisher},
 };
@@ -39,12 +39,10 @@ impl Directory for Dns {
         loop {
             let Some(found) = stop.run_until_cancelled(self.look(&mut known)).await else { return };
             match found {
-                Ok(members) => publish.publish(members),
-                Err(problem) => tracing::warn!(
-                    host = self.host,
-                    problem,
-                    "members cannot be looked up: the last ones stay"
-                ),
+                Ok(membership) => publish.publish(membership),
+                Err(problem) => {
+                    tracing::warn!(host = self.host, problem, "peers cannot be looked up: the last ones stay")
+                }
             }
             if stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
                 return;
@@ -54,7 +52,7 @@ impl Directory for Dns {
 }
 
 impl Dns {
-    async fn look(&self, known: &mut HashMap<SocketAddr, Identity>) -> Result<Vec<Member>, String> {
+    async fn look(&self, known: &mut HashMap<SocketAddr, Identity>) -> Result<Vec<Peer>, String> {
         let answer =
             tokio::time::timeout(LIMIT, tokio::net::lookup_host((self.host.as_str(), self.port))).await;
         let addresses = answer.map_err(|_| format!("no answer within {LIMIT:?}"))?;
@@ -75,16 +73,16 @@ impl Dns {
                     known.insert(address, identity);
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "member does not say who it is");
+                    tracing::debug!(%error, "peer does not say who it is");
                     known.remove(&address);
                 }
             }
         }
-        let member = |(address, identity): (&SocketAddr, &Identity)| Member {
+        let peer = |(address, identity): (&SocketAddr, &Identity)| Peer {
             name: identity.name.clone(),
             zone: identity.zone.clone(),
             address: *address,
         };
-        Ok(known.iter().map(member).collect())
+        Ok(known.iter().map(peer).collect())
     }
 }

@@ -1,6 +1,6 @@
-//! Which members to leave alone, and for how long: growing with every failure in a row, gone with the first success.
+//! Which peers to leave alone, and for how long: growing with every failure in a row, gone with the first success.
 //!
-//! Memory of this process only. A member that was named a liar is left out for longer, and a busy one for a moment.
+//! Memory of this process only. A peer that was named a liar is left out for longer, and a busy one for a moment.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ const BUSY: Duration = Duration::from_millis(500);
 /// After wrong bytes.
 const LIE: Duration = Duration::from_mins(10);
 
-/// Members remembered before those whose time is over are dropped.
+/// Peers remembered before those whose time is over are dropped.
 const MOST: usize = 16_384;
 
 #[derive(Debug, Default)]
@@ -35,41 +35,41 @@ struct State {
 
 impl Health {
     /// Whether to ask it at all.
-    pub(super) fn is_usable(&self, member: &str) -> bool {
-        self.is_usable_at(member, Instant::now())
+    pub(super) fn is_usable(&self, peer: &str) -> bool {
+        self.is_usable_at(peer, Instant::now())
     }
 
     /// Whether to ask it for what only it is to read upstream: everyone else would read the same once more. On a full
     /// link one answer in thousands comes late, so a single failure does not keep anyone from that.
-    pub(super) fn is_trusted(&self, member: &str) -> bool {
-        self.is_trusted_at(member, Instant::now())
+    pub(super) fn is_trusted(&self, peer: &str) -> bool {
+        self.is_trusted_at(peer, Instant::now())
     }
 
-    fn is_usable_at(&self, member: &str, now: Instant) -> bool {
-        self.lock().get(member).is_none_or(|state| state.until <= now)
+    fn is_usable_at(&self, peer: &str, now: Instant) -> bool {
+        self.lock().get(peer).is_none_or(|state| state.until <= now)
     }
 
-    fn is_trusted_at(&self, member: &str, now: Instant) -> bool {
-        self.lock().get(member).is_none_or(|state| state.until <= now || (state.failures == 1 && !state.lied))
+    fn is_trusted_at(&self, peer: &str, now: Instant) -> bool {
+        self.lock().get(peer).is_none_or(|state| state.until <= now || (state.failures == 1 && !state.lied))
     }
 
     /// It answered as it should.
-    pub(super) fn succeeded(&self, member: &str) {
+    pub(super) fn succeeded(&self, peer: &str) {
         let now = Instant::now();
         let mut states = self.lock();
         // A liar's answers look like any other's.
-        if states.get(member).is_some_and(|state| !state.lied || state.until <= now) {
-            states.remove(member);
+        if states.get(peer).is_some_and(|state| !state.lied || state.until <= now) {
+            states.remove(peer);
         }
     }
 
     /// It did not answer, or broke off.
-    pub(super) fn failed(&self, member: &str) {
-        self.fail_at(member, Instant::now());
+    pub(super) fn failed(&self, peer: &str) {
+        self.fail_at(peer, Instant::now());
     }
 
-    fn fail_at(&self, member: &str, now: Instant) {
-        self.note(member, now, |state| {
+    fn fail_at(&self, peer: &str, now: Instant) {
+        self.note(peer, now, |state| {
             // Requests that were under way together are one failure.
             if state.until <= now {
                 let failures = (state.failures + 1).min(16);
@@ -79,26 +79,26 @@ impl Health {
     }
 
     /// It said that it is busy.
-    pub(super) fn busy(&self, member: &str) {
+    pub(super) fn busy(&self, peer: &str) {
         let now = Instant::now();
         let until = now + BUSY;
-        self.note(member, now, |state| state.until = state.until.max(until));
+        self.note(peer, now, |state| state.until = state.until.max(until));
     }
 
     /// It sent wrong bytes.
-    pub(super) fn lied(&self, member: &str) {
+    pub(super) fn lied(&self, peer: &str) {
         let now = Instant::now();
         let until = now + LIE;
-        self.note(member, now, |state| *state = State { failures: 0, until, lied: true });
+        self.note(peer, now, |state| *state = State { failures: 0, until, lied: true });
     }
 
-    fn note(&self, member: &str, now: Instant, change: impl FnOnce(&mut State)) {
+    fn note(&self, peer: &str, now: Instant, change: impl FnOnce(&mut State)) {
         let mut states = self.lock();
         if states.len() >= MOST {
             states.retain(|_, state| state.until > now);
         }
-        if states.len() < MOST || states.contains_key(member) {
-            change(states.entry(member.to_owned()).or_insert(State { failures: 0, until: now, lied: false }));
+        if states.len() < MOST || states.contains_key(peer) {
+            change(states.entry(peer.to_owned()).or_insert(State { failures: 0, until: now, lied: false }));
         }
     }
 

@@ -1,6 +1,6 @@
-//! Members from the `EndpointSlices` of a headless Kubernetes service.
+//! Peers from the `EndpointSlices` of a headless Kubernetes service.
 //!
-//! A member's name is its node's, its zone the endpoint's. What does not serve, or is on its way out, is none.
+//! A peer's name is its node's, its zone the endpoint's. What does not serve, or is on its way out, is none.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Member,
+    Peer,
     directory::{Directory, Publisher},
 };
 use crate::kubernetes::{Known, connect, follow};
@@ -33,7 +33,7 @@ impl Directory for Slices {
     async fn run(self, publish: Publisher, stop: CancellationToken) {
         let work = async {
             let client = connect(self.api.as_deref(), "members").await;
-            let known: watch::Sender<Known<Vec<Member>>> = watch::Sender::default();
+            let known: watch::Sender<Known<Vec<Peer>>> = watch::Sender::default();
             let mut news = known.subscribe();
             let config = watcher::Config::default().labels(&format!("{LABEL}={}", self.name));
             let slices: Api<EndpointSlice> = Api::namespaced(client, &self.namespace);
@@ -45,30 +45,30 @@ impl Directory for Slices {
                     }
                 }
             };
-            tokio::join!(follow(slices, config, |slice| members(&slice), known), tell)
+            tokio::join!(follow(slices, config, |slice| membership(&slice), known), tell)
         };
         stop.run_until_cancelled(work).await;
     }
 }
 
-/// Members that a slice names. Pure.
-fn members(slice: &EndpointSlice) -> Vec<Member> {
+/// Peers that a slice names. Pure.
+fn membership(slice: &EndpointSlice) -> Vec<Peer> {
     let ports = slice.ports.as_deref().unwrap_or_default();
     let named = ports.iter().find(|port| port.name.as_deref() == Some(PORT)).or(ports.first());
     let port = named.and_then(|port| u16::try_from(port.port?).ok());
     let Some(port) = port else { return Vec::new() };
-    let member = |endpoint: &Endpoint| {
+    let peer = |endpoint: &Endpoint| {
         let conditions = endpoint.conditions.as_ref();
         let serving = conditions.and_then(|known| known.serving.or(known.ready)).unwrap_or(true);
         let leaving = conditions.and_then(|known| known.terminating).unwrap_or(false);
         let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-        (serving && !leaving).then(|| Member {
+        (serving && !leaving).then(|| Peer {
             name: endpoint.node_name.clone().unwrap_or_else(|| address.to_string()),
             zone: endpoint.zone.clone().unwrap_or_default(),
             address: SocketAddr::new(address, port),
         })
     };
-    slice.endpoints.iter().filter_map(member).collect()
+    slice.endpoints.iter().filter_map(peer).collect()
 }
 
 #[cfg(test)]
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_endpoints_that_serve_are_members() {
+    fn only_endpoints_that_serve_are_peers() {
         let slice: EndpointSlice = serde_json::from_str(
             r#"{"metadata":{"name":"s"},"addressType":"IPv4","ports":[{"name":"x","port":1},{"name":"peer","port":5051}],
                "endpoints":[
@@ -88,15 +88,15 @@ mod tests {
                  {"addresses":["name.test"],"nodeName":"e"}]}"#,
         )
         .unwrap();
-        let found: Vec<_> = members(&slice)
+        let found: Vec<_> = membership(&slice)
             .into_iter()
-            .map(|member| (member.name, member.zone, member.address.to_string()))
+            .map(|peer| (peer.name, peer.zone, peer.address.to_string()))
             .collect();
         let expected =
             [("a", "z1", "10.0.0.1:5051"), ("d", "", "10.0.0.4:5051"), ("fd00::5", "", "[fd00::5]:5051")];
         assert_eq!(found, expected.map(|(name, zone, address)| (name.into(), zone.into(), address.into())));
         let bare = r#"{"metadata":{"name":"s"},"addressType":"IPv4","ports":null,"endpoints":null}"#;
         let bare: EndpointSlice = serde_json::from_str(bare).expect("lists may be null");
-        assert!(members(&bare).is_empty());
+        assert!(membership(&bare).is_empty());
     }
 }

@@ -1,8 +1,8 @@
-//! How a blob is cut: pieces, which travel between peers, and stripes of pieces, which are read upstream.
+//! How a blob is cut: pieces, which travel between peers, and segments of pieces, which are read upstream.
 //!
 //! A blob has about 256 pieces within the limits of a piece's size: with few, a node waits long for the first
-//! one to pass on, and the work is spread unevenly; many small ones cost requests. [`SLOTS`] stripes of equal length
-//! cover [`WINDOW`] pieces (or the whole blob when it is smaller), the next stripes the next window, and so on: what
+//! one to pass on, and the work is spread unevenly; many small ones cost requests. [`SLOTS`] segments of equal length
+//! cover [`WINDOW`] pieces (or the whole blob when it is smaller), the next segments the next window, and so on: what
 //! nodes ask for in their windows is what all fetchers are reading, however slow upstream is. Stripe `s` belongs to slot
 //! `s mod SLOTS`, and a slot to a fetcher.
 
@@ -30,15 +30,15 @@ const LARGEST: u64 = 1 << 40;
 pub struct Layout {
     size: u64,
     piece: u64,
-    stripe: u64,
+    segment: u64,
 }
 
 impl Layout {
     /// Of a blob of `size` bytes.
     pub fn new(size: u64) -> Self {
         let piece = size.div_ceil(PIECES).clamp(PIECE.0, PIECE.1).next_power_of_two();
-        let stripe = size.div_ceil(piece).div_ceil(SLOTS).clamp(1, WINDOW / SLOTS);
-        Self { size, piece, stripe }
+        let segment = size.div_ceil(piece).div_ceil(SLOTS).clamp(1, WINDOW / SLOTS);
+        Self { size, piece, segment }
     }
 
     /// Whether the blob is larger than peers share: the list of a blob's pieces is memory.
@@ -82,7 +82,7 @@ impl Layout {
 
     /// The slot whose fetcher reads a piece upstream.
     pub fn slot(&self, piece: u64) -> u64 {
-        piece / self.stripe % SLOTS
+        piece / self.segment % SLOTS
     }
 
     /// A piece as the ranking knows it.
@@ -91,9 +91,9 @@ impl Layout {
     }
 
     /// The pieces that are read upstream together with this one.
-    pub fn stripe(&self, piece: u64) -> Range<u64> {
-        let start = piece - piece % self.stripe;
-        start..(start + self.stripe).min(self.pieces())
+    pub fn segment(&self, piece: u64) -> Range<u64> {
+        let start = piece - piece % self.segment;
+        start..(start + self.segment).min(self.pieces())
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn pieces_cover_the_blob_and_stripes_cover_the_pieces() {
-        // Sizes at the boundaries of a piece, of a stripe and of a window.
+        // Sizes at the boundaries of a piece, of a segment and of a window.
         for size in [
             0,
             1,
@@ -140,10 +140,10 @@ mod tests {
                 assert_eq!(bytes.start, position);
                 assert!(bytes.end - bytes.start <= layout.piece() && !bytes.is_empty());
                 position = bytes.end;
-                let stripe = layout.stripe(piece);
+                let segment = layout.segment(piece);
                 assert!(
-                    stripe.contains(&piece)
-                        && stripe.clone().all(|other| layout.slot(other) == layout.slot(piece))
+                    segment.contains(&piece)
+                        && segment.clone().all(|other| layout.slot(other) == layout.slot(piece))
                 );
                 assert_eq!(layout.touched(&bytes), piece..piece + 1);
             }

@@ -1,11 +1,11 @@
 //! Other agents of the cluster: who is here, how a blob is cut between them, who stands above whom for each piece, and
 //! how to ask one of them.
 //!
-//! `rank` gives every piece its own tree over all members, known to everyone without a message; `layout` cuts blobs
-//! into pieces and stripes; `plan` says what to ask for next, whom, and what to answer. All are pure, and
+//! `rank` gives every piece its own tree over all peers, known to everyone without a message; `layout` cuts blobs
+//! into pieces and segments; `plan` says what to ask for next, whom, and what to answer. All are pure, and
 //! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
 //! `client` asks, `quorum` says when answers about a tag count, `health` remembers who is to be left alone, `pace` who is slow, `speed` whether this node is, `uploads` bounds what this
-//! node gives, `tls` is how members know each other. What is done with a piece is `fetch`'s business.
+//! node gives, `tls` is how peers know each other. What is done with a piece is `download`'s business.
 
 mod client;
 pub mod directory;
@@ -13,7 +13,7 @@ mod dns;
 mod health;
 mod kubernetes;
 pub mod layout;
-mod members;
+mod membership;
 pub mod pace;
 pub mod plan;
 pub mod quorum;
@@ -41,7 +41,7 @@ use directory::{Directory as _, Fixed, Publisher};
 use dns::Dns;
 use health::Health;
 use kubernetes::Slices;
-pub use members::{Member, Members};
+pub use membership::{Membership, Peer};
 use pace::Paces;
 use speed::Speeds;
 pub use tls::{Files, Tls, TlsError};
@@ -53,13 +53,13 @@ use crate::{
     types::{Digest, MediaType, Repository, Tag},
 };
 
-/// Where the list of members comes from.
+/// Where the list of peers comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Nowhere: every agent fetches for itself.
     Off,
     /// The configuration.
-    Static(Vec<Member>),
+    Static(Vec<Peer>),
     /// The addresses behind a name, asked again and again.
     Dns {
         /// The name.
@@ -97,7 +97,7 @@ pub struct Config {
     pub wait: Duration,
     /// How many peers must agree on a tag's digest while the registry cannot be read.
     pub tag_quorum: usize,
-    /// How members know each other; without it whoever reaches the listener is one.
+    /// How peers know each other; without it whoever reaches the listener is one.
     pub tls: Option<Arc<Tls>>,
 }
 
@@ -113,7 +113,7 @@ pub struct Peers(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    members: watch::Receiver<Arc<Members>>,
+    membership: watch::Receiver<Arc<Membership>>,
     client: Client,
     health: Health,
     paces: Mutex<Paces<String>>,
@@ -122,7 +122,7 @@ struct Inner {
     metrics: Metrics,
     /// Decides whose answers about tags count; never leaves this process.
     salt: RandomState,
-    /// A source of members is configured.
+    /// A source of peers is configured.
     on: bool,
 }
 
@@ -133,8 +133,8 @@ impl Peers {
         address: SocketAddr,
         metrics: Metrics,
     ) -> Result<(Self, Publisher), SetupError> {
-        let me = Member { name: config.name.clone(), zone: config.zone.clone(), address };
-        let (publisher, members) = Publisher::new(me, metrics.clone());
+        let me = Peer { name: config.name.clone(), zone: config.zone.clone(), address };
+        let (publisher, membership) = Publisher::new(me, metrics.clone());
         let inner = Inner {
             on: config.source != Source::Off,
             uploads: Uploads::new(config.uploads, config.upload_rate),
@@ -143,7 +143,7 @@ impl Peers {
             paces: Mutex::default(),
             speeds: Mutex::default(),
             config,
-            members,
+            membership,
             metrics,
             salt: RandomState::new(),
         };
@@ -166,17 +166,17 @@ impl Peers {
     }
 
     /// Who is here now; `None` when there is nobody to share with.
-    pub fn members(&self) -> Option<Arc<Members>> {
-        let members = self.0.members.borrow().clone();
-        (!members.is_alone()).then_some(members)
+    pub fn membership(&self) -> Option<Arc<Membership>> {
+        let membership = self.0.membership.borrow().clone();
+        (!membership.is_alone()).then_some(membership)
     }
 
     /// News of the membership.
-    pub fn watch(&self) -> watch::Receiver<Arc<Members>> {
-        self.0.members.clone()
+    pub fn watch(&self) -> watch::Receiver<Arc<Membership>> {
+        self.0.membership.clone()
     }
 
-    /// Reads the configured source of members, and the certificates for them, until `stop`.
+    /// Reads the configured source of peers, and the certificates for them, until `stop`.
     pub async fn follow(&self, publish: Publisher, stop: CancellationToken) {
         let certificates = async {
             if let Some(tls) = self.0.config.tls.clone() {
@@ -184,13 +184,13 @@ impl Peers {
                 tls.clone().follow(changed, &stop).await;
             }
         };
-        tokio::join!(certificates, self.follow_members(publish, stop.clone()));
+        tokio::join!(certificates, self.follow_membership(publish, stop.clone()));
     }
 
-    async fn follow_members(&self, publish: Publisher, stop: CancellationToken) {
+    async fn follow_membership(&self, publish: Publisher, stop: CancellationToken) {
         match self.0.config.source.clone() {
             Source::Off => {}
-            Source::Static(members) => Fixed(members).run(publish, stop).await,
+            Source::Static(membership) => Fixed(membership).run(publish, stop).await,
             Source::Dns { host, port } => {
                 Dns { host, port, client: self.0.client.clone() }.run(publish, stop).await;
             }
@@ -205,19 +205,19 @@ impl Peers {
         &self.0.uploads
     }
 
-    /// Whether a member is to be asked at all now.
-    pub fn is_usable(&self, member: &Member) -> bool {
-        self.0.health.is_usable(&member.name)
+    /// Whether a peer is to be asked at all now.
+    pub fn is_usable(&self, peer: &Peer) -> bool {
+        self.0.health.is_usable(&peer.name)
     }
 
-    /// Whether a member is to be asked for what only it is to read upstream: one failure does not keep from that.
-    pub fn is_trusted(&self, member: &Member) -> bool {
-        self.0.health.is_trusted(&member.name)
+    /// Whether a peer is to be asked for what only it is to read upstream: one failure does not keep from that.
+    pub fn is_trusted(&self, peer: &Peer) -> bool {
+        self.0.health.is_trusted(&peer.name)
     }
 
     /// Whether a parent is to be passed over now because it is much slower than others.
-    pub fn passes_over(&self, member: &Member) -> bool {
-        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&member.name)
+    pub fn passes_over(&self, peer: &Peer) -> bool {
+        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&peer.name)
     }
 
     /// Whether a peer that has sent so many bytes in this time is much slower than others.
@@ -250,36 +250,31 @@ impl Peers {
     }
 
     /// The peers whose answers about tags count for this node.
-    pub fn voters(&self, members: &Members) -> Vec<Member> {
-        let usable = members.others().filter(|peer| self.is_usable(peer));
+    pub fn voters(&self, membership: &Membership) -> Vec<Peer> {
+        let usable = membership.others().filter(|peer| self.is_usable(peer));
         quorum::chosen(usable, &self.0.salt, self.0.config.tag_quorum)
     }
 
     /// It sent so many bytes of a piece in this time.
-    pub fn note_pace(&self, member: &Member, bytes: u64, taken: Duration) {
+    pub fn note_pace(&self, peer: &Peer, bytes: u64, taken: Duration) {
         let mut paces = self.0.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        paces.note(member.name.clone(), bytes, taken);
+        paces.note(peer.name.clone(), bytes, taken);
     }
 
     /// It sent wrong bytes: it is left out for a while.
-    pub fn blame(&self, member: &str) {
-        self.0.health.lied(member);
+    pub fn blame(&self, peer: &str) {
+        self.0.health.lied(peer);
     }
 
     /// It did not keep what it promised.
     pub fn note_failure(&self, error: &PeerError) {
-        tracing::debug!(peer = error.member, problem = error.problem, "peer failed");
-        self.0.health.failed(&error.member);
+        tracing::debug!(peer = error.peer, problem = error.problem, "peer failed");
+        self.0.health.failed(&error.peer);
     }
 
     /// Asks for a piece of `length` bytes. Whoever asks notes a failure, or tries once more.
-    pub async fn piece(
-        &self,
-        member: &Member,
-        ask: &PieceAsk,
-        length: u64,
-    ) -> Result<PieceAnswer, PeerError> {
-        let answer = self.0.client.piece(member, ask, length).await;
+    pub async fn piece(&self, peer: &Peer, ask: &PieceAsk, length: u64) -> Result<PieceAnswer, PeerError> {
+        let answer = self.0.client.piece(peer, ask, length).await;
         let outcome = match &answer {
             Ok(PieceAnswer::Body(_)) => PeerOutcome::found,
             Ok(PieceAnswer::Held(_)) => PeerOutcome::held,
@@ -289,40 +284,40 @@ impl Peers {
         };
         self.count(PeerWhat::piece, outcome);
         match &answer {
-            Ok(PieceAnswer::Unable) => self.0.health.busy(&member.name),
-            Ok(_) => self.0.health.succeeded(&member.name),
+            Ok(PieceAnswer::Unable) => self.0.health.busy(&peer.name),
+            Ok(_) => self.0.health.succeeded(&peer.name),
             Err(_) => {}
         }
         answer
     }
 
     /// Requests the hashes of a segment's pieces.
-    pub async fn hashes(&self, member: &Member, ask: &HashesAsk) -> Option<Settled<BTreeMap<u64, Digest>>> {
-        self.settled(PeerWhat::hashes, self.0.client.hashes(member, ask).await)
+    pub async fn hashes(&self, peer: &Peer, ask: &HashesAsk) -> Option<Settled<BTreeMap<u64, Digest>>> {
+        self.settled(PeerWhat::hashes, self.0.client.hashes(peer, ask).await)
     }
 
     /// Asks for a manifest by digest; it is checked. With `known` upstream is not asked by anyone.
     pub async fn manifest(
         &self,
-        member: &Member,
+        peer: &Peer,
         repository: &Repository,
         digest: &Digest,
         known: bool,
     ) -> Option<Settled<(MediaType, Bytes)>> {
         let request = PeerRequest::Manifest { repository: repository.clone(), digest: *digest, known };
-        self.settled(PeerWhat::manifest, self.0.client.manifest(member, &request, digest).await)
+        self.settled(PeerWhat::manifest, self.0.client.manifest(peer, &request, digest).await)
     }
 
     /// Asks what a tag resolves to. With `known` upstream is not asked by anyone.
     pub async fn tag(
         &self,
-        member: &Member,
+        peer: &Peer,
         repository: &Repository,
         tag: &Tag,
         known: bool,
     ) -> Option<Settled<TagMeaning>> {
         let request = PeerRequest::Tag { repository: repository.clone(), tag: tag.clone(), known };
-        self.settled(PeerWhat::tag, self.0.client.tag(member, &request).await)
+        self.settled(PeerWhat::tag, self.0.client.tag(peer, &request).await)
     }
 
     fn settled<T>(&self, what: PeerWhat, answer: Result<Settled<T>, PeerError>) -> Option<Settled<T>> {

@@ -1,17 +1,17 @@
-//! How fast members send, as one node has seen it: a parent that is much slower than the others is passed over, and
+//! How fast peers send, as one node has seen it: a parent that is much slower than the others is passed over, and
 //! asked now and then all the same, for links recover.
 //!
-//! Only the time in which bytes flow counts, not how long a member waited for them itself.
+//! Only the time in which bytes flow counts, not how long a peer waited for them itself.
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
-/// A member that sends at less than this share of the median rate is slow.
+/// A peer that sends at less than this share of the median rate is slow.
 const SHARE: f64 = 0.4;
 
-/// Members whose rate has to be known before any of them is called slow.
+/// Peers whose rate has to be known before any of them is called slow.
 const ENOUGH: usize = 4;
 
-/// A slow member is asked every so many times.
+/// A slow peer is asked every so many times.
 const AGAIN: u32 = 16;
 
 /// What the newest rate weighs.
@@ -23,10 +23,10 @@ const RENEW: u32 = 8;
 /// How long a transfer is watched before it is called slow.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Members remembered; further ones are taken for fast.
+/// Peers remembered; further ones are taken for fast.
 const MOST: usize = 16_384;
 
-/// The memory. `M` names a member.
+/// The memory. `M` names a peer.
 #[derive(Clone, Debug)]
 pub struct Paces<M> {
     seen: HashMap<M, Seen>,
@@ -48,14 +48,14 @@ impl<M> Default for Paces<M> {
 }
 
 impl<M: Eq + Hash> Paces<M> {
-    /// A member sent so many bytes in this time.
-    pub fn note(&mut self, member: M, bytes: u64, taken: Duration) {
+    /// A peer sent so many bytes in this time.
+    pub fn note(&mut self, peer: M, bytes: u64, taken: Duration) {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let rate = bytes as f64 / taken.as_secs_f64().max(1e-6);
-        if self.seen.len() >= MOST && !self.seen.contains_key(&member) {
+        if self.seen.len() >= MOST && !self.seen.contains_key(&peer) {
             return;
         }
-        let seen = self.seen.entry(member).or_insert(Seen { rate, passed_over: 0 });
+        let seen = self.seen.entry(peer).or_insert(Seen { rate, passed_over: 0 });
         seen.rate += WEIGHT * (rate - seen.rate);
         if self.notes.is_multiple_of(RENEW) {
             self.median = median(self.seen.values().map(|seen| seen.rate).collect());
@@ -63,7 +63,7 @@ impl<M: Eq + Hash> Paces<M> {
         self.notes = self.notes.wrapping_add(1);
     }
 
-    /// Whether a member that has sent so many bytes in this time, and is not done, is slow.
+    /// Whether a peer that has sent so many bytes in this time, and is not done, is slow.
     pub fn is_slow_transfer(&self, bytes: u64, taken: Duration) -> bool {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let rate = bytes as f64 / taken.as_secs_f64().max(1e-6);
@@ -71,12 +71,12 @@ impl<M: Eq + Hash> Paces<M> {
     }
 
     /// Whether to ask the next one instead.
-    pub fn passes_over(&mut self, member: &M) -> bool {
+    pub fn passes_over(&mut self, peer: &M) -> bool {
         if self.seen.len() < ENOUGH {
             return false;
         }
         let limit = SHARE * self.median;
-        let Some(seen) = self.seen.get_mut(member).filter(|seen| seen.rate < limit) else { return false };
+        let Some(seen) = self.seen.get_mut(peer).filter(|seen| seen.rate < limit) else { return false };
         seen.passed_over = (seen.passed_over + 1) % AGAIN;
         seen.passed_over != 0
     }
@@ -96,8 +96,8 @@ mod tests {
     fn noted(rates: &[(&'static str, u64)]) -> Paces<&'static str> {
         let mut paces = Paces::default();
         for _ in 0..2 * RENEW {
-            for (member, rate) in rates {
-                paces.note(*member, rate * MIB, Duration::from_secs(1));
+            for (peer, rate) in rates {
+                paces.note(*peer, rate * MIB, Duration::from_secs(1));
             }
         }
         paces
@@ -135,6 +135,6 @@ mod tests {
         let mut few = noted(&[("a", 20), ("b", 20), ("c", 1)]);
         assert!(!few.passes_over(&"c"));
         let mut even = noted(&[("a", 2), ("b", 2), ("c", 3), ("d", 1)]);
-        assert!(["a", "b", "c", "d"].iter().all(|member| !even.passes_over(member)));
+        assert!(["a", "b", "c", "d"].iter().all(|peer| !even.passes_over(peer)));
     }
 }

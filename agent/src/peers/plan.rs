@@ -5,14 +5,14 @@
 //! ```
 //!
 //! A request climbs ([`super::rank`]) until someone has the piece or the root is reached. The root turns to the fetcher
-//! of the piece's stripe, and a fetcher asks upstream and no one else. Whoever does not answer well is stepped over.
+//! of the piece's segment, and a fetcher asks upstream and no one else. Whoever does not answer well is stepped over.
 
 use super::{
     layout::{Layout, WINDOW},
     rank::{Part, Ranking, Subject},
 };
 
-/// As what a member is asked.
+/// As what a peer is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It gives the piece when it has it or is fetching the blob itself.
@@ -26,28 +26,28 @@ pub enum Role {
 /// Where a piece may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A member, by its place in the ranking.
-    Member(u32, Role),
+    /// A peer, by its place in the ranking.
+    Peer(u32, Role),
     /// This node's own way upstream.
     Upstream,
 }
 
-/// Where `me` looks for a piece, in this order: up its tree, then whoever reads the stripe, then upstream itself, and
-/// when it cannot, those who might read the stripe after it. `fetchers` are the members of the piece's slot in their
+/// Where `me` looks for a piece, in this order: up its tree, then whoever reads the segment, then upstream itself, and
+/// when it cannot, those who might read the segment after it. `fetchers` are the peers of the piece's slot in their
 /// order ([`Ranking::fetchers`]).
 pub fn targets(ranking: &Ranking, subject: &Subject, part: Part, me: u32, fetchers: &[u32]) -> Vec<Target> {
-    let source = |member: &u32| Target::Member(*member, Role::Source);
-    let later = fetchers.iter().skip_while(|member| **member != me).skip(1).map(source);
+    let source = |peer: &u32| Target::Peer(*peer, Role::Source);
+    let later = fetchers.iter().skip_while(|peer| **peer != me).skip(1).map(source);
     if fetchers.first() == Some(&me) {
         return std::iter::once(Target::Upstream).chain(later).collect();
     }
     let ancestors = ranking.ancestors(subject, part, me);
-    let climb = ancestors.iter().enumerate().map(|(at, member)| {
+    let climb = ancestors.iter().enumerate().map(|(at, peer)| {
         // Whoever is asked beyond the first of a zone brings the piece into that zone once more.
-        let inner = ancestors.get(at + 1).is_some_and(|above| ranking.are_neighbours(*member, *above));
-        Target::Member(*member, if inner { Role::Parent } else { Role::Root })
+        let inner = ancestors.get(at + 1).is_some_and(|above| ranking.are_neighbours(*peer, *above));
+        Target::Peer(*peer, if inner { Role::Parent } else { Role::Root })
     });
-    let sources = fetchers.iter().take_while(|member| **member != me).map(source);
+    let sources = fetchers.iter().take_while(|peer| **peer != me).map(source);
     climb.chain(sources).chain([Target::Upstream]).chain(later).collect()
 }
 
@@ -59,11 +59,11 @@ pub fn targets_of_leaf(
     me: u32,
     fetchers: &[u32],
 ) -> Vec<Target> {
-    let others: Vec<_> = fetchers.iter().copied().filter(|member| *member != me).collect();
+    let others: Vec<_> = fetchers.iter().copied().filter(|peer| *peer != me).collect();
     targets(ranking, subject, part, me, &others)
 }
 
-/// What a member knows of itself when it is asked for a piece.
+/// What a peer knows of itself when it is asked for a piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// The piece is here.
@@ -96,7 +96,7 @@ pub enum Answer {
     Wait,
     /// It begins to fetch the piece for others, along its own way up.
     Relay,
-    /// It begins to read the stripe upstream.
+    /// It begins to read the segment upstream.
     Read,
     /// Ask the next one.
     NoPart,
@@ -295,7 +295,7 @@ mod tests {
     }
 
     proptest! {
-        /// Requests of every node are followed through clusters in which members are gone, take no part or do not
+        /// Requests of every node are followed through clusters in which peers are gone, take no part or do not
         /// relay: each chain of waiting ends at an own way upstream, and never comes back to a node.
         #[test]
         fn every_chain_of_waiting_ends_and_none_is_a_circle(
@@ -315,16 +315,16 @@ mod tests {
                     steps += 1;
                     prop_assert!(steps <= count + 1, "it comes to an end");
                     for target in targets(&ranking, &subject, part, me, &fetchers) {
-                        let Target::Member(member, role) = target else { break 'climb };
+                        let Target::Peer(peer, role) = target else { break 'climb };
                         // 0: gone. 1: a bystander. 2: does not relay. 3: fetches the blob.
-                        let kind = mask[member as usize];
+                        let kind = mask[peer as usize];
                         let standing = Standing {
-                            fetching: kind == 3, relays: kind != 2, higher: height(member) > height(me), ..Standing::default()
+                            fetching: kind == 3, relays: kind != 2, higher: height(peer) > height(me), ..Standing::default()
                         };
                         match answer(role, &standing) {
                             _ if kind == 0 => {}
                             Answer::Wait | Answer::Relay => {
-                                me = member;
+                                me = peer;
                                 continue 'climb;
                             }
                             Answer::Read => break 'climb,

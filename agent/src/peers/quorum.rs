@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::Member;
+use super::Peer;
 use crate::types::Digest;
 
 /// Peers chosen for each one that has to agree: some do not know the tag, some are gone.
@@ -28,10 +28,10 @@ pub struct Vote {
 
 /// The peers whose votes count for this node.
 pub(super) fn chosen<'a>(
-    peers: impl Iterator<Item = &'a Member>,
+    peers: impl Iterator<Item = &'a Peer>,
     salt: &RandomState,
     quorum: usize,
-) -> Vec<Member> {
+) -> Vec<Peer> {
     let mut all: Vec<_> = peers.map(|peer| (salt.hash_one(peer.address), peer)).collect();
     all.sort_unstable();
     all.truncate(quorum.saturating_mul(CHOSEN_PER_VOTE));
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn the_choice_is_bounded_stays_and_is_another_in_every_process() {
         let peers: Vec<_> = (1..=200)
-            .map(|at| Member {
+            .map(|at| Peer {
                 name: format!("node-{at}"),
                 zone: String::new(),
                 address: SocketAddr::from(([10, 0, 0, at], 5051)),
@@ -107,8 +107,8 @@ mod tests {
         assert_eq!(chosen(peers.iter(), &salt, 3), first);
         assert_ne!(chosen(peers.iter(), &RandomState::new(), 3), first, "one in 10^15");
         let renamed: Vec<_> =
-            peers.iter().map(|peer| Member { name: format!("evil-{}", peer.name), ..peer.clone() }).collect();
-        let addresses = |peers: &[Member]| peers.iter().map(|peer| peer.address).collect::<Vec<_>>();
+            peers.iter().map(|peer| Peer { name: format!("evil-{}", peer.name), ..peer.clone() }).collect();
+        let addresses = |peers: &[Peer]| peers.iter().map(|peer| peer.address).collect::<Vec<_>>();
         assert_eq!(addresses(&chosen(renamed.iter(), &salt, 3)), addresses(&first), "names change nothing");
         assert_eq!(chosen(peers[..2].iter(), &salt, 3).len(), 2);
     }

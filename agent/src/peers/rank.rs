@@ -5,16 +5,16 @@
 //! mix(x)          = the finaliser of SplitMix64 over x + 0x9e3779b97f4a7c15
 //! weight(s, i, m) = mix(mix(s + mix(i)) xor m)                       (additions modulo 2^64)
 //!
-//! piece p of a digest:    weight(key("piece", digest),  p, key("member", member))
+//! piece p of a digest:    weight(key("piece", digest),  p, key("member", peer))
 //! zone of slot i:         weight(key("zones", digest),  i, key("zone", zone))
-//! fetcher of slot i:      weight(key("stripe", digest), i, key("member", member))
-//! who fetches a manifest: weight(key("manifest", digest), 0, key("member", member))
+//! fetcher of slot i:      weight(key("stripe", digest), i, key("member", peer))
+//! who fetches a manifest: weight(key("manifest", digest), 0, key("member", peer))
 //! ```
 //!
 //! A digest is its text, `sha256:...`. Test vectors are in `tests/integration/peers/vectors.rs`. A weight takes two
-//! multiplications a round and no allocation, so that one look over 10,000 members costs some 30 microseconds.
+//! multiplications a round and no allocation, so that one look over 10,000 peers costs some 30 microseconds.
 //!
-//! For one piece, the members of a zone, highest weight first, are a binary heap: rank `r` has its parent at
+//! For one piece, the peers of a zone, highest weight first, are a binary heap: rank `r` has its parent at
 //! `(r - 1) / 2`. The first of each zone, its leaders, are a heap over zones in the same way; the zones' order is that of
 //! the piece's slot. Everyone's [`Height`] is below its parent's, whatever else is known of the membership: a request that
 //! only climbs cannot go round in a circle.
@@ -39,7 +39,7 @@ pub fn key(kind: &str, text: &str) -> u64 {
     u64::from_be_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"))
 }
 
-/// The weight of a member (or zone) `m` for the `index`-th part of a subject.
+/// The weight of a peer (or zone) `m` for the `index`-th part of a subject.
 pub fn weight(subject: u64, index: u64, m: u64) -> u64 {
     mix(mix(subject.wrapping_add(mix(index))) ^ m)
 }
@@ -56,15 +56,15 @@ fn mix(x: u64) -> u64 {
 pub struct Part {
     /// Its number in the blob.
     pub piece: u64,
-    /// The slot of its stripe.
+    /// The slot of its segment.
     pub slot: u64,
 }
 
-/// How high a member stands for one piece. Compared first by zone.
+/// How high a peer stands for one piece. Compared first by zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Height {
     zone: u64,
-    member: u64,
+    peer: u64,
 }
 
 /// The subjects of one digest.
@@ -72,20 +72,20 @@ pub struct Height {
 pub struct Subject {
     piece: u64,
     zones: u64,
-    stripe: u64,
+    segment: u64,
 }
 
 impl Subject {
     /// Of a digest's text.
     pub fn of(digest: &str) -> Self {
-        Self { piece: key("piece", digest), zones: key("zones", digest), stripe: key("stripe", digest) }
+        Self { piece: key("piece", digest), zones: key("zones", digest), segment: key("stripe", digest) }
     }
 
-    /// How high a member stands for a piece; needs no membership.
-    pub fn height(&self, part: Part, member: &str, zone: &str) -> Height {
+    /// How high a peer stands for a piece; needs no membership.
+    pub fn height(&self, part: Part, peer: &str, zone: &str) -> Height {
         Height {
             zone: weight(self.zones, part.slot, key("zone", zone)),
-            member: weight(self.piece, part.piece, key("member", member)),
+            peer: weight(self.piece, part.piece, key("member", peer)),
         }
     }
 }
@@ -93,7 +93,7 @@ impl Subject {
 /// The keys of a membership: computed once for each change of it.
 #[derive(Clone, Debug, Default)]
 pub struct Ranking {
-    members: Vec<Ranked>,
+    membership: Vec<Ranked>,
     zones: Vec<u64>,
 }
 
@@ -107,34 +107,34 @@ struct Ranked {
 type Order = (u64, Reverse<u32>);
 
 impl Ranking {
-    /// Of members, by name and zone, sorted by name. Indices below are places in this order.
-    pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+    /// Of peers, by name and zone, sorted by name. Indices below are places in this order.
+    pub fn new<'a>(membership: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut ranking = Self::default();
-        for (name, zone) in members {
+        for (name, zone) in membership {
             let zone = key("zone", zone);
             let place = ranking.zones.iter().position(|known| *known == zone).unwrap_or_else(|| {
                 ranking.zones.push(zone);
                 ranking.zones.len() - 1
             });
             let zone = u32::try_from(place).unwrap_or(u32::MAX);
-            ranking.members.push(Ranked { key: key("member", name), zone });
+            ranking.membership.push(Ranked { key: key("member", name), zone });
         }
         ranking
     }
 
-    /// How many members there are.
+    /// How many peers there are.
     pub fn len(&self) -> usize {
-        self.members.len()
+        self.membership.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.membership.is_empty()
     }
 
-    /// Whom to ask for a piece, nearest first, up to the root; empty for the root itself. Linear in the members.
+    /// Whom to ask for a piece, nearest first, up to the root; empty for the root itself. Linear in the peers.
     pub fn ancestors(&self, subject: &Subject, part: Part, me: u32) -> Vec<u32> {
-        let Some(own) = self.members.get(me as usize) else { return Vec::new() };
+        let Some(own) = self.membership.get(me as usize) else { return Vec::new() };
         let mut path = Vec::with_capacity(32);
         let mut above = self.above(subject, part.piece, me, *own);
         let mut rank = above.len();
@@ -152,21 +152,21 @@ impl Ranking {
         path
     }
 
-    /// Whether two members are of one zone.
+    /// Whether two peers are of one zone.
     pub fn are_neighbours(&self, one: u32, other: u32) -> bool {
-        let zone = |at: u32| self.members.get(at as usize).map(|member| member.zone);
+        let zone = |at: u32| self.membership.get(at as usize).map(|peer| peer.zone);
         zone(one) == zone(other)
     }
 
-    /// Members of the same zone that stand higher.
+    /// Peers of the same zone that stand higher.
     fn above(&self, subject: &Subject, piece: u64, me: u32, own: Ranked) -> Vec<Order> {
         let mine = (weight(subject.piece, piece, own.key), Reverse(me));
         self.ranked(subject.piece, piece, own.zone).filter(|order| *order > mine).collect()
     }
 
     fn ranked(&self, subject: u64, index: u64, zone: u32) -> impl Iterator<Item = Order> {
-        let members = (0_u32..).zip(&self.members).filter(move |(_, member)| member.zone == zone);
-        members.map(move |(at, member)| (weight(subject, index, member.key), Reverse(at)))
+        let membership = (0_u32..).zip(&self.membership).filter(move |(_, peer)| peer.zone == zone);
+        membership.map(move |(at, peer)| (weight(subject, index, peer.key), Reverse(at)))
     }
 
     /// The zones on the way to the root's, nearest first.
@@ -195,14 +195,14 @@ impl Ranking {
         self.ranked(subject.piece, piece, zone).max().map(|order| order.1.0)
     }
 
-    /// At most `most` members for a slot: the fetcher, and who comes after it, highest weight first.
+    /// At most `most` peers for a slot: the fetcher, and who comes after it, highest weight first.
     pub fn fetchers(&self, subject: &Subject, slot: u64, most: usize) -> Vec<u32> {
-        let mut order = self.first(subject.stripe, slot, most);
+        let mut order = self.first(subject.segment, slot, most);
         if self.zones.len() > 1 {
             let zone = self.zone_orders(subject, slot).max().map(|order| order.1.0);
-            let first = zone.and_then(|zone| self.ranked(subject.stripe, slot, zone).max());
+            let first = zone.and_then(|zone| self.ranked(subject.segment, slot, zone).max());
             if let Some((_, Reverse(first))) = first {
-                order.retain(|member| *member != first);
+                order.retain(|peer| *peer != first);
                 order.insert(0, first);
                 order.truncate(most);
             }
@@ -210,15 +210,15 @@ impl Ranking {
         order
     }
 
-    /// The first `most` members for a subject of its own (a manifest), highest weight first.
+    /// The first `most` peers for a subject of its own (a manifest), highest weight first.
     pub fn resolvers(&self, subject: u64, most: usize) -> Vec<u32> {
         self.first(subject, 0, most)
     }
 
     fn first(&self, subject: u64, index: u64, most: usize) -> Vec<u32> {
         let mut all: Vec<Order> = (0_u32..)
-            .zip(&self.members)
-            .map(|(at, member)| (weight(subject, index, member.key), Reverse(at)))
+            .zip(&self.membership)
+            .map(|(at, peer)| (weight(subject, index, peer.key), Reverse(at)))
             .collect();
         if most < all.len() {
             all.select_nth_unstable_by(most, |a, b| b.cmp(a));

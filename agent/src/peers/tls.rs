@@ -1,9 +1,9 @@
-//! Mutual TLS between members: each shows a certificate that one authority signed for the name that all members share, and
+//! Mutual TLS between peers: each shows a certificate that one authority signed for the name that all peers share, and
 //! asks the other for the same.
 //!
-//! Members are met at addresses, which change and are in no certificate; so the name is the cluster's (that of the headless
+//! Peers are met at addresses, which change and are in no certificate; so the name is the cluster's (that of the headless
 //! service, as a rule), and it is asked of both sides: an authority that signs for other services as well makes none
-//! of those a member. Only TLS 1.3 is spoken, and sessions are not resumed, so that a certificate counts at every
+//! of those a peer. Only TLS 1.3 is spoken, and sessions are not resumed, so that a certificate counts at every
 //! connection.
 //!
 //! The files are read again while the agent runs. New connections use what was read last; files that cannot be used change
@@ -52,16 +52,16 @@ impl TlsError {
     }
 }
 
-/// Where a member's identity lies, and whom it trusts.
+/// Where a peer's identity lies, and whom it trusts.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// PEM: this member's certificate, and those between it and the authority.
+    /// PEM: this peer's certificate, and those between it and the authority.
     pub certificate: PathBuf,
     /// PEM: its private key.
     pub key: PathBuf,
     /// PEM: the authorities.
     pub ca: PathBuf,
-    /// What every member's certificate is valid for.
+    /// What every peer's certificate is valid for.
     pub name: ServerName<'static>,
 }
 
@@ -71,7 +71,7 @@ struct Material {
     client: ClientConfig,
 }
 
-/// A member's side of mutual TLS.
+/// A peer's side of mutual TLS.
 pub struct Tls {
     files: Files,
     /// What the files held when they were read last, and what became of it.
@@ -207,14 +207,14 @@ fn configurations(
         WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().map_err(other)?;
     let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(Arc::new(Member { inner: of_clients, name: name.clone() }))
+        .with_client_cert_verifier(Arc::new(Peer { inner: of_clients, name: name.clone() }))
         .with_single_cert(chain.clone(), key.clone_key())?;
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
     let mut client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Member { inner: of_servers, name: name.clone() }))
+        .with_custom_certificate_verifier(Arc::new(Peer { inner: of_servers, name: name.clone() }))
         .with_client_auth_cert(chain, key)?;
     client.resumption = Resumption::disabled();
     Ok(Material { server: Arc::new(server), client })
@@ -251,14 +251,14 @@ macro_rules! signatures_as_usual {
     };
 }
 
-/// The usual checks of a certificate, with the members' name in place of the one that was dialled.
+/// The usual checks of a certificate, with the peers' name in place of the one that was dialled.
 #[derive(Debug)]
-struct Member<V: ?Sized> {
+struct Peer<V: ?Sized> {
     name: ServerName<'static>,
     inner: Arc<V>,
 }
 
-impl ServerCertVerifier for Member<WebPkiServerVerifier> {
+impl ServerCertVerifier for Peer<WebPkiServerVerifier> {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -273,7 +273,7 @@ impl ServerCertVerifier for Member<WebPkiServerVerifier> {
     signatures_as_usual!();
 }
 
-impl ClientCertVerifier for Member<dyn ClientCertVerifier> {
+impl ClientCertVerifier for Peer<dyn ClientCertVerifier> {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()
     }

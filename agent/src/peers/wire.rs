@@ -29,7 +29,7 @@ use crate::types::{Digest, NameError, Repository, Tag};
 /// Version and prefix of all paths.
 const PREFIX: &str = "/peer/v1/";
 
-/// Longest name of a member or zone that is taken.
+/// Longest name of a peer or zone that is taken.
 const LONGEST: usize = 253;
 
 /// Header of 202: changes while the peer is alive. What follows its last full stop changes only while bytes arrive.
@@ -83,10 +83,10 @@ pub struct PieceAsk {
     pub size: u64,
     /// Which piece.
     pub piece: u64,
-    /// As what the member is asked.
+    /// As what the peer is asked.
     pub role: Role,
     /// Who asks.
-    pub member: String,
+    pub peer: String,
     /// The asker's zone.
     pub zone: String,
     /// The asker knows that upstream has no ranges: who reads it reads everything.
@@ -190,7 +190,7 @@ impl PeerRequest {
                 let mut rest = vec![
                     ("size", size.as_str()),
                     ("role", role),
-                    ("member", &ask.member),
+                    ("member", &ask.peer),
                     ("zone", &ask.zone),
                     ("whole", whole),
                 ];
@@ -225,7 +225,7 @@ impl PeerRequest {
                 size: parameters.number("size")?,
                 piece: piece.parse().map_err(|_| WireError::Path)?,
                 role: role_of(parameters.get("role")).ok_or(WireError::Parameter("role"))?,
-                member: parameters.name("member")?,
+                peer: parameters.name("member")?,
                 zone: parameters.name("zone")?,
                 whole: parameters.get("whole") == Some("1"),
                 speed: parameters.get("speed").and_then(|value| value.parse().ok()),
@@ -340,7 +340,7 @@ mod tests {
                 size: 10,
                 piece: 3,
                 role,
-                member: "node & 1".into(),
+                peer: "node & 1".into(),
                 zone: String::new(),
                 whole: role == Role::Source,
                 speed: (role == Role::Root).then_some(12_500_000),
@@ -379,11 +379,10 @@ mod tests {
             assert_eq!(read(target), Err(expected), "{target}");
         }
         let digest = Digest::of(b"x");
-        let bad =
-            format!("/peer/v1/pieces/{digest}/0?registry=a&repository=b&size=1&role=king&member=m&zone=");
+        let bad = format!("/peer/v1/pieces/{digest}/0?registry=a&repository=b&size=1&role=king&peer=m&zone=");
         assert_eq!(read(&bad), Err(WireError::Parameter("role")));
         let long = format!(
-            "/peer/v1/pieces/{digest}/0?registry=a&repository=b&size=1&role=root&zone=&member={}",
+            "/peer/v1/pieces/{digest}/0?registry=a&repository=b&size=1&role=root&zone=&peer={}",
             "m".repeat(300)
         );
         assert_eq!(read(&long), Err(WireError::Parameter("member")));

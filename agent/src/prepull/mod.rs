@@ -56,7 +56,7 @@ pub use schedule::{Schedule, ScheduleError};
 pub use set::{Origin, PullPolicy, Set, SetName};
 
 use crate::{
-    fetch::Fetcher,
+    download::Fetcher,
     metrics::{Metrics, PrepullLabels, PrepullStateLabels},
     runtime::{Runtime, Stopped},
     store::{Store, StoreError},

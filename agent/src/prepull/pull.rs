@@ -16,7 +16,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    fetch::{FetchError, Fetcher},
+    download::{FetchError, Fetcher},
     types::{
         ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
     },

@@ -302,7 +302,7 @@ impl Bench<'_> {
             let mut command = self.net.on(*node, &std::env::current_exe()?.to_string_lossy());
             command.args(["metrics", &agent.addresses.admin.to_string()]);
             let metrics = Metrics::from(run_to_end(command, SCRAPE).await?.output()?);
-            let rightly: f64 = culprits.iter().map(|name| metrics.sum(NAME, &[("member", name)])).sum();
+            let rightly: f64 = culprits.iter().map(|name| metrics.sum(NAME, &[("peer", name)])).sum();
             blamed += metrics.sum(NAME, &[]) - rightly;
         }
         Ok(blamed)

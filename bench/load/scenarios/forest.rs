@@ -250,9 +250,9 @@ pub(super) async fn agent_at(
     fs::create_dir_all(&home)?;
     let kept = std::env::var_os(kit::process::LOGS).is_some();
     let listen = format!("peer: {{ listen: \"{address}:{PEER_PORT}\", name: node-{node}");
-    let members: Vec<_> =
+    let entries: Vec<_> =
         (1..=nodes).map(|other| format!("node-{other}={}:{PEER_PORT}", Net::address(other))).collect();
-    let members = if peers { format!(", members: \"{}\"", members.join(",")) } else { String::new() };
+    let members = if peers { format!(", members: \"{}\"", entries.join(",")) } else { String::new() };
     let config = AgentConfig::default()
         .registry(REGISTRY, &[&format!("http://{}:{PORT}", Net::address(0))], "")
         .with(&format!("{listen}{members} }}"))
@@ -266,7 +266,7 @@ pub(super) async fn agent_at(
 }
 
 /// What agents log when their logs are kept.
-const DETAILED_LOG: &str = "info,hearth_agent::fetch=debug,hearth_agent::peers=debug";
+const DETAILED_LOG: &str = "info,hearth_agent::download=debug,hearth_agent::peers=debug";
 
 /// This program again, as a client on a node; the second place is where it goes when the first one refuses.
 pub(super) fn client(

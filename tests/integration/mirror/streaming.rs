@@ -232,14 +232,14 @@ async fn many_clients_that_leave_early_leave_nothing_behind() {
     assert_eq!(sha256(&body), digest);
     assert_eq!(upstream.log().blob_gets().len(), 1, "{}", upstream.log().describe());
     let settled = async {
-        while agent.metrics().await.sum("hearth_flights", &[])
+        while agent.metrics().await.sum("hearth_downloads", &[])
             + agent.metrics().await.sum("hearth_mirror_connections", &[])
             > 1.0
         {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(LIMIT, settled).await.expect("connections and flights end");
+    tokio::time::timeout(LIMIT, settled).await.expect("connections and downloads end");
     let partial = std::fs::read_dir(agent.data().join("partial-v1")).map_or(0, Iterator::count);
     assert_eq!(partial, 0, "partial files are left behind");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use kit::{
     agent::Agent,
-    cluster::{Cluster, Place, member_config},
+    cluster::{Cluster, Place, peer_config},
     registry::{FakeUpstream, Fault, Layer, On},
 };
 
@@ -21,7 +21,7 @@ async fn eight_nodes_that_pull_at_once_read_every_byte_and_the_manifest_upstream
     let received = sum(&cluster.agents, "hearth_peer_received_bytes_total", &[]).await;
     #[expect(clippy::cast_precision_loss, reason = "some hundred million")]
     let most = 8.0 * size as f64;
-    assert!(received <= most, "{received} bytes between members, no piece arrives twice");
+    assert!(received <= most, "{received} bytes between peers, no piece arrives twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +118,7 @@ async fn members_in_zones_bring_a_piece_into_each_zone_once() {
 async fn an_agent_alone_in_its_cluster_is_as_one_without() {
     let (upstream, size) = upstream().await;
     let place = Place::reserve("only", "");
-    let agent = Agent::start(&member_config(&config(&upstream), &place, [&place], "")).await;
+    let agent = Agent::start(&peer_config(&config(&upstream), &place, [&place], "")).await;
     pull(&agent).await;
     assert_eq!(sent(&upstream), size);
     assert_eq!(

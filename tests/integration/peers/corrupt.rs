@@ -4,7 +4,7 @@
 use futures_util::future::join_all;
 use kit::{
     agent::{Agent, AgentConfig},
-    cluster::{Place, member_config, places},
+    cluster::{Place, peer_config, places},
     peer::AlteringRelay,
     registry::{FakeUpstream, Fault, On, Where},
 };
@@ -24,11 +24,11 @@ impl Cluster {
         let (mut agents, mut relays) = (Vec::new(), Vec::new());
         for (at, place) in places.iter().enumerate() {
             if at < count - altering {
-                agents.push(Agent::start(&member_config(&config(upstream), place, &places, "")).await);
+                agents.push(Agent::start(&peer_config(&config(upstream), place, &places, "")).await);
                 continue;
             }
             let behind = Place::reserve(&place.name, "");
-            agents.push(Agent::start(&member_config(&config(upstream), &behind, &places, "")).await);
+            agents.push(Agent::start(&peer_config(&config(upstream), &behind, &places, "")).await);
             relays.push(AlteringRelay::start(place, behind.address));
         }
         Self { agents, honest: count - altering, _relays: relays }
@@ -41,7 +41,7 @@ impl Cluster {
         let mut others = 0.0;
         for at in self.honest..self.agents.len() {
             let name = format!("node-{at:02}");
-            others += sum(honest, "hearth_peer_wrong_pieces_total", &[("member", &name)]).await;
+            others += sum(honest, "hearth_peer_wrong_pieces_total", &[("peer", &name)]).await;
         }
         (all - others, others)
     }
@@ -82,7 +82,7 @@ async fn a_peer_that_reads_wrong_bytes_from_the_registry_costs_a_second_read_at_
     let mut agents = Vec::new();
     for (at, place) in places.iter().enumerate() {
         let base: AgentConfig = config(if at < 7 { &upstream } else { &wrong });
-        agents.push(Agent::start(&member_config(&base, place, &places, "")).await);
+        agents.push(Agent::start(&peer_config(&base, place, &places, "")).await);
     }
     let bad = agents.split_off(7);
     // Clients see wrong bytes themselves and pull again.
@@ -95,7 +95,7 @@ async fn a_peer_that_reads_wrong_bytes_from_the_registry_costs_a_second_read_at_
     assert!(ratio <= 2.1, "{ratio}: {}", upstream.log().blob_gets().describe());
     for at in 0..7 {
         let name = format!("node-{at:02}");
-        let blamed = sum(&agents, "hearth_peer_wrong_pieces_total", &[("member", &name)]).await;
+        let blamed = sum(&agents, "hearth_peer_wrong_pieces_total", &[("peer", &name)]).await;
         assert!(blamed == 0.0, "{name} is honest");
     }
 }

@@ -1,10 +1,10 @@
-//! Who is here, and what happens when members do not agree about it.
+//! Who is here, and what happens when peers do not agree about it.
 
 use std::time::Duration;
 
 use kit::{
     agent::Agent,
-    cluster::{Cluster, Place, member_config, places},
+    cluster::{Cluster, Place, peer_config, places},
     kubernetes::FakeApi,
 };
 
@@ -18,7 +18,7 @@ async fn members_with_different_views_all_finish() {
     for (at, place) in places.iter().enumerate() {
         // Each knows itself and the three after it.
         let known = (0..4).map(|next| &places[(at + next) % 6]);
-        agents.push(Agent::start(&member_config(&config(&upstream), place, known, "")).await);
+        agents.push(Agent::start(&peer_config(&config(&upstream), place, known, "")).await);
     }
     pull_all(&agents).await;
     // Every view has a fetcher of its own at worst.
@@ -34,7 +34,7 @@ async fn a_partition_heals() {
     for (side, place) in
         left.iter().map(|place| (left, place)).chain(right.iter().map(|place| (right, place)))
     {
-        agents.push(Agent::start(&member_config(&config(&upstream), place, side, "")).await);
+        agents.push(Agent::start(&peer_config(&config(&upstream), place, side, "")).await);
     }
     pull_all(&agents).await;
     assert_eq!(sent(&upstream), 2 * size, "each side by itself: {}", upstream.log().blob_gets().describe());
@@ -48,20 +48,20 @@ async fn a_partition_heals() {
     let mut agents = Vec::new();
     for (place, home) in places.iter().zip(homes) {
         let known = all.iter().copied();
-        agents.push(Agent::start_in(&member_config(&config(&upstream), place, known, ""), home).await);
+        agents.push(Agent::start_in(&peer_config(&config(&upstream), place, known, ""), home).await);
     }
-    let late = Agent::start(&member_config(&config(&upstream), &newcomer, all.iter().copied(), "")).await;
+    let late = Agent::start(&peer_config(&config(&upstream), &newcomer, all.iter().copied(), "")).await;
     pull(&late).await;
     assert_eq!(sent(&upstream), 2 * size, "{}", upstream.log().blob_gets().describe());
 }
 
-/// Waits until an agent knows so many members, itself among them.
+/// Waits until an agent knows so many peers, itself among them.
 async fn knows(agent: &Agent, count: usize) {
     let known = async {
         loop {
             #[expect(clippy::cast_precision_loss, reason = "a few")]
             let all = count as f64;
-            if (agent.metrics().await.sum("hearth_peer_members", &[]) - all).abs() < 0.5 {
+            if (agent.metrics().await.sum("hearth_peers", &[]) - all).abs() < 0.5 {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -69,16 +69,16 @@ async fn knows(agent: &Agent, count: usize) {
     };
     tokio::time::timeout(Duration::from_secs(20), known)
         .await
-        .unwrap_or_else(|_| panic!("never {count} members"));
+        .unwrap_or_else(|_| panic!("never {count} peers"));
 }
 
-/// An agent at a place, with its members from a source.
-async fn member(upstream: &kit::registry::FakeUpstream, place: &Place, source: &str) -> Agent {
+/// An agent at a place, with its peers from a source.
+async fn peer(upstream: &kit::registry::FakeUpstream, place: &Place, source: &str) -> Agent {
     let peer = format!("peer: {{ listen: \"{}\", name: {}, {source} }}", place.address, place.name);
     Agent::start(&config(upstream).with(&peer)).await
 }
 
-/// The same for every source of members: both know each other, and what one has the other gets from it.
+/// The same for every source of peers: both know each other, and what one has the other gets from it.
 async fn two_share(upstream: &kit::registry::FakeUpstream, size: u64, agents: [&Agent; 2]) {
     for agent in agents {
         knows(agent, 2).await;
@@ -104,8 +104,8 @@ async fn addresses_behind_a_name_make_a_cluster_once_they_say_who_they_are() {
     let places = places(2);
     // One port for all behind a name: here each agent's name leads to the other one.
     let source = |place: &Place| format!("dns: \"localhost:{}\"", place.address.port());
-    let first = member(&upstream, &places[0], &source(&places[1])).await;
-    let second = member(&upstream, &places[1], &source(&places[0])).await;
+    let first = peer(&upstream, &places[0], &source(&places[1])).await;
+    let second = peer(&upstream, &places[1], &source(&places[0])).await;
     two_share(&upstream, size, [&first, &second]).await;
 }
 
@@ -117,8 +117,8 @@ async fn endpoint_slices_make_a_cluster() {
     // Ports differ on one loopback address, and a slice has one: a slice for each.
     api.put("peers-1", &[&places[0]]);
     api.put("peers-2", &[&places[1]]);
-    let first = member(&upstream, &places[0], &source).await;
-    let second = member(&upstream, &places[1], &source).await;
+    let first = peer(&upstream, &places[0], &source).await;
+    let second = peer(&upstream, &places[1], &source).await;
     two_share(&upstream, size, [&first, &second]).await;
 }
 
@@ -126,8 +126,7 @@ async fn endpoint_slices_make_a_cluster() {
 async fn endpoint_slices_are_followed_through_changes_ends_of_watches_and_lost_history() {
     let (upstream, _) = upstream().await;
     let (api, places) = (FakeApi::start().await, places(4));
-    let agent =
-        member(&upstream, &places[0], &format!("service: hearth/peers, api: \"{}\"", api.url())).await;
+    let agent = peer(&upstream, &places[0], &format!("service: hearth/peers, api: \"{}\"", api.url())).await;
     knows(&agent, 1).await;
     api.put("peers-1", &[&places[0], &places[1]]);
     knows(&agent, 2).await;

@@ -1,11 +1,11 @@
-//! Members that lie, stall, are busy for ever, or die: right bytes all the same, and upstream is not stormed.
+//! Peers that lie, stall, are busy for ever, or die: right bytes all the same, and upstream is not stormed.
 
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, assert_store_is_right},
-    cluster::{Place, member_config, places},
+    cluster::{Place, peer_config, places},
     peer::{BadPeer, Manner},
     process::AgentProcess,
     pull::Puller,
@@ -17,17 +17,17 @@ use super::{REPOSITORY, config, pull_all, sent, sum, upstream};
 /// The default of `peer.wait`.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// Real members at all places but the last, which is someone else's.
+/// Real peers at all places but the last, which is someone else's.
 async fn beside(upstream: &FakeUpstream, places: &[Place]) -> Vec<Agent> {
     let mut agents = Vec::new();
     for place in &places[..places.len() - 1] {
-        agents.push(Agent::start(&member_config(&config(upstream), place, places, "")).await);
+        agents.push(Agent::start(&peer_config(&config(upstream), place, places, "")).await);
     }
     agents
 }
 
-/// How long everyone takes without members.
-async fn without_members(count: usize) -> Duration {
+/// How long everyone takes without peers.
+async fn without_peers(count: usize) -> Duration {
     let (upstream, _) = upstream().await;
     let mut agents = Vec::new();
     for _ in 0..count {
@@ -38,52 +38,52 @@ async fn without_members(count: usize) -> Duration {
     started.elapsed()
 }
 
-async fn bad_member(manner: Manner, most: u64) {
-    let alone = without_members(5).await;
+async fn bad_peer(manner: Manner, most: u64) {
+    let alone = without_peers(5).await;
     let (upstream, size) = upstream().await;
     let places = places(6);
     let _bad = BadPeer::start(&places[5], manner);
     let agents = beside(&upstream, &places).await;
     let started = Instant::now();
     pull_all(&agents).await;
-    // No slower than without members by more than `peer.wait` and what a machine with other work takes.
+    // No slower than without peers by more than `peer.wait` and what a machine with other work takes.
     let most_time = 3 * alone + 2 * WAIT;
     assert!(started.elapsed() <= most_time, "{manner:?}: {:?}, alone {alone:?}", started.elapsed());
     assert!(sent(&upstream) <= most * size, "{manner:?}: {}", upstream.log().blob_gets().describe());
     if manner == Manner::Lies {
-        let name = [("member", "node-05")];
+        let name = [("peer", "node-05")];
         assert!(sum(&agents, "hearth_peer_wrong_pieces_total", &name).await >= 1.0, "the liar is named");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lies_is_found_out_named_and_left_out() {
-    bad_member(Manner::Lies, 2).await;
+    bad_peer(Manner::Lies, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_stalls_is_stepped_over() {
-    bad_member(Manner::Stalls, 2).await;
+    bad_peer(Manner::Stalls, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_busy_for_ever_is_stepped_over() {
-    bad_member(Manner::Busy, 2).await;
+    bad_peer(Manner::Busy, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_holds_requests_for_ever_is_stepped_over() {
-    bad_member(Manner::Holds, 2).await;
+    bad_peer(Manner::Holds, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_breaks_off_is_stepped_over() {
-    bad_member(Manner::Cuts, 2).await;
+    bad_peer(Manner::Cuts, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn something_else_on_a_members_port_is_stepped_over() {
-    bad_member(Manner::Foreign, 2).await;
+    bad_peer(Manner::Foreign, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +102,7 @@ async fn killed(dead: usize) {
     let (places, homes) = (places(8), (0..8).map(|_| home()).collect::<Vec<_>>());
     let mut agents: Vec<Option<AgentProcess>> = Vec::new();
     for (place, home) in places.iter().zip(&homes) {
-        let config: AgentConfig = member_config(&config(&upstream), place, &places, "");
+        let config: AgentConfig = peer_config(&config(&upstream), place, &places, "");
         agents.push(Some(config.start_process(home.path()).await.expect("it starts")));
     }
     let addresses: Vec<_> =

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, manifest_path},
-    cluster::{Cluster, member_config, places},
+    cluster::{Cluster, peer_config, places},
 };
 
 use super::{REPOSITORY, config, pull, pull_all, sent, try_pull, upstream};
@@ -19,7 +19,7 @@ async fn members_that_cannot_reach_upstream_get_everything_from_those_that_can()
     for (at, place) in places.iter().enumerate() {
         let base = if at < 2 { config(&upstream) } else { cut_off.clone() };
         // Two that can reach it are enough to say what a tag resolves to.
-        agents.push(Agent::start(&member_config(&base, place, &places, "tagQuorum: 2")).await);
+        agents.push(Agent::start(&peer_config(&base, place, &places, "tagQuorum: 2")).await);
     }
     pull_all(&agents).await;
     assert!(sent(&upstream) <= 2 * size, "{}", upstream.log().blob_gets().describe());
@@ -74,7 +74,7 @@ async fn upstream_that_dies_in_the_middle_is_told_and_what_was_read_is_kept() {
         }
     };
     tokio::time::timeout(Duration::from_mins(1), again).await.expect("it heals");
-    // Transfers that had given up on members by then go on alone.
+    // Transfers that had given up on peers by then go on alone.
     assert!(
         sent(&upstream) <= 5 * size,
         "never more than without members: {}",

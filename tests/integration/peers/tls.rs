@@ -1,4 +1,4 @@
-//! Members that know each other by certificate.
+//! Peers that know each other by certificate.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -6,21 +6,21 @@ use hearth_agent::peers::{Files, Tls};
 use kit::{
     agent::{Agent, AgentConfig},
     certificates::Authority,
-    cluster::{Cluster, member_config, places},
+    cluster::{Cluster, peer_config, places},
 };
 
 use super::{config, pull, pull_all, sent, sum, upstream};
 
-/// Bytes that travel between members when they share: the layer, and more.
+/// Bytes that travel between peers when they share: the layer, and more.
 const LEAST: f64 = 30e6;
 
 const NAME: &str = "hearth-peers.hearth.svc";
 
-/// The keys of `peer` for the certificate `file` and the authority of these members.
+/// The keys of `peer` for the certificate `file` and the authority of these peers.
 fn keys(directory: &Path, file: &str) -> String {
     let path = |name: String| directory.join(name).display().to_string();
     let (certificate, key, ca) =
-        (path(format!("{file}.pem")), path(format!("{file}.key")), path("members.pem".to_owned()));
+        (path(format!("{file}.pem")), path(format!("{file}.key")), path("peers.pem".to_owned()));
     format!("wait: 1s, tls: {{ certificate: \"{certificate}\", key: \"{key}\", ca: \"{ca}\", name: {NAME} }}")
 }
 
@@ -42,7 +42,7 @@ async fn members_with_certificates_share_one_fetch() {
     assert!(sum(&cluster.agents, "hearth_peer_received_bytes_total", &[]).await > LEAST);
 }
 
-/// What a stranger gets from a member: nothing, whatever it says of itself.
+/// What a stranger gets from a peer: nothing, whatever it says of itself.
 async fn refused(address: SocketAddr, stranger: reqwest::ClientBuilder) -> String {
     let client = stranger.danger_accept_invalid_certs(true).build().expect("a client");
     for scheme in ["https", "http"] {
@@ -66,11 +66,11 @@ async fn whoever_has_no_certificate_for_the_members_name_is_nobody() {
         let pem = [read(format!("{file}.pem")), read(format!("{file}.key"))].concat();
         reqwest::Identity::from_pem(&pem).unwrap()
     };
-    let member = cluster.places[0].address;
-    refused(member, reqwest::Client::builder()).await;
+    let peer = cluster.places[0].address;
+    refused(peer, reqwest::Client::builder()).await;
     // Of the right authority for another name, and of another authority for the right name.
-    refused(member, reqwest::Client::builder().identity(identity(directory.path(), "other"))).await;
-    let url = refused(member, reqwest::Client::builder().identity(identity(foreign.path(), "member"))).await;
+    refused(peer, reqwest::Client::builder().identity(identity(directory.path(), "other"))).await;
+    let url = refused(peer, reqwest::Client::builder().identity(identity(foreign.path(), "member"))).await;
     // The way in that all of these miss.
     let known = reqwest::Client::builder().identity(identity(directory.path(), "member"));
     let known = known.danger_accept_invalid_certs(true).build().unwrap();
@@ -87,7 +87,7 @@ async fn a_stranger_among_the_members_gives_and_gets_nothing_and_harms_nobody() 
     let mut agents = Vec::new();
     for (place, directory) in places.iter().zip([&directory, &directory, &foreign]) {
         let keys = keys(directory.path(), "member");
-        agents.push(Agent::start(&member_config(&base, place, &places, &keys)).await);
+        agents.push(Agent::start(&peer_config(&base, place, &places, &keys)).await);
     }
     pull_all(&agents).await;
     // The two as one, the stranger for itself.
@@ -105,7 +105,7 @@ async fn files_that_cannot_be_used_are_named_before_anything_starts() {
     std::fs::write(directory.path().join("empty.pem"), "").unwrap();
     std::fs::write(directory.path().join("empty.key"), "").unwrap();
     std::fs::copy(directory.path().join("other.key"), directory.path().join("mixed.key")).unwrap();
-    std::fs::copy(directory.path().join("member.pem"), directory.path().join("mixed.pem")).unwrap();
+    std::fs::copy(directory.path().join("peer.pem"), directory.path().join("mixed.pem")).unwrap();
     let problem = |keys: &str| {
         let text = format!("registries: [{{host: docker.io}}]\npeer: {{ {keys} }}");
         hearth_agent::config::Config::from_yaml(&text).unwrap_err().to_string()
@@ -139,8 +139,8 @@ fn renewed_certificates_are_used_and_broken_ones_change_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let authority = authority(directory.path());
     let tls = Tls::open(Files {
-        certificate: authority.path("member.pem"),
-        key: authority.path("member.key"),
+        certificate: authority.path("peer.pem"),
+        key: authority.path("peer.key"),
         ca: authority.certificate(),
         name: NAME.try_into().unwrap(),
     })
@@ -152,7 +152,7 @@ fn renewed_certificates_are_used_and_broken_ones_change_nothing() {
     assert!(tls.reload().unwrap());
     let second = tls.server();
     assert!(!Arc::ptr_eq(&second, &first));
-    std::fs::write(authority.path("member.key"), "half a key").unwrap();
+    std::fs::write(authority.path("peer.key"), "half a key").unwrap();
     let error = tls.reload().unwrap_err();
     assert_eq!(error.key, "peer.tls.key");
     assert!(Arc::ptr_eq(&tls.server(), &second));

@@ -8,7 +8,7 @@ use hearth_agent::peers::rank::{key, weight};
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, manifest_path},
     certificates::Authority,
-    cluster::{Place, member_config, places},
+    cluster::{Place, peer_config, places},
     pull::Puller,
     registry::{FakeUpstream, Fault, Image, Layer, On},
 };
@@ -71,7 +71,7 @@ impl Attack {
         for (at, place) in all.iter().enumerate() {
             let upstream = if at < honest { &registry } else { &other };
             let base = AgentConfig::for_upstream(upstream).with(ALWAYS);
-            agents.push(Agent::start(&member_config(&base, place, &all, more)).await);
+            agents.push(Agent::start(&peer_config(&base, place, &all, more)).await);
         }
         let evil = agents.split_off(honest);
         let attack = Self { registry, honest: agents, evil, _other: other, right, wrong };
@@ -116,7 +116,7 @@ async fn a_peer_with_a_certificate_cannot_set_it_either() {
     let authority = Authority::new(directory.path(), "members").expect("openssl is there");
     authority.sign("member", &format!("DNS:{NAME}")).expect("the authority signs");
     let path = |name: &str| directory.path().join(name).display().to_string();
-    let (certificate, key, ca) = (path("member.pem"), path("member.key"), path("members.pem"));
+    let (certificate, key, ca) = (path("peer.pem"), path("peer.key"), path("peers.pem"));
     let tls =
         format!("tls: {{ certificate: \"{certificate}\", key: \"{key}\", ca: \"{ca}\", name: {NAME} }}");
     the_registry_decides(&tls).await;
@@ -158,7 +158,7 @@ async fn a_peer_that_says_404_removes_and_hides_nothing() {
         for (at, place) in all.iter().enumerate() {
             let upstream = if at < 2 { &registry } else { &empty };
             let base = AgentConfig::for_upstream(upstream).with("tags: { freshness: 0s, negative: 1h }");
-            agents.push(Agent::start(&member_config(&base, place, &all, "")).await);
+            agents.push(Agent::start(&peer_config(&base, place, &all, "")).await);
         }
         for agent in &agents[..2] {
             for round in 0..2 {
@@ -246,7 +246,7 @@ async fn eight_nodes_cost_one_manifest_get_and_a_head_each_per_freshness_period(
     let mut agents = Vec::new();
     for place in &all {
         let base = AgentConfig::for_upstream(&registry).with("tags: { freshness: 1h }");
-        agents.push(Agent::start(&member_config(&base, place, &all, "")).await);
+        agents.push(Agent::start(&peer_config(&base, place, &all, "")).await);
     }
     let pull = async |agent: &Agent| {
         let pulled = Puller::new(&agent.url(), Some(REGISTRY)).pull(REPOSITORY, "v1", |_| ()).await;

@@ -10,12 +10,8 @@ fn keys_and_weights_are_what_they_always_were() {
     for (kind, text, expected) in KEYS {
         assert_eq!(key(kind, text), *expected, "{kind} {text}");
     }
-    for (index, member, expected) in WEIGHTS {
-        assert_eq!(
-            weight(key("piece", DIGEST), *index, key("member", member)),
-            *expected,
-            "{index} {member}"
-        );
+    for (index, peer, expected) in WEIGHTS {
+        assert_eq!(weight(key("piece", DIGEST), *index, key("member", peer)), *expected, "{index} {peer}");
     }
 }
 

@@ -1,0 +1,514 @@
+//! Running a download: opens requests as the schedule says, takes their event, and lands the blob. One task per download owns all of
+//! its state; nothing here is shared but the download itself.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+
+use super::{
+    FetchError, Fetcher,
+    error::chain,
+    growth::Growth,
+    hashing::CatchUp,
+    range_request::{self, Event, RangeError, RangeRequest, RangeSpec, RequestEvent},
+    reservation::Claim,
+    runtime,
+    schedule::{self, Hedge, RequestView, Step, View},
+    state::{Download, Phase, blocking},
+};
+use crate::{
+    store::{Finish, Partial},
+    types::{Mismatch, RegistryHost, Repository},
+    upstream::{Span, backoff},
+};
+
+/// How often requests are looked at when they tell nothing.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long throughput is measured before another number of requests is tried.
+const WINDOW: Duration = Duration::from_millis(250);
+
+/// Attempts in a row that bring next to nothing before a source is given up.
+const MAX_BARREN: u32 = 4;
+
+/// What an attempt must bring to count as progress, in bytes: a source that sends two bytes and hangs up is not to be
+/// asked a hundred thousand times.
+const PROGRESS: u64 = 64 * 1024;
+
+/// Pause after a request failed while others go on.
+const OTHERS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts the download's task.
+pub(super) fn start(fetcher: Fetcher, download: Arc<Download>) {
+    let tasks = fetcher.0.tasks.clone();
+    tasks.spawn("download", async move {
+        fetcher.0.metrics.downloads.inc();
+        let outcome = run(&fetcher, &download).await;
+        download.close();
+        download.peer_requests.leave();
+        download.segments.end();
+        if let Err(error) = outcome {
+            fail(&fetcher, &download, error).await;
+        }
+        fetcher.leave(&download);
+        fetcher.0.metrics.downloads.dec();
+    });
+}
+
+/// Keeps what has arrived for the next download and tells everyone why this one ended.
+async fn fail(fetcher: &Fetcher, download: &Arc<Download>, error: FetchError) {
+    let digest = download.digest();
+    match &error {
+        FetchError::NotFound(_) | FetchError::Stopping | FetchError::Parked => {
+            tracing::debug!(digest = %digest.short(), %error, "blob not fetched");
+        }
+        _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
+    }
+    fetcher.note_trouble(&error);
+    // On a full disk what has arrived only takes the room of others.
+    let full = matches!(&error, FetchError::Store(error) if error.is_full());
+    if let FetchError::Corrupt { origins, .. } = &error {
+        fetcher.0.penalties.note(digest, origins);
+        if download.was_streamed() {
+            fetcher.0.spoiled.note(digest);
+        }
+    } else if let Some(partial) = download.partial().cloned()
+        && let Err(error) = blocking(move || if full { partial.discard() } else { partial.park() }).await
+    {
+        tracing::warn!(digest = %digest.short(), error = %chain(&error), "partial blob not kept");
+    }
+    download.enter(Phase::Failed(error));
+}
+
+async fn run(fetcher: &Fetcher, download: &Arc<Download>) -> Result<(), FetchError> {
+    // The download before this one may have ended between the look into the store and this download's start.
+    if let Some(blob) = fetcher.0.store.blob(download.digest()).await? {
+        download.set_found(blob);
+        download.enter(Phase::Done);
+        return Ok(());
+    }
+    let stop = fetcher.0.stop.clone();
+    // What began for peers does not stand in the way of this node's own clients.
+    let (registry, for_peer) =
+        (download.source(0).ok_or(FetchError::Stopping)?.registry, download.hinted_size().is_some());
+    let queued = download.enter_queue(&registry);
+    let permit = stop.run_until_cancelled(fetcher.0.upstream.download_permit(&registry, for_peer)).await;
+    let _permit = permit.ok_or(FetchError::Stopping)?;
+    drop(queued);
+    let found = runtime::find(fetcher, download).await?;
+    if let Some(runtime::Found::Linked(blob)) = found {
+        download.set_found(blob);
+        download.enter(Phase::Done);
+        return Ok(());
+    }
+    let mut partial = open_partial(fetcher, download).await?;
+    if let Some(runtime::Found::File(file)) = found {
+        if runtime::copy(fetcher, partial.clone(), file).await? {
+            download.set_partial(partial.clone());
+            let source = download.source(0).ok_or(FetchError::Stopping)?;
+            return land(fetcher, download, partial, source.registry, vec![runtime::ORIGIN.to_owned()]).await;
+        }
+        drop(partial);
+        partial = open_partial(fetcher, download).await?;
+    }
+    download.set_partial(partial.clone());
+    if let Some(peers) = fetcher.peer_source() {
+        let filled = stop.run_until_cancelled(peers.fill(download, &partial)).await;
+        filled.unwrap_or(Err(FetchError::Stopping))?;
+    }
+    let mut driver = Downloader::new(fetcher.clone(), download.clone(), partial.clone());
+    // What has arrived whole is landed even while the agent stops.
+    stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;
+    let (source, origins) = driver.finish().await?;
+    land(fetcher, download, partial, source, origins).await
+}
+
+async fn open_partial(fetcher: &Fetcher, download: &Download) -> Result<Arc<Partial>, FetchError> {
+    let (store, digest) = (fetcher.0.store.clone(), *download.digest());
+    blocking(move || {
+        let partial = store.partial(&digest)?;
+        partial.hash_forward()?;
+        Ok(Arc::new(partial))
+    })
+    .await
+}
+
+/// Checks, publishes, tells.
+async fn land(
+    fetcher: &Fetcher,
+    download: &Arc<Download>,
+    partial: Arc<Partial>,
+    source: RegistryHost,
+    origins: Vec<String>,
+) -> Result<(), FetchError> {
+    let checked = partial.clone();
+    if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
+        fetcher.0.upstream.count_mismatch(&source);
+        let kept = fetcher.peer_source().is_some_and(|peers| peers.found_wrong(download, partial.size()));
+        blocking(move || if kept { partial.park() } else { partial.discard() }).await?;
+        let mismatch = Arc::new(Mismatch { expected: *download.digest(), found });
+        return Err(FetchError::Corrupt { registry: source, origins, mismatch });
+    }
+    if download.sent_wrong_bytes() {
+        // What is here is right, and what clients have been sent may not be.
+        blocking(move || partial.park()).await?;
+        return Err(FetchError::Changed("wrong bytes from a peer were replaced".to_owned()));
+    }
+    download.enter(Phase::Verified);
+    if let Some(peers) = fetcher.peer_source() {
+        peers.found_right(download.digest(), &partial).await;
+    }
+    let room = fetcher.clone();
+    let committed = blocking(move || match partial.commit() {
+        Err(error) if error.is_full() && room.0.room.free(partial.total()).unwrap_or(false) => {
+            partial.commit()
+        }
+        outcome => outcome,
+    });
+    // After a failed sync the kernel may have dropped what readers are yet to read: they go on past the store.
+    committed.await.map(|_| download.enter(Phase::Done))
+}
+
+/// All state of a download under way.
+struct Downloader {
+    fetcher: Fetcher,
+    download: Arc<Download>,
+    partial: Arc<Partial>,
+    requests: Vec<RangeRequest>,
+    next_request: u64,
+    sender: mpsc::Sender<RequestEvent>,
+    events: mpsc::Receiver<RequestEvent>,
+    /// Index of the source in use.
+    source: usize,
+    refused: Option<FetchError>,
+    barren: u32,
+    total_at_setback: u64,
+    not_before: Option<Instant>,
+    growth: Growth,
+    window: Option<(Instant, u64)>,
+    /// What the request that filled its span last brought, in bytes per second.
+    pace: Option<u64>,
+    origins: Vec<String>,
+    hashing: CatchUp,
+    claim: Claim,
+}
+
+impl Downloader {
+    fn new(fetcher: Fetcher, download: Arc<Download>, partial: Arc<Partial>) -> Self {
+        // A request sends two events in its life; nobody waits long.
+        let (sender, events) = mpsc::channel(16);
+        let most = fetcher.0.config.blob_connections;
+        let total_at_setback = partial.total();
+        Self {
+            fetcher,
+            download,
+            partial,
+            requests: Vec::new(),
+            next_request: 0,
+            sender,
+            events,
+            source: 0,
+            refused: None,
+            barren: 0,
+            total_at_setback,
+            not_before: None,
+            growth: Growth::new(most),
+            window: None,
+            pace: None,
+            origins: Vec::new(),
+            hashing: CatchUp::default(),
+            claim: Claim::default(),
+        }
+    }
+
+    /// Until every byte is there, or what was wanted, or nobody can bring more.
+    async fn fill(&mut self) -> Result<(), FetchError> {
+        let download = self.download.clone();
+        self.learn_size_for_range().await?;
+        self.admit().await?;
+        // Kept over the turns of the loop: readers wake it far more often than it ticks.
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            match self.step() {
+                Step::Complete => return Ok(()),
+                Step::Satisfied if self.close_if_satisfied() => return Err(FetchError::Parked),
+                Step::Open { start, end, cut, hedges } if self.may_open() => {
+                    self.open(start, end, cut, hedges)?;
+                    continue;
+                }
+                Step::Open { .. } | Step::Wait | Step::Satisfied => {}
+            }
+            tokio::select! {
+                event = self.events.recv() => {
+                    if let Some(event) = event {
+                        self.apply(event).await?;
+                    }
+                }
+                () = download.wanted.notified() => {}
+                _ = ticks.tick() => self.tick(),
+            }
+        }
+    }
+
+    /// Someone who wants a part only does not get the whole begun for it: the size has to be known first.
+    async fn learn_size_for_range(&mut self) -> Result<(), FetchError> {
+        if self.download.wants_whole() || self.partial.size().is_some() {
+            return Ok(());
+        }
+        let mut size = self.download.described_size();
+        if size.is_none()
+            && let Some(source) = self.download.source(0)
+        {
+            size = self.fetcher.0.upstream.blob_head(&source, self.download.digest()).await?;
+        }
+        if let Some(size) = size {
+            let partial = self.partial.clone();
+            blocking(move || partial.set_size(size)).await?;
+            self.download.wrote();
+        }
+        Ok(())
+    }
+
+    /// Asks for room on the disk, once the size is known.
+    async fn admit(&mut self) -> Result<(), FetchError> {
+        self.claim.admit(&self.fetcher, &self.partial, self.download.described_size()).await
+    }
+
+    fn step(&self) -> Step {
+        let size = self.partial.size();
+        let (wants, whole) = size.map_or((Vec::new(), true), |size| self.download.wants(size));
+        let requests: Vec<RequestView> = self.requests.iter().map(RangeRequest::view).collect();
+        let large = size.is_some_and(|size| size >= self.fetcher.0.config.parallel_from);
+        let ranges = self.registry().is_none_or(|registry| self.fetcher.0.upstream.has_ranges(&registry));
+        let target = if large && ranges { self.growth.target() } else { 1 };
+        let most = if ranges { self.fetcher.0.config.blob_connections } else { 1 };
+        let have = self.partial.have();
+        let wants = if ranges { wants } else { Vec::new() };
+        schedule::next(&View {
+            size,
+            have: &have,
+            requests: &requests,
+            wants: &wants,
+            whole: whole || !ranges,
+            target,
+            most,
+            pace: self.pace,
+        })
+    }
+
+    fn registry(&self) -> Option<RegistryHost> {
+        self.download.source(self.source).map(|source| source.registry)
+    }
+
+    fn close_if_satisfied(&self) -> bool {
+        let Some(size) = self.partial.size() else { return false };
+        self.download.close_if_satisfied(
+            |want| self.partial.gaps(want.start.min(size)..want.end.min(size)).is_empty(),
+            size,
+        )
+    }
+
+    fn may_open(&self) -> bool {
+        self.not_before.is_none_or(|until| Instant::now() >= until)
+    }
+
+    fn open(
+        &mut self,
+        start: u64,
+        end: Option<u64>,
+        cut: Option<usize>,
+        hedges: Option<(usize, Hedge)>,
+    ) -> Result<(), FetchError> {
+        let Some(source) = self.download.source(self.source) else { return Err(self.give_up()) };
+        if let Some(cut) = cut {
+            let (id, hedges) = (self.requests[cut].id, self.requests[cut].hedges.map(|(id, _)| id));
+            let same = |request: &&RangeRequest| {
+                request.id == id
+                    || Some(request.id) == hedges
+                    || request.hedges.is_some_and(|(of, _)| of == id)
+            };
+            self.requests.iter().filter(same).for_each(|request| request.shorten(start));
+        }
+        if let Some((hedged, why)) = hedges {
+            self.requests[hedged].hedged = true;
+            tracing::debug!(digest = %self.download.digest().short(), ?why, from = start, "second request for the rest of a range");
+        }
+        // To the very end nothing needs to be said; from the very start neither: one plain GET is what every
+        // registry and every cache in front of it understands best.
+        let end = end.filter(|end| self.partial.size() != Some(*end));
+        let hedges = hedges.map(|(at, why)| (self.requests[at].id, why));
+        let (id, alone) = (self.next_request, self.requests.is_empty());
+        let order = RangeSpec { id, source, span: Span { start, end }, alone, hedges };
+        self.next_request += 1;
+        self.requests.push(range_request::start(
+            &self.fetcher,
+            &self.download,
+            &self.partial,
+            order,
+            self.sender.clone(),
+        ));
+        Ok(())
+    }
+
+    fn give_up(&mut self) -> FetchError {
+        self.refused.take().unwrap_or(FetchError::Stopping)
+    }
+
+    async fn apply(&mut self, event: RequestEvent) -> Result<(), FetchError> {
+        let Some(at) = self.requests.iter().position(|request| request.id == event.request) else {
+            return Ok(());
+        };
+        match event.event {
+            Event::Streaming(origin) => {
+                self.requests[at].streaming = true;
+                if let Some(size) = self.partial.size() {
+                    self.requests[at].set_size(size);
+                }
+                if !self.origins.contains(&origin) {
+                    self.origins.push(origin);
+                }
+                self.admit().await?;
+                self.download.enter(Phase::Streaming);
+            }
+            Event::Bytes => self.settle_hedge(at),
+            Event::Ended(outcome) => {
+                let request = self.requests.remove(at);
+                if let Some(hedged) = request.hedges.and_then(|(id, _)| self.request_mut(id)) {
+                    hedged.hedged = false;
+                }
+                match outcome {
+                    Ok(()) => self.pace = Some(request.view().rate),
+                    Err(error) => {
+                        self.window = None;
+                        self.handle_error(error).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn request_mut(&mut self, id: u64) -> Option<&mut RangeRequest> {
+        self.requests.iter_mut().find(|request| request.id == id)
+    }
+
+    /// The request at `at` has brought bytes: of two that are after the same ones it goes on alone.
+    fn settle_hedge(&mut self, at: usize) {
+        let place = |id: u64| self.requests.iter().position(|request| request.id == id);
+        let pairs: Vec<_> = self
+            .requests
+            .iter()
+            .map(|request| request.hedges.and_then(|(id, why)| Some((place(id)?, why))))
+            .collect();
+        let Some(aborted) = schedule::superseded(&pairs, at) else { return };
+        let winner = &mut self.requests[at];
+        // What replaces a slow request is not replaced again: the registry may be as slow as that now.
+        winner.hedged = matches!(winner.hedges, Some((_, Hedge::Slow)));
+        winner.hedges = None;
+        self.requests.remove(aborted);
+    }
+
+    /// A request failed: wait and try again, or try the next source, or give up.
+    async fn handle_error(&mut self, error: RangeError) -> Result<(), FetchError> {
+        let error = match error {
+            RangeError::Fatal(FetchError::Store(error)) if error.is_full() => {
+                return self.claim.free(&self.fetcher, &self.partial, error).await;
+            }
+            RangeError::Fatal(error) => return Err(error),
+            RangeError::NoRanges => return Ok(()),
+            RangeError::Refused(_) | RangeError::Broken(_) | RangeError::Changed(_)
+                if !self.requests.is_empty() =>
+            {
+                // The others go on; upstream bears no more of them.
+                self.growth.settle_at(self.requests.len());
+                self.not_before = Some(Instant::now() + OTHERS_PAUSE);
+                return Ok(());
+            }
+            RangeError::Refused(error) => {
+                self.next_source(error);
+                return Ok(());
+            }
+            RangeError::Changed(error) => {
+                let partial = self.partial.clone();
+                blocking(move || partial.forget()).await?;
+                return Err(FetchError::Changed(error.to_string()));
+            }
+            RangeError::Broken(error) => error,
+        };
+        let total = self.partial.total();
+        if total >= self.total_at_setback.saturating_add(PROGRESS) {
+            (self.barren, self.total_at_setback) = (0, total);
+        } else {
+            self.barren += 1;
+        }
+        let pause = backoff(self.barren, &error);
+        match pause {
+            Some(pause) if self.barren < MAX_BARREN => {
+                tracing::info!(digest = %self.download.digest().short(), have = total, error = %error, "transfer broke off: resumed");
+                self.not_before = Some(Instant::now() + pause);
+            }
+            _ => self.next_source(error.into()),
+        }
+        Ok(())
+    }
+
+    fn next_source(&mut self, error: FetchError) {
+        self.refused = Some(worse(self.refused.take(), error));
+        self.source += 1;
+        self.barren = 0;
+        self.not_before = None;
+    }
+
+    /// Between events: measure, and let the hash catch up.
+    fn tick(&mut self) {
+        self.measure();
+        self.hashing.tick(&self.partial);
+    }
+
+    /// One measurement at a time, from the moment all requests of the target bring bytes. Requests that hand over to their
+    /// successors meanwhile are part of what is measured.
+    fn measure(&mut self) {
+        let total = self.partial.total();
+        let Some((since, before)) = self.window else {
+            let steady = self.requests.len() >= self.growth.target()
+                && self.requests.iter().all(|request| request.streaming);
+            self.window = steady.then(|| (Instant::now(), total));
+            return;
+        };
+        if since.elapsed() < WINDOW {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let rate = (total - before.min(total)) as f64 / since.elapsed().as_secs_f64();
+        let left = self.partial.size().unwrap_or(total).saturating_sub(total);
+        let target = self.growth.target();
+        self.growth.measured(rate, left);
+        tracing::trace!(digest = %self.download.digest().short(), requests = target, bytes_per_second = rate, left, next = self.growth.target(), "throughput measured");
+        self.window = (self.growth.target() == target).then(|| (Instant::now(), total));
+    }
+
+    /// Ends the requests that are left and says who brought the bytes.
+    async fn finish(mut self) -> Result<(RegistryHost, Vec<String>), FetchError> {
+        self.requests.clear();
+        self.hashing.finish().await?;
+        let last: Option<Repository> = self.download.source(self.source).or_else(|| self.download.source(0));
+        let registry = last.map(|source| source.registry).ok_or(FetchError::Stopping)?;
+        self.origins.extend(self.download.peer_requests.origins());
+        if self.origins.is_empty() {
+            self.origins.push("an earlier transfer".into());
+        }
+        Ok((registry, self.origins))
+    }
+}
+
+/// Of two sources' refusals, the one to report: "not now" tells the client more than "not here".
+fn worse(known: Option<FetchError>, new: FetchError) -> FetchError {
+    match (known, new) {
+        (Some(known @ FetchError::NotNow { .. }), FetchError::NotFound(_) | FetchError::Denied(_)) => known,
+        (_, new) => new,
+    }
+}

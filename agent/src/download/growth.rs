@@ -1,0 +1,91 @@
+//! How many connections make a transfer fastest. Pure: measurements in, a number out.
+
+use std::time::Duration;
+
+/// Finds the number of requests at which more of them bring nothing: doubles while the throughput grows.
+#[derive(Clone, Debug)]
+pub(super) struct Growth {
+    target: usize,
+    most: usize,
+    rate_before: f64,
+    /// Measurements in a row that showed no gain.
+    disappointments: u32,
+    settled: bool,
+}
+
+/// A doubling must bring at least this factor to be followed by another.
+const WORTH_IT: f64 = 1.3;
+
+/// So many measurements in a row must show no gain before more connections are given up: a single one may have met a
+/// pause of the disk or of another process.
+const CONVINCED: u32 = 3;
+
+/// One connection that brings this many bytes a second is not what holds the transfer up.
+const FAST_LANE: f64 = 150e6;
+
+/// With less than this left to wait, another connection would come too late.
+const TOO_LATE: Duration = Duration::from_millis(600);
+
+impl Growth {
+    pub(super) fn new(most: usize) -> Self {
+        Self { target: 1, most: most.max(1), rate_before: 0.0, disappointments: 0, settled: most <= 1 }
+    }
+
+    pub(super) fn target(&self) -> usize {
+        self.target
+    }
+
+    /// Upstream bears no more than this: stop growing.
+    pub(super) fn settle_at(&mut self, requests: usize) {
+        self.target = requests.clamp(1, self.most);
+        self.settled = true;
+    }
+
+    /// Takes one measurement, made while `target` requests were all bringing bytes: bytes a second, and bytes left.
+    pub(super) fn measured(&mut self, rate: f64, left: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let (requests, left) = (self.target as f64, left as f64);
+        if self.settled || left < rate * TOO_LATE.as_secs_f64() || rate > requests * FAST_LANE {
+            return;
+        }
+        if rate < self.rate_before * WORTH_IT {
+            self.disappointments += 1;
+            self.settled = self.disappointments >= CONVINCED;
+            return;
+        }
+        self.disappointments = 0;
+        self.rate_before = rate;
+        self.target = (self.target * 2).min(self.most);
+        self.settled = self.target == self.most;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_double_while_the_throughput_grows() {
+        let mut growth = Growth::new(8);
+        growth.measured(75e6, u64::MAX);
+        growth.measured(150e6, u64::MAX);
+        growth.measured(300e6, u64::MAX);
+        assert_eq!(growth.target(), 8);
+        let mut growth = Growth::new(8);
+        growth.measured(75e6, u64::MAX);
+        for _ in 0..3 {
+            growth.measured(80e6, u64::MAX);
+        }
+        growth.measured(200e6, u64::MAX);
+        assert_eq!(growth.target(), 2, "the second connection brought nothing");
+        let mut growth = Growth::new(8);
+        growth.measured(75e6, u64::MAX);
+        growth.measured(80e6, u64::MAX);
+        growth.measured(150e6, u64::MAX);
+        assert_eq!(growth.target(), 4, "one measurement may be noise");
+        let mut growth = Growth::new(8);
+        growth.measured(75e6, 10_000_000);
+        growth.measured(400e6, u64::MAX);
+        assert_eq!(growth.target(), 1, "too late, or fast enough");
+    }
+}

@@ -1,0 +1,33 @@
+//! Letting the hash of a partial blob follow its unbroken beginning while the rest arrives.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::FetchError;
+use crate::store::{Partial, StoreError};
+
+/// Unhashed bytes that make it worth reading back while the transfer goes on.
+const BEHIND: u64 = 1024 * 1024;
+
+/// At most one thread at it.
+#[derive(Debug, Default)]
+pub(crate) struct CatchUp(Option<JoinHandle<Result<(), StoreError>>>);
+
+impl CatchUp {
+    /// Starts a round when there is enough to do and none is running.
+    pub(crate) fn tick(&mut self, partial: &Arc<Partial>) {
+        if self.0.as_ref().is_none_or(JoinHandle::is_finished) && partial.unhashed() >= BEHIND {
+            let partial = partial.clone();
+            self.0 = Some(tokio::task::spawn_blocking(move || partial.hash_forward()));
+        }
+    }
+
+    /// Waits for the round under way.
+    pub(crate) async fn finish(&mut self) -> Result<(), FetchError> {
+        if let Some(round) = self.0.take() {
+            round.await.map_err(StoreError::from)??;
+        }
+        Ok(())
+    }
+}

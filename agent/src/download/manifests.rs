@@ -1,0 +1,254 @@
+//! Manifests: complete and verified, from the store, from memory when the store cannot hold them, or from upstream.
+
+use bytes::Bytes;
+
+use super::{Ask, FetchError, Fetcher, ManifestInfo, error::chain, state::blocking};
+use crate::{
+    metrics::{Found, Kind},
+    store::{ManifestRecord, StoreError},
+    types::{Digest, ManifestError, ManifestLinks, MediaType, Reference, Repository, media_type_of},
+    upstream::{Manifest, UpstreamError},
+};
+
+/// Room that is made for records and manifests on a full disk, in bytes.
+const SMALL_WRITE: u64 = 64 * 1024 * 1024;
+
+impl Fetcher {
+    /// What a manifest request by HEAD is answered with.
+    pub async fn manifest_head(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<ManifestInfo, FetchError> {
+        match reference {
+            Reference::Tag(tag) => self.resolve(repository, tag).await,
+            Reference::Digest(digest) => {
+                self.manifest_by_digest(repository, digest).await.map(|manifest| info(&manifest, false))
+            }
+        }
+    }
+
+    /// A manifest, complete and verified.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(ManifestInfo, Bytes), FetchError> {
+        let (digest, stale) = match reference {
+            Reference::Tag(tag) => {
+                let resolved = self.resolve(repository, tag).await?;
+                (resolved.digest, resolved.stale)
+            }
+            Reference::Digest(digest) => (*digest, false),
+        };
+        let manifest = self.manifest_by_digest(repository, &digest).await?;
+        Ok((info(&manifest, stale), manifest.bytes))
+    }
+
+    pub(super) async fn manifest_by_digest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Manifest, FetchError> {
+        self.manifest_by(repository, digest, Ask::Peers).await
+    }
+
+    pub(super) async fn manifest_by(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        ask: Ask,
+    ) -> Result<Manifest, FetchError> {
+        if let Some(manifest) = self.stored_manifest(repository, digest).await {
+            self.0.metrics.count_content(Kind::manifest, Found::hit);
+            return Ok(manifest);
+        }
+        let key = (repository.clone(), *digest);
+        let _only = self.0.manifests.lock(&key).await;
+        if let Some(manifest) = self.stored_manifest(repository, digest).await {
+            self.0.metrics.count_content(Kind::manifest, Found::joined);
+            return Ok(manifest);
+        }
+        self.0.negative.check(&key)?;
+        self.0.metrics.count_content(Kind::manifest, Found::miss);
+        let fetched = self.fetch_manifest(repository, digest, ask).await;
+        fetched.inspect_err(|error| self.0.negative.note(&key, error, self.0.config.negative))
+    }
+
+    async fn fetch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        ask: Ask,
+    ) -> Result<Manifest, FetchError> {
+        if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
+            return Ok(manifest);
+        }
+        let peers = ask == Ask::Peers;
+        let received = if peers { self.manifest_of_peers(repository, digest).await } else { None };
+        let manifest = match received {
+            Some(manifest) => manifest,
+            None => match self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await {
+                Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }))
+                    if peers =>
+                {
+                    self.manifest_of_anyone(repository, digest).await.ok_or(error)?
+                }
+                asked => asked?,
+            },
+        };
+        self.keep_manifest(repository, &manifest).await?;
+        Ok(manifest)
+    }
+
+    /// A manifest from this node's disk alone; the content is the proof that whoever asks knows its name.
+    pub(super) async fn known_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Manifest, FetchError> {
+        if let Some(manifest) = self.stored_manifest(repository, digest).await {
+            return Ok(manifest);
+        }
+        let bytes = self.stored_bytes(digest).await;
+        let known = bytes.and_then(|bytes| Some((media_type_of(&bytes)?, bytes)));
+        let (media_type, bytes) = known.ok_or_else(|| FetchError::NotNow {
+            reason: "it is not on this node".into(),
+            retry_after: None,
+        })?;
+        Ok(Manifest { digest: *digest, media_type, bytes })
+    }
+
+    /// A manifest that this repository is known to have and that lies in the store.
+    async fn stored_manifest(&self, repository: &Repository, digest: &Digest) -> Option<Manifest> {
+        let record = self.0.store.manifest(repository, digest).await.unwrap_or_else(|error| {
+            tracing::warn!(digest = %digest.short(), error = %chain(&error), "manifest's record cannot be read");
+            None
+        });
+        let stored = match record.and_then(|record| MediaType::parse(&record.media_type)) {
+            Some(media_type) => {
+                let bytes = self.stored_bytes(digest).await;
+                bytes.map(|bytes| Manifest { digest: *digest, media_type, bytes })
+            }
+            None => None,
+        };
+        if stored.is_some() {
+            return stored;
+        }
+        let remembered = self.0.memory.get(repository, digest)?;
+        if self.0.store.trouble().is_none() {
+            self.store_manifest(repository, &remembered).await;
+        }
+        Some(remembered)
+    }
+
+    /// A manifest's bytes from the store, checked again: it is small, and a damaged one would fail the whole pull.
+    async fn stored_bytes(&self, digest: &Digest) -> Option<Bytes> {
+        let blob = self.stored_blob(digest).await?;
+        let read = blob.read_all().await;
+        let Some(bytes) = read.ok().filter(|bytes| digest.verify(bytes).is_ok()) else {
+            tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetched again");
+            return None;
+        };
+        if let Ok(links) = ManifestLinks::parse(&bytes) {
+            self.0.descriptors.remember(&links);
+        }
+        Some(bytes)
+    }
+
+    /// A manifest that another repository brought: a HEAD, which costs no quota, tells whether this one has it too.
+    /// When upstream cannot say, the content itself is the proof that the name was known to the asker.
+    async fn confirm_shared_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, FetchError> {
+        let Some(bytes) = self.stored_bytes(digest).await else { return Ok(None) };
+        let Some(media_type) = media_type_of(&bytes) else { return Ok(None) };
+        match self.0.upstream.manifest_head(repository, &Reference::Digest(*digest)).await {
+            Ok(head) => {
+                let manifest =
+                    Manifest { digest: *digest, media_type: head.media_type.unwrap_or(media_type), bytes };
+                self.keep_manifest(repository, &manifest).await?;
+                Ok(Some(manifest))
+            }
+            Err(UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }) => {
+                Ok(Some(Manifest { digest: *digest, media_type, bytes }))
+            }
+            Err(settled) => Err(settled.into()),
+        }
+    }
+
+    /// Stores a verified manifest and remembers what it names.
+    pub(super) async fn keep_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<(), FetchError> {
+        match ManifestLinks::parse(&manifest.bytes) {
+            Ok(links) => self.0.descriptors.remember(&links),
+            Err(ManifestError::SchemaOne) => {
+                return Err(FetchError::Unsupported { reason: ManifestError::SchemaOne.to_string() });
+            }
+            Err(ManifestError::Json(_)) => {}
+        }
+        self.store_manifest(repository, manifest).await;
+        Ok(())
+    }
+
+    /// What the store cannot take is remembered: the client gets its manifest all the same.
+    async fn store_manifest(&self, repository: &Repository, manifest: &Manifest) {
+        let (store, place, kept) = (self.0.store.clone(), repository.clone(), manifest.clone());
+        let stored = self.write(move || {
+            store.put(&kept.digest, &kept.bytes)?;
+            let record = ManifestRecord::new(kept.media_type.as_str());
+            store.set_manifest(&place, &kept.digest, &record)
+        });
+        match stored.await {
+            Ok(()) => self.0.memory.forget(repository, &manifest.digest),
+            Err(error) => {
+                tracing::warn!(digest = %manifest.digest.short(), error = %chain(&error), "manifest kept in memory only");
+                self.0.memory.keep(repository, manifest);
+            }
+        }
+    }
+
+    /// Writes something small; on a full disk once more after making room. Trouble is noted.
+    pub(super) async fn write(
+        &self,
+        work: impl Fn() -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), FetchError> {
+        if self.0.store.is_paused() {
+            return Err(FetchError::NotNow {
+                reason: "the store is not written to".into(),
+                retry_after: None,
+            });
+        }
+        let fetcher = self.clone();
+        blocking(move || match work() {
+            Err(error) if error.is_full() && fetcher.0.room.free(SMALL_WRITE).unwrap_or(false) => work(),
+            outcome => outcome,
+        })
+        .await
+        .inspect_err(|error| self.note_trouble(error))
+    }
+
+    /// The store's trouble is everyone's to know.
+    pub(super) fn note_trouble(&self, error: &FetchError) {
+        if let FetchError::Store(error) = error {
+            self.0.store.note_trouble(error);
+            if let Some(kind) = error.trouble() {
+                self.0.metrics.count_store_error(kind.as_str());
+            }
+        }
+    }
+}
+
+pub(super) fn info(manifest: &Manifest, stale: bool) -> ManifestInfo {
+    ManifestInfo {
+        digest: manifest.digest,
+        media_type: manifest.media_type.clone(),
+        size: manifest.bytes.len() as u64,
+        stale,
+    }
+}

@@ -1,0 +1,243 @@
+//! Passthrough through: a blob streamed from upstream to one client without being stored, when the store cannot take it.
+//!
+//! The same promises as for a download: bytes leave as they arrive, the end only when the whole hashed right, an upstream
+//! that breaks off is resumed. Each reader has a stream of its own; the agent holds no more of it than the held-back
+//! end. Configurations and small blobs are verified before anything leaves.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{FetchError, Fetcher, HELD_BACK, verifying_stream::VerifyingStream};
+use crate::{
+    store::Partial,
+    types::{Digest, Hasher, RangeHeader, Repository, Role, Validator},
+    upstream::{BlobBody, Distrust, Span, UpstreamError, backoff},
+};
+
+/// Attempts in a row that bring next to nothing before upstream is given up.
+const MAX_BARREN: u32 = 4;
+
+/// What an attempt must bring to count as progress, in bytes.
+const PROGRESS: u64 = 64 * 1024;
+
+/// Largest content other than a layer that is verified in memory before its first byte leaves.
+const MAX_IN_MEMORY: u64 = 8 * 1024 * 1024;
+
+/// A blob on its way past the store.
+#[derive(Debug)]
+pub struct Passthrough {
+    way: BlobRef,
+    size: u64,
+    verifying: VerifyingStream,
+    distrust: Distrust,
+    known: Vec<Validator>,
+    origins: Vec<String>,
+    stream: Option<Stream>,
+    barren: u32,
+    /// Bytes were sent to the client.
+    streamed: bool,
+    /// Where the last attempt began.
+    attempt_from: u64,
+}
+
+/// What it takes to ask upstream for a blob.
+#[derive(Clone, Debug)]
+pub(super) struct BlobRef {
+    pub(super) fetcher: Fetcher,
+    pub(super) repository: Repository,
+    pub(super) digest: Digest,
+}
+
+#[derive(Debug)]
+struct Stream {
+    body: BlobBody,
+    /// Bytes before the wanted ones, from an upstream that ignores ranges.
+    skip: u64,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl BlobRef {
+    /// Opens a blob past the store: bytes can be sent when this returns.
+    pub(super) async fn open(self, asked: RangeHeader) -> Result<Passthrough, FetchError> {
+        let again = self.clone();
+        match self.open_once(asked).await {
+            // Another endpoint may be right.
+            Err(FetchError::Corrupt { .. }) => again.open_once(asked).await,
+            other => other,
+        }
+    }
+
+    async fn open_once(self, asked: RangeHeader) -> Result<Passthrough, FetchError> {
+        let inner = self.fetcher.0.clone();
+        let described = inner.descriptors.get(&self.digest);
+        let size = match described {
+            Some(described) => described.size,
+            None => self.fetcher.upstream_size(&self.repository, &self.digest).await?,
+        };
+        if size == 0
+            && let Err(mismatch) = self.digest.verify(b"")
+        {
+            let registry = self.repository.registry.clone();
+            return Err(FetchError::Corrupt { registry, origins: Vec::new(), mismatch: Arc::new(*mismatch) });
+        }
+        let range = match asked {
+            RangeHeader::Whole => 0..size,
+            RangeHeader::One(range) => range.within(size).unwrap_or(0..0),
+        };
+        let layer = described.is_none_or(|described| described.role == Role::Layer);
+        let whole = size <= HELD_BACK || (!layer && size <= MAX_IN_MEMORY);
+        let hold = if whole { size } else { HELD_BACK };
+        let mut passing = self.pass(size, range, hold, None);
+        passing.open_stream().await?;
+        if whole {
+            while !passing.verifying.wanted().is_empty() {
+                passing.advance().await?;
+            }
+        }
+        Ok(passing)
+    }
+
+    /// Goes on from where a reader of the store was, with what its partial blob still knows.
+    pub(super) async fn go_on(
+        self,
+        size: u64,
+        range: Range<u64>,
+        partial: Option<Arc<Partial>>,
+    ) -> Passthrough {
+        let start = range.start;
+        let before = match partial {
+            Some(partial) => tokio::task::spawn_blocking(move || partial.hash_up_to(start)).await.ok(),
+            None => None,
+        };
+        // A file that cannot be read back either: the beginning is fetched once more, for the hash.
+        let before = before.and_then(Result::ok).flatten();
+        self.pass(size, range, HELD_BACK.min(size), before)
+    }
+
+    fn pass(self, size: u64, range: Range<u64>, hold: u64, before: Option<Hasher>) -> Passthrough {
+        let inner = &self.fetcher.0;
+        inner.metrics.passed_through.inc();
+        let verifying = VerifyingStream::new(self.digest, size, range, hold, before);
+        Passthrough {
+            distrust: inner.penalties.distrust(&self.digest),
+            attempt_from: verifying.wanted().start,
+            way: self,
+            size,
+            verifying,
+            known: Vec::new(),
+            origins: Vec::new(),
+            stream: None,
+            barren: 0,
+            streamed: false,
+        }
+    }
+}
+
+impl Passthrough {
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The next bytes of the range; `None` at its end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            if let Some(bytes) = self.verifying.next() {
+                self.streamed = true;
+                return Ok(Some(bytes));
+            }
+            if self.verifying.wanted().is_empty() {
+                return Ok(None);
+            }
+            self.advance().await?;
+        }
+    }
+
+    /// Takes in what upstream sends next.
+    async fn advance(&mut self) -> Result<(), FetchError> {
+        let stop = self.way.fetcher.0.stop.clone();
+        let read = stop.run_until_cancelled(self.read()).await;
+        let Some(chunk) = read.unwrap_or(Err(FetchError::Stopping))? else { return Ok(()) };
+        self.verifying.take(chunk).map_err(|mismatch| {
+            let inner = &self.way.fetcher.0;
+            let registry = self.way.repository.registry.clone();
+            inner.upstream.count_mismatch(&registry);
+            inner.penalties.note(&self.way.digest, &self.origins);
+            if self.streamed {
+                inner.spoiled.note(&self.way.digest);
+            }
+            FetchError::Corrupt { registry, origins: self.origins.clone(), mismatch: Arc::new(*mismatch) }
+        })
+    }
+
+    /// One chunk, or `None` after a error that is worth another try.
+    async fn read(&mut self) -> Result<Option<Bytes>, FetchError> {
+        self.open_stream().await?;
+        let Some(stream) = &mut self.stream else { return Ok(None) };
+        let broken = match stream.body.chunk().await {
+            Ok(Some(mut chunk)) => {
+                let skipped = usize::try_from(stream.skip).unwrap_or(usize::MAX).min(chunk.len());
+                stream.skip -= skipped as u64;
+                return Ok(Some(chunk.split_off(skipped)));
+            }
+            Ok(None) => {
+                self.unavailable(format!("ended the body before byte {}", self.verifying.wanted().end))
+            }
+            Err(error) => error,
+        };
+        self.stream = None;
+        self.handle_error(broken).await?;
+        Ok(None)
+    }
+
+    /// Asks upstream for what is wanted, unless a stream is open.
+    async fn open_stream(&mut self) -> Result<(), FetchError> {
+        while self.stream.is_none() && !self.verifying.wanted().is_empty() {
+            match self.ask().await {
+                Ok(stream) => self.stream = Some(stream),
+                Err(error) => self.handle_error(error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self) -> Result<Stream, UpstreamError> {
+        let BlobRef { fetcher, repository, digest } = &self.way;
+        let upstream = &fetcher.0.upstream;
+        let permit = upstream.transfer_permit(&repository.registry).await;
+        let wanted = self.verifying.wanted();
+        self.attempt_from = wanted.start;
+        let end = (wanted.end < self.size).then_some(wanted.end);
+        let span = Span { start: wanted.start, end };
+        let body = upstream.blob(repository, digest, span, &self.known, &self.distrust).await?;
+        if let Some(size) = body.size.filter(|size| *size != self.size) {
+            return Err(self.unavailable(format!("says the blob has {size} bytes, not {}", self.size)));
+        }
+        self.known.extend(body.validator.clone().filter(|new| !self.known.contains(new)));
+        if !self.origins.contains(&body.origin) {
+            self.origins.push(body.origin.clone());
+        }
+        Ok(Stream { skip: wanted.start - body.offset, body, _permit: permit })
+    }
+
+    /// Waits before another try, or gives up.
+    async fn handle_error(&mut self, error: UpstreamError) -> Result<(), FetchError> {
+        let position = self.verifying.wanted().start;
+        self.barren = if position >= self.attempt_from + PROGRESS { 0 } else { self.barren + 1 };
+        self.attempt_from = position;
+        let passing = matches!(error, UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. });
+        match backoff(self.barren, &error) {
+            Some(pause) if passing && self.barren < MAX_BARREN => {
+                tracing::info!(digest = %self.way.digest.short(), position, %error, "stream broke off: resumed");
+                let stop = &self.way.fetcher.0.stop;
+                stop.run_until_cancelled(tokio::time::sleep(pause)).await.ok_or(FetchError::Stopping)
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    fn unavailable(&self, reason: String) -> UpstreamError {
+        UpstreamError::Unavailable { registry: self.way.repository.registry.clone(), reason }
+    }
+}

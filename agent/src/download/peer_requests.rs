@@ -1,0 +1,211 @@
+//! What other peers want of a download, and what they have brought to it. Shared between the peer listener, which
+//! asks, and the download's own task, which sees to it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How a piece is to be had for whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PieceSource {
+    /// Along this node's own way up.
+    Peers,
+    /// From upstream, by this node itself, with its segment.
+    Registry,
+    /// The same where upstream has no ranges: with everything.
+    WholeRegistry,
+}
+
+/// Where the download's work with peers stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Not begun.
+    #[default]
+    Before,
+    /// Under way.
+    Open,
+    /// Over: what is left comes from upstream.
+    Left,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct PeerRequests {
+    state: Mutex<State>,
+    /// Rises with every sign of life of whoever brings something.
+    activity: AtomicU64,
+    /// Rises while bytes arrive at the peers that are to send pieces.
+    moved: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stage: Stage,
+    asked: BTreeMap<u64, PieceSource>,
+    /// How often nobody brought a piece.
+    failed: HashMap<u64, u64>,
+    /// Which peers sent bytes of which piece.
+    origins: BTreeMap<u64, Vec<String>>,
+    /// Who else sent bytes.
+    upstream: Vec<String>,
+    interest: Option<Instant>,
+}
+
+impl PeerRequests {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a request for a piece and says how often it failed so far; `None` when nobody will see to it.
+    /// `otherwise` says that the download brings the piece even without peers.
+    pub(crate) fn ask(&self, piece: u64, source: PieceSource, otherwise: bool) -> Option<u64> {
+        let mut state = self.state();
+        state.interest = Some(Instant::now());
+        if state.stage == Stage::Left {
+            return (otherwise && source == PieceSource::Peers).then(|| state.failures(piece));
+        }
+        let entry = state.asked.entry(piece).or_insert(source);
+        *entry = (*entry).max(source);
+        Some(state.failures(piece))
+    }
+
+    /// How often nobody brought a piece.
+    pub(crate) fn failures(&self, piece: u64) -> u64 {
+        self.state().failures(piece)
+    }
+
+    /// The work with peers begins.
+    pub(crate) fn open(&self) {
+        self.state().stage = Stage::Open;
+    }
+
+    /// It ends; those who wait for what this node was to read are told.
+    pub(crate) fn leave(&self) {
+        let mut state = self.state();
+        state.stage = Stage::Left;
+        for piece in std::mem::take(&mut state.asked).into_keys() {
+            *state.failed.entry(piece).or_default() += 1;
+        }
+    }
+
+    /// Everything asked since the last call.
+    pub(crate) fn take(&self) -> BTreeMap<u64, PieceSource> {
+        std::mem::take(&mut self.state().asked)
+    }
+
+    /// Whether requests wait to be taken.
+    pub(crate) fn has_requests(&self) -> bool {
+        !self.state().asked.is_empty()
+    }
+
+    /// Whether anyone asked within the last `span`.
+    pub(crate) fn is_of_interest(&self, span: Duration) -> bool {
+        self.state().interest.is_some_and(|last| last.elapsed() < span)
+    }
+
+    /// Nobody brought a piece.
+    pub(crate) fn fail(&self, piece: u64) {
+        *self.state().failed.entry(piece).or_default() += 1;
+    }
+
+    /// A peer sends bytes of a piece.
+    pub(crate) fn note_peer(&self, piece: u64, peer: &str) {
+        let mut state = self.state();
+        let membership = state.origins.entry(piece).or_default();
+        if !membership.iter().any(|known| known == peer) {
+            membership.push(peer.to_owned());
+        }
+    }
+
+    /// Upstream sends bytes.
+    pub(crate) fn note_upstream(&self, origin: String) {
+        let mut state = self.state();
+        if !state.upstream.contains(&origin) {
+            state.upstream.push(origin);
+        }
+    }
+
+    /// Whether a peer sent bytes.
+    pub(crate) fn has_peers(&self) -> bool {
+        !self.state().origins.is_empty()
+    }
+
+    /// Everyone who sent bytes, for messages.
+    pub(crate) fn origins(&self) -> Vec<String> {
+        let state = self.state();
+        let mut all = state.upstream.clone();
+        for peer in state.origins.values().flatten().map(|peer| format!("peer {peer}")) {
+            if !all.contains(&peer) {
+                all.push(peer);
+            }
+        }
+        all
+    }
+
+    /// A sign of life.
+    pub(crate) fn stir(&self) {
+        self.activity.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes have arrived at a peer that is to send a piece.
+    pub(crate) fn note_movement(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Rises with every [`Self::note_movement`].
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Signs of life so far.
+    pub(crate) fn activity(&self) -> u64 {
+        self.activity.load(Ordering::Relaxed)
+    }
+}
+
+impl State {
+    fn failures(&self, piece: u64) -> u64 {
+        self.failed.get(&piece).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_seen_to_or_fails_and_never_just_waits() {
+        let peer_requests = PeerRequests::default();
+        assert_eq!(peer_requests.ask(1, PieceSource::Peers, false), Some(0), "before the work begins");
+        peer_requests.open();
+        assert_eq!(peer_requests.ask(1, PieceSource::Registry, false), Some(0));
+        assert_eq!(peer_requests.ask(1, PieceSource::Peers, false), Some(0));
+        assert_eq!(
+            peer_requests.take().into_iter().collect::<Vec<_>>(),
+            [(1, PieceSource::Registry)],
+            "reading is the stronger wish"
+        );
+        peer_requests.ask(2, PieceSource::Registry, true);
+        peer_requests.leave();
+        assert_eq!(peer_requests.failures(2), 1, "who waits is told");
+        assert_eq!(peer_requests.ask(3, PieceSource::Registry, true), None);
+        assert_eq!(peer_requests.ask(3, PieceSource::Peers, false), None);
+        assert_eq!(peer_requests.ask(3, PieceSource::Peers, true), Some(0), "the download brings it anyway");
+    }
+
+    #[test]
+    fn everyone_who_sent_bytes_is_named_once() {
+        let peer_requests = PeerRequests::default();
+        peer_requests.note_upstream("u".into());
+        for piece in [1, 1, 2] {
+            peer_requests.note_peer(piece, "a");
+        }
+        peer_requests.note_peer(2, "b");
+        assert_eq!(peer_requests.origins(), ["u", "peer a", "peer b"]);
+        assert!(peer_requests.has_peers());
+    }
+}

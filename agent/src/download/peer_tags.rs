@@ -1,0 +1,220 @@
+//! Requests to peers about manifests and tags, and answers to theirs.
+//!
+//! Manifests: for each, one peer ranks first and reads it upstream, the others get it from there, and when it is gone
+//! from the next, so that a cluster costs one `GET`. The digest protects the bytes from any sender. A request only
+//! goes to peers that rank before this node, whatever each knows of the membership: it cannot go round in a circle.
+//!
+//! Tags: nothing protects them, so every node asks the registry itself (a `HEAD`). Only while that is not possible do
+//! peers count, and only several together ([`quorum`]).
+//!
+//! A peer's "does not exist" is never believed: the registry's own is the only one that counts.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{FetchError, Fetcher};
+use crate::{
+    peers::{
+        Membership, Peer, Settled, TagMeaning,
+        quorum::{self, Vote},
+        rank,
+    },
+    types::{Digest, Repository, Tag},
+    upstream::Manifest,
+};
+
+/// Peers that a manifest is requested from, one after the other, before the registry.
+const RESOLVERS: usize = 3;
+
+/// Peers asked at the same time for what they last knew.
+const AT_ONCE: usize = 32;
+
+/// Longest time for asking all peers for a manifest.
+const EVERYONE: Duration = Duration::from_secs(1);
+
+/// Longest time for one round of votes on a tag. Two rounds fit into what a client's wait leaves after the registry's
+/// share of it ([`Fetcher::ask_registry`]).
+const VOTES: Duration = Duration::from_millis(700);
+
+/// Longest time until a peer that asks is told "not now"; the work goes on, and its next request finds it done.
+const ANSWER: Duration = Duration::from_millis(1_500);
+
+/// Who may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// Peers and the registry.
+    Peers,
+    /// The registry alone: a peer asks this node.
+    Upstream,
+}
+
+impl Fetcher {
+    /// Peers to request a manifest from: peers that rank before this node and are reachable as far as known.
+    fn before_this_node(&self, membership: &Membership, subject: u64) -> Vec<Peer> {
+        let before = membership.resolvers(subject).into_iter();
+        before.filter(|peer| self.0.peers.is_usable(peer)).take(RESOLVERS).cloned().collect()
+    }
+
+    /// A manifest from the peer that reads it for all. A peer that does not give it costs time, `peer.wait` at most.
+    pub(super) async fn manifest_of_peers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Option<Manifest> {
+        let membership = self.0.peers.membership()?;
+        let asking = async {
+            for peer in self.before_this_node(&membership, rank::key("manifest", &digest.to_string())) {
+                let answer = self.0.peers.manifest(&peer, repository, digest, false).await;
+                if let Some(Settled::Found((media_type, bytes))) = answer {
+                    return Some(Manifest { digest: *digest, media_type, bytes });
+                }
+            }
+            None
+        };
+        tokio::time::timeout(self.0.peers.config().wait, asking).await.ok().flatten()
+    }
+
+    /// A manifest that any peer has on its disk, or can still fetch.
+    pub(super) async fn manifest_of_anyone(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Option<Manifest> {
+        for (peers, known) in self.last_resorts(rank::key("manifest", &digest.to_string()))? {
+            let answers = stream::iter(peers)
+                .map(|peer| async move { self.0.peers.manifest(&peer, repository, digest, known).await })
+                .buffer_unordered(AT_ONCE);
+            let found = answers.filter_map(|answer| std::future::ready(found(answer)));
+            let first = async { std::pin::pin!(found).next().await };
+            if let Ok(Some((media_type, bytes))) = tokio::time::timeout(EVERYONE, first).await {
+                return Some(Manifest { digest: *digest, media_type, bytes });
+            }
+        }
+        None
+    }
+
+    /// Whom to ask for a manifest when the registry does not answer this node: everyone for what is on their disks; then
+    /// those that rank after this node, for they may reach the registry where this node does not. These ask nobody else.
+    fn last_resorts(&self, subject: u64) -> Option<[(Vec<Peer>, bool); 2]> {
+        let membership = self.0.peers.membership()?;
+        let usable = |peer: &&Peer| self.0.peers.is_usable(peer);
+        let after = membership.resolvers_after(subject).into_iter().filter(usable).cloned().collect();
+        Some([(membership.others().filter(usable).cloned().collect(), true), (after, false)])
+    }
+
+    /// The digest that enough peers report for a tag that the registry cannot confirm now: what they last knew, else what
+    /// the registry tells them now.
+    pub(super) async fn tag_of_peers(&self, repository: &Repository, tag: &Tag) -> Option<Vote> {
+        let membership = self.0.peers.membership()?;
+        let (mut votes, mut silent) = (Vec::new(), self.0.peers.voters(&membership));
+        for known in [true, false] {
+            silent = self.collect_votes(&mut votes, silent, repository, tag, known).await;
+            let agreed = quorum::agreed(&votes, self.0.peers.config().tag_quorum);
+            if agreed.is_some() {
+                self.0.metrics.count_tag_resolution(true);
+                return agreed;
+            }
+        }
+        self.0.metrics.count_tag_resolution(false);
+        None
+    }
+
+    /// One round of votes. Waits for everyone, within a limit: the fastest must not be the ones that count. Returns the
+    /// peers that gave none.
+    async fn collect_votes(
+        &self,
+        votes: &mut Vec<Vote>,
+        peers: Vec<Peer>,
+        repository: &Repository,
+        tag: &Tag,
+        known: bool,
+    ) -> Vec<Peer> {
+        let mut silent = peers.clone();
+        let answers = stream::iter(peers)
+            .map(|peer| async move { (self.0.peers.tag(&peer, repository, tag, known).await, peer) })
+            .buffer_unordered(AT_ONCE);
+        let mut answers = std::pin::pin!(answers);
+        let all = async {
+            while let Some((answer, peer)) = answers.next().await {
+                if let Some(vote) = found(answer).as_ref().and_then(vote) {
+                    votes.push(vote);
+                    silent.retain(|other| *other != peer);
+                }
+            }
+        };
+        // Late peers have no vote in this round.
+        let _ = tokio::time::timeout(VOTES, all).await;
+        silent
+    }
+
+    /// A manifest for a peer. With `known` from the disk alone.
+    pub async fn manifest_for_peer(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        known: bool,
+    ) -> Result<Manifest, FetchError> {
+        if known {
+            return self.known_manifest(repository, digest).await;
+        }
+        let (fetcher, repository, digest) = (self.clone(), repository.clone(), *digest);
+        self.answer_in_time(async move { fetcher.manifest_by(&repository, &digest, Ask::Upstream).await })
+            .await
+    }
+
+    /// What a tag resolves to, for a peer. With `known` from the disk alone. What peers told this node is not passed on: it
+    /// would make one vote several.
+    pub async fn tag_for_peer(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        known: bool,
+    ) -> Result<TagMeaning, FetchError> {
+        let resolved = if known {
+            self.known_tag(repository, tag).await?
+        } else {
+            let (fetcher, repository, tag) = (self.clone(), repository.clone(), tag.clone());
+            self.answer_in_time(async move { fetcher.resolve_by(&repository, &tag, Ask::Upstream).await })
+                .await?
+        };
+        if resolved.unconfirmed {
+            let reason = "peers told this node what the tag resolves to, the registry did not".into();
+            return Err(FetchError::NotNow { reason, retry_after: None });
+        }
+        Ok(TagMeaning {
+            digest: resolved.info.digest.to_string(),
+            media_type: resolved.info.media_type.as_str().to_owned(),
+            size: resolved.info.size,
+            age_ms: u64::try_from(resolved.age.as_millis()).unwrap_or(u64::MAX),
+            stale: resolved.info.stale,
+        })
+    }
+
+    /// Runs work that goes on when the peer that asked has been told to wait.
+    async fn answer_in_time<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, FetchError>> + Send + 'static,
+    ) -> Result<T, FetchError> {
+        let task = self.0.tasks.spawn("answer", work);
+        match tokio::time::timeout(ANSWER, task).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(FetchError::Stopping),
+            Err(_) => {
+                Err(FetchError::NotNow { reason: format!("no answer within {ANSWER:?}"), retry_after: None })
+            }
+        }
+    }
+}
+
+/// What an answer holds, if anything.
+fn found<T>(answer: Option<Settled<T>>) -> Option<T> {
+    match answer {
+        Some(Settled::Found(found)) => Some(found),
+        Some(Settled::Absent | Settled::NotNow) | None => None,
+    }
+}
+
+fn vote(meaning: &TagMeaning) -> Option<Vote> {
+    Some(Vote { digest: meaning.digest.parse().ok()?, age: Duration::from_millis(meaning.age_ms) })
+}

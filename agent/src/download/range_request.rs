@@ -1,0 +1,399 @@
+//! One connection of a download: asks upstream for a span and writes what comes into the partial blob.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    task::AbortHandle,
+};
+
+use super::{
+    FetchError, Fetcher,
+    schedule::{Hedge, RequestView, SILENT},
+    state::{Download, blocking},
+};
+use crate::{
+    store::{Partial, StoreError},
+    types::Repository,
+    upstream::{BlobBody, Span, UpstreamError},
+};
+
+/// Bytes gathered before a write when they are there without waiting.
+const BATCH: usize = 256 * 1024;
+
+/// A registry that has not answered for so long gives its place among the transfers to another request.
+const SLOW_HEADER: Duration = Duration::from_secs(2);
+
+/// What a request tells its download.
+#[derive(Debug)]
+pub(super) struct RequestEvent {
+    /// Which request.
+    pub(super) request: u64,
+    /// What happened.
+    pub(super) event: Event,
+}
+
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Upstream has answered; bytes follow. Names who sends them.
+    Streaming(String),
+    /// Bytes have arrived: the first ones, or the first after a silence.
+    Bytes,
+    /// The span is filled, or why not.
+    Ended(Result<(), RangeError>),
+}
+
+/// Why a request ended early.
+#[derive(Debug)]
+pub(super) enum RangeError {
+    /// This source will not do.
+    Refused(FetchError),
+    /// It may do at another attempt.
+    Broken(UpstreamError),
+    /// What it said of the content, now or before, was wrong: its size, or which version it has.
+    Changed(UpstreamError),
+    /// It answers a range with everything, and someone is reading everything already.
+    NoRanges,
+    /// No source will do.
+    Fatal(FetchError),
+}
+
+impl From<UpstreamError> for RangeError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            UpstreamError::NotFound { .. }
+            | UpstreamError::Denied { .. }
+            | UpstreamError::TooLarge { .. }
+            | UpstreamError::Distrusted { .. } => Self::Refused(error.into()),
+            UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. } => Self::Broken(error),
+            UpstreamError::Changed { .. } => Self::Changed(error),
+        }
+    }
+}
+
+impl From<FetchError> for RangeError {
+    fn from(error: FetchError) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+/// Where a request is, shared between its task and the download.
+#[derive(Debug)]
+struct Place {
+    /// Where it began.
+    start: AtomicU64,
+    position: AtomicU64,
+    end: AtomicU64,
+    started: Instant,
+    /// When the answer's header arrived, in milliseconds after `started`.
+    answered: AtomicU64,
+    /// Since when the request has been waiting for the network, in milliseconds after `started`; [`BUSY`] while it does not:
+    /// what the disk or a limit of this node holds up is no silence of the registry.
+    waiting: AtomicU64,
+}
+
+/// See [`Place::waiting`].
+const BUSY: u64 = u64::MAX;
+
+impl Place {
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
+    }
+
+    fn wait_begins(&self) {
+        self.waiting.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// For how long the request has waited.
+    fn wait_ends(&self) -> Duration {
+        let since = self.waiting.swap(BUSY, Ordering::Relaxed);
+        Duration::from_millis(self.now().saturating_sub(since))
+    }
+
+    fn silent(&self) -> Duration {
+        match self.waiting.load(Ordering::Relaxed) {
+            BUSY => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since)),
+        }
+    }
+}
+
+/// The download's handle on a request. Dropping it ends the request.
+#[derive(Debug)]
+pub(super) struct RangeRequest {
+    pub(super) id: u64,
+    pub(super) streaming: bool,
+    pub(super) hedged: bool,
+    /// The request for whose rest this one is a second request, and why there is one.
+    pub(super) hedges: Option<(u64, Hedge)>,
+    place: Arc<Place>,
+    task: AbortHandle,
+}
+
+impl Drop for RangeRequest {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl RangeRequest {
+    pub(super) fn view(&self) -> RequestView {
+        let position = self.place.position.load(Ordering::Acquire);
+        let since_answer = self.place.now().saturating_sub(self.place.answered.load(Ordering::Relaxed));
+        let age = if self.streaming { Duration::from_millis(since_answer) } else { Duration::ZERO };
+        let brought = position.saturating_sub(self.place.start.load(Ordering::Acquire));
+        RequestView {
+            position,
+            end: self.place.end.load(Ordering::Acquire),
+            silent: if self.streaming { self.place.silent() } else { Duration::ZERO },
+            age,
+            rate: u64::try_from(u128::from(brought) * 1000 / age.as_millis().max(1)).unwrap_or(u64::MAX),
+            hedged: self.hedged,
+        }
+    }
+
+    /// Makes it stop earlier; another request has the rest.
+    pub(super) fn shorten(&self, end: u64) {
+        self.place.end.fetch_min(end, Ordering::AcqRel);
+    }
+
+    /// A request that began to the unknown end learns it.
+    pub(super) fn set_size(&self, size: u64) {
+        self.place.end.fetch_min(size, Ordering::AcqRel);
+    }
+}
+
+/// What a request is to do.
+#[derive(Debug)]
+pub(super) struct RangeSpec {
+    pub(super) id: u64,
+    pub(super) source: Repository,
+    pub(super) span: Span,
+    /// No other request is at work: an answer from the beginning is as good as any.
+    pub(super) alone: bool,
+    /// See [`RangeRequest::hedges`].
+    pub(super) hedges: Option<(u64, Hedge)>,
+}
+
+/// Starts a request.
+pub(super) fn start(
+    fetcher: &Fetcher,
+    download: &Arc<Download>,
+    partial: &Arc<Partial>,
+    spec: RangeSpec,
+    events: mpsc::Sender<RequestEvent>,
+) -> RangeRequest {
+    let place = Arc::new(Place {
+        start: AtomicU64::new(spec.span.start),
+        position: AtomicU64::new(spec.span.start),
+        end: AtomicU64::new(spec.span.end.or(partial.size()).unwrap_or(u64::MAX)),
+        started: Instant::now(),
+        answered: AtomicU64::new(0),
+        waiting: AtomicU64::new(BUSY),
+    });
+    let (id, hedges) = (spec.id, spec.hedges);
+    let run = Run {
+        fetcher: fetcher.clone(),
+        download: download.clone(),
+        partial: partial.clone(),
+        place: place.clone(),
+        spec,
+        events,
+    };
+    let task = fetcher.0.tasks.spawn("request", run.run()).abort_handle();
+    RangeRequest { id, streaming: false, hedged: false, hedges, place, task }
+}
+
+struct Run {
+    fetcher: Fetcher,
+    download: Arc<Download>,
+    partial: Arc<Partial>,
+    place: Arc<Place>,
+    spec: RangeSpec,
+    events: mpsc::Sender<RequestEvent>,
+}
+
+impl Run {
+    async fn run(self) {
+        let outcome = self.fill().await;
+        self.tell(Event::Ended(outcome)).await;
+    }
+
+    /// The download may have ended; then nobody is interested.
+    async fn tell(&self, event: Event) {
+        let _ = self.events.send(RequestEvent { request: self.spec.id, event }).await;
+    }
+
+    async fn fill(&self) -> Result<(), RangeError> {
+        let upstream = &self.fetcher.0.upstream;
+        let source = &self.spec.source;
+        let known = self.partial.validators();
+        let (digest, distrust) = (self.download.digest(), self.download.distrust());
+        let mut permit = self.permit().await;
+        let mut asking = std::pin::pin!(upstream.blob(source, digest, self.spec.span, &known, distrust));
+        let body = if let Ok(answer) = tokio::time::timeout(SLOW_HEADER, &mut asking).await {
+            answer?
+        } else {
+            // A place that nothing moves in is free for others until the answer comes.
+            drop(permit.take());
+            let answer = asking.await?;
+            permit = self.permit().await;
+            answer
+        };
+        let _permit = permit;
+        self.place.answered.store(self.place.now(), Ordering::Relaxed);
+        if let Some(validator) = &body.validator {
+            self.partial.note_validator(validator);
+        }
+        if body.offset != self.spec.span.start {
+            upstream.note_no_ranges(&source.registry);
+            if !self.spec.alone {
+                return Err(RangeError::NoRanges);
+            }
+            self.place.start.store(body.offset, Ordering::Release);
+            self.place.position.store(body.offset, Ordering::Release);
+        }
+        self.learn_size(&body).await?;
+        self.tell(Event::Streaming(body.origin.clone())).await;
+        self.pump(body).await
+    }
+
+    /// A place among the transfers of the registry.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let registry = &self.spec.source.registry;
+        let _queued = self.download.enter_queue(registry);
+        self.fetcher.0.upstream.transfer_permit(registry).await
+    }
+
+    /// The blob's size as upstream says, held against what its manifest said.
+    async fn learn_size(&self, body: &BlobBody) -> Result<(), RangeError> {
+        let described = self.download.described_size();
+        let Some(size) = body.size.or(described) else { return Ok(()) };
+        if let Some(described) = described.filter(|described| *described != size) {
+            return Err(self.broken(format!(
+                "`{}` says the blob has {size} bytes, its manifest says {described}",
+                body.origin
+            )));
+        }
+        if !self.spec.alone && self.partial.size().is_some_and(|known| known != size) {
+            return Err(self.broken(format!(
+                "`{}` says the blob has {size} bytes, another connection said otherwise",
+                body.origin
+            )));
+        }
+        let sized = self.partial.clone();
+        blocking(move || sized.set_size(size)).await?;
+        self.place.end.fetch_min(size, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn broken(&self, reason: String) -> RangeError {
+        RangeError::Broken(UpstreamError::Unavailable { registry: self.spec.source.registry.clone(), reason })
+    }
+
+    /// Moves the body into the partial blob until the request's end. Network and disk overlap: the next bytes are
+    /// gathered while the last batch is written.
+    async fn pump(&self, mut body: BlobBody) -> Result<(), RangeError> {
+        let mut position = body.offset;
+        let epoch = self.partial.epoch();
+        let mut writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>> = None;
+        let mut first = true;
+        let ended = loop {
+            self.place.wait_begins();
+            let (batch, ended) = gather(&mut body).await;
+            let waited = self.place.wait_ends();
+            if !batch.is_empty() && (std::mem::take(&mut first) || waited >= SILENT / 2) {
+                self.tell(Event::Bytes).await;
+            }
+            finish_write(writing.take()).await?;
+            let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
+            self.fetcher.0.peers.note_arrival(length);
+            let limit = self.partial.size().unwrap_or(u64::MAX);
+            if length > limit.saturating_sub(position) {
+                break Err(
+                    self.broken(format!("`{}` sent more than the {limit} bytes it announced", body.origin))
+                );
+            }
+            if length > 0 {
+                writing = Some(self.write(epoch, position, batch));
+                position += length;
+            }
+            if let Some(ended) = ended {
+                break ended.map_err(RangeError::from);
+            }
+            if position >= self.place.end.load(Ordering::Acquire) {
+                break Ok(());
+            }
+        };
+        finish_write(writing).await?;
+        ended?;
+        let end = self.place.end.load(Ordering::Acquire);
+        if end == u64::MAX {
+            let sized = self.partial.clone();
+            return Ok(blocking(move || sized.set_size(position)).await?);
+        }
+        if position < end {
+            return Err(
+                self.broken(format!("`{}` ended the body after byte {position} of {end}", body.origin))
+            );
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        epoch: u64,
+        offset: u64,
+        batch: Vec<Bytes>,
+    ) -> tokio::task::JoinHandle<Result<(), StoreError>> {
+        let (download, partial, place) = (self.download.clone(), self.partial.clone(), self.place.clone());
+        tokio::task::spawn_blocking(move || {
+            let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
+            partial.write_in(epoch, offset, &batch, |written| download.note_read(written))?;
+            // Only now: what is behind a request's place is there, what is before it is the request's to bring.
+            place.position.store(offset + length, Ordering::Release);
+            download.wrote();
+            Ok(())
+        })
+    }
+}
+
+async fn finish_write(
+    writing: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
+) -> Result<(), FetchError> {
+    match writing {
+        Some(task) => Ok(task.await.map_err(StoreError::from)??),
+        None => Ok(()),
+    }
+}
+
+/// The next bytes, and whatever else is there already, up to [`BATCH`]; with it, how the body ended if it did.
+async fn gather(body: &mut BlobBody) -> (Vec<Bytes>, Option<Result<(), UpstreamError>>) {
+    let (mut batch, mut length) = (Vec::new(), 0);
+    let mut next = body.chunk().await;
+    loop {
+        match next {
+            Ok(Some(chunk)) => {
+                length += chunk.len();
+                batch.push(chunk);
+            }
+            Ok(None) => return (batch, Some(Ok(()))),
+            Err(error) => return (batch, Some(Err(error))),
+        }
+        if length >= BATCH {
+            return (batch, None);
+        }
+        match body.chunk().now_or_never() {
+            Some(more) => next = more,
+            None => return (batch, None),
+        }
+    }
+}

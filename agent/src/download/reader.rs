@@ -1,0 +1,320 @@
+//! Reading content, whole or growing, with one interface for the HTTP side.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{
+    FetchError,
+    error::chain,
+    passthrough::{BlobRef, Passthrough},
+    state::{Phase, Progress, Subscriber},
+    stillness::{CHECK, Stillness},
+};
+use crate::store::{Blob, ChunkSize, Partial, read_chunk};
+
+/// Bytes at the end of a growing blob that are held back until its digest matched, so that no client ever completes
+/// a wrong blob.
+pub(crate) const HELD_BACK: u64 = 64 * 1024;
+
+/// A reader's speed is measured over this many bytes.
+const PACE_BYTES: usize = 256 * 1024;
+
+/// A reader that takes longer for them (2.5 MiB a second) does not keep up: large buffers would lie about with it.
+const PACE_TIME: Duration = Duration::from_millis(100);
+
+/// Content that can be read. When the store fails under it, it goes on past the store.
+#[derive(Debug)]
+pub struct Content {
+    source: Source,
+    way: BlobRef,
+}
+
+/// Where content comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Whole, verified, on disk.
+    Whole(Blob),
+    /// On its way.
+    Growing(Growing),
+    /// On its way past the store.
+    Passthrough(Box<Passthrough>),
+    /// A part that is there, of a blob that is on its way: for peers, who verify it.
+    Landed(Landed),
+}
+
+/// A part of a partial blob that is there. Reading ends with an error when it is replaced meanwhile, so that nobody is
+/// sent a mixture of two.
+#[derive(Debug)]
+pub(crate) struct Landed {
+    partial: Arc<Partial>,
+    size: u64,
+    changes: u64,
+}
+
+impl Landed {
+    /// `changes` is [`Partial::changes`] of when the part was looked at first.
+    pub(crate) fn new(partial: Arc<Partial>, size: u64, changes: u64) -> Self {
+        Self { partial, size, changes }
+    }
+
+    async fn read(&self, position: u64, until: u64, size: ChunkSize) -> std::io::Result<Bytes> {
+        let bytes = read_chunk(self.partial.file(), position, until, size).await?;
+        if self.partial.changes() != self.changes {
+            return Err(std::io::Error::other("wrong bytes are being replaced"));
+        }
+        Ok(bytes)
+    }
+}
+
+/// A blob on its way: its partial file and the event about it.
+#[derive(Debug)]
+pub(crate) struct Growing {
+    partial: Arc<Partial>,
+    progress: watch::Receiver<Progress>,
+    size: u64,
+    subscriber: Subscriber,
+}
+
+impl Growing {
+    pub(crate) fn new(
+        partial: Arc<Partial>,
+        progress: watch::Receiver<Progress>,
+        size: u64,
+        subscriber: Subscriber,
+    ) -> Self {
+        Self { partial, progress, size, subscriber }
+    }
+}
+
+impl Content {
+    pub(super) fn new(source: Source, way: BlobRef) -> Self {
+        Self { source, way }
+    }
+
+    /// The whole content's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    /// Reads a part of it: the part that it was opened for.
+    pub fn read(self, range: Range<u64>) -> ContentReader {
+        ContentReader { way: Some(self.way), ..ContentReader::of_store(self.source, range) }
+    }
+}
+
+impl Source {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Whole(blob) => blob.size(),
+            Self::Growing(growing) => growing.size,
+            Self::Passthrough(passing) => passing.size(),
+            Self::Landed(landed) => landed.size,
+        }
+    }
+}
+
+/// Reads one range of content in order.
+#[derive(Debug)]
+pub struct ContentReader {
+    source: Source,
+    /// How to go on when the store fails; nothing for peers, who ask others.
+    way: Option<BlobRef>,
+    position: u64,
+    end: u64,
+    /// How long nothing may arrive before the reader gives up; it may wait for ever without.
+    patience: Option<Duration>,
+    pace: Pace,
+}
+
+/// How fast a reader takes what it gets, and so how much it gets at once.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    bytes: usize,
+    size: ChunkSize,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0, size: ChunkSize::Small }
+    }
+
+    /// The size of the next chunk of a reader that requests it now, and so has taken most of those before.
+    fn next(&mut self, now: Instant) -> ChunkSize {
+        if self.bytes >= PACE_BYTES {
+            let keeps_up = now.saturating_duration_since(self.since) <= PACE_TIME;
+            let size = if keeps_up { ChunkSize::Large } else { ChunkSize::Small };
+            *self = Self { since: now, bytes: 0, size };
+        }
+        self.size
+    }
+}
+
+impl ContentReader {
+    /// Reads a part of what the store has, and ends when the store fails.
+    pub(crate) fn of_store(source: Source, range: Range<u64>) -> Self {
+        Self {
+            source,
+            way: None,
+            position: range.start,
+            end: range.end,
+            patience: None,
+            pace: Pace::new(Instant::now()),
+        }
+    }
+
+    /// Gives up when nothing of a download arrives for so long. The download goes on.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
+    }
+
+    /// The next bytes; `None` at the end of the range. After an error the range cannot be completed.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        let size = self.pace.next(Instant::now());
+        let chunk = match self.read_in_time(size).await {
+            Err(error @ (FetchError::Store(_) | FetchError::Disk(_))) => {
+                let Some(way) = self.way.clone() else { return Err(error) };
+                self.leave_the_store(way, &error).await;
+                self.read(size).await?
+            }
+            read => read?,
+        };
+        let length = chunk.as_ref().map_or(0, Bytes::len);
+        self.pace.bytes += length;
+        self.position += length as u64;
+        Ok(chunk)
+    }
+
+    async fn read_in_time(&mut self, size: ChunkSize) -> Result<Option<Bytes>, FetchError> {
+        let (Some(patience), Some(way), Source::Growing(_)) = (self.patience, self.way.clone(), &self.source)
+        else {
+            return self.read(size).await;
+        };
+        let mut still = Stillness::new(Instant::now());
+        loop {
+            // Reading is begun anew after each look: nothing of it is lost when it is dropped.
+            if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read(size)).await {
+                return read;
+            }
+            if still.is_over(way.fetcher.movement(&way.digest), Instant::now(), patience) {
+                let reason = format!("nothing arrived from the registry or a peer for {patience:?}");
+                return Err(FetchError::NotNow { reason, retry_after: None });
+            }
+        }
+    }
+
+    async fn read(&mut self, size: ChunkSize) -> Result<Option<Bytes>, FetchError> {
+        let (file, until) = match &mut self.source {
+            Source::Whole(blob) => (blob.file(), self.end),
+            Source::Growing(growing) => {
+                let until = growing.wait_past(self.position).await?.min(self.end);
+                (growing.partial.file(), until)
+            }
+            Source::Passthrough(passing) => return passing.next().await,
+            Source::Landed(landed) => {
+                let chunk = landed.read(self.position, self.end, size).await;
+                return chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)));
+            }
+        };
+        let chunk = read_chunk(file, self.position, until, size).await;
+        chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)))
+    }
+
+    /// From here on the bytes come straight from upstream: the client notices nothing.
+    async fn leave_the_store(&mut self, way: BlobRef, error: &FetchError) {
+        let (position, size) = (self.position, self.source.size());
+        tracing::info!(digest = %way.digest.short(), position, error = %chain(error), "goes on past the store");
+        let partial = match &self.source {
+            Source::Growing(growing) => Some(growing.partial.clone()),
+            Source::Whole(_) => {
+                way.fetcher.recheck(way.digest, error);
+                None
+            }
+            Source::Passthrough(_) | Source::Landed(_) => None,
+        };
+        let passing = way.go_on(size, position..self.end, partial).await;
+        self.source = Source::Passthrough(Box::new(passing));
+    }
+}
+
+impl Growing {
+    /// Waits until bytes after `position` may be sent, and says up to where. Ends because a download always ends.
+    async fn wait_past(&mut self, position: u64) -> Result<u64, FetchError> {
+        loop {
+            let phase = self.progress.borrow_and_update().phase.clone();
+            let until = sendable(&phase, self.partial.end_from(position), self.size);
+            if until > position {
+                self.subscriber.streams();
+                return Ok(until);
+            }
+            if let Phase::Failed(error) = phase {
+                return Err(error);
+            }
+            self.subscriber.reached(position);
+            if self.progress.changed().await.is_err() {
+                return Err(FetchError::Stopping);
+            }
+        }
+    }
+}
+
+/// Up to where bytes may be sent, when they are there up to `end`. Pure.
+fn sendable(phase: &Phase, end: u64, size: u64) -> u64 {
+    match phase {
+        Phase::Verified | Phase::Done => size,
+        // Known to be wrong, or of unknown worth: nothing more leaves.
+        Phase::Failed(FetchError::Corrupt { .. }) => 0,
+        Phase::Connecting | Phase::Streaming | Phase::Failed(_) => end.min(size.saturating_sub(HELD_BACK)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Digest, Mismatch};
+
+    #[test]
+    fn a_reader_gets_large_chunks_while_it_keeps_up() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut after = |bytes, took| {
+            pace.bytes += bytes;
+            now += took;
+            pace.next(now)
+        };
+        for (bytes, took, expected) in [
+            (0, Duration::ZERO, ChunkSize::Small),
+            (PACE_BYTES / 2, Duration::ZERO, ChunkSize::Small),
+            (PACE_BYTES / 2, PACE_TIME, ChunkSize::Large),
+            // Too few bytes to judge by.
+            (PACE_BYTES / 2, 10 * PACE_TIME, ChunkSize::Large),
+            (PACE_BYTES / 2, Duration::ZERO, ChunkSize::Small),
+            (PACE_BYTES, PACE_TIME / 2, ChunkSize::Large),
+        ] {
+            assert_eq!(after(bytes, took), expected, "{bytes} in {took:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_held_back_until_the_digest_matched() {
+        let size = 10 * HELD_BACK;
+        assert_eq!(sendable(&Phase::Streaming, 100, size), 100);
+        assert_eq!(sendable(&Phase::Streaming, size, size), size - HELD_BACK);
+        assert_eq!(sendable(&Phase::Verified, size, size), size);
+        assert_eq!(sendable(&Phase::Streaming, 50, 50), 0);
+        assert_eq!(sendable(&Phase::Failed(FetchError::Stopping), size, size), size - HELD_BACK);
+        let mismatch = Arc::new(Mismatch { expected: Digest::of(b"a"), found: Digest::of(b"b") });
+        let corrupt = FetchError::Corrupt { registry: "r".parse().unwrap(), origins: Vec::new(), mismatch };
+        assert_eq!(sendable(&Phase::Failed(corrupt), size, size), 0);
+    }
+}

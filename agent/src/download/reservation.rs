@@ -1,0 +1,107 @@
+//! Room on the disk for transfers: asked for before one begins, so that a full store costs no client anything.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use super::{FetchError, Fetcher, state::blocking};
+use crate::store::{Need, Partial, StoreError};
+
+/// How often a download makes room on a disk that is full although there was room at its beginning.
+const MAX_MADE: u32 = 3;
+
+/// What a blob of unknown size is thought to need still, in bytes.
+const UNKNOWN_SIZE: u64 = 256 * 1024 * 1024;
+
+/// Makes room by evicting; returns the bytes freed. Blocking.
+#[derive(Clone)]
+pub struct MakeRoom(Arc<dyn Fn(Need) -> Result<u64, StoreError> + Send + Sync>);
+
+impl MakeRoom {
+    /// `make` is called on the blocking pool.
+    pub fn new(make: impl Fn(Need) -> Result<u64, StoreError> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(make))
+    }
+}
+
+impl fmt::Debug for MakeRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MakeRoom")
+    }
+}
+
+/// Who was given room, so that no two transfers are given the same.
+#[derive(Debug)]
+pub(super) struct Room {
+    make: MakeRoom,
+    admitted: Mutex<Vec<Weak<Partial>>>,
+}
+
+impl Room {
+    pub(super) fn new(make: MakeRoom) -> Self {
+        Self { make, admitted: Mutex::default() }
+    }
+
+    /// Sees to it that there is room for what is missing of a blob, and of all the others under way. `described` is its
+    /// size as its manifest says. Blocking.
+    pub(super) fn admit(&self, partial: &Arc<Partial>, described: Option<u64>) -> Result<(), StoreError> {
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        admitted.retain(|one| one.strong_count() > 0);
+        let others = admitted.iter().filter_map(Weak::upgrade).map(|one| missing(&one, None)).sum::<u64>();
+        (self.make.0)(Need::Room(others.saturating_add(missing(partial, described))))?;
+        admitted.push(Arc::downgrade(partial));
+        Ok(())
+    }
+
+    /// After the disk said that it is full: whether something could be removed, enough for `bytes`. Blocking.
+    pub(super) fn free(&self, bytes: u64) -> Result<bool, StoreError> {
+        Ok((self.make.0)(Need::Freed(bytes))? > 0)
+    }
+}
+
+/// What one download has asked for.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    admitted: bool,
+    /// How often the disk was full all the same.
+    made: u32,
+}
+
+impl Claim {
+    /// Asks for room, once the size is known.
+    pub(super) async fn admit(
+        &mut self,
+        fetcher: &Fetcher,
+        partial: &Arc<Partial>,
+        described: Option<u64>,
+    ) -> Result<(), FetchError> {
+        if self.admitted || (partial.size().is_none() && described.is_none()) {
+            return Ok(());
+        }
+        self.admitted = true;
+        let (fetcher, partial) = (fetcher.clone(), partial.clone());
+        blocking(move || fetcher.0.room.admit(&partial, described)).await
+    }
+
+    /// The disk was full all the same: fine if something can be removed.
+    pub(super) async fn free(
+        &mut self,
+        fetcher: &Fetcher,
+        partial: &Partial,
+        error: Arc<StoreError>,
+    ) -> Result<(), FetchError> {
+        self.made += 1;
+        let left = partial.size().unwrap_or(UNKNOWN_SIZE).saturating_sub(partial.total());
+        let fetcher = fetcher.clone();
+        let tried = self.made <= MAX_MADE;
+        if tried && blocking(move || fetcher.0.room.free(left)).await? {
+            return Ok(());
+        }
+        Err(FetchError::Store(error))
+    }
+}
+
+fn missing(partial: &Partial, described: Option<u64>) -> u64 {
+    partial.size().or(described).unwrap_or(0).saturating_sub(partial.total())
+}

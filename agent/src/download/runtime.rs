@@ -1,0 +1,90 @@
+//! Blobs that the container runtime of this node already has: read from there instead of from a registry.
+//!
+//! Nothing of them leaves before all of it was hashed, so that a damaged file costs a moment and no pull. Only what a
+//! manifest names that the agent itself could read: what a runtime pulled with a pod's own secret does not become
+//! readable for everybody on the node.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    FetchError, Fetcher,
+    state::{Download, blocking},
+};
+use crate::store::{Blob, Finish, Partial, RuntimeBlob, StoreError};
+
+/// The runtime's name among those who bring bytes.
+pub(super) const ORIGIN: &str = "the container runtime's content";
+
+/// What the runtime has of the download's blob.
+pub(super) enum Found {
+    /// The same file is a blob of the store now.
+    Linked(Blob),
+    /// A file to copy.
+    File(RuntimeBlob),
+}
+
+/// Looks.
+pub(super) async fn find(fetcher: &Fetcher, download: &Download) -> Result<Option<Found>, FetchError> {
+    let (store, digest) = (fetcher.0.store.clone(), *download.digest());
+    let Some(size) = download.described_size().filter(|_| store.has_runtime()) else { return Ok(None) };
+    let found = blocking(move || {
+        let Some(file) = store.runtime_blob(&digest, size) else { return Ok(None) };
+        Ok(Some(store.link_runtime_blob(&file).map_or(Found::File(file), Found::Linked)))
+    })
+    .await?;
+    if let Some(Found::Linked(blob)) = &found {
+        fetcher.0.metrics.runtime_bytes.inc_by(blob.size());
+    }
+    Ok(found)
+}
+
+/// Fills a partial blob from the runtime's file; `false` when that is not what its name says, and then the partial blob
+/// has to be opened anew.
+pub(super) async fn copy(
+    fetcher: &Fetcher,
+    partial: Arc<Partial>,
+    file: RuntimeBlob,
+) -> Result<bool, FetchError> {
+    let (size, digest, stop) = (file.size(), *partial.digest(), fetcher.0.stop.clone());
+    match blocking(move || fill(&partial, &file, &stop)).await? {
+        Filled::Right => {
+            fetcher.0.metrics.runtime_bytes.inc_by(size);
+            Ok(true)
+        }
+        Filled::Wrong => {
+            tracing::warn!(digest = %digest.short(), "the runtime's blob is not what its name says: passed over");
+            Ok(false)
+        }
+        Filled::Stopped => Err(FetchError::Stopping),
+    }
+}
+
+enum Filled {
+    Right,
+    Wrong,
+    Stopped,
+}
+
+fn fill(partial: &Partial, file: &RuntimeBlob, stop: &CancellationToken) -> Result<Filled, StoreError> {
+    partial.set_size(file.size())?;
+    let mut position = 0;
+    while position < file.size() {
+        if stop.is_cancelled() {
+            return Ok(Filled::Stopped);
+        }
+        let Some(bytes) = file.read(position).ok().filter(|bytes| !bytes.is_empty()) else {
+            partial.discard()?;
+            return Ok(Filled::Wrong);
+        };
+        let length = bytes.len() as u64;
+        partial.write(position, &[Bytes::from(bytes)])?;
+        position += length;
+    }
+    Ok(match partial.finish()? {
+        Finish::Verified => Filled::Right,
+        Finish::Mismatch { .. } => Filled::Wrong,
+    })
+}

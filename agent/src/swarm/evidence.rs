@@ -1,0 +1,171 @@
+//! Peers that named wrong hashes of pieces: when a blob turned out wrong although its pieces had the hashes that the
+//! readers of its segments named, these are remembered, and held against the right bytes as soon as they are there.
+//!
+//! The next download compares them with a second read ([`super::cross_check`]); when that does not help, the digest is
+//! fetched from upstream alone. Where most of the readers named wrong hashes it was the registry
+//! that sent them wrong bytes, and none is blamed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{Inner, piece_hashes::hash_piece};
+use crate::{
+    download::{Claim, Download, chain},
+    metrics::BlameLabels,
+    peers::layout::Layout,
+    store::Partial,
+    types::Digest,
+};
+
+/// Wrong blobs remembered at once.
+const MOST: usize = 64;
+
+/// For how long.
+const MEMORY: Duration = Duration::from_mins(10);
+
+#[derive(Debug, Default)]
+pub(super) struct Evidence(Mutex<HashMap<Digest, Case>>);
+
+/// What peers said of one wrong blob.
+#[derive(Debug)]
+pub(super) struct Case {
+    since: Instant,
+    layout: Layout,
+    pieces: Vec<NamedHash>,
+    /// A second read was compared with what was here.
+    checked: bool,
+}
+
+#[derive(Debug)]
+struct NamedHash {
+    piece: u64,
+    hash: Digest,
+    /// The peer that named the hash.
+    peer: String,
+}
+
+impl Case {
+    fn new(size: u64, claims: Vec<(u64, Claim)>) -> Self {
+        let pieces = claims.into_iter().map(|(piece, Claim { hash, peer })| NamedHash { piece, hash, peer });
+        Self { since: Instant::now(), layout: Layout::new(size), pieces: pieces.collect(), checked: false }
+    }
+
+    /// The first wrong hash of each peer that named one. Blocking.
+    fn close(&self, right: &File) -> io::Result<BTreeMap<&str, u64>> {
+        let mut wrong = BTreeMap::new();
+        for NamedHash { piece, hash, peer } in &self.pieces {
+            if !wrong.contains_key(peer.as_str()) && hash_piece(right, &self.layout, *piece)? != *hash {
+                wrong.insert(peer.as_str(), *piece);
+            }
+        }
+        let peers: BTreeSet<&str> = self.pieces.iter().map(|named| named.peer.as_str()).collect();
+        Ok(if 2 * wrong.len() > peers.len() { BTreeMap::new() } else { wrong })
+    }
+}
+
+impl Evidence {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Case>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a case. Says whether it is the digest's first, and remembered.
+    pub(super) fn note(&self, digest: &Digest, case: Case) -> bool {
+        let mut cases = self.lock();
+        cases.retain(|_, case| case.since.elapsed() < MEMORY);
+        if cases.contains_key(digest) || cases.len() >= MOST {
+            return false;
+        }
+        cases.insert(*digest, case);
+        true
+    }
+
+    /// Whether a second read is yet to be compared with what is here; it is begun with this.
+    pub(super) fn begin_check(&self, digest: &Digest) -> bool {
+        let mut cases = self.lock();
+        let case = cases.get_mut(digest).filter(|case| case.since.elapsed() < MEMORY && !case.checked);
+        case.map(|case| case.checked = true).is_some()
+    }
+
+    /// The peer by whose word a piece was taken.
+    pub(super) fn named(&self, digest: &Digest, piece: u64) -> Option<String> {
+        let cases = self.lock();
+        cases.get(digest)?.pieces.iter().find(|named| named.piece == piece).map(|named| named.peer.clone())
+    }
+
+    /// Whether a blob that peers had a part in was wrong lately.
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.lock().get(digest).is_some_and(|case| case.since.elapsed() < MEMORY)
+    }
+
+    /// Takes the case: the right bytes are there.
+    pub(super) fn take(&self, digest: &Digest) -> Option<Case> {
+        self.lock().remove(digest)
+    }
+}
+
+impl Inner {
+    /// A blob turned out wrong: the hashes that peers named of its pieces are remembered. Says whether what has come is
+    /// worth keeping, to be compared with a second read.
+    pub(super) fn open_case(&self, download: &Download, size: Option<u64>) -> bool {
+        size.filter(|_| download.peer_requests.has_peers()).is_some_and(|size| {
+            self.evidence.note(download.digest(), Case::new(size, download.expected.claims()))
+        })
+    }
+
+    /// The right bytes are there: peers that named wrong hashes are left out for a while.
+    pub(super) async fn close_case(&self, digest: &Digest, partial: &Arc<Partial>) {
+        let Some(case) = self.evidence.take(digest) else { return };
+        let partial = partial.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            let wrong = case.close(partial.file())?;
+            Ok(wrong.into_iter().map(|(peer, piece)| (peer.to_owned(), piece)).collect::<Vec<_>>())
+        });
+        let wrong = closed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let wrong = wrong.inspect_err(
+            |error| tracing::warn!(error = %chain(error), "cannot tell which peer named wrong hashes"),
+        );
+        for (peer, piece) in wrong.unwrap_or_default() {
+            tracing::warn!(digest = %digest.short(), piece, peer, "peer named a wrong hash for a piece: skipped for a while");
+            self.metrics.peer_wrong_pieces.get_or_create(&BlameLabels { peer: peer.clone() }).inc();
+            self.peers.blame(&peer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_named_a_wrong_hash_is_found_and_nobody_else() {
+        let piece = Layout::new(0).piece();
+        let right = vec![7; usize::try_from(2 * piece + 10).unwrap()];
+        let hash = |length: u64| Digest::of(&right[..usize::try_from(length).unwrap()]);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&right).unwrap();
+        let claim = |hash, peer: &str| Claim { hash, peer: peer.to_owned() };
+        let wrong = Digest::of(b"wrong");
+        let claims = vec![(0, claim(hash(piece), "a")), (1, claim(wrong, "b")), (2, claim(hash(10), "c"))];
+        let case = Case::new(2 * piece + 10, claims);
+        assert_eq!(case.close(&file).unwrap(), BTreeMap::from([("b", 1)]));
+        let (evidence, digest) = (Evidence::default(), Digest::of(b"x"));
+        assert!(evidence.note(&digest, case));
+        assert_eq!(evidence.named(&digest, 1).as_deref(), Some("b"));
+        assert!(evidence.begin_check(&digest) && !evidence.begin_check(&digest), "once");
+        assert!(
+            !evidence.note(&digest, Case::new(1, Vec::new())),
+            "a second time there is nothing to compare"
+        );
+        assert!(evidence.has(&digest) && evidence.take(&digest).is_some() && !evidence.has(&digest));
+        let claims = vec![(0, claim(wrong, "a")), (1, claim(wrong, "b")), (2, claim(hash(10), "c"))];
+        let case = Case::new(2 * piece + 10, claims);
+        assert!(case.close(&file).unwrap().is_empty(), "the registry sent wrong bytes to most of them");
+    }
+}

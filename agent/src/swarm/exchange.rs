@@ -1,0 +1,301 @@
+//! Filling a blob from the cluster: pieces in random order within a window, each along its own tree, the segments that
+//! are this node's to read from upstream; and the same for what other peers ask of it.
+//!
+//! Whatever it leaves (no peers, nobody answers, no event for `peer.wait`), [`crate::download`] fetches from upstream as if
+//! there were no cluster.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::MissedTickBehavior;
+
+use super::{
+    Swarm,
+    piece::{NoPiece, PieceContext},
+};
+use crate::{
+    download::{CatchUp, Download, FetchError, PieceSource, Reading, blocking, chain},
+    peers::{plan::Window, rank},
+    store::Partial,
+};
+
+/// Requests that a download has under way for its own sake.
+const ASKS: usize = 16;
+
+/// So many when this node is slow: it keeps fewer places at others, and its link is full all the same.
+const LEAF_ASKS: usize = 4;
+
+/// So many more for pieces that a reader is about to need.
+const URGENT: usize = 4;
+
+/// How often the download is looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(100);
+
+/// For how long a download that only serves others stays after the last request.
+const LINGER: Duration = Duration::from_secs(20);
+
+/// Rounds in which a piece was brought by nobody, without a new byte, before the rest is left to upstream.
+const ROUNDS: u32 = 3;
+
+/// Pause after such a round.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Brings what peers can bring. `Ok` says that the downloader goes on; all may be there already.
+pub(super) async fn fill(
+    swarm: Swarm,
+    download: &Arc<Download>,
+    partial: &Arc<Partial>,
+) -> Result<(), FetchError> {
+    let outcome = match prepare(swarm, download, partial).await {
+        Some(context) => Exchange::new(context).run().await,
+        None => Ok(()),
+    };
+    download.peer_requests.leave();
+    download.segments.end();
+    // Whoever waits here for a piece looks again.
+    download.wrote();
+    outcome
+}
+
+/// What there is to go by; `None` when this blob is this node's own business.
+async fn prepare(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>) -> Option<PieceContext> {
+    swarm.0.peers.membership()?;
+    let source = download.source(0)?;
+    let distrust = download.distrust();
+    let check = swarm.0.evidence.begin_check(download.digest());
+    if !check
+        && (!distrust.last.is_empty()
+            || !distrust.never.is_empty()
+            || swarm.0.evidence.has(download.digest()))
+    {
+        return None;
+    }
+    let mut size = download.described_size().or(partial.size()).or(download.hinted_size());
+    if size.is_none() {
+        size = swarm.0.upstream.blob_head(&source, download.digest()).await.ok().flatten();
+    }
+    let sized = partial.clone();
+    let size = size?;
+    blocking(move || sized.set_size(size)).await.ok()?;
+    let reading =
+        Reading { fetcher: swarm.0.fetcher.clone(), download: download.clone(), partial: partial.clone() };
+    let context = PieceContext::new(swarm, reading, source, size)?;
+    if check && let Err(error) = context.cross_check().await {
+        tracing::warn!(digest = %download.digest().short(), error = %chain(&error), "cannot compare a blob with a second read");
+    }
+    Some(context)
+}
+
+/// All state of the work with peers.
+struct Exchange {
+    context: Arc<PieceContext>,
+    window: Window,
+    asks: FuturesUnordered<BoxedAsk>,
+    /// Of [`Self::asks`], those for the download's own sake.
+    own: HashSet<u64>,
+    hashing: CatchUp,
+    total: u64,
+    activity: u64,
+    last_news: Instant,
+    rounds: u32,
+    not_before: Option<Instant>,
+    /// This node turned out to be slow: it reads nothing for others.
+    leaf: bool,
+}
+
+type BoxedAsk = std::pin::Pin<Box<dyn Future<Output = (u64, Result<(), NoPiece>)> + Send>>;
+
+impl Exchange {
+    fn new(context: PieceContext) -> Self {
+        let seed = rank::key("order", &format!("{} {}", context.me().name, context.download().digest()));
+        Self {
+            window: Window::new(context.layout(), seed),
+            context: Arc::new(context),
+            asks: FuturesUnordered::new(),
+            own: HashSet::new(),
+            hashing: CatchUp::default(),
+            total: 0,
+            activity: 0,
+            last_news: Instant::now(),
+            rounds: 0,
+            not_before: None,
+            leaf: false,
+        }
+    }
+
+    fn download(&self) -> Arc<Download> {
+        self.context.download().clone()
+    }
+
+    /// Until every byte is there, or what was wanted, or nothing comes of it any more.
+    async fn run(mut self) -> Result<(), FetchError> {
+        let download = self.download();
+        download.peer_requests.open();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.note_arrivals();
+            if self.window.is_complete() {
+                return self.hashing.finish().await;
+            }
+            self.refresh_membership();
+            self.become_leaf_if_slow();
+            self.ask_for_peers();
+            let wanted = self.ask_for_readers();
+            if !wanted {
+                // Nobody here waits: for other peers' sake alone a download may well be silent for long.
+                self.last_news = Instant::now();
+            }
+            if self.is_over(wanted) {
+                return Err(FetchError::Parked);
+            }
+            // On a slow link many requests fail although peers send: there only silence counts.
+            let given_up = self.rounds >= ROUNDS && !self.leaf;
+            if wanted && (given_up || self.is_stuck()) {
+                tracing::info!(digest = %download.digest().short(), have = self.total, "peers do not bring the rest: upstream is asked");
+                return self.hashing.finish().await;
+            }
+            tokio::select! {
+                Some((piece, outcome)) = self.asks.next() => self.apply(piece, outcome)?,
+                () = download.wanted.notified() => {}
+                _ = ticks.tick() => self.hashing.tick(self.context.partial()),
+            }
+        }
+    }
+
+    /// Pieces that are there now, whoever brought them.
+    fn note_arrivals(&mut self) {
+        let total = self.context.partial().total();
+        let activity = self.download().peer_requests.activity();
+        if (total, activity) != (self.total, self.activity) {
+            self.last_news = Instant::now();
+        }
+        if total != self.total || self.total == 0 {
+            self.rounds = if total > self.total { 0 } else { self.rounds };
+            for piece in self.window.open() {
+                if self.context.has(piece) {
+                    self.window.arrived(piece);
+                }
+            }
+        }
+        (self.total, self.activity) = (total, activity);
+    }
+
+    /// Peers come and go while a large blob travels.
+    fn refresh_membership(&mut self) {
+        if let Some(context) = self.context.refreshed() {
+            self.context = Arc::new(context);
+        }
+    }
+
+    /// Peers that wait for what this node reads are sent to the next reader at once.
+    fn become_leaf_if_slow(&mut self) {
+        let slow = self.context.is_slow();
+        if slow && !self.leaf {
+            tracing::info!(digest = %self.download().digest().short(), "this node is much slower than its peers: it reads nothing from the registry for them");
+            self.download().segments.end();
+        }
+        self.leaf = slow;
+    }
+
+    fn ask(&mut self, piece: u64, source: PieceSource) {
+        let context = self.context.clone();
+        self.asks.push(Box::pin(async move {
+            let outcome = match source {
+                PieceSource::Peers => context.bring(piece).await,
+                PieceSource::Registry => context.read_for_peers(piece, false).await,
+                PieceSource::WholeRegistry => context.read_for_peers(piece, true).await,
+            };
+            (piece, outcome)
+        }));
+    }
+
+    /// What peers ask for comes at once and beside this node's own: their order is not this node's.
+    fn ask_for_peers(&mut self) {
+        for (piece, source) in self.download().peer_requests.take() {
+            if self.window.has(piece) {
+                continue;
+            }
+            let missing = self.window.ask(piece);
+            if missing || source != PieceSource::Peers {
+                self.ask(piece, source);
+            }
+        }
+    }
+
+    /// Asks for what clients of this node need, the next bytes of each first. Says whether anything is wanted.
+    fn ask_for_readers(&mut self) -> bool {
+        let layout = *self.context.layout();
+        let (wants, whole) = self.download().wants(layout.size());
+        let paused = self.is_paused();
+        let asks = if self.leaf { LEAF_ASKS } else { ASKS };
+        let mut wanted = whole;
+        for want in &wants {
+            let pieces = layout.touched(want);
+            let mut missing = pieces.filter(|piece| !self.window.has(*piece)).peekable();
+            wanted |= missing.peek().is_some();
+            let most = if whole { 2 } else { asks };
+            let next: Vec<_> = missing.take(most).collect();
+            for piece in next {
+                if !paused && self.own.len() < asks + URGENT && self.window.ask(piece) {
+                    self.own.insert(piece);
+                    self.ask(piece, PieceSource::Peers);
+                }
+            }
+        }
+        while whole && !paused && self.own.len() < asks {
+            let Some(piece) = self.window.take() else { break };
+            self.own.insert(piece);
+            self.ask(piece, PieceSource::Peers);
+        }
+        wanted
+    }
+
+    fn apply(&mut self, piece: u64, outcome: Result<(), NoPiece>) -> Result<(), FetchError> {
+        let own = self.own.remove(&piece);
+        match outcome {
+            Ok(()) => {
+                self.window.arrived(piece);
+            }
+            Err(NoPiece::Fatal(error)) => return Err(error),
+            Err(NoPiece::Nobody) => {
+                self.window.give_back(piece);
+                let download = self.download();
+                download.peer_requests.fail(piece);
+                download.wrote();
+                // Those that were under way together are one round.
+                if own && !self.is_paused() {
+                    self.rounds = (self.rounds + 1).min(ROUNDS);
+                    self.not_before = Some(Instant::now() + PAUSE * self.rounds);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody on this node wants more, nobody else has asked for a while, and nobody who comes now is missed.
+    fn is_over(&self, wanted: bool) -> bool {
+        let download = self.download();
+        if wanted || !self.asks.is_empty() || download.peer_requests.is_of_interest(LINGER) {
+            return false;
+        }
+        let partial = self.context.partial();
+        let size = self.context.layout().size();
+        download.close_if_satisfied(
+            |want| partial.gaps(want.start.min(size)..want.end.min(size)).is_empty(),
+            size,
+        )
+    }
+
+    fn is_paused(&self) -> bool {
+        self.not_before.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.last_news.elapsed() >= self.context.wait()
+    }
+}

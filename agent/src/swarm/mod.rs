@@ -1,0 +1,89 @@
+//! The other nodes as one source of blobs: what this node fetches from peers, what it sends to them, and how it finds out
+//! which peer sent wrong bytes.
+//!
+//! `exchange` fills one download from peers; `piece` fetches one piece; `share` answers peers; `piece_hashes` are the
+//! hashes that this node vouches for; `evidence` and `cross_check` find the peer that was wrong. Who is here, who stands
+//! above whom, and the protocol are in [`crate::peers`].
+//!
+//! [`crate::download`] knows all of it only as a [`PeerSource`].
+
+mod cross_check;
+mod evidence;
+mod exchange;
+mod piece;
+mod piece_hashes;
+mod share;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use evidence::Evidence;
+use piece_hashes::PieceHashes;
+pub use share::Share;
+
+use crate::{
+    download::{Download, FetchError, Fetcher, PeerSource},
+    metrics::Metrics,
+    peers::Peers,
+    store::{Partial, Store},
+    task::Tasks,
+    types::Digest,
+    upstream::Upstream,
+};
+
+/// See the module's text. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Swarm(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fetcher: Fetcher,
+    store: Store,
+    upstream: Arc<Upstream>,
+    peers: Peers,
+    metrics: Metrics,
+    tasks: Tasks,
+    evidence: Evidence,
+    hashes: PieceHashes,
+}
+
+impl Swarm {
+    /// Puts the parts together and becomes a source of `fetcher` for as long as it lives.
+    pub fn new(
+        fetcher: Fetcher,
+        store: Store,
+        upstream: Arc<Upstream>,
+        peers: Peers,
+        metrics: Metrics,
+        tasks: Tasks,
+    ) -> Self {
+        let (evidence, hashes) = (Evidence::default(), PieceHashes::default());
+        let inner = Arc::new(Inner { fetcher, store, upstream, peers, metrics, tasks, evidence, hashes });
+        let source: Arc<dyn PeerSource> = inner.clone();
+        inner.fetcher.use_peers(Arc::downgrade(&source));
+        Self(inner)
+    }
+}
+
+impl PeerSource for Inner {
+    fn fill<'a>(
+        self: Arc<Self>,
+        download: &'a Arc<Download>,
+        partial: &'a Arc<Partial>,
+    ) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(exchange::fill(Swarm(self), download, partial))
+    }
+
+    fn found_wrong(self: Arc<Self>, download: &Download, size: Option<u64>) -> bool {
+        let kept = self.open_case(download, size);
+        if !kept {
+            self.hashes.forget(download.digest());
+        }
+        kept
+    }
+
+    fn found_right<'a>(self: Arc<Self>, digest: &'a Digest, partial: &'a Arc<Partial>) -> BoxFuture<'a, ()> {
+        Box::pin(async move { self.close_case(digest, partial).await })
+    }
+}

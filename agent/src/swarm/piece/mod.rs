@@ -1,0 +1,345 @@
+//! Fetches one piece: from the peers above this node in the tree of the piece, then from the reader of its segment, then
+//! from the registry. [`take`] verifies the bytes that a peer sends.
+
+mod take;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, stream};
+
+use super::Swarm;
+use crate::{
+    download::{Download, FetchError, ReadError, Reading},
+    peers::{
+        Membership, Peer, Peers, PieceAnswer,
+        layout::Layout,
+        plan::{self, Role, Target},
+        rank::Subject,
+        wire::{PieceAsk, movement},
+    },
+    store::Partial,
+    types::Repository,
+};
+
+/// Longest time that one peer is asked for one piece, however alive it is.
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// Peers asked whether they have a piece when everything else has failed.
+const SOUGHT: usize = 256;
+
+/// So many at once, for so long, until so many have it.
+const SOUGHT_AT_ONCE: usize = 32;
+const SEEKING: Duration = Duration::from_secs(2);
+const HOLDERS: usize = 8;
+
+/// Why a piece was not brought.
+#[derive(Debug)]
+pub(super) enum NoPiece {
+    /// Nobody gave it.
+    Nobody,
+    /// The disk cannot take it, or the agent stops.
+    Fatal(FetchError),
+}
+
+/// Whose word is enough for what a piece must hash to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// That of the reader of its segment, or of two peers that agree.
+    Agreed,
+    /// Anyone's: there is no other way to the blob, whose digest protects it all the same.
+    Any,
+}
+
+/// What one peer did about one piece.
+enum Attempt {
+    Brought,
+    Next,
+}
+
+/// Everything that bringing pieces of one download needs.
+pub(super) struct PieceContext {
+    pub(super) swarm: Swarm,
+    reading: Reading,
+    repository: Repository,
+    layout: Layout,
+    subject: Subject,
+    membership: Arc<Membership>,
+    fetchers: Vec<Vec<u32>>,
+    /// Peers that were found to have the blob when nobody else could bring it.
+    holders: tokio::sync::OnceCell<Vec<Peer>>,
+}
+
+impl PieceContext {
+    /// `None` when there is nobody to share with.
+    pub(super) fn new(swarm: Swarm, reading: Reading, repository: Repository, size: u64) -> Option<Self> {
+        let membership = swarm.0.peers.membership()?;
+        let subject = Subject::of(&reading.download.digest().to_string());
+        let fetchers = membership.fetchers(&subject);
+        let (layout, holders) = (Layout::new(size), tokio::sync::OnceCell::new());
+        Some(Self { swarm, reading, repository, layout, subject, membership, fetchers, holders })
+    }
+
+    /// The same with the peers of now, if they have changed.
+    pub(super) fn refreshed(&self) -> Option<Self> {
+        let now = self.peers().membership()?;
+        (!Arc::ptr_eq(&now, &self.membership)).then(|| {
+            Self::new(self.swarm.clone(), self.reading.clone(), self.repository.clone(), self.layout.size())
+        })?
+    }
+
+    pub(super) fn peers(&self) -> &Peers {
+        &self.swarm.0.peers
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Peers that read a piece's segment from the registry, in their order.
+    pub(super) fn readers_of(&self, piece: u64) -> Vec<&Peer> {
+        self.readers(piece, true).iter().filter_map(|place| self.membership.get(*place)).collect()
+    }
+
+    pub(super) fn is_usable(&self, peer: &Peer) -> bool {
+        self.peers().is_usable(peer)
+    }
+
+    pub(super) fn download(&self) -> &Arc<Download> {
+        &self.reading.download
+    }
+
+    pub(super) fn partial(&self) -> &Arc<Partial> {
+        &self.reading.partial
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn me(&self) -> &Peer {
+        self.membership.get(self.membership.me()).expect("this node is a peer")
+    }
+
+    /// Whether this node is much slower than its peers.
+    pub(super) fn is_slow(&self) -> bool {
+        self.peers().is_slow()
+    }
+
+    /// For how long nothing may come of peers.
+    pub(super) fn wait(&self) -> Duration {
+        self.peers().config().wait
+    }
+
+    /// Whether a piece is there.
+    pub(super) fn has(&self, piece: u64) -> bool {
+        self.partial().gaps(self.layout.bytes(piece)).is_empty()
+    }
+
+    fn has_ranges(&self) -> bool {
+        self.swarm.0.upstream.has_ranges(&self.repository.registry)
+    }
+
+    /// Who reads a piece upstream: without ranges one peer reads everything.
+    fn readers(&self, piece: u64, ranges: bool) -> &[u32] {
+        let slot = if ranges { self.layout.slot(piece) } else { 0 };
+        usize::try_from(slot).ok().and_then(|slot| self.fetchers.get(slot)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Brings a piece from whoever gives it first.
+    pub(super) async fn bring(&self, piece: u64) -> Result<(), NoPiece> {
+        let ranges = self.has_ranges();
+        match self.try_all(piece, ranges).await {
+            // Learnt on the way: another peer reads it then.
+            Err(NoPiece::Nobody) if ranges && !self.has_ranges() => self.try_all(piece, false).await,
+            outcome => outcome,
+        }
+    }
+
+    /// `ranges` decides who reads a piece. When it turns out to be wrong nobody is asked to read any more: of those
+    /// who read segments each would read everything.
+    async fn try_all(&self, piece: u64, ranges: bool) -> Result<(), NoPiece> {
+        let (me, readers) = (self.membership.me(), self.readers(piece, ranges));
+        let (ranking, part) = (self.membership.ranking(), self.layout.part(piece));
+        let leaf = self.peers().is_slow();
+        // Whoever comes to its own turn among the readers reads for those who ask it next. Not everything, though, for
+        // somebody's moment of weakness.
+        let segment = !leaf && if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
+        let targets = if leaf { plan::targets_of_leaf } else { plan::targets };
+        for target in targets(ranking, &self.subject, part, me, readers) {
+            if self.has(piece) {
+                return Ok(());
+            }
+            if ranges && !self.has_ranges() {
+                return Err(NoPiece::Nobody);
+            }
+            match target {
+                Target::Peer(place, role) => {
+                    let Some(peer) = self.membership.get(place) else { continue };
+                    if !self.is_to_be_asked(peer, role) {
+                        continue;
+                    }
+                    if let Attempt::Brought = self.ask(peer, (role, Trust::Agreed), piece, ranges).await? {
+                        return Ok(());
+                    }
+                }
+                // A slow link that is full loses answers of peers that are well. Only when nothing comes of them for several
+                // rounds does a slow node read from the registry what they have.
+                Target::Upstream if leaf => {}
+                Target::Upstream => match self.read(piece, segment, ranges).await {
+                    Err(ReadError::Fatal(error)) => return Err(NoPiece::Fatal(error)),
+                    Err(ReadError::NoRanges | ReadError::Failed) => {}
+                    Ok(()) => return Ok(()),
+                },
+            }
+        }
+        self.ask_holders(piece).await
+    }
+
+    fn is_to_be_asked(&self, peer: &Peer, role: Role) -> bool {
+        let peers = self.peers();
+        match role {
+            Role::Parent => peers.is_usable(peer) && !peers.passes_over(peer),
+            Role::Root => peers.is_usable(peer),
+            Role::Source => peers.is_trusted(peer),
+        }
+    }
+
+    /// The last resort beyond upstream: whoever has the blob, wherever it stands.
+    async fn ask_holders(&self, piece: u64) -> Result<(), NoPiece> {
+        for peer in self.holders.get_or_init(|| self.seek(piece)).await {
+            if self.peers().is_usable(peer)
+                && let Attempt::Brought =
+                    self.ask(peer, (Role::Parent, Trust::Any), piece, self.has_ranges()).await?
+            {
+                return Ok(());
+            }
+        }
+        Err(NoPiece::Nobody)
+    }
+
+    /// Who has a piece. Asked once for a download: what nobody had then, somebody is fetching at best.
+    async fn seek(&self, piece: u64) -> Vec<Peer> {
+        let bytes = self.layout.bytes(piece);
+        let ask = self.request(Role::Parent, piece, self.has_ranges());
+        let (ask, length) = (&ask, bytes.end - bytes.start);
+        let others =
+            self.membership.others().filter(|peer| self.peers().is_usable(peer)).take(SOUGHT).cloned();
+        let found = stream::iter(others.collect::<Vec<_>>())
+            .map(|peer| async move {
+                let answer = self.peers().piece(&peer, ask, length).await;
+                let answer = answer.inspect_err(|error| self.peers().note_failure(error));
+                matches!(answer, Ok(PieceAnswer::Body(_))).then_some(peer)
+            })
+            .buffer_unordered(SOUGHT_AT_ONCE)
+            .filter_map(std::future::ready);
+        let (mut holders, mut found) = (Vec::new(), std::pin::pin!(found.take(HOLDERS)));
+        let _ = tokio::time::timeout(SEEKING, async {
+            while let Some(peer) = found.next().await {
+                holders.push(peer);
+            }
+        })
+        .await;
+        holders
+    }
+
+    /// Reads a piece upstream because a peer asked this node to. Not everything for someone who wanted a segment: he
+    /// is told, and turns to the one that reads everything (which does so whatever he knew).
+    pub(super) async fn read_for_peers(&self, piece: u64, all: bool) -> Result<(), NoPiece> {
+        let mut outcome = Err(ReadError::NoRanges);
+        if self.is_slow() {
+            return Err(NoPiece::Nobody);
+        }
+        if self.has_ranges() {
+            outcome = self.read(piece, true, true).await;
+        }
+        let all = all || self.readers(piece, false).first() == Some(&self.membership.me());
+        if all && matches!(outcome, Err(ReadError::NoRanges)) && !self.has_ranges() {
+            outcome = self.read(piece, true, false).await;
+        }
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(ReadError::Fatal(error)) => Err(NoPiece::Fatal(error)),
+            Err(ReadError::NoRanges | ReadError::Failed) => Err(NoPiece::Nobody),
+        }
+    }
+
+    /// `segment`: what belongs to the piece is read with it. Otherwise this is a last resort, for the piece alone.
+    async fn read(&self, piece: u64, segment: bool, ranges: bool) -> Result<(), ReadError> {
+        let wanted = self.layout.bytes(piece);
+        let bytes = match (ranges, segment) {
+            (true, true) if self.readers(piece, true).first() == Some(&self.membership.me()) => {
+                self.layout.bytes_of(&self.layout.segment(piece))
+            }
+            // What is before it, the one whose segment it is may have read already.
+            (true, true) => wanted.start..self.layout.bytes_of(&self.layout.segment(piece)).end,
+            (true, false) => wanted.clone(),
+            (false, true) => 0..self.layout.size(),
+            // Everything once more for one piece: the downloader does that when nothing else helps.
+            (false, false) => return Err(ReadError::Failed),
+        };
+        self.reading.bring(bytes, wanted).await
+    }
+
+    /// Asks one peer until it gives the piece, says that it will not, or shows no sign of life.
+    async fn ask(
+        &self,
+        peer: &Peer,
+        (role, trust): (Role, Trust),
+        piece: u64,
+        ranges: bool,
+    ) -> Result<Attempt, NoPiece> {
+        let bytes = self.layout.bytes(piece);
+        let ask = self.request(role, piece, ranges);
+        let began = Instant::now();
+        let (mut activity, mut last_sign, mut silent) = (None, began, false);
+        loop {
+            match self.peers().piece(peer, &ask, bytes.end - bytes.start).await {
+                Ok(PieceAnswer::Body(body)) => return self.take(peer, (role, trust), *body, piece).await,
+                Ok(PieceAnswer::Held(now)) => {
+                    if activity.as_ref() != Some(&now) {
+                        let before = activity.as_deref().and_then(movement);
+                        if before.is_some() && before != movement(&now) {
+                            self.download().peer_requests.note_movement();
+                        }
+                        (activity, last_sign) = (Some(now), Instant::now());
+                        self.download().peer_requests.stir();
+                    }
+                    if last_sign.elapsed() >= self.wait() || began.elapsed() >= LONGEST || self.has(piece) {
+                        return Ok(Attempt::Next);
+                    }
+                }
+                Ok(PieceAnswer::NoRanges) => {
+                    self.swarm.0.upstream.note_no_ranges(&self.repository.registry);
+                    return Ok(Attempt::Next);
+                }
+                // A packet lost on a full link. Another reader would read the whole segment upstream once more.
+                Err(error) if error.silent && role == Role::Source && !silent => silent = true,
+                // This node's own link is full.
+                Err(error) if error.silent && self.is_slow() => return Ok(Attempt::Next),
+                Err(error) => {
+                    self.peers().note_failure(&error);
+                    return Ok(Attempt::Next);
+                }
+                Ok(PieceAnswer::NoPart | PieceAnswer::Unable) => return Ok(Attempt::Next),
+            }
+        }
+    }
+
+    fn request(&self, role: Role, piece: u64, ranges: bool) -> PieceAsk {
+        let me = self.me();
+        PieceAsk {
+            repository: self.repository.clone(),
+            digest: *self.download().digest(),
+            size: self.layout.size(),
+            piece,
+            role,
+            peer: me.name.clone(),
+            zone: me.zone.clone(),
+            whole: !ranges,
+            speed: self.peers().own_speed(),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Taking the bytes of a piece from a peer: written where nobody reads them yet, held against the hash that the reader of
+//! the piece's segment names, and then either there or the peer's fault.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Attempt, NoPiece, PieceContext, Trust};
+use crate::{
+    download::{Claim, FetchError, Phase, Verdict, blocking, is_worth_reading, judge},
+    metrics::BlameLabels,
+    peers::{
+        Peer, PeerError, PieceBody, Settled,
+        plan::Role,
+        wire::{Again, HashesAsk, PieceHash},
+    },
+    store::Unverified,
+    types::Digest,
+};
+
+/// Bytes gathered before a write.
+const BATCH: usize = 512 * 1024;
+
+/// Longest time for gathering them. What trickles in is to be seen, by this node's clients and by peers behind it: who
+/// sees nothing for [`PeersConfig::wait`](crate::config::PeersConfig) goes upstream.
+const GATHER: Duration = Duration::from_millis(250);
+
+/// Readers of a segment that are asked for its hashes, one after the other.
+const VOUCHING: usize = 3;
+
+/// Peers asked to confirm a hash that no reader names.
+const CONFIRMING: usize = 3;
+
+impl PieceContext {
+    /// What a piece must hash to, from the peer that reads its segment.
+    async fn expected(&self, piece: u64) -> Option<Claim> {
+        let expected = &self.download().expected;
+        if let Some(claim) = expected.claim(piece) {
+            return Some(claim);
+        }
+        let _turn = expected.turn(self.layout.slot(piece)).await;
+        let me = self.membership.me();
+        for place in
+            self.readers(piece, self.has_ranges()).iter().filter(|place| **place != me).take(VOUCHING)
+        {
+            if let Some(claim) = expected.claim(piece) {
+                return Some(claim);
+            }
+            let Some(peer) = self.membership.get(*place) else { continue };
+            if !self.peers().is_usable(peer) || expected.is_useless(&peer.name) {
+                continue;
+            }
+            expected.add(&peer.name, self.hashes(peer, piece).await);
+            if expected.claim(piece).is_none() {
+                expected.note_useless(&peer.name);
+            }
+        }
+        expected.claim(piece)
+    }
+
+    /// Whether another peer that may have a piece by itself says the same of it as `sender`.
+    async fn is_confirmed(&self, sender: &Peer, piece: u64, announced: Option<&Digest>) -> bool {
+        let Some(announced) = announced else { return false };
+        let (ranking, part) = (self.membership.ranking(), self.layout.part(piece));
+        let above = ranking.ancestors(&self.subject, part, self.membership.me());
+        let others = above.iter().filter_map(|place| self.membership.get(*place));
+        let others = others.filter(|other| other.name != sender.name && self.is_usable(other));
+        for other in others.take(CONFIRMING) {
+            let hashes = self.hashes(other, piece).await;
+            if hashes.iter().any(|(named, hash)| (named, hash) == (&piece, announced)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn hashes(&self, peer: &Peer, piece: u64) -> Vec<(u64, Digest)> {
+        let (repository, digest) = (self.repository.clone(), *self.download().digest());
+        let ask = HashesAsk { repository, digest, size: self.layout.size(), piece, again: Again::No };
+        match self.peers().hashes(peer, &ask).await {
+            Some(Settled::Found(hashes)) => hashes.into_iter().collect(),
+            Some(Settled::Absent | Settled::NotNow) | None => Vec::new(),
+        }
+    }
+
+    /// Takes a piece from a peer, unless its bytes are not what they must be.
+    pub(super) async fn take(
+        &self,
+        peer: &Peer,
+        (role, trust): (Role, Trust),
+        body: PieceBody,
+        piece: u64,
+    ) -> Result<Attempt, NoPiece> {
+        let (download, announced) = (self.download(), body.hash());
+        if let Some(PieceHash { hash, own: true }) = announced.filter(|_| role == Role::Source) {
+            // It reads the segment, and need not be asked once more.
+            download.expected.add(&peer.name, [(piece, hash)]);
+        }
+        let announced = announced.map(|announced| announced.hash);
+        let claim = self.expected(piece).await;
+        let mut expected = claim.as_ref().map(|claim| &claim.hash);
+        if expected.is_none() && trust == Trust::Agreed {
+            // What one peer says alone is not enough: a piece that its reader does not know yet may be made up.
+            expected = announced.as_ref();
+            if !self.is_confirmed(peer, piece, expected).await {
+                return Ok(Attempt::Next);
+            }
+        }
+        if !is_worth_reading(expected, announced.as_ref()) {
+            tracing::debug!(digest = %download.digest().short(), piece, peer = peer.name, "peer announces another hash than the reader of the segment: skipped");
+            if let Some(hash) = announced {
+                download.expected.note_conflict(piece, &peer.name, hash);
+            }
+            return Ok(Attempt::Next);
+        }
+        let Some(unverified) = self.partial().unverified(self.layout.bytes(piece)) else {
+            return Ok(Attempt::Next);
+        };
+        download.peer_requests.note_peer(piece, &peer.name);
+        let (began, length) = (Instant::now(), self.layout.bytes(piece));
+        let received = match self.receive(unverified, body, role).await? {
+            Ok(Some(received)) => received,
+            Ok(None) => {
+                self.peers().note_pace(peer, length.end - length.start, 2 * began.elapsed());
+                return Ok(Attempt::Next);
+            }
+            Err(error) => {
+                self.peers().note_failure(&error);
+                return Ok(if self.has(piece) { Attempt::Brought } else { Attempt::Next });
+            }
+        };
+        self.peers().note_pace(peer, length.end - length.start, began.elapsed());
+        let Some(found) = received.hash() else { return Ok(Attempt::Next) };
+        match judge(expected, announced.as_ref(), &found) {
+            Verdict::Altered => {
+                self.blame(peer, piece);
+                return Ok(Attempt::Next);
+            }
+            Verdict::Verified => download.expected.note_verified(piece, found),
+            Verdict::Unverified => {}
+        }
+        let accepted = blocking(move || Ok(received.accept())).await.map_err(NoPiece::Fatal)?;
+        download.enter(Phase::Streaming);
+        Ok(if accepted { Attempt::Brought } else { Attempt::Next })
+    }
+
+    fn blame(&self, peer: &Peer, piece: u64) {
+        let digest = self.download().digest().short();
+        tracing::warn!(%digest, piece, peer = peer.name, "peer sent bytes that do not match the hash of the piece: skipped for a while");
+        let wrong = &self.swarm.0.metrics.peer_wrong_pieces;
+        wrong.get_or_create(&BlameLabels { peer: peer.name.clone() }).inc();
+        self.peers().blame(&peer.name);
+    }
+
+    /// Moves a piece's bytes into the partial blob, where nobody reads them yet. `None` when others are much faster and
+    /// most of it is still to come: a parent is not the only one to have a piece.
+    async fn receive(
+        &self,
+        mut unverified: Unverified,
+        mut body: PieceBody,
+        role: Role,
+    ) -> Result<Result<Option<Unverified>, PeerError>, NoPiece> {
+        let (mut batch, mut length, mut since) = (Vec::new(), 0, Instant::now());
+        let (began, mut come) = (Instant::now(), 0);
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = body.chunk() => Some(next),
+                () = tokio::time::sleep_until((since + GATHER).into()) => None,
+            };
+            let more = matches!(next, Some(Ok(Some(_))));
+            if next.is_none() {
+                since = Instant::now();
+            }
+            if let Some(Ok(Some(bytes))) = &next {
+                since = if length == 0 { Instant::now() } else { since };
+                length += bytes.len();
+                batch.push(bytes.clone());
+            }
+            if length >= BATCH || (!more && length > 0) {
+                let written = self.write(unverified, std::mem::take(&mut batch)).await;
+                unverified = written.map_err(NoPiece::Fatal)?;
+                come += length as u64;
+                length = 0;
+            }
+            if role == Role::Parent
+                && come < body.left()
+                && self.peers().is_slow_transfer(come, began.elapsed())
+            {
+                return Ok(Ok(None));
+            }
+            match next {
+                None | Some(Ok(Some(_))) => {}
+                Some(Ok(None)) => return Ok(Ok(Some(unverified))),
+                Some(Err(error)) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    async fn write(&self, mut to: Unverified, batch: Vec<Bytes>) -> Result<Unverified, FetchError> {
+        let length: usize = batch.iter().map(Bytes::len).sum();
+        self.swarm.0.metrics.peer_received_bytes.inc_by(length as u64);
+        self.peers().note_arrival(length as u64);
+        let written = blocking(move || to.write(&batch).map(|()| to)).await?;
+        self.download().peer_requests.stir();
+        self.download().peer_requests.note_movement();
+        Ok(written)
+    }
+}
