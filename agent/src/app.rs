@@ -31,8 +31,9 @@ use crate::{
 /// How often noted use times are written to the index.
 const USAGE_FLUSH: Duration = Duration::from_secs(10);
 
-/// Longest wait for another agent to take bytes.
-const PEER_WRITE: Duration = Duration::from_secs(5);
+/// Longest wait for another agent to take a byte. A slow one gives its place to others long before
+/// ([`peers::Uploads`]).
+const PEER_WRITE: Duration = Duration::from_secs(15);
 /// How often a directory that another agent holds is tried again.
 const OWN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -108,7 +109,6 @@ impl App {
         let bind = |key, address, limits| {
             Server::bind(address, limits).map_err(|source| AppError::Listen { key, address, source })
         };
-        // A peer that does not take its bytes keeps others waiting for their turn.
         let patience = Limits { client_write: config.limits.client_write.min(PEER_WRITE), ..config.limits };
         let on = config.peers.source != peers::Source::Off;
         let peer = if on { Some(bind("peer.listen", config.peer_listen, patience)?) } else { None };

@@ -45,6 +45,9 @@ const OTHERS_PAUSE: Duration = Duration::from_secs(1);
 pub(super) fn start(fetcher: Fetcher, download: Arc<Download>) {
     let tasks = fetcher.0.tasks.clone();
     tasks.spawn("download", async move {
+        // The next download of this blob begins with the end of this task, however it ends.
+        let _ended = download.ended.clone().drop_guard();
+        download.wait_for_turn().await;
         fetcher.0.metrics.downloads.inc();
         let outcome = run(&fetcher, &download).await;
         download.close();
@@ -323,7 +326,7 @@ impl Downloader {
         cut: Option<usize>,
         hedges: Option<(usize, Hedge)>,
     ) -> Result<(), FetchError> {
-        let Some(source) = self.download.source(self.source) else { return Err(self.give_up()) };
+        let Some(source) = self.download.source_or_close(self.source) else { return Err(self.give_up()) };
         if let Some(cut) = cut {
             let (id, hedges) = (self.requests[cut].id, self.requests[cut].hedges.map(|(id, _)| id));
             let same = |request: &&RangeRequest| {

@@ -35,6 +35,7 @@ mod source;
 mod spoiled;
 mod state;
 mod stillness;
+mod subscribers;
 mod tags;
 mod verifying_stream;
 
@@ -66,10 +67,11 @@ use reservation::Room;
 pub(crate) use segments::{ReadError, Reading};
 pub(crate) use source::PeerSource;
 use spoiled::SpoiledBlobs;
-use state::Subscriber;
 pub use state::TransferStatus;
-pub(crate) use state::{Asked, Download, Phase, blocking};
+pub(crate) use state::{Download, Phase, blocking};
 pub use stillness::{CHECK, Stillness};
+pub(crate) use subscribers::Asked;
+use subscribers::Subscriber;
 use tags::TagSlot;
 
 use crate::{
@@ -306,7 +308,8 @@ impl Fetcher {
             return (download.clone(), subscriber, Found::joined);
         }
         let distrust = self.0.penalties.distrust(digest);
-        let download = Arc::new(Download::new(*digest, self.0.descriptors.get(digest), distrust));
+        let download = Download::new(*digest, self.0.descriptors.get(digest), distrust);
+        let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         let subscriber = download.subscribe(repository, range, rest).expect("a new download is open");
         downloads.insert(*digest, download.clone());
         drop(downloads);
@@ -325,7 +328,8 @@ impl Fetcher {
         }
         let distrust = self.0.penalties.distrust(digest);
         let described = self.0.descriptors.get(digest);
-        let download = Arc::new(Download::for_peer(*digest, described, distrust, repository, size));
+        let download = Download::for_peer(*digest, described, distrust, repository, size);
+        let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         downloads.insert(*digest, download.clone());
         drop(downloads);
         downloader::start(self.clone(), download.clone());
@@ -333,11 +337,12 @@ impl Fetcher {
     }
 
     /// A number that rises while bytes of a blob arrive at this node, or at the peer that is to send them; `None`
-    /// without a download. A download that waits for its turn moves with those before it.
+    /// without a download. A download that waits for its turn moves with those before it, as it does on a slow link.
     pub fn movement(&self, digest: &Digest) -> Option<u64> {
         let download = self.download(digest)?;
         let arrived = download.partial().map_or(0, |partial| partial.total());
         let before = download.queued_for().map_or(0, |registry| self.0.upstream.received(&registry));
+        let before = before.wrapping_add(self.0.peers.arrived_if_slow().unwrap_or(0));
         Some(arrived.wrapping_add(download.peer_requests.moved()).wrapping_add(before))
     }
 

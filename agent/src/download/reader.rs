@@ -13,8 +13,9 @@ use super::{
     FetchError,
     error::chain,
     passthrough::{BlobRef, Passthrough},
-    state::{Phase, Progress, Subscriber},
+    state::{Phase, Progress},
     stillness::{CHECK, Stillness},
+    subscribers::Subscriber,
 };
 use crate::store::{Blob, ChunkSize, Partial, read_chunk};
 

@@ -19,18 +19,20 @@ use std::{
 };
 
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     FetchError,
     expected_hashes::Expected,
     keyed_mutex::KeyedMutex,
-    peer_requests::{PeerRequests, PieceSource},
+    peer_requests::PeerRequests,
     reader::{Growing, HELD_BACK, Source},
     segments::Segments,
+    subscribers::{Demand, Subscriber},
 };
 use crate::{
     store::{Blob, Partial, RangeSet, StoreError},
-    types::{ByteRange, Descriptor, Digest, RangeHeader, RegistryHost, Repository, Role},
+    types::{Descriptor, Digest, RegistryHost, Repository, Role},
     upstream::Distrust,
 };
 
@@ -54,6 +56,16 @@ pub(crate) struct Progress {
     writes: u64,
 }
 
+/// Whether the diagram has an arrow from one phase to another. Pure.
+fn may_follow(from: &Phase, to: &Phase) -> bool {
+    matches!(
+        (from, to),
+        (Phase::Connecting, Phase::Streaming | Phase::Verified | Phase::Done | Phase::Failed(_))
+            | (Phase::Streaming, Phase::Verified | Phase::Done | Phase::Failed(_))
+            | (Phase::Verified, Phase::Done | Phase::Failed(_))
+    )
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Download {
@@ -62,7 +74,11 @@ pub(crate) struct Download {
     described: Option<Descriptor>,
     /// Who sent wrong bytes for this digest before.
     distrust: Distrust,
-    demand: Mutex<Demand>,
+    pub(super) demand: Mutex<Demand>,
+    /// Cancelled when nothing of this download touches the partial blob any more.
+    pub(super) ended: CancellationToken,
+    /// The download of the same blob before this one, while it ends.
+    before: Option<CancellationToken>,
     /// Someone wants something new.
     pub(crate) wanted: Notify,
     /// What other peers want.
@@ -86,7 +102,7 @@ pub(crate) struct Download {
     found: OnceLock<Blob>,
     progress: watch::Sender<Progress>,
     /// Bytes were sent to a client before the digest was checked.
-    streamed: AtomicBool,
+    pub(super) streamed: AtomicBool,
 }
 
 /// A transfer as people see it.
@@ -101,17 +117,6 @@ pub struct TransferStatus {
     pub have: u64,
     /// Clients that read it.
     pub readers: usize,
-}
-
-/// What is wanted of a download, and from where it may come.
-#[derive(Debug)]
-struct Demand {
-    sources: Vec<Repository>,
-    whole: bool,
-    wants: Vec<Want>,
-    next: u64,
-    /// Takes no one more.
-    closed: bool,
 }
 
 /// Waits at a registry's limits: how many, and at which registry.
@@ -135,89 +140,15 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// What becomes of a peer's request for a piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// The download has ended.
-    Ended,
-    /// Nobody sees to it.
-    ByNobody,
-    /// It is seen to, after so many failures.
-    After(u64),
-}
-
-#[derive(Debug)]
-struct Want {
-    id: u64,
-    range: RangeHeader,
-    /// How far its reader has come.
-    position: u64,
-}
-
-/// A reader's place in a download; it leaves when dropped. The download goes on.
-#[derive(Debug)]
-pub(crate) struct Subscriber {
-    download: Arc<Download>,
-    id: u64,
-}
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        self.download.demand().wants.retain(|want| want.id != self.id);
-        self.download.wanted.notify_one();
-    }
-}
-
-impl Subscriber {
-    /// Whether all that its range names in a blob of `size` bytes can be sent as it is: the part is there and not of
-    /// the held-back end, or the range lies outside of the blob.
-    fn is_served_by(&self, partial: &Partial, size: u64) -> bool {
-        let demand = self.download.demand();
-        let want = demand.wants.iter().find(|want| want.id == self.id);
-        let Some(RangeHeader::One(range)) = want.map(|want| want.range) else { return false };
-        range
-            .within(size)
-            .is_none_or(|range| range.end <= size.saturating_sub(HELD_BACK) && partial.gaps(range).is_empty())
-    }
-
-    /// The first byte that its reader wants of a blob of `size` bytes.
-    fn first(&self, size: u64) -> u64 {
-        let demand = self.download.demand();
-        match demand.wants.iter().find(|want| want.id == self.id).map(|want| want.range) {
-            Some(RangeHeader::One(range)) => range.within(size).map_or(size, |range| range.start),
-            Some(RangeHeader::Whole) | None => 0,
-        }
-    }
-
-    /// Notes that its reader is given bytes.
-    pub(crate) fn streams(&self) {
-        self.download.streamed.store(true, Ordering::Relaxed);
-    }
-
-    /// Notes how far its reader has come, so that the next bytes are fetched for it.
-    pub(crate) fn reached(&self, position: u64) {
-        let mut demand = self.download.demand();
-        if let Some(want) = demand.wants.iter_mut().find(|want| want.id == self.id) {
-            want.position = position;
-        }
-        drop(demand);
-        self.download.wanted.notify_one();
-    }
-}
-
 impl Download {
     pub(crate) fn new(digest: Digest, described: Option<Descriptor>, distrust: Distrust) -> Self {
         Self {
             digest,
             described,
             distrust,
-            demand: Mutex::new(Demand {
-                sources: Vec::new(),
-                whole: false,
-                wants: Vec::new(),
-                next: 0,
-                closed: false,
-            }),
+            demand: Mutex::default(),
+            ended: CancellationToken::new(),
+            before: None,
             wanted: Notify::new(),
             peer_requests: PeerRequests::default(),
             expected: Expected::default(),
@@ -243,8 +174,20 @@ impl Download {
         size: u64,
     ) -> Self {
         let download = Self { hinted: Some(size), ..Self::new(digest, described, distrust) };
-        download.demand().sources.push(source.clone());
+        download.demand().offer(source);
         download
+    }
+
+    /// The same, begun only when the download before it has ended: two must not write to one partial blob.
+    pub(super) fn after(self, before: Option<&Self>) -> Self {
+        Self { before: before.map(|before| before.ended.clone()), ..self }
+    }
+
+    /// Waits for the end of the download before this one. Every download ends: each of its waits has a limit.
+    pub(super) async fn wait_for_turn(&self) {
+        if let Some(before) = &self.before {
+            before.cancelled().await;
+        }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -275,30 +218,9 @@ impl Download {
         self.streamed.load(Ordering::Relaxed)
     }
 
-    /// Whether it takes no one more.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.demand().closed
-    }
-
-    /// Another peer asks for a piece.
-    pub(crate) fn ask_piece(&self, piece: u64, source: PieceSource) -> Asked {
-        let demand = self.demand();
-        if demand.closed {
-            return Asked::Ended;
-        }
-        let failures = self.peer_requests.ask(piece, source, demand.whole);
-        drop(demand);
-        self.wanted.notify_one();
-        failures.map_or(Asked::ByNobody, Asked::After)
-    }
-
     /// Event of it.
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
-    }
-
-    fn demand(&self) -> MutexGuard<'_, Demand> {
-        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn status(&self) -> TransferStatus {
@@ -307,7 +229,7 @@ impl Download {
             digest: self.digest.to_string(),
             size: partial.and_then(|partial| partial.size()),
             have: partial.map_or(0, |partial| partial.total()),
-            readers: self.demand().wants.len(),
+            readers: self.demand().subscribers(),
         }
     }
 
@@ -369,83 +291,6 @@ impl Download {
             }
             Phase::Connecting | Phase::Failed(_) => None,
         }
-    }
-
-    /// Subscribes: offers another place to ask and says what is wanted. Refused when the download has ended.
-    ///
-    /// `rest` says that a bounded range is to bring the whole blob with it.
-    pub(crate) fn subscribe(
-        self: &Arc<Self>,
-        source: &Repository,
-        range: RangeHeader,
-        rest: bool,
-    ) -> Option<Subscriber> {
-        let mut demand = self.demand();
-        if demand.closed {
-            return None;
-        }
-        if !demand.sources.contains(source) {
-            demand.sources.push(source.clone());
-        }
-        let bounded = matches!(range, RangeHeader::One(ByteRange::From { last: Some(_), .. }));
-        demand.whole |= rest || !bounded;
-        let id = demand.next;
-        demand.next += 1;
-        demand.wants.push(Want { id, range, position: 0 });
-        drop(demand);
-        self.wanted.notify_one();
-        Some(Subscriber { download: self.clone(), id })
-    }
-
-    /// The source at `at`; past the last one the download is closed to new ones, so that none is missed.
-    pub(crate) fn source(&self, at: usize) -> Option<Repository> {
-        let mut demand = self.demand();
-        let found = demand.sources.get(at).cloned();
-        demand.closed |= found.is_none();
-        found
-    }
-
-    /// What readers still wait for in a blob of `size` bytes, and whether everything is to be fetched: the held-back
-    /// end can be given only when the whole was checked.
-    pub(crate) fn wants(&self, size: u64) -> (Vec<Range<u64>>, bool) {
-        let mut demand = self.demand();
-        let mut wants = Vec::with_capacity(demand.wants.len());
-        let mut reaches_end = false;
-        for want in &demand.wants {
-            let range = match want.range {
-                RangeHeader::Whole => 0..size,
-                RangeHeader::One(range) => range.within(size).unwrap_or(0..0),
-            };
-            reaches_end |= range.end > size.saturating_sub(HELD_BACK);
-            wants.push(range.start.max(want.position)..range.end);
-        }
-        demand.whole |= reaches_end;
-        (wants, demand.whole)
-    }
-
-    /// Whether the first who came wants everything: then one request without a range is the best beginning.
-    pub(crate) fn wants_whole(&self) -> bool {
-        self.demand().whole
-    }
-
-    /// Closes the download unless someone came who is not yet served.
-    pub(crate) fn close_if_satisfied(&self, served: impl Fn(&Range<u64>) -> bool, size: u64) -> bool {
-        let (wants, whole) = self.wants(size);
-        let mut demand = self.demand();
-        // Who came between the two locks is one more than were looked at; peers ask under the second.
-        if whole
-            || demand.wants.len() > wants.len()
-            || !wants.iter().all(served)
-            || self.peer_requests.has_requests()
-        {
-            return false;
-        }
-        demand.closed = true;
-        true
-    }
-
-    pub(crate) fn close(&self) {
-        self.demand().closed = true;
     }
 
     /// Waits until bytes can be sent and the download is known to be able to deliver; for a small blob or a
@@ -515,8 +360,16 @@ impl Download {
         self.read.lock().unwrap_or_else(PoisonError::into_inner).gaps(bytes).is_empty()
     }
 
+    /// The only way from one phase to another. What the diagram does not have is ignored: a range request that is answered
+    /// late must not bring a verified blob back to where it was.
     pub(crate) fn enter(&self, phase: Phase) {
-        self.progress.send_modify(|progress| progress.phase = phase);
+        self.progress.send_if_modified(|progress| {
+            let allowed = may_follow(&progress.phase, &phase);
+            if allowed {
+                progress.phase = phase;
+            }
+            allowed
+        });
     }
 
     pub(crate) fn wrote(&self) {
@@ -529,4 +382,52 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, FetchError> {
     Ok(tokio::task::spawn_blocking(work).await.map_err(StoreError::from)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_change_only_along_the_arrows_of_the_diagram() {
+        let phases = [
+            Phase::Connecting,
+            Phase::Streaming,
+            Phase::Verified,
+            Phase::Done,
+            Phase::Failed(FetchError::Stopping),
+        ];
+        let table = [
+            [false, true, true, true, true],
+            [false, false, true, true, true],
+            [false, false, false, true, true],
+            [false; 5],
+            [false; 5],
+        ];
+        for (from, row) in phases.iter().zip(table) {
+            for (to, allowed) in phases.iter().zip(row) {
+                assert_eq!(may_follow(from, to), allowed, "{from:?} to {to:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_answer_does_not_bring_a_verified_blob_back() {
+        let download = Download::new(Digest::of(b"x"), None, Distrust::default());
+        download.enter(Phase::Verified);
+        download.enter(Phase::Streaming);
+        assert!(matches!(download.progress.borrow().phase, Phase::Verified));
+    }
+
+    #[tokio::test]
+    async fn a_download_begins_when_the_one_before_it_has_ended() {
+        let new = || Download::new(Digest::of(b"x"), None, Distrust::default());
+        let first = new();
+        first.wait_for_turn().await;
+        let second = new().after(Some(&first));
+        let soon = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, second.wait_for_turn()).await.is_err());
+        drop(first.ended.clone().drop_guard());
+        second.wait_for_turn().await;
+    }
 }

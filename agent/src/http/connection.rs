@@ -40,23 +40,17 @@ pub(super) struct ClientStream {
     write_limit: Duration,
     stuck: Pin<Box<Sleep>>,
     is_stuck: bool,
-    may_be_slow: bool,
 }
 
 impl ClientStream {
-    /// A client that takes too little within `write_limit` to make the kernel report room is ended.
+    /// Only a client that takes nothing within `write_limit` is ended, however slow it is.
     pub(super) fn new(socket: Arc<TcpStream>, write_limit: Duration) -> Self {
-        let stuck = Box::pin(tokio::time::sleep(write_limit));
-        Self { socket, write_limit, stuck, is_stuck: false, may_be_slow: false }
-    }
-
-    /// Only a client that takes nothing within `write_limit` is ended.
-    pub(super) fn for_slow_reader(socket: Arc<TcpStream>, write_limit: Duration) -> Self {
         // The bytes in flight are not bounded by it (tcp(7)), so it costs no throughput.
         if let Err(error) = SockRef::from(&*socket).set_tcp_notsent_lowat(UNSENT) {
             tracing::debug!(%error, "a client that reads slowly may be cut");
         }
-        Self { may_be_slow: true, ..Self::new(socket, write_limit) }
+        let stuck = Box::pin(tokio::time::sleep(write_limit));
+        Self { socket, write_limit, stuck, is_stuck: false }
     }
 
     /// Whether a client has taken no byte for the limit: it pins buffers.
@@ -80,8 +74,7 @@ impl ClientStream {
                 Poll::Pending => {
                     ready!(self.poll_stuck(context));
                     // The kernel reports room only when there is much; it takes bytes as soon as there is any.
-                    let last = if self.may_be_slow { write(&self.socket) } else { Err(would_block()) };
-                    last.map_err(|error| match error.kind() {
+                    write(&self.socket).map_err(|error| match error.kind() {
                         io::ErrorKind::WouldBlock => {
                             io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")
                         }
@@ -146,10 +139,6 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(send_fin(&self.socket))
     }
-}
-
-fn would_block() -> io::Error {
-    io::ErrorKind::WouldBlock.into()
 }
 
 fn send_fin(socket: &TcpStream) -> io::Result<()> {

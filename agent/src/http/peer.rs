@@ -16,7 +16,7 @@ use crate::{
     metrics::Metrics,
     peers::{
         HOLD, Peers,
-        wire::{ACTIVITY, HashesAsk, PIECE_HASH, PeerRequest, PieceAsk, WireError, activity},
+        wire::{ACTIVITY, HashesAsk, PIECE_HASH, PeerRequest, PieceAsk, SPEED, WireError, activity},
     },
     swarm::{Share, Swarm},
     types::{Digest, Repository, Tag},
@@ -102,6 +102,14 @@ impl PeerApi {
     }
 
     async fn piece(&self, ask: &PieceAsk) -> Response<Body> {
+        let mut response = self.answer_piece(ask).await;
+        if let Some(speed) = self.0.peers.own_speed() {
+            response.headers_mut().insert(SPEED, speed.into());
+        }
+        response
+    }
+
+    async fn answer_piece(&self, ask: &PieceAsk) -> Response<Body> {
         let began = Instant::now();
         match self.0.swarm.share(ask).await {
             Share::Here(reader, length, hash) => {

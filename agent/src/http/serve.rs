@@ -87,7 +87,6 @@ impl Server {
             tls: None,
             quiet: QUIET,
             metrics: Some(metrics),
-            slow_readers: true,
             answer: move |request: Request<Incoming>| mirror.clone().answer(request),
             refuse: move |request: &Request<Incoming>| refusing.refuse(request, limit),
         };
@@ -107,8 +106,6 @@ impl Server {
             tls,
             quiet: Duration::ZERO,
             metrics: None,
-            // A slow peer keeps others waiting for their turn: it is judged by what its kernel has room for.
-            slow_readers: false,
             answer: move |request: Request<Incoming>| peers.clone().answer(request),
             refuse: move |_: &Request<Incoming>| Refusal::busy(limit).into_response(),
         };
@@ -122,7 +119,6 @@ impl Server {
             tls: None,
             quiet: Duration::ZERO,
             metrics: None,
-            slow_readers: true,
             answer: move |request: Request<Incoming>| admin.clone().answer(request),
             refuse: move |_: &Request<Incoming>| Refusal::busy(limit).into_response(),
         };
@@ -187,8 +183,6 @@ struct Service<A, R> {
     quiet: Duration,
     /// Where connections are counted.
     metrics: Option<Metrics>,
-    /// Whether clients may be as slow as they are.
-    slow_readers: bool,
     answer: A,
     /// The answer to clients above the limit.
     refuse: R,
@@ -214,11 +208,7 @@ where
         if let Some(metrics) = &metrics {
             metrics.connections.inc();
         }
-        let stream = if self.service.slow_readers {
-            ClientStream::for_slow_reader(socket.clone(), self.limits.client_write)
-        } else {
-            ClientStream::new(socket.clone(), self.limits.client_write)
-        };
+        let stream = ClientStream::new(socket.clone(), self.limits.client_write);
         match self.service.tls.as_ref().map(|tls| TlsAcceptor::from(tls.server())) {
             None => self.serve(stream, &socket).await,
             Some(acceptor) => match shake_hands(&acceptor, stream).await {
@@ -326,7 +316,6 @@ mod tests {
             tls: None,
             quiet: QUIET,
             metrics: None,
-            slow_readers: true,
             answer: |_: Request<Incoming>| async { Response::new(body::full("yes")) },
             refuse: |_: &Request<Incoming>| Response::new(body::full("no")),
         };

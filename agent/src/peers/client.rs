@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,11 +23,17 @@ use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of};
 /// Longest wait for a connection: peers are a few milliseconds away, and a dead one is met on many paths.
 pub const CONNECT: Duration = Duration::from_millis(300);
 
+/// The same from a node whose link is slow and full: packets wait in front of it, and every peer seems to be away.
+pub const SLOW_CONNECT: Duration = Duration::from_secs(5);
+
 /// For how long a peer holds a request for a piece that is on its way, before it says so.
 pub const HOLD: Duration = Duration::from_secs(1);
 
 /// Longest wait for the header of an answer beyond [`HOLD`].
 pub const HEADER: Duration = Duration::from_secs(1);
+
+/// So much longer may the header of an answer take then.
+pub const SLOW_HEADER: Duration = Duration::from_secs(5);
 
 /// Longest silence inside a body.
 const IDLE: Duration = Duration::from_secs(3);
@@ -151,26 +160,47 @@ impl<T> Settled<T> {
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     scheme: &'static str,
-    /// Another one after certificates have changed: connections belong to the one that made them.
-    http: Arc<RwLock<reqwest::Client>>,
+    /// Others after certificates have changed: connections belong to the one that made them.
+    http: Arc<RwLock<Clients>>,
+    /// This node's own link is slow.
+    slow: Arc<AtomicBool>,
+}
+
+/// Two that differ in their limit for connections.
+#[derive(Clone, Debug)]
+struct Clients {
+    usual: reqwest::Client,
+    slow: reqwest::Client,
+}
+
+impl Clients {
+    fn new(tls: Option<&Tls>) -> Result<Self, reqwest::Error> {
+        Ok(Self { usual: http_client(tls, CONNECT)?, slow: http_client(tls, SLOW_CONNECT)? })
+    }
 }
 
 impl Client {
     pub(super) fn new(tls: Option<&Tls>) -> Result<Self, reqwest::Error> {
         let scheme = if tls.is_some() { "https" } else { "http" };
-        Ok(Self { scheme, http: Arc::new(RwLock::new(http_client(tls)?)) })
+        Ok(Self { scheme, http: Arc::new(RwLock::new(Clients::new(tls)?)), slow: Arc::default() })
+    }
+
+    /// Whether this node's own link is slow: then everything may take longer.
+    pub(super) fn set_slow(&self, slow: bool) {
+        self.slow.store(slow, Ordering::Relaxed);
     }
 
     /// Makes new connections with the certificates of now.
     pub(super) fn renew(&self, tls: &Tls) {
-        match http_client(Some(tls)) {
-            Ok(client) => *self.http.write().unwrap_or_else(PoisonError::into_inner) = client,
+        match Clients::new(Some(tls)) {
+            Ok(clients) => *self.http.write().unwrap_or_else(PoisonError::into_inner) = clients,
             Err(error) => tracing::warn!(error = cause(&error), "certificates for peers are not used yet"),
         }
     }
 
-    fn http(&self) -> reqwest::Client {
-        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn http(&self, slow: bool) -> reqwest::Client {
+        let clients = self.http.read().unwrap_or_else(PoisonError::into_inner);
+        if slow { clients.slow.clone() } else { clients.usual.clone() }
     }
 
     async fn send(
@@ -179,9 +209,11 @@ impl Client {
         request: &PeerRequest,
         limit: Duration,
     ) -> Result<reqwest::Response, PeerError> {
+        let slow = self.slow.load(Ordering::Relaxed);
+        let limit = limit + if slow { SLOW_HEADER } else { Duration::ZERO };
         let error = |problem, silent| PeerError { peer: peer.name.clone(), problem, silent };
         let url = format!("{}://{}{}", self.scheme, peer.address, request.target());
-        let sent = tokio::time::timeout(limit, self.http().get(url).send()).await;
+        let sent = tokio::time::timeout(limit, self.http(slow).get(url).send()).await;
         let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}"), true))?;
         sent.map_err(|failed| error(format!("cannot be reached: {}", cause(&failed)), failed.is_timeout()))
     }
@@ -191,10 +223,15 @@ impl Client {
         peer: &Peer,
         ask: &PieceAsk,
         length: u64,
-    ) -> Result<PieceAnswer, PeerError> {
+    ) -> Result<(PieceAnswer, Option<u64>), PeerError> {
         let response = self.send(peer, &PeerRequest::Piece(ask.clone()), HOLD + HEADER).await?;
-        let status = response.status();
-        match status {
+        let speed = response.headers().get(wire::SPEED).and_then(|value| value.to_str().ok());
+        let speed = speed.and_then(|value| value.parse().ok());
+        Ok((Self::piece_answer(peer, response, length)?, speed))
+    }
+
+    fn piece_answer(peer: &Peer, response: reqwest::Response, length: u64) -> Result<PieceAnswer, PeerError> {
+        match response.status() {
             StatusCode::OK if response.content_length() == Some(length) => {
                 let hash = response.headers().get(wire::PIECE_HASH).and_then(|value| value.to_str().ok());
                 let hash = hash.and_then(|value| value.parse().ok());
@@ -208,7 +245,7 @@ impl Client {
             StatusCode::NOT_FOUND => Ok(PieceAnswer::NoPart),
             StatusCode::CONFLICT => Ok(PieceAnswer::NoRanges),
             StatusCode::SERVICE_UNAVAILABLE => Ok(PieceAnswer::Unable),
-            _ => Err(PeerError {
+            status => Err(PeerError {
                 peer: peer.name.clone(),
                 problem: format!(
                     "answered {status} with {:?} bytes to a request for {length}",
@@ -301,11 +338,11 @@ impl Client {
     }
 }
 
-fn http_client(tls: Option<&Tls>) -> Result<reqwest::Client, reqwest::Error> {
+fn http_client(tls: Option<&Tls>, connect: Duration) -> Result<reqwest::Client, reqwest::Error> {
     let builder = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT)
+        .connect_timeout(connect)
         .tcp_nodelay(true)
         .pool_idle_timeout(Duration::from_secs(30))
         .http1_only();

@@ -41,7 +41,11 @@ impl Directory for Dns {
             match found {
                 Ok(membership) => publish.publish(membership),
                 Err(problem) => {
-                    tracing::warn!(host = self.host, problem, "peers cannot be looked up: the last ones stay")
+                    tracing::warn!(
+                        host = self.host,
+                        problem,
+                        "peers cannot be looked up: the last ones stay"
+                    );
                 }
             }
             if stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {

@@ -227,7 +227,9 @@ impl Peers {
 
     /// Bytes of content have arrived at this node, from the registry or a peer.
     pub fn note_arrival(&self, bytes: u64) {
-        self.speeds().note_arrival(bytes, Instant::now());
+        let mut speeds = self.speeds();
+        speeds.note_arrival(bytes, Instant::now());
+        self.0.client.set_slow(speeds.is_slow());
     }
 
     /// A peer says how fast it is.
@@ -243,6 +245,17 @@ impl Peers {
     /// Whether this node is much slower than most others: then none is to wait for it.
     pub fn is_slow(&self) -> bool {
         self.speeds().is_slow()
+    }
+
+    /// Bytes of content that have arrived at this node so far, when it is slow: one blob waits for another there.
+    pub fn arrived_if_slow(&self) -> Option<u64> {
+        let speeds = self.speeds();
+        speeds.is_slow().then(|| speeds.arrived())
+    }
+
+    /// For how long nothing has arrived at this node, from the registry or a peer.
+    pub fn quiet_for(&self) -> Duration {
+        self.speeds().quiet_for(Instant::now())
     }
 
     fn speeds(&self) -> MutexGuard<'_, Speeds> {
@@ -274,7 +287,12 @@ impl Peers {
 
     /// Asks for a piece of `length` bytes. Whoever asks notes a failure, or tries once more.
     pub async fn piece(&self, peer: &Peer, ask: &PieceAsk, length: u64) -> Result<PieceAnswer, PeerError> {
-        let answer = self.0.client.piece(peer, ask, length).await;
+        let answer = self.0.client.piece(peer, ask, length).await.map(|(answer, speed)| {
+            if let Some(speed) = speed {
+                self.note_speed(&peer.name, speed);
+            }
+            answer
+        });
         let outcome = match &answer {
             Ok(PieceAnswer::Body(_)) => PeerOutcome::found,
             Ok(PieceAnswer::Held(_)) => PeerOutcome::held,

@@ -51,6 +51,8 @@ pub struct Speeds {
 
 #[derive(Debug, Default)]
 struct Own {
+    /// Bytes that have arrived so far.
+    total: u64,
     window: Option<Window>,
     windows: u32,
     /// Bytes a second, and when measured.
@@ -74,6 +76,7 @@ impl Speeds {
     /// Bytes of content have arrived at this node.
     pub fn note_arrival(&mut self, bytes: u64, now: Instant) {
         let own = &mut self.own;
+        own.total = own.total.wrapping_add(bytes);
         let window = match &mut own.window {
             Some(window) if now.duration_since(window.last) < PAUSE => window,
             window => {
@@ -112,6 +115,16 @@ impl Speeds {
             self.median = (rates.len() >= ENOUGH).then(|| *rates.select_nth_unstable(middle).1);
         }
         self.notes = self.notes.wrapping_add(1);
+    }
+
+    /// Bytes that have arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.own.total
+    }
+
+    /// For how long nothing has arrived.
+    pub fn quiet_for(&self, now: Instant) -> Duration {
+        self.own.window.as_ref().map_or(Duration::MAX, |window| now.duration_since(window.last))
     }
 
     /// Whether this node is much slower than most others.

@@ -7,6 +7,7 @@
 //!     202 on its way; `hearth-activity` changes for as long as whoever brings it is alive: ask again
 //!     404 takes no part, ask the next one         409 upstream knows no ranges: slot 0 reads everything
 //!     503 busy or not able to                     400 not understood           403 registry not served here
+//!     With `hearth-speed`, how fast the answering node is, in bytes a second, once it knows
 //! GET /peer/v1/hashes/<digest>/<index>?registry&repository&size[&again]
 //!     200 {"<index>":"sha256:..",..}: hashes of the pieces of the segment of piece <index>, as far as the peer has read
 //!     them from the registry itself or has the verified blob. With `again` (`segment`, `piece`) a peer in the order of
@@ -37,6 +38,10 @@ pub const ACTIVITY: http::HeaderName = http::HeaderName::from_static("hearth-act
 
 /// Header of 200: the hash of the piece; see [`PieceHash`].
 pub const PIECE_HASH: http::HeaderName = http::HeaderName::from_static("hearth-piece-hash");
+
+/// Header of every answer to a request for a piece: how fast the answering node's link is, in bytes a second. Absent before
+/// the node knows. What it says in requests does not arrive where a link is full; answers do.
+pub const SPEED: http::HeaderName = http::HeaderName::from_static("hearth-speed");
 
 /// What a peer announces of a piece that it sends: `sha256:..`, and ` own` after it when it knows that by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

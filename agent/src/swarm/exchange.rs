@@ -26,8 +26,12 @@ use crate::{
 /// Requests that a download has under way for its own sake.
 const ASKS: usize = 16;
 
-/// So many when this node is slow: it keeps fewer places at others, and its link is full all the same.
+/// So many when this node is slow: more only wait for each other ([`super::SLOW_TURNS`]).
 const LEAF_ASKS: usize = 4;
+
+/// A slow node whose link is in use waits so long for a byte of one blob before it reads that blob from the registry, over the
+/// same link.
+const LEAF_WAIT: Duration = Duration::from_mins(5);
 
 /// So many more for pieces that a reader is about to need.
 const URGENT: usize = 4;
@@ -192,10 +196,18 @@ impl Exchange {
         }
     }
 
-    /// Peers that wait for what this node reads are sent to the next reader at once.
+    /// Peers that wait for what this node reads are sent to the next reader at once. Requests under way are aborted: more
+    /// than a few fill a slow link so that none ends, and connections cannot even be made.
     fn become_leaf_if_slow(&mut self) {
         let slow = self.context.is_slow();
         if slow && !self.leaf {
+            self.asks.clear();
+            self.own.clear();
+            for piece in self.window.open() {
+                self.window.give_back(piece);
+                self.download().peer_requests.fail(piece);
+            }
+            self.download().wrote();
             tracing::info!(digest = %self.download().digest().short(), "this node is much slower than its peers: it reads nothing from the registry for them");
             self.download().segments.end();
         }
@@ -296,6 +308,11 @@ impl Exchange {
     }
 
     fn is_stuck(&self) -> bool {
-        self.last_news.elapsed() >= self.context.wait()
+        let (quiet, wait) = (self.last_news.elapsed(), self.context.wait());
+        // On a slow link that is full, other blobs come before this one; the registry is behind the same link.
+        if self.leaf && self.context.peers().quiet_for() < wait {
+            return quiet >= LEAF_WAIT;
+        }
+        quiet >= wait
     }
 }

@@ -17,6 +17,7 @@ mod share;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use evidence::Evidence;
 use piece_hashes::PieceHashes;
@@ -46,7 +47,13 @@ struct Inner {
     tasks: Tasks,
     evidence: Evidence,
     hashes: PieceHashes,
+    /// Pieces that a slow node fetches at once, of all blobs.
+    slow_turns: Semaphore,
 }
+
+/// See [`Inner::slow_turns`]. Two keep a link full. With more, connections and headers are lost on it, and each piece takes
+/// longer than its sender waits.
+const SLOW_TURNS: usize = 2;
 
 impl Swarm {
     /// Puts the parts together and becomes a source of `fetcher` for as long as it lives.
@@ -58,8 +65,17 @@ impl Swarm {
         metrics: Metrics,
         tasks: Tasks,
     ) -> Self {
-        let (evidence, hashes) = (Evidence::default(), PieceHashes::default());
-        let inner = Arc::new(Inner { fetcher, store, upstream, peers, metrics, tasks, evidence, hashes });
+        let inner = Arc::new(Inner {
+            fetcher,
+            store,
+            upstream,
+            peers,
+            metrics,
+            tasks,
+            evidence: Evidence::default(),
+            hashes: PieceHashes::default(),
+            slow_turns: Semaphore::new(SLOW_TURNS),
+        });
         let source: Arc<dyn PeerSource> = inner.clone();
         inner.fetcher.use_peers(Arc::downgrade(&source));
         Self(inner)

@@ -266,7 +266,8 @@ pub(super) async fn agent_at(
 }
 
 /// What agents log when their logs are kept.
-const DETAILED_LOG: &str = "info,hearth_agent::download=debug,hearth_agent::peers=debug";
+const DETAILED_LOG: &str =
+    "info,hearth_agent::download=debug,hearth_agent::swarm=debug,hearth_agent::peers=debug";
 
 /// This program again, as a client on a node; the second place is where it goes when the first one refuses.
 pub(super) fn client(

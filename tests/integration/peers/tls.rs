@@ -25,8 +25,8 @@ fn keys(directory: &Path, file: &str) -> String {
 }
 
 fn authority(directory: &Path) -> Authority {
-    let authority = Authority::new(directory, "members").expect("openssl is there");
-    authority.sign("member", &format!("DNS:{NAME}")).expect("the authority signs");
+    let authority = Authority::new(directory, "peers").expect("openssl is there");
+    authority.sign("peer", &format!("DNS:{NAME}")).expect("the authority signs");
     authority
 }
 
@@ -35,7 +35,7 @@ async fn members_with_certificates_share_one_fetch() {
     let directory = tempfile::tempdir().unwrap();
     authority(directory.path());
     let (upstream, size) = upstream().await;
-    let cluster = Cluster::start(&config(&upstream), 4, &keys(directory.path(), "member")).await;
+    let cluster = Cluster::start(&config(&upstream), 4, &keys(directory.path(), "peer")).await;
     pull_all(&cluster.agents).await;
     assert!(sent(&upstream) < size + size / 50, "{} of {size}", sent(&upstream));
     // What one of them has, at least three have from the others.
@@ -58,9 +58,9 @@ async fn whoever_has_no_certificate_for_the_members_name_is_nobody() {
     let authority = authority(directory.path());
     authority.sign("other", "DNS:other.hearth.svc").unwrap();
     let foreign = tempfile::tempdir().unwrap();
-    Authority::new(foreign.path(), "foreign").unwrap().sign("member", &format!("DNS:{NAME}")).unwrap();
+    Authority::new(foreign.path(), "foreign").unwrap().sign("peer", &format!("DNS:{NAME}")).unwrap();
     let (upstream, _) = upstream().await;
-    let cluster = Cluster::start(&config(&upstream), 2, &keys(directory.path(), "member")).await;
+    let cluster = Cluster::start(&config(&upstream), 2, &keys(directory.path(), "peer")).await;
     let identity = |directory: &Path, file: &str| {
         let read = |name: String| std::fs::read(directory.join(name)).unwrap();
         let pem = [read(format!("{file}.pem")), read(format!("{file}.key"))].concat();
@@ -70,9 +70,9 @@ async fn whoever_has_no_certificate_for_the_members_name_is_nobody() {
     refused(peer, reqwest::Client::builder()).await;
     // Of the right authority for another name, and of another authority for the right name.
     refused(peer, reqwest::Client::builder().identity(identity(directory.path(), "other"))).await;
-    let url = refused(peer, reqwest::Client::builder().identity(identity(foreign.path(), "member"))).await;
+    let url = refused(peer, reqwest::Client::builder().identity(identity(foreign.path(), "peer"))).await;
     // The way in that all of these miss.
-    let known = reqwest::Client::builder().identity(identity(directory.path(), "member"));
+    let known = reqwest::Client::builder().identity(identity(directory.path(), "peer"));
     let known = known.danger_accept_invalid_certs(true).build().unwrap();
     assert!(known.get(url).send().await.unwrap().status().is_success());
 }
@@ -86,7 +86,7 @@ async fn a_stranger_among_the_members_gives_and_gets_nothing_and_harms_nobody() 
     let (base, places) = (config(&upstream), places(3));
     let mut agents = Vec::new();
     for (place, directory) in places.iter().zip([&directory, &directory, &foreign]) {
-        let keys = keys(directory.path(), "member");
+        let keys = keys(directory.path(), "peer");
         agents.push(Agent::start(&peer_config(&base, place, &places, &keys)).await);
     }
     pull_all(&agents).await;
@@ -130,7 +130,7 @@ async fn without_members_a_node_with_certificates_pulls_for_itself() {
     authority(directory.path());
     let (upstream, _) = upstream().await;
     let base: AgentConfig =
-        config(&upstream).with(&format!("peer: {{ {} }}", keys(directory.path(), "member")));
+        config(&upstream).with(&format!("peer: {{ {} }}", keys(directory.path(), "peer")));
     pull(&Agent::start(&base).await).await;
 }
 
@@ -148,7 +148,7 @@ fn renewed_certificates_are_used_and_broken_ones_change_nothing() {
     let first = tls.server();
     assert!(!tls.reload().unwrap(), "nothing has changed");
     assert!(Arc::ptr_eq(&tls.server(), &first));
-    authority.sign("member", &format!("DNS:{NAME}")).unwrap();
+    authority.sign("peer", &format!("DNS:{NAME}")).unwrap();
     assert!(tls.reload().unwrap());
     let second = tls.server();
     assert!(!Arc::ptr_eq(&second, &first));

@@ -113,8 +113,8 @@ async fn a_peer_that_ranks_first_cannot_set_what_a_tag_resolves_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_with_a_certificate_cannot_set_it_either() {
     let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "members").expect("openssl is there");
-    authority.sign("member", &format!("DNS:{NAME}")).expect("the authority signs");
+    let authority = Authority::new(directory.path(), "peers").expect("openssl is there");
+    authority.sign("peer", &format!("DNS:{NAME}")).expect("the authority signs");
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (certificate, key, ca) = (path("peer.pem"), path("peer.key"), path("peers.pem"));
     let tls =

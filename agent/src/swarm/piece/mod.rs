@@ -150,6 +150,12 @@ impl PieceContext {
 
     /// Brings a piece from whoever gives it first.
     pub(super) async fn bring(&self, piece: u64) -> Result<(), NoPiece> {
+        let mut _turn = None;
+        if self.is_slow() {
+            _turn = self.swarm.0.slow_turns.acquire().await.ok();
+            // Bytes that wait for their hash would fill the link in vain.
+            self.expected(piece).await;
+        }
         let ranges = self.has_ranges();
         match self.try_all(piece, ranges).await {
             // Learnt on the way: another peer reads it then.
@@ -163,7 +169,7 @@ impl PieceContext {
     async fn try_all(&self, piece: u64, ranges: bool) -> Result<(), NoPiece> {
         let (me, readers) = (self.membership.me(), self.readers(piece, ranges));
         let (ranking, part) = (self.membership.ranking(), self.layout.part(piece));
-        let leaf = self.peers().is_slow();
+        let leaf = self.is_slow();
         // Whoever comes to its own turn among the readers reads for those who ask it next. Not everything, though, for
         // somebody's moment of weakness.
         let segment = !leaf && if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
@@ -187,7 +193,7 @@ impl PieceContext {
                 }
                 // A slow link that is full loses answers of peers that are well. Only when nothing comes of them for several
                 // rounds does a slow node read from the registry what they have.
-                Target::Upstream if leaf => {}
+                Target::Upstream if self.is_slow() => {}
                 Target::Upstream => match self.read(piece, segment, ranges).await {
                     Err(ReadError::Fatal(error)) => return Err(NoPiece::Fatal(error)),
                     Err(ReadError::NoRanges | ReadError::Failed) => {}
@@ -209,6 +215,10 @@ impl PieceContext {
 
     /// The last resort beyond upstream: whoever has the blob, wherever it stands.
     async fn ask_holders(&self, piece: u64) -> Result<(), NoPiece> {
+        // Many answers at once are what a slow link cannot carry.
+        if self.is_slow() {
+            return Err(NoPiece::Nobody);
+        }
         for peer in self.holders.get_or_init(|| self.seek(piece)).await {
             if self.peers().is_usable(peer)
                 && let Attempt::Brought =

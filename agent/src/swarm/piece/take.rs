@@ -33,7 +33,7 @@ const CONFIRMING: usize = 3;
 
 impl PieceContext {
     /// What a piece must hash to, from the peer that reads its segment.
-    async fn expected(&self, piece: u64) -> Option<Claim> {
+    pub(super) async fn expected(&self, piece: u64) -> Option<Claim> {
         let expected = &self.download().expected;
         if let Some(claim) = expected.claim(piece) {
             return Some(claim);
@@ -50,7 +50,9 @@ impl PieceContext {
             if !self.peers().is_usable(peer) || expected.is_useless(&peer.name) {
                 continue;
             }
-            expected.add(&peer.name, self.hashes(peer, piece).await);
+            // A peer that cannot be reached now may know it all the same.
+            let Some(hashes) = self.hashes(peer, piece).await else { continue };
+            expected.add(&peer.name, hashes);
             if expected.claim(piece).is_none() {
                 expected.note_useless(&peer.name);
             }
@@ -66,7 +68,7 @@ impl PieceContext {
         let others = above.iter().filter_map(|place| self.membership.get(*place));
         let others = others.filter(|other| other.name != sender.name && self.is_usable(other));
         for other in others.take(CONFIRMING) {
-            let hashes = self.hashes(other, piece).await;
+            let hashes = self.hashes(other, piece).await.unwrap_or_default();
             if hashes.iter().any(|(named, hash)| (named, hash) == (&piece, announced)) {
                 return true;
             }
@@ -74,12 +76,14 @@ impl PieceContext {
         false
     }
 
-    async fn hashes(&self, peer: &Peer, piece: u64) -> Vec<(u64, Digest)> {
+    /// `None` without an answer.
+    async fn hashes(&self, peer: &Peer, piece: u64) -> Option<Vec<(u64, Digest)>> {
         let (repository, digest) = (self.repository.clone(), *self.download().digest());
         let ask = HashesAsk { repository, digest, size: self.layout.size(), piece, again: Again::No };
         match self.peers().hashes(peer, &ask).await {
-            Some(Settled::Found(hashes)) => hashes.into_iter().collect(),
-            Some(Settled::Absent | Settled::NotNow) | None => Vec::new(),
+            Some(Settled::Found(hashes)) => Some(hashes.into_iter().collect()),
+            Some(Settled::Absent | Settled::NotNow) => Some(Vec::new()),
+            None => None,
         }
     }
 
