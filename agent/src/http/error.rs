@@ -32,6 +32,15 @@ impl Refusal {
         Self { status, code, message: message.into(), retry_after: None }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What the client is told.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     fn not_now(message: String, retry_after: Option<Duration>) -> Self {
         let retry_after = Some(retry_after.unwrap_or(RETRY_AFTER));
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message) }

@@ -59,7 +59,14 @@ impl Mirror {
                 let kind = kind_of(&route);
                 let outcome = self.dispatch_in_time(&request, route).await;
                 let agent = user_agent(request.headers());
-                (kind, outcome.unwrap_or_else(|refusal| refusal.for_client(agent, kind).into_response()))
+                let refused = |refusal: Refusal| {
+                    tracing::warn!(
+                        method = %request.method(), path = request.uri().path(), client = agent, status = refusal.status().as_u16(),
+                        reason = refusal.message(), "request refused"
+                    );
+                    refusal.for_client(agent, kind).into_response()
+                };
+                (kind, outcome.unwrap_or_else(refused))
             }
             Err(error) => (Kind::unknown, Refusal::of_route(&error).into_response()),
         };

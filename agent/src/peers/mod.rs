@@ -304,6 +304,7 @@ impl Peers {
         match &answer {
             Ok(PieceAnswer::Unable) => self.0.health.busy(&peer.name),
             Ok(_) => self.0.health.succeeded(&peer.name),
+            Err(error) if error.silent => self.speeds().note_silent(&peer.name, Instant::now()),
             Err(_) => {}
         }
         answer

@@ -28,6 +28,11 @@ const PAUSE: Duration = Duration::from_millis(400);
 /// Windows measured before this node calls itself slow.
 const WINDOWS: u32 = 3;
 
+/// A node whose link is full takes others for dead. One that only waits for others gets little too, and reaches all of them: so
+/// many peers must have seemed dead, within so long, before this node calls itself slow.
+const SILENT_PEERS: usize = 2;
+const SILENT_SPAN: Duration = Duration::from_secs(5);
+
 /// After so long an earlier speed counts half: links change.
 const HALF_LIFE: Duration = Duration::from_mins(1);
 
@@ -47,6 +52,9 @@ pub struct Speeds {
     others: HashMap<String, (u64, Instant)>,
     median: Option<u64>,
     notes: u32,
+    /// Peers that seemed dead lately, and when.
+    silent: HashMap<String, Instant>,
+    slow: bool,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +103,17 @@ impl Speeds {
         own.windows += 1;
         let before = own.best.map_or(0.0, |best| decayed(best, now));
         own.best = Some((rate.max(before), now));
+        self.look(now);
+    }
+
+    /// A peer seemed dead: no connection, or no answer in time.
+    pub fn note_silent(&mut self, peer: &str, now: Instant) {
+        self.silent.retain(|_, noted| now.duration_since(*noted) < SILENT_SPAN);
+        // More do not say more.
+        if self.silent.len() < SILENT_PEERS || self.silent.contains_key(peer) {
+            self.silent.insert(peer.to_owned(), now);
+        }
+        self.look(now);
     }
 
     /// What this node tells others, in bytes a second; `None` before it knows.
@@ -115,6 +134,17 @@ impl Speeds {
             self.median = (rates.len() >= ENOUGH).then(|| *rates.select_nth_unstable(middle).1);
         }
         self.notes = self.notes.wrapping_add(1);
+        self.look(now);
+    }
+
+    /// Once slow, a node remains so until its link has carried more: with more patience no peer seems dead to it.
+    fn look(&mut self, now: Instant) {
+        let below = match (self.own(), self.median) {
+            (Some(own), Some(median)) => (own as f64) < SHARE * median as f64,
+            _ => false,
+        };
+        let silent = self.silent.values().filter(|noted| now.duration_since(**noted) < SILENT_SPAN).count();
+        self.slow = below && (self.slow || silent >= SILENT_PEERS);
     }
 
     /// Bytes that have arrived so far.
@@ -127,12 +157,9 @@ impl Speeds {
         self.own.window.as_ref().map_or(Duration::MAX, |window| now.duration_since(window.last))
     }
 
-    /// Whether this node is much slower than most others.
+    /// Whether this node is much slower than most others, and its link is full.
     pub fn is_slow(&self) -> bool {
-        match (self.own(), self.median) {
-            (Some(own), Some(median)) => (own as f64) < SHARE * median as f64,
-            _ => false,
-        }
+        self.slow
     }
 }
 
@@ -170,6 +197,10 @@ mod tests {
             for (at, rate) in others.iter().enumerate() {
                 (0..RENEW).for_each(|_| speeds.note_peer(&format!("peer-{at}"), rate * MIB, now));
             }
+            assert!(!speeds.is_slow(), "all peers answer: it only waits for them");
+            (0..2).for_each(|_| speeds.note_silent("peer-0", now));
+            assert!(!speeds.is_slow(), "one peer may be dead");
+            speeds.note_silent("peer-1", now);
             assert_eq!(speeds.is_slow(), slow, "{own} beside {others:?}");
         }
     }
@@ -179,6 +210,7 @@ mod tests {
         let (mut speeds, mut now) = fed(MIB / 2, 3);
         for at in 0..4 {
             (0..RENEW).for_each(|_| speeds.note_peer(&format!("peer-{at}"), 5 * MIB, now));
+            speeds.note_silent(&format!("peer-{at}"), now);
         }
         for _ in 0..20 {
             now += Duration::from_secs(1);

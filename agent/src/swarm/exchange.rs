@@ -27,7 +27,7 @@ use crate::{
 const ASKS: usize = 16;
 
 /// So many when this node is slow: more only wait for each other ([`super::SLOW_TURNS`]).
-const LEAF_ASKS: usize = 4;
+const LEAF_ASKS: usize = 2;
 
 /// A slow node whose link is in use waits so long for a byte of one blob before it reads that blob from the registry, over the
 /// same link.
@@ -250,7 +250,8 @@ impl Exchange {
             let pieces = layout.touched(want);
             let mut missing = pieces.filter(|piece| !self.window.has(*piece)).peekable();
             wanted |= missing.peek().is_some();
-            let most = if whole { 2 } else { asks };
+            // Nothing is gained by another order where little comes at a time.
+            let most = if whole && !self.leaf { 2 } else { asks };
             let next: Vec<_> = missing.take(most).collect();
             for piece in next {
                 if !paused && self.own.len() < asks + URGENT && self.window.ask(piece) {

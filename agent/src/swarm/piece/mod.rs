@@ -150,9 +150,7 @@ impl PieceContext {
 
     /// Brings a piece from whoever gives it first.
     pub(super) async fn bring(&self, piece: u64) -> Result<(), NoPiece> {
-        let mut _turn = None;
         if self.is_slow() {
-            _turn = self.swarm.0.slow_turns.acquire().await.ok();
             // Bytes that wait for their hash would fill the link in vain.
             self.expected(piece).await;
         }
@@ -306,9 +304,12 @@ impl PieceContext {
         let began = Instant::now();
         let (mut activity, mut last_sign, mut silent) = (None, began, false);
         loop {
+            // Not while a peer waits for the piece itself: others may be there.
+            let turn = if self.is_slow() { self.swarm.0.slow_turns.acquire().await.ok() } else { None };
             match self.peers().piece(peer, &ask, bytes.end - bytes.start).await {
                 Ok(PieceAnswer::Body(body)) => return self.take(peer, (role, trust), *body, piece).await,
                 Ok(PieceAnswer::Held(now)) => {
+                    drop(turn);
                     if activity.as_ref() != Some(&now) {
                         let before = activity.as_deref().and_then(movement);
                         if before.is_some() && before != movement(&now) {
