@@ -2,9 +2,10 @@
 //! links, deaths and upstream are modelled:
 //!
 //! * a link is full duplex and carries one piece at a time each way, first come first served;
-//! * upstream gives every connection the same rate; a fetcher reads the stripes of its slot one after the other;
+//! * upstream gives every connection the same rate; a fetcher reads the segments of its slot one after the other;
 //! * a request takes one latency; a peer that is dead when it is asked costs the agent's limit for a connection, one
-//!   that dies while it holds a request the limit for an answer; either is not asked again.
+//!   that dies while it holds a request the limit for an answer; either is not asked again;
+//! * a node whose link is much slower than others' knows it after two pieces, and is a leaf from then on.
 
 use std::{
     cmp::Reverse,
@@ -16,7 +17,7 @@ use hearth_agent::peers::{
     CONNECT, HEADER, HOLD,
     layout::{Layout, SLOTS},
     pace::Paces,
-    plan::{Answer, QUEUE, Role, Standing, Target, Window, answer, targets},
+    plan::{Answer, QUEUE, Role, Standing, Target, Window, answer, targets, targets_of_leaf},
     rank::{Ranking, Subject},
 };
 
@@ -24,6 +25,14 @@ use crate::world::{Outcome, Rule, World};
 
 /// Requests that a node has under way.
 const ASKS: u32 = 16;
+/// The same for a leaf.
+const LEAF_ASKS: u32 = 2;
+/// From so many times slower on, a node calls itself slow (the agent's share of the median is 0.3).
+const SLOW: u64 = 4;
+/// Pieces that a slow node has received before it knows.
+const LEARNT: u64 = 2;
+/// Pause of a leaf that nobody gives a piece, in nanoseconds.
+const PAUSE: u64 = 200_000_000;
 /// One way between two nodes, in nanoseconds.
 const LATENCY: u64 = 500_000;
 /// What a peer costs that is dead when it is asked, in nanoseconds.
@@ -45,6 +54,8 @@ enum Event {
     Arrive(u32, u32, u64, u64),
     /// Nobody answered: node, piece, place in its route.
     GiveUp(u32, u64, usize),
+    /// A leaf looks for a piece once more.
+    Retry(u32, u64),
 }
 
 /// [`Role`] with an order, for the queue.
@@ -83,6 +94,7 @@ struct Node {
     begun: u64,
     done: Option<u64>,
     slow: u64,
+    leaf: bool,
     asks: u32,
     up_free: u64,
     down_free: u64,
@@ -142,6 +154,7 @@ impl Simulation {
             begun: 0,
             done: None,
             slow: 1,
+            leaf: false,
             asks: 0,
             up_free: 0,
             down_free: 0,
@@ -235,6 +248,13 @@ impl Simulation {
                 self.request(now, (from, to), piece, place, role.into());
             }
             Event::Arrive(from, to, piece, taken) => self.arrive(now, (from, to), piece, taken),
+            Event::Retry(me, piece) => {
+                let node = &mut self.nodes[me as usize];
+                node.gone.clear();
+                if !node.dead && !node.window.has(piece) {
+                    self.ask(now, me, piece, 0);
+                }
+            }
             Event::GiveUp(me, piece, place) => {
                 let node = &self.nodes[me as usize];
                 if !node.dead && !node.window.has(piece) && node.asked.get(&piece) == Some(&place) {
@@ -248,12 +268,26 @@ impl Simulation {
     /// Those who wait for it notice after a while.
     fn die(&mut self, now: u64, me: u32) {
         self.nodes[me as usize].dead = true;
+        self.send_away(now + SILENT, me);
+    }
+
+    /// It reads nothing for others any more, and sends those who wait for it to the next one when they ask again.
+    fn become_leaf(&mut self, now: u64, me: u32) {
+        let node = &mut self.nodes[me as usize];
+        node.leaf = true;
+        for piece in std::mem::take(&mut node.reading) {
+            node.window.give_back(piece);
+        }
+        self.send_away(now + nanoseconds(HOLD) / 2, me);
+    }
+
+    fn send_away(&mut self, when: u64, me: u32) {
         let mut held: Vec<_> = self.waiting.keys().filter(|(at, _)| *at == me).copied().collect();
         held.sort_unstable();
         for key in held {
             for waiting in self.waiting.remove(&key).unwrap_or_default() {
                 if let Some(place) = self.nodes[waiting as usize].asked.get(&key.1).copied() {
-                    self.at(now + SILENT, Event::GiveUp(waiting, key.1, place));
+                    self.at(when, Event::GiveUp(waiting, key.1, place));
                 }
             }
         }
@@ -263,7 +297,8 @@ impl Simulation {
     fn pump(&mut self, now: u64, me: u32) {
         loop {
             let node = &mut self.nodes[me as usize];
-            if node.dead || !node.takes || node.asks >= ASKS || now < node.begun {
+            let most = if node.leaf { LEAF_ASKS } else { ASKS };
+            if node.dead || !node.takes || node.asks >= most || now < node.begun {
                 return;
             }
             let Some(piece) = node.window.take() else { return };
@@ -274,9 +309,20 @@ impl Simulation {
         }
     }
 
-    fn ask(&mut self, now: u64, me: u32, piece: u64, place: usize) {
+    /// Where a node looks for a piece, in this order.
+    fn route(&self, me: u32, piece: u64) -> Vec<Target> {
         let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
-        let route = targets(&self.ranking, &self.subject, self.layout.part(piece), me, &self.fetchers[slot]);
+        let (part, fetchers) = (self.layout.part(piece), &self.fetchers[slot]);
+        if !self.nodes[me as usize].leaf {
+            return targets(&self.ranking, &self.subject, part, me, fetchers);
+        }
+        let mut route = targets_of_leaf(&self.ranking, &self.subject, part, me, fetchers);
+        route.retain(|target| *target != Target::Upstream);
+        route
+    }
+
+    fn ask(&mut self, now: u64, me: u32, piece: u64, place: usize) {
+        let route = self.route(me, piece);
         // The plain rule leaves the tree out: everybody goes to the owner.
         let skipped = match self.world.rule {
             Rule::Forest => 0,
@@ -292,20 +338,22 @@ impl Simulation {
             }
             _ => false,
         };
-        let place = (place..route.len()).find(|place| !skips(place)).unwrap_or(place);
+        let next = (place..route.len()).find(|place| !skips(place));
+        let leaf = self.nodes[me as usize].leaf;
+        let place = next.unwrap_or(if leaf { route.len() } else { place });
         self.nodes[me as usize].asked.insert(piece, place);
         match route.get(skipped + place) {
             Some(Target::Peer(peer, role)) => {
                 self.at(now + LATENCY, Event::Request(me, *peer, piece, place, (*role).into()));
             }
+            None if leaf => self.at(now + PAUSE, Event::Retry(me, piece)),
             Some(Target::Upstream) | None => self.read_piece(now, me, piece),
         }
     }
 
     /// Whoever was asked last and is dead is remembered as such.
     fn note_gone(&mut self, me: u32, piece: u64, place: usize) {
-        let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
-        let route = targets(&self.ranking, &self.subject, self.layout.part(piece), me, &self.fetchers[slot]);
+        let route = self.route(me, piece);
         if let Some(Target::Peer(peer, _)) = route.get(place)
             && self.nodes[*peer as usize].dead
         {
@@ -327,7 +375,15 @@ impl Simulation {
         let queue = node.up_free.saturating_sub(now).div_ceil(span);
         let loaded = queue >= QUEUE as u64;
         let has = node.window.has(piece);
-        let standing = Standing { has, fetching, higher, relays: true, full: false, loaded, slow: false };
+        let standing = Standing {
+            has,
+            fetching,
+            higher,
+            relays: true,
+            full: false,
+            loaded,
+            slow: node.leaf && !node.window.is_complete(),
+        };
         let slot = self.layout.slot(piece);
         match answer(role, &standing) {
             Answer::Send => self.send(now, to, from, piece),
@@ -350,7 +406,7 @@ impl Simulation {
         }
     }
 
-    /// One connection for all stripes of a slot, one after the other.
+    /// One connection for all segments of a slot, one after the other.
     fn read_slot(&mut self, now: u64, me: u32, slot: u64) {
         for piece in 0..self.layout.pieces() {
             if self.layout.slot(piece) == slot {
@@ -361,7 +417,9 @@ impl Simulation {
 
     fn read_piece(&mut self, now: u64, me: u32, piece: u64) {
         let bytes = self.layout.bytes(piece);
-        let span = Self::time(bytes.end - bytes.start, self.world.connection);
+        let length = bytes.end - bytes.start;
+        let own = Self::time(length, self.world.link) * self.nodes[me as usize].slow;
+        let span = Self::time(length, self.world.connection).max(own);
         let slot = usize::try_from(self.layout.slot(piece)).unwrap_or(0);
         let node = &mut self.nodes[me as usize];
         if node.window.has(piece) || !node.reading.insert(piece) {
@@ -400,10 +458,14 @@ impl Simulation {
         }
         let bytes = self.layout.bytes(piece);
         let length = bytes.end - bytes.start;
+        let node = &mut self.nodes[to as usize];
         if from == to {
+            // Aborted when the node became a leaf.
+            if !node.reading.remove(&piece) {
+                return;
+            }
             self.read += length;
         }
-        let node = &mut self.nodes[to as usize];
         if !node.window.arrived(piece) {
             return;
         }
@@ -420,6 +482,10 @@ impl Simulation {
         }
         if node.takes && node.window.is_complete() {
             node.done = Some(now);
+        }
+        let learnt = node.slow >= SLOW && !node.leaf && node.received >= LEARNT * self.layout.piece();
+        if learnt {
+            self.become_leaf(now, to);
         }
         for waiting in self.waiting.remove(&(to, piece)).unwrap_or_default() {
             self.send(now, to, waiting, piece);

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::{
     http::COMMAND_HEADER,
     images::archive::{ImportOptions, Imported},
-    types::ImageName,
+    types::{ImageName, root_cause},
 };
 
 /// The agent is on this node: a longer wait for a connection brings nothing.
@@ -125,7 +125,7 @@ impl Client {
 
     fn not_running(&self, error: &reqwest::Error) -> anyhow::Error {
         let place = self.base.authority();
-        let reason = innermost(error);
+        let reason = root_cause(error);
         anyhow!(
             "no agent answers at `{place}` ({reason}): start it with `hearth-agent run`, say with `--agent` or \
              `--config` where its admin listener is, or add `--offline` if it is stopped"
@@ -212,14 +212,6 @@ fn loopback(listen: SocketAddr) -> SocketAddr {
         _ => listen.ip(),
     };
     SocketAddr::new(address, listen.port())
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

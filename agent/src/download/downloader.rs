@@ -1,4 +1,4 @@
-//! Running a download: opens requests as the schedule says, takes their event, and lands the blob. One task per download owns all of
+//! Runs a download: opens range requests as the schedule says, handles their events, and publishes the blob. One task per download owns all of
 //! its state; nothing here is shared but the download itself.
 
 use std::{
@@ -9,8 +9,7 @@ use std::{
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use super::{
-    FetchError, Fetcher,
-    error::chain,
+    FetchError, Fetcher, chain,
     growth::Growth,
     hashing::CatchUp,
     range_request::{self, Event, RangeError, RangeRequest, RangeSpec, RequestEvent},

@@ -1,6 +1,6 @@
 //! Why content cannot be given, by what the client should be told.
 
-use std::{fmt::Write as _, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use crate::{
     store::StoreError,
@@ -78,15 +78,4 @@ impl From<UpstreamError> for FetchError {
             | UpstreamError::Unavailable { .. } => Self::NotNow { reason: text, retry_after: None },
         }
     }
-}
-
-/// An error and its causes in one line, for logs.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let _ = write!(text, ": {cause}");
-        next = cause.source();
-    }
-    text
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{FetchError, Fetcher, error::chain, state::Download};
+use super::{FetchError, Fetcher, chain, state::Download};
 use crate::{
     metrics::{Found, Kind},
     types::{Digest, RangeHeader, RegistryHost, Repository},

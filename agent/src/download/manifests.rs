@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Ask, FetchError, Fetcher, ManifestInfo, error::chain, state::blocking};
+use super::{Ask, FetchError, Fetcher, ManifestInfo, chain, state::blocking};
 use crate::{
     metrics::{Found, Kind},
     store::{ManifestRecord, StoreError},

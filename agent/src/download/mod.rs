@@ -49,7 +49,6 @@ use tokio_util::sync::CancellationToken;
 
 use descriptors::Descriptors;
 pub use error::FetchError;
-pub(crate) use error::chain;
 pub(crate) use expected_hashes::{Claim, Verdict, is_worth_reading, judge};
 pub(crate) use hashing::CatchUp;
 use keyed_mutex::KeyedMutex;
@@ -79,7 +78,7 @@ use crate::{
     peers::Peers,
     store::{Blob, Store},
     task::Tasks,
-    types::{ByteRange, Digest, MediaType, RangeHeader, Repository, Tag},
+    types::{ByteRange, Digest, MediaType, RangeHeader, Repository, Tag, chain},
     upstream::{Listing, Upstream},
 };
 

@@ -10,8 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{
-    FetchError,
-    error::chain,
+    FetchError, chain,
     passthrough::{BlobRef, Passthrough},
     state::{Phase, Progress},
     stillness::{CHECK, Stillness},
@@ -73,7 +72,7 @@ impl Landed {
     }
 }
 
-/// A blob on its way: its partial file and the event about it.
+/// A blob on its way: its partial file and the news about it.
 #[derive(Debug)]
 pub(crate) struct Growing {
     partial: Arc<Partial>,

@@ -4,7 +4,7 @@
 
 use tokio::sync::Semaphore;
 
-use super::{FetchError, Fetcher, error::chain};
+use super::{FetchError, Fetcher, chain};
 use crate::{
     store::{Damage, Store},
     types::Digest,

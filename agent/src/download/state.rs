@@ -6,7 +6,7 @@
 //!      +---------------------------+-----------------------------------+--> Failed
 //! ```
 //!
-//! The download owns the partial blob; readers look at what is there and wait for event on a watch channel. It ends on
+//! The download owns the partial blob; readers look at what is there and wait for news on a watch channel. It ends on
 //! its own: every wait upstream has a limit, and so has the number of attempts without progress. Readers may finish
 //! at `Verified`; the sync to disk that follows is not theirs to wait for.
 
@@ -49,7 +49,7 @@ pub(crate) enum Phase {
     Failed(FetchError),
 }
 
-/// Event for readers. The count only makes every change a change.
+/// News for readers. The count only makes every change a change.
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) phase: Phase,
@@ -218,7 +218,7 @@ impl Download {
         self.streamed.load(Ordering::Relaxed)
     }
 
-    /// Event of it.
+    /// News of it.
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
@@ -323,7 +323,7 @@ impl Download {
         }
     }
 
-    /// How it ended, once its blob is in the store under its name or cannot come there. Marks the event as seen.
+    /// How it ended, once its blob is in the store under its name or cannot come there. Marks the news as seen.
     pub(crate) fn outcome(&self, progress: &mut watch::Receiver<Progress>) -> Option<Result<(), FetchError>> {
         let phase = progress.borrow_and_update().phase.clone();
         match phase {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{FetchError, Fetcher, ManifestInfo, error::chain, manifests::info, peer_tags::Ask};
+use super::{FetchError, Fetcher, ManifestInfo, chain, manifests::info, peer_tags::Ask};
 use crate::{
     metrics::{Found, Kind},
     store::TagRecord,

@@ -21,6 +21,7 @@ use crate::{
     images,
     metrics::Metrics,
     store::{MOST_TAGS, Need, Store, StoreError},
+    types::chain,
 };
 
 /// How often the store is measured: a `statvfs` and a look at the unfinished transfers.
@@ -175,11 +176,6 @@ fn execute(
         metrics.evicted_bytes.inc_by(removed);
     }
     Ok(freed)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    format!("{error}{cause}")
 }
 
 /// What would go if room were made now.

@@ -36,7 +36,7 @@ use crate::{
     },
     store::{Store, StoreError},
     task::Tasks,
-    types::ImageName,
+    types::{ImageName, chain},
     upstream::Upstream,
 };
 
@@ -113,11 +113,6 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         ImageError::from(error).into()
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    format!("{error}{cause}")
 }
 
 /// Answers for one store. Cheap to clone.

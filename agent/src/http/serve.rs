@@ -101,28 +101,29 @@ impl Server {
         tasks: Tasks,
         stop: CancellationToken,
     ) {
-        let limit = self.limits.connections;
-        let service = Service {
-            tls,
-            quiet: Duration::ZERO,
-            metrics: None,
-            answer: move |request: Request<Incoming>| peers.clone().answer(request),
-            refuse: move |_: &Request<Incoming>| Refusal::busy(limit).into_response(),
-        };
-        self.serve(service, tasks, stop).await;
+        let answer = move |request: Request<Incoming>| peers.clone().answer(request);
+        self.serve_without_metrics(tls, answer, tasks, stop).await;
     }
 
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
+        let answer = move |request: Request<Incoming>| admin.clone().answer(request);
+        self.serve_without_metrics(None, answer, tasks, stop).await;
+    }
+
+    async fn serve_without_metrics<A, F>(
+        self,
+        tls: Option<Arc<Tls>>,
+        answer: A,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
         let limit = self.limits.connections;
-        let service = Service {
-            tls: None,
-            quiet: Duration::ZERO,
-            metrics: None,
-            answer: move |request: Request<Incoming>| admin.clone().answer(request),
-            refuse: move |_: &Request<Incoming>| Refusal::busy(limit).into_response(),
-        };
-        self.serve(service, tasks, stop).await;
+        let refuse = move |_: &Request<Incoming>| Refusal::busy(limit).into_response();
+        self.serve(Service { tls, quiet: Duration::ZERO, metrics: None, answer, refuse }, tasks, stop).await;
     }
 
     async fn serve<A, F, R>(self, service: Service<A, R>, tasks: Tasks, stop: CancellationToken)

@@ -18,7 +18,7 @@ use super::{
     tls::Tls,
     wire::{self, HashesAsk, PeerRequest, PieceAsk, PieceHash},
 };
-use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of};
+use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of, root_cause};
 
 /// Longest wait for a connection: peers are a few milliseconds away, and a dead one is met on many paths.
 pub const CONNECT: Duration = Duration::from_millis(300);
@@ -95,7 +95,7 @@ impl PieceBody {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, PeerError> {
         let next = tokio::time::timeout(IDLE, self.response.chunk()).await;
         let next = next.map_err(|_| self.error(format!("sent nothing for {IDLE:?}")))?;
-        let next = next.map_err(|error| self.error(format!("broke off: {}", cause(&error))))?;
+        let next = next.map_err(|error| self.error(format!("broke off: {}", root_cause(&error))))?;
         let Some(bytes) = next else {
             return if self.left == 0 { Ok(None) } else { Err(self.error("ended a piece early".into())) };
         };
@@ -194,7 +194,9 @@ impl Client {
     pub(super) fn renew(&self, tls: &Tls) {
         match Clients::new(Some(tls)) {
             Ok(clients) => *self.http.write().unwrap_or_else(PoisonError::into_inner) = clients,
-            Err(error) => tracing::warn!(error = cause(&error), "certificates for peers are not used yet"),
+            Err(error) => {
+                tracing::warn!(error = root_cause(&error), "certificates for peers are not used yet");
+            }
         }
     }
 
@@ -215,7 +217,9 @@ impl Client {
         let url = format!("{}://{}{}", self.scheme, peer.address, request.target());
         let sent = tokio::time::timeout(limit, self.http(slow).get(url).send()).await;
         let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}"), true))?;
-        sent.map_err(|failed| error(format!("cannot be reached: {}", cause(&failed)), failed.is_timeout()))
+        sent.map_err(|failed| {
+            error(format!("cannot be reached: {}", root_cause(&failed)), failed.is_timeout())
+        })
     }
 
     pub(super) async fn piece(
@@ -329,7 +333,7 @@ impl Client {
         loop {
             let next = tokio::time::timeout(IDLE, response.chunk()).await;
             let next = next.map_err(|_| error(format!("sent nothing for {IDLE:?}")))?;
-            match next.map_err(|broken| error(format!("broke off: {}", cause(&broken))))? {
+            match next.map_err(|broken| error(format!("broke off: {}", root_cause(&broken))))? {
                 None => return Ok(Settled::Found(bytes.freeze())),
                 Some(chunk) if bytes.len() + chunk.len() <= most => bytes.extend_from_slice(&chunk),
                 Some(_) => return Err(error(format!("sent more than {most} bytes"))),
@@ -360,13 +364,4 @@ fn read<T: serde::de::DeserializeOwned>(peer: &Peer, bytes: &[u8]) -> Result<T, 
         silent: false,
     };
     serde_json::from_slice(bytes).map_err(wrong)
-}
-
-/// The innermost cause: what the system said.
-pub(super) fn cause(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(next) = innermost.source() {
-        innermost = next;
-    }
-    innermost.to_string()
 }

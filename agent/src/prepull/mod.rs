@@ -60,7 +60,7 @@ use crate::{
     metrics::{Metrics, PrepullLabels, PrepullStateLabels},
     runtime::{Runtime, Stopped},
     store::{Store, StoreError},
-    types::Digest,
+    types::{Digest, chain},
 };
 
 /// After the store could not be written to, it is tried again after this long.
@@ -289,9 +289,4 @@ impl Prepuller {
 
 fn wait_until(at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or_default()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    format!("{error}{cause}")
 }

@@ -14,7 +14,7 @@ pub use verify::{Bad, Verdict, verify};
 use crate::{
     metrics::Metrics,
     store::{Damage, Look, SHARDS, Store, StoreError},
-    types::Digest,
+    types::{Digest, chain},
 };
 
 /// Bytes read at once.
@@ -187,11 +187,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let store = store.clone();
     tokio::task::spawn_blocking(move || work(&store)).await?
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    format!("{error}{cause}")
 }
 
 fn unix_now() -> u64 {

@@ -16,7 +16,7 @@ use futures_util::{StreamExt as _, stream};
 
 use super::{Swarm, piece::PieceContext, piece_hashes::hash_piece};
 use crate::{
-    download::{Download, FetchError, blocking, chain},
+    download::{Download, FetchError, blocking},
     peers::{
         Peer, Settled,
         layout::Layout,
@@ -24,7 +24,7 @@ use crate::{
         wire::{Again, HashesAsk},
     },
     store::{Partial, StoreError},
-    types::{Digest, Repository},
+    types::{Digest, Repository, chain},
     upstream::Span,
 };
 

@@ -15,11 +15,11 @@ use std::{
 
 use super::{Inner, piece_hashes::hash_piece};
 use crate::{
-    download::{Claim, Download, chain},
+    download::{Claim, Download},
     metrics::BlameLabels,
     peers::layout::Layout,
     store::Partial,
-    types::Digest,
+    types::{Digest, chain},
 };
 
 /// Wrong blobs remembered at once.

@@ -1,8 +1,8 @@
 //! Filling a blob from the cluster: pieces in random order within a window, each along its own tree, the segments that
 //! are this node's to read from upstream; and the same for what other peers ask of it.
 //!
-//! Whatever it leaves (no peers, nobody answers, no event for `peer.wait`), [`crate::download`] fetches from upstream as if
-//! there were no cluster.
+//! What peers do not bring (there are none, none answers, nothing arrives for `peer.wait`), [`crate::download`] reads from the
+//! registry.
 
 use std::{
     collections::HashSet,
@@ -18,9 +18,10 @@ use super::{
     piece::{NoPiece, PieceContext},
 };
 use crate::{
-    download::{CatchUp, Download, FetchError, PieceSource, Reading, blocking, chain},
+    download::{CatchUp, Download, FetchError, PieceSource, Reading, blocking},
     peers::{plan::Window, rank},
     store::Partial,
+    types::chain,
 };
 
 /// Requests that a download has under way for its own sake.

@@ -14,13 +14,12 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::Swarm;
 use crate::{
-    download::chain,
     peers::{
         HOLD,
         layout::Layout,
         wire::{HashesAsk, PieceHash},
     },
-    types::Digest,
+    types::{Digest, chain},
 };
 
 /// Hashes remembered: some 4 MiB of memory, 64 GiB of content and more.

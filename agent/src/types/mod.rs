@@ -2,6 +2,7 @@
 //! mixed up afterwards. Nothing here does I/O.
 
 mod amount;
+mod causes;
 mod digest;
 mod duration;
 mod image;
@@ -13,6 +14,7 @@ mod size;
 mod validator;
 
 pub use amount::{Amount, parse_percent, share};
+pub use causes::{chain, root_cause};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
 pub use duration::{DurationError, parse_duration};
 pub use image::ImageName;

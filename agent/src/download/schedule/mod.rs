@@ -1,6 +1,6 @@
 //! Which bytes the next connection should bring. Pure: values in, a decision out.
 //!
-//! A download has requests, each one connection that fills a span from its start. The first request takes everything. As soon
+//! A download has range requests, each one connection that fills a span from its start. The first request takes everything. As soon
 //! as several make the whole faster, the blob is handed out in strides from its beginning: the requests stay close
 //! together, so that hashing and streaming to a client go on beside the transfer instead of after it. Strides get
 //! shorter towards the end, where all requests should finish at once. What a waiting reader needs comes before everything
@@ -92,7 +92,7 @@ pub(super) enum Step {
         /// Index of the request that this one hedges.
         hedges: Option<(usize, Hedge)>,
     },
-    /// Wait for event.
+    /// Wait for an event.
     Wait,
     /// All bytes are there.
     Complete,

@@ -145,6 +145,7 @@ impl PieceContext {
         }
         let accepted = blocking(move || Ok(received.accept())).await.map_err(NoPiece::Fatal)?;
         download.enter(Phase::Streaming);
+        download.wrote();
         Ok(if accepted { Attempt::Brought } else { Attempt::Next })
     }
 
