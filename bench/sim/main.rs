@@ -5,6 +5,7 @@
 //! Not modelled: processors, disks, and loss on the wire.
 
 mod model;
+mod node;
 mod plot;
 mod world;
 

@@ -9,19 +9,21 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BinaryHeap, HashMap},
     time::Duration,
 };
 
 use hearth_agent::peers::{
     CONNECT, HEADER, HOLD,
     layout::{Layout, SLOTS},
-    pace::Paces,
     plan::{Answer, QUEUE, Role, Standing, Target, Window, answer, targets, targets_of_leaf},
     rank::{Ranking, Subject},
 };
 
-use crate::world::{Outcome, Rule, World};
+use crate::{
+    node::Node,
+    world::{Outcome, Rule, World},
+};
 
 /// Requests that a node has under way.
 const ASKS: u32 = 16;
@@ -86,31 +88,6 @@ impl From<As> for Role {
     }
 }
 
-#[derive(Debug)]
-struct Node {
-    window: Window,
-    takes: bool,
-    dead: bool,
-    begun: u64,
-    done: Option<u64>,
-    slow: u64,
-    leaf: bool,
-    asks: u32,
-    up_free: u64,
-    down_free: u64,
-    sent: u64,
-    received: u64,
-    /// Where in the route the pieces that are asked for stand.
-    asked: HashMap<u64, usize>,
-    paces: Paces<u32>,
-    /// Peers that did not answer: not asked again.
-    gone: HashSet<u32>,
-    /// Pieces that are being read upstream.
-    reading: HashSet<u64>,
-    /// When the connection of each slot is free again.
-    upstream_free: Vec<u64>,
-}
-
 pub(crate) struct Simulation {
     world: World,
     layout: Layout,
@@ -144,28 +121,8 @@ impl Simulation {
         let ranking = Ranking::new((0..).zip(&names).map(|(at, name)| (name.as_str(), world.zone(at))));
         let subject = Subject::of(&format!("sha256:{:064x}", world.seed));
         let fetchers = (0..SLOTS).map(|slot| ranking.fetchers(&subject, slot, 8)).collect();
-        let node = |at: u32| Node {
-            window: Window::new(
-                &layout,
-                world.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(at) << 17),
-            ),
-            takes: true,
-            dead: false,
-            begun: 0,
-            done: None,
-            slow: 1,
-            leaf: false,
-            asks: 0,
-            up_free: 0,
-            down_free: 0,
-            sent: 0,
-            received: 0,
-            asked: HashMap::new(),
-            paces: Paces::default(),
-            gone: HashSet::new(),
-            reading: HashSet::new(),
-            upstream_free: (0..SLOTS).map(|_| 0).collect(),
-        };
+        let seed = |at: u32| world.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(at) << 17);
+        let node = |at: u32| Node::new(Window::new(&layout, seed(at)));
         let nodes = (0..world.nodes).map(node).collect();
         let random = world.seed.wrapping_add(1) | 1;
         Self {

@@ -17,6 +17,7 @@ mod growth;
 mod hashing;
 mod keep;
 mod keyed_mutex;
+mod lifecycle;
 mod manifests;
 mod memory;
 mod negative_cache;
@@ -312,7 +313,7 @@ impl Fetcher {
         let subscriber = download.subscribe(repository, range, rest).expect("a new download is open");
         downloads.insert(*digest, download.clone());
         drop(downloads);
-        downloader::start(self.clone(), download.clone());
+        lifecycle::start(self.clone(), download.clone());
         (download, subscriber, Found::miss)
     }
 
@@ -331,7 +332,7 @@ impl Fetcher {
         let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         downloads.insert(*digest, download.clone());
         drop(downloads);
-        downloader::start(self.clone(), download.clone());
+        lifecycle::start(self.clone(), download.clone());
         Some(download)
     }
 

@@ -5,7 +5,7 @@
 //! hashes that this node vouches for; `evidence` and `cross_check` find the peer that was wrong. Who is here, who stands
 //! above whom, and the protocol are in [`crate::peers`].
 //!
-//! [`crate::download`] knows all of it only as a [`PeerSource`].
+//! [`crate::download`] knows all of it only as a `PeerSource`.
 
 mod cross_check;
 mod evidence;

@@ -1,0 +1,149 @@
+//! A download from its beginning to its end: the store once more, the container runtime's content, peers, the registry, then
+//! the digest, and the blob under its name. What has arrived is kept when it fails.
+
+use std::sync::Arc;
+
+use super::{
+    FetchError, Fetcher, chain,
+    downloader::Downloader,
+    runtime,
+    state::{Download, Phase, blocking},
+};
+use crate::{
+    store::{Finish, Partial},
+    types::{Mismatch, RegistryHost},
+};
+
+/// Starts the download's task.
+pub(super) fn start(fetcher: Fetcher, download: Arc<Download>) {
+    let tasks = fetcher.0.tasks.clone();
+    tasks.spawn("download", async move {
+        // The next download of this blob begins with the end of this task, however it ends.
+        let _ended = download.ended.clone().drop_guard();
+        download.wait_for_turn().await;
+        fetcher.0.metrics.downloads.inc();
+        let outcome = run(&fetcher, &download).await;
+        download.close();
+        download.peer_requests.leave();
+        download.segments.end();
+        if let Err(error) = outcome {
+            fail(&fetcher, &download, error).await;
+        }
+        fetcher.leave(&download);
+        fetcher.0.metrics.downloads.dec();
+    });
+}
+
+/// Keeps what has arrived for the next download and tells everyone why this one ended.
+async fn fail(fetcher: &Fetcher, download: &Arc<Download>, error: FetchError) {
+    let digest = download.digest();
+    match &error {
+        FetchError::NotFound(_) | FetchError::Stopping | FetchError::Parked => {
+            tracing::debug!(digest = %digest.short(), %error, "blob not fetched");
+        }
+        _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
+    }
+    fetcher.note_trouble(&error);
+    // On a full disk what has arrived only takes the room of others.
+    let full = matches!(&error, FetchError::Store(error) if error.is_full());
+    if let FetchError::Corrupt { origins, .. } = &error {
+        fetcher.0.penalties.note(digest, origins);
+        if download.was_streamed() {
+            fetcher.0.spoiled.note(digest);
+        }
+    } else if let Some(partial) = download.partial().cloned()
+        && let Err(error) = blocking(move || if full { partial.discard() } else { partial.park() }).await
+    {
+        tracing::warn!(digest = %digest.short(), error = %chain(&error), "partial blob not kept");
+    }
+    download.enter(Phase::Failed(error));
+}
+
+async fn run(fetcher: &Fetcher, download: &Arc<Download>) -> Result<(), FetchError> {
+    // The download before this one may have ended between the look into the store and this download's start.
+    if let Some(blob) = fetcher.0.store.blob(download.digest()).await? {
+        download.set_found(blob);
+        download.enter(Phase::Done);
+        return Ok(());
+    }
+    let stop = fetcher.0.stop.clone();
+    // What began for peers does not stand in the way of this node's own clients.
+    let (registry, for_peer) =
+        (download.source(0).ok_or(FetchError::Stopping)?.registry, download.hinted_size().is_some());
+    let queued = download.enter_queue(&registry);
+    let permit = stop.run_until_cancelled(fetcher.0.upstream.download_permit(&registry, for_peer)).await;
+    let _permit = permit.ok_or(FetchError::Stopping)?;
+    drop(queued);
+    let found = runtime::find(fetcher, download).await?;
+    if let Some(runtime::Found::Linked(blob)) = found {
+        download.set_found(blob);
+        download.enter(Phase::Done);
+        return Ok(());
+    }
+    let mut partial = open_partial(fetcher, download).await?;
+    if let Some(runtime::Found::File(file)) = found {
+        if runtime::copy(fetcher, partial.clone(), file).await? {
+            download.set_partial(partial.clone());
+            let source = download.source(0).ok_or(FetchError::Stopping)?;
+            return land(fetcher, download, partial, source.registry, vec![runtime::ORIGIN.to_owned()]).await;
+        }
+        drop(partial);
+        partial = open_partial(fetcher, download).await?;
+    }
+    download.set_partial(partial.clone());
+    if let Some(peers) = fetcher.peer_source() {
+        let filled = stop.run_until_cancelled(peers.fill(download, &partial)).await;
+        filled.unwrap_or(Err(FetchError::Stopping))?;
+    }
+    let mut driver = Downloader::new(fetcher.clone(), download.clone(), partial.clone());
+    // What has arrived whole is landed even while the agent stops.
+    stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;
+    let (source, origins) = driver.finish().await?;
+    land(fetcher, download, partial, source, origins).await
+}
+
+async fn open_partial(fetcher: &Fetcher, download: &Download) -> Result<Arc<Partial>, FetchError> {
+    let (store, digest) = (fetcher.0.store.clone(), *download.digest());
+    blocking(move || {
+        let partial = store.partial(&digest)?;
+        partial.hash_forward()?;
+        Ok(Arc::new(partial))
+    })
+    .await
+}
+
+/// Checks, publishes, tells.
+async fn land(
+    fetcher: &Fetcher,
+    download: &Arc<Download>,
+    partial: Arc<Partial>,
+    source: RegistryHost,
+    origins: Vec<String>,
+) -> Result<(), FetchError> {
+    let checked = partial.clone();
+    if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
+        fetcher.0.upstream.count_mismatch(&source);
+        let kept = fetcher.peer_source().is_some_and(|peers| peers.found_wrong(download, partial.size()));
+        blocking(move || if kept { partial.park() } else { partial.discard() }).await?;
+        let mismatch = Arc::new(Mismatch { expected: *download.digest(), found });
+        return Err(FetchError::Corrupt { registry: source, origins, mismatch });
+    }
+    if download.sent_wrong_bytes() {
+        // What is here is right, and what clients have been sent may not be.
+        blocking(move || partial.park()).await?;
+        return Err(FetchError::Changed("wrong bytes from a peer were replaced".to_owned()));
+    }
+    download.enter(Phase::Verified);
+    if let Some(peers) = fetcher.peer_source() {
+        peers.found_right(download.digest(), &partial).await;
+    }
+    let room = fetcher.clone();
+    let committed = blocking(move || match partial.commit() {
+        Err(error) if error.is_full() && room.0.room.free(partial.total()).unwrap_or(false) => {
+            partial.commit()
+        }
+        outcome => outcome,
+    });
+    // After a failed sync the kernel may have dropped what readers are yet to read: they go on past the store.
+    committed.await.map(|_| download.enter(Phase::Done))
+}
