@@ -13,7 +13,7 @@
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`download`] | one download per digest, growing reads, tag resolution |
-//! | [`swarm`] | other nodes as one source of blobs: fetching from them, sending to them, finding the one that is wrong |
+//! | [`swarm`] | other nodes as one source of blobs: fetches pieces from peers, serves pieces to them, detects corrupt peers |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`scrub`] | the slow check of what is stored, and `verify` |

@@ -65,7 +65,7 @@ pub(super) struct Downloader {
 
 impl Downloader {
     pub(super) fn new(fetcher: Fetcher, download: Arc<Download>, partial: Arc<Partial>) -> Self {
-        // A request sends two events in its life; nobody waits long.
+        // Each range request sends few events, so this bound never makes one wait for long.
         let (sender, events) = mpsc::channel(16);
         let most = fetcher.0.config.blob_connections;
         let total_at_setback = partial.total();

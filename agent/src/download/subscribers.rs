@@ -56,8 +56,8 @@ impl Demand {
         id
     }
 
-    /// What is still to be read of a blob of `size` bytes. Whoever reads the end, which is held back until the digest
-    /// matches, needs the whole blob from now on.
+    /// The ranges that subscribers still have to read of a blob of `size` bytes. A subscriber that reads the end, which is
+    /// held back until the digest matches, needs the whole blob from now on.
     fn of_size(&mut self, size: u64) -> Vec<Range<u64>> {
         let mut wants = Vec::with_capacity(self.wants.len());
         for want in &self.wants {

@@ -93,7 +93,7 @@ impl Server {
         self.serve(service, tasks, stop).await;
     }
 
-    /// Serves other agents until `stop`; with `tls` only those that show a peer's certificate.
+    /// Serves other agents until `stop`. With `tls`, a connection must present a peer's certificate.
     pub async fn serve_peers(
         self,
         peers: PeerApi,

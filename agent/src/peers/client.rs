@@ -38,7 +38,7 @@ pub const SLOW_HEADER: Duration = Duration::from_secs(5);
 /// Longest silence inside a body.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Longest wait for a manifest or the meaning of a tag: the peer may have to ask upstream for it first.
+/// Longest wait for a manifest or a tag resolution: the peer may have to request it from the registry first.
 const RESOLVE: Duration = Duration::from_secs(2);
 
 /// Answers about a peer or a tag are small.
@@ -160,7 +160,7 @@ impl<T> Settled<T> {
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     scheme: &'static str,
-    /// Others after certificates have changed: connections belong to the one that made them.
+    /// Replaced when certificates change: pooled connections keep the certificates that they were made with.
     http: Arc<RwLock<Clients>>,
     /// This node's own link is slow.
     slow: Arc<AtomicBool>,

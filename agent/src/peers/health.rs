@@ -1,6 +1,6 @@
 //! Which peers to leave alone, and for how long: growing with every failure in a row, gone with the first success.
 //!
-//! Memory of this process only. A peer that was named a liar is left out for longer, and a busy one for a moment.
+//! Kept in memory only. A peer that sent corrupt bytes is quarantined for longer, and a busy one is skipped for a moment.
 
 use std::{
     collections::HashMap,

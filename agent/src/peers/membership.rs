@@ -10,7 +10,7 @@ use super::{
     rank::{Ranking, Subject},
 };
 
-/// Peers that may stand in for each other: whoever is asked after these is upstream.
+/// Peers that can replace each other as readers of a segment. When all of them fail, the node requests it from the registry.
 pub const SUBSTITUTES: usize = 8;
 
 /// One agent of the cluster.

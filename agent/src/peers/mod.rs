@@ -97,7 +97,7 @@ pub struct Config {
     pub wait: Duration,
     /// How many peers must agree on a tag's digest while the registry cannot be read.
     pub tag_quorum: usize,
-    /// How peers know each other; without it whoever reaches the listener is one.
+    /// Mutual TLS between peers. Without it, every client that reaches the listener counts as a peer.
     pub tls: Option<Arc<Tls>>,
 }
 

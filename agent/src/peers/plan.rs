@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A request climbs ([`super::rank`]) until someone has the piece or the root is reached. The root turns to the fetcher
-//! of the piece's segment, and a fetcher asks upstream and no one else. Whoever does not answer well is stepped over.
+//! of the piece's segment, and a fetcher requests it from the registry alone. A peer that does not answer usefully is skipped.
 
 use super::{
     layout::{Layout, WINDOW},
