@@ -25,6 +25,7 @@
 //! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of peers (pure), asking one of them |
 //! | [`types`] | the protocol's words as types |
 //! | `kubernetes` | talking to the API server: a client, limits, following a kind of objects |
+//! | `limits` | the durations and counts of the data path that nobody configures |
 //! | [`metrics`], [`task`] | counters; the one place that starts tasks |
 //!
 //! Invariants, each kept by the module that could break it:
@@ -43,6 +44,7 @@ pub mod gc;
 pub mod http;
 pub mod images;
 mod kubernetes;
+mod limits;
 pub mod metrics;
 pub mod peers;
 pub mod prepull;

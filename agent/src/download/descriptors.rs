@@ -8,8 +8,7 @@ use std::{
 
 use crate::types::{Descriptor, Digest, ManifestLinks};
 
-/// Entries per generation; two generations are kept: about 1 MiB each.
-const GENERATION: usize = 8_192;
+use crate::limits::download::descriptors::GENERATION;
 
 #[derive(Debug, Default)]
 pub(super) struct Descriptors(Mutex<Generations>);

@@ -1,10 +1,7 @@
 //! Reads what is missing of a blob from the registry: opens range requests as the schedule says, and handles their events. One
 //! task per download owns all of the state; nothing here is shared but the download itself.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
@@ -20,24 +17,10 @@ use super::{
 use crate::{
     store::Partial,
     types::{RegistryHost, Repository},
-    upstream::{Span, backoff},
+    upstream::{Retries, RetryPolicy, Span},
 };
 
-/// How often requests are looked at when they tell nothing.
-const TICK: Duration = Duration::from_millis(50);
-
-/// How long throughput is measured before another number of requests is tried.
-const WINDOW: Duration = Duration::from_millis(250);
-
-/// Attempts in a row that bring next to nothing before a source is given up.
-const MAX_BARREN: u32 = 4;
-
-/// What an attempt must bring to count as progress, in bytes: a source that sends two bytes and hangs up is not to be
-/// asked a hundred thousand times.
-const PROGRESS: u64 = 64 * 1024;
-
-/// Pause after a request failed while others go on.
-const OTHERS_PAUSE: Duration = Duration::from_secs(1);
+use crate::limits::download::downloader::{OTHERS_PAUSE, TICK, WINDOW};
 
 /// All state of a download under way.
 pub(super) struct Downloader {
@@ -51,14 +34,12 @@ pub(super) struct Downloader {
     /// Index of the source in use.
     source: usize,
     refused: Option<FetchError>,
-    barren: u32,
-    total_at_setback: u64,
+    retries: Retries,
     not_before: Option<Instant>,
     growth: Growth,
     window: Option<(Instant, u64)>,
     /// What the request that filled its span last brought, in bytes per second.
     pace: Option<u64>,
-    origins: Vec<String>,
     hashing: CatchUp,
     claim: Claim,
 }
@@ -68,7 +49,7 @@ impl Downloader {
         // Each range request sends few events, so this bound never makes one wait for long.
         let (sender, events) = mpsc::channel(16);
         let most = fetcher.0.config.blob_connections;
-        let total_at_setback = partial.total();
+        let retries = Retries::new(RetryPolicy::TRANSFER, partial.total());
         Self {
             fetcher,
             download,
@@ -79,13 +60,11 @@ impl Downloader {
             events,
             source: 0,
             refused: None,
-            barren: 0,
-            total_at_setback,
+            retries,
             not_before: None,
             growth: Growth::new(most),
             window: None,
             pace: None,
-            origins: Vec::new(),
             hashing: CatchUp::default(),
             claim: Claim::default(),
         }
@@ -119,6 +98,13 @@ impl Downloader {
                 _ = ticks.tick() => self.tick(),
             }
         }
+    }
+
+    /// Ends the requests under way: peers bring the rest. [`Self::fill`] begins anew when it is called again.
+    pub(super) fn pause(&mut self) {
+        self.requests.clear();
+        (self.source, self.refused, self.not_before, self.window) = (0, None, None, None);
+        self.retries = Retries::new(RetryPolicy::TRANSFER, self.partial.total());
     }
 
     /// Someone who wants a part only does not get the whole begun for it: the size has to be known first.
@@ -235,9 +221,7 @@ impl Downloader {
                 if let Some(size) = self.partial.size() {
                     self.requests[at].set_size(size);
                 }
-                if !self.origins.contains(&origin) {
-                    self.origins.push(origin);
-                }
+                self.download.peer_requests.note_upstream(origin);
                 self.admit().await?;
                 self.download.enter(Phase::Streaming);
             }
@@ -307,18 +291,11 @@ impl Downloader {
             RangeError::Broken(error) => error,
         };
         let total = self.partial.total();
-        if total >= self.total_at_setback.saturating_add(PROGRESS) {
-            (self.barren, self.total_at_setback) = (0, total);
+        if let Some(pause) = self.retries.pause(total, &error) {
+            tracing::info!(digest = %self.download.digest().short(), have = total, error = %error, "transfer broke off: resumed");
+            self.not_before = Some(Instant::now() + pause);
         } else {
-            self.barren += 1;
-        }
-        let pause = backoff(self.barren, &error);
-        match pause {
-            Some(pause) if self.barren < MAX_BARREN => {
-                tracing::info!(digest = %self.download.digest().short(), have = total, error = %error, "transfer broke off: resumed");
-                self.not_before = Some(Instant::now() + pause);
-            }
-            _ => self.next_source(error.into()),
+            self.next_source(error.into());
         }
         Ok(())
     }
@@ -326,7 +303,7 @@ impl Downloader {
     fn next_source(&mut self, error: FetchError) {
         self.refused = Some(worse(self.refused.take(), error));
         self.source += 1;
-        self.barren = 0;
+        self.retries = Retries::new(RetryPolicy::TRANSFER, self.partial.total());
         self.not_before = None;
     }
 
@@ -364,11 +341,11 @@ impl Downloader {
         self.hashing.finish().await?;
         let last: Option<Repository> = self.download.source(self.source).or_else(|| self.download.source(0));
         let registry = last.map(|source| source.registry).ok_or(FetchError::Stopping)?;
-        self.origins.extend(self.download.peer_requests.origins());
-        if self.origins.is_empty() {
-            self.origins.push("an earlier transfer".into());
+        let mut origins = self.download.peer_requests.origins();
+        if origins.is_empty() {
+            origins.push("an earlier transfer".into());
         }
-        Ok((registry, self.origins))
+        Ok((registry, origins))
     }
 }
 

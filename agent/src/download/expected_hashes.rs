@@ -15,8 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::keyed_mutex::KeyedMutex;
 use crate::types::Digest;
 
-/// Requests for hashes that a peer may answer without the hash that was asked for, before it is asked no more for this blob.
-const USELESS: u32 = 4;
+use crate::limits::download::expected_hashes::USELESS;
 
 /// See the module's text.
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
 //! How many connections make a transfer fastest. Pure: measurements in, a number out.
 
-use std::time::Duration;
+use crate::limits::download::growth::{CONVINCED, FAST_LANE, TOO_LATE, WORTH_IT};
 
 /// Finds the number of requests at which more of them bring nothing: doubles while the throughput grows.
 #[derive(Clone, Debug)]
@@ -12,19 +12,6 @@ pub(super) struct Growth {
     disappointments: u32,
     settled: bool,
 }
-
-/// A doubling must bring at least this factor to be followed by another.
-const WORTH_IT: f64 = 1.3;
-
-/// So many measurements in a row must show no gain before more connections are given up: a single one may have met a
-/// pause of the disk or of another process.
-const CONVINCED: u32 = 3;
-
-/// One connection that brings this many bytes a second is not what holds the transfer up.
-const FAST_LANE: f64 = 150e6;
-
-/// With less than this left to wait, another connection would come too late.
-const TOO_LATE: Duration = Duration::from_millis(600);
 
 impl Growth {
     pub(super) fn new(most: usize) -> Self {

@@ -7,8 +7,7 @@ use tokio::task::JoinHandle;
 use super::FetchError;
 use crate::store::{Partial, StoreError};
 
-/// Unhashed bytes that make it worth reading back while the transfer goes on.
-const BEHIND: u64 = 1024 * 1024;
+use crate::limits::download::hashing::BEHIND;
 
 /// At most one thread at it.
 #[derive(Debug, Default)]

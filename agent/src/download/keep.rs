@@ -8,8 +8,7 @@ use crate::{
     types::{Digest, RangeHeader, RegistryHost, Repository},
 };
 
-/// A download fetches ahead of its readers within a window; a reader that takes everything at once says so this often.
-const STRIDE: u64 = 4 << 20;
+use crate::limits::download::keep::STRIDE;
 
 impl Fetcher {
     /// Whether a blob or manifest is in the store.

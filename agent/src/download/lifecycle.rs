@@ -1,10 +1,10 @@
 //! A download from its beginning to its end: the store once more, the container runtime's content, peers, the registry, then
 //! the digest, and the blob under its name. What has arrived is kept when it fails.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    FetchError, Fetcher, chain,
+    FetchError, Fetcher, PeerSource, chain,
     downloader::Downloader,
     runtime,
     state::{Download, Phase, blocking},
@@ -13,6 +13,8 @@ use crate::{
     store::{Finish, Partial},
     types::{Mismatch, RegistryHost},
 };
+
+use crate::limits::download::lifecycle::{FIRST_PROBE, LONGEST_PROBE};
 
 /// Starts the download's task.
 pub(super) fn start(fetcher: Fetcher, download: Arc<Download>) {
@@ -91,15 +93,57 @@ async fn run(fetcher: &Fetcher, download: &Arc<Download>) -> Result<(), FetchErr
         partial = open_partial(fetcher, download).await?;
     }
     download.set_partial(partial.clone());
-    if let Some(peers) = fetcher.peer_source() {
-        let filled = stop.run_until_cancelled(peers.fill(download, &partial)).await;
-        filled.unwrap_or(Err(FetchError::Stopping))?;
-    }
-    let mut driver = Downloader::new(fetcher.clone(), download.clone(), partial.clone());
+    let mut downloader = Downloader::new(fetcher.clone(), download.clone(), partial.clone());
     // What has arrived whole is landed even while the agent stops.
-    stop.run_until_cancelled(driver.fill()).await.unwrap_or(Err(FetchError::Stopping))?;
-    let (source, origins) = driver.finish().await?;
+    let filled = stop.run_until_cancelled(fill(fetcher, download, &partial, &mut downloader)).await;
+    filled.unwrap_or(Err(FetchError::Stopping))?;
+    let (source, origins) = downloader.finish().await?;
     land(fetcher, download, partial, source, origins).await
+}
+
+/// From peers, then from the registry; and from peers again as soon as one gives a piece, so that a moment of weakness of
+/// theirs is not paid for with the registry's quota. Each turn but the first begins with such a piece, so there is an end.
+async fn fill(
+    fetcher: &Fetcher,
+    download: &Arc<Download>,
+    partial: &Arc<Partial>,
+    downloader: &mut Downloader,
+) -> Result<(), FetchError> {
+    // Kept over the turns: peers that answer now and then must not cost more than the registry alone does.
+    let mut pause = FIRST_PROBE;
+    loop {
+        let Some(peers) = fetcher.peer_source() else { return downloader.fill().await };
+        peers.clone().fill(download, partial).await?;
+        tokio::select! {
+            outcome = downloader.fill() => match outcome {
+                Err(error @ FetchError::NotNow { .. }) => {
+                    if !peers.bring_one(download, partial).await {
+                        return Err(error);
+                    }
+                }
+                outcome => return outcome,
+            },
+            () = peers_again(&peers, download, partial, &mut pause) => {}
+        }
+        tracing::info!(digest = %download.digest().short(), have = partial.total(), "peers answer again: they bring the rest");
+        downloader.pause();
+    }
+}
+
+/// Returns when a peer has given a piece.
+async fn peers_again(
+    peers: &Arc<dyn PeerSource>,
+    download: &Arc<Download>,
+    partial: &Arc<Partial>,
+    pause: &mut Duration,
+) {
+    loop {
+        tokio::time::sleep(*pause).await;
+        *pause = (*pause * 2).min(LONGEST_PROBE);
+        if peers.clone().bring_one(download, partial).await {
+            return;
+        }
+    }
 }
 
 async fn open_partial(fetcher: &Fetcher, download: &Download) -> Result<Arc<Partial>, FetchError> {

@@ -10,8 +10,7 @@ use crate::{
     upstream::{Manifest, UpstreamError},
 };
 
-/// Room that is made for records and manifests on a full disk, in bytes.
-const SMALL_WRITE: u64 = 64 * 1024 * 1024;
+use crate::limits::download::manifests::SMALL_WRITE;
 
 impl Fetcher {
     /// What a manifest request by HEAD is answered with.

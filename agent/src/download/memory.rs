@@ -11,8 +11,7 @@ use crate::{
     upstream::Manifest,
 };
 
-/// Most bytes that are kept: four of the largest manifests, thousands of usual ones.
-const MOST: usize = 16 * 1024 * 1024;
+use crate::limits::download::memory::MOST;
 
 #[derive(Debug, Default)]
 pub(super) struct Memory(Mutex<Kept>);

@@ -10,8 +10,7 @@ use std::{
 
 use super::FetchError;
 
-/// Entries before the outlived ones are dropped, and past which nothing is remembered.
-const MOST: usize = 4_096;
+use crate::limits::download::negative_cache::MOST;
 
 #[derive(Debug)]
 pub(super) struct NegativeCache<K>(Mutex<HashMap<K, (Instant, String)>>);

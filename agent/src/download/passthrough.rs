@@ -1,4 +1,4 @@
-//! Passthrough through: a blob streamed from upstream to one client without being stored, when the store cannot take it.
+//! Passthrough: a blob streamed from upstream to one client without being stored, when the store cannot take it.
 //!
 //! The same promises as for a download: bytes leave as they arrive, the end only when the whole hashed right, an upstream
 //! that breaks off is resumed. Each reader has a stream of its own; the agent holds no more of it than the held-back
@@ -13,17 +13,10 @@ use super::{FetchError, Fetcher, HELD_BACK, verifying_stream::VerifyingStream};
 use crate::{
     store::Partial,
     types::{Digest, Hasher, RangeHeader, Repository, Role, Validator},
-    upstream::{BlobBody, Distrust, Span, UpstreamError, backoff},
+    upstream::{BlobBody, Distrust, Retries, RetryPolicy, Span, UpstreamError},
 };
 
-/// Attempts in a row that bring next to nothing before upstream is given up.
-const MAX_BARREN: u32 = 4;
-
-/// What an attempt must bring to count as progress, in bytes.
-const PROGRESS: u64 = 64 * 1024;
-
-/// Largest content other than a layer that is verified in memory before its first byte leaves.
-const MAX_IN_MEMORY: u64 = 8 * 1024 * 1024;
+use crate::limits::download::passthrough::MAX_IN_MEMORY;
 
 /// A blob on its way past the store.
 #[derive(Debug)]
@@ -35,11 +28,9 @@ pub struct Passthrough {
     known: Vec<Validator>,
     origins: Vec<String>,
     stream: Option<Stream>,
-    barren: u32,
+    retries: Retries,
     /// Bytes were sent to the client.
     streamed: bool,
-    /// Where the last attempt began.
-    attempt_from: u64,
 }
 
 /// What it takes to ask upstream for a blob.
@@ -122,14 +113,13 @@ impl BlobRef {
         let verifying = VerifyingStream::new(self.digest, size, range, hold, before);
         Passthrough {
             distrust: inner.penalties.distrust(&self.digest),
-            attempt_from: verifying.wanted().start,
+            retries: Retries::new(RetryPolicy::TRANSFER, verifying.wanted().start),
             way: self,
             size,
             verifying,
             known: Vec::new(),
             origins: Vec::new(),
             stream: None,
-            barren: 0,
             streamed: false,
         }
     }
@@ -171,7 +161,7 @@ impl Passthrough {
         })
     }
 
-    /// One chunk, or `None` after a error that is worth another try.
+    /// One chunk, or `None` after an error that is worth another try.
     async fn read(&mut self) -> Result<Option<Bytes>, FetchError> {
         self.open_stream().await?;
         let Some(stream) = &mut self.stream else { return Ok(None) };
@@ -207,7 +197,6 @@ impl Passthrough {
         let upstream = &fetcher.0.upstream;
         let permit = upstream.transfer_permit(&repository.registry).await;
         let wanted = self.verifying.wanted();
-        self.attempt_from = wanted.start;
         let end = (wanted.end < self.size).then_some(wanted.end);
         let span = Span { start: wanted.start, end };
         let body = upstream.blob(repository, digest, span, &self.known, &self.distrust).await?;
@@ -224,17 +213,10 @@ impl Passthrough {
     /// Waits before another try, or gives up.
     async fn handle_error(&mut self, error: UpstreamError) -> Result<(), FetchError> {
         let position = self.verifying.wanted().start;
-        self.barren = if position >= self.attempt_from + PROGRESS { 0 } else { self.barren + 1 };
-        self.attempt_from = position;
-        let passing = matches!(error, UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. });
-        match backoff(self.barren, &error) {
-            Some(pause) if passing && self.barren < MAX_BARREN => {
-                tracing::info!(digest = %self.way.digest.short(), position, %error, "stream broke off: resumed");
-                let stop = &self.way.fetcher.0.stop;
-                stop.run_until_cancelled(tokio::time::sleep(pause)).await.ok_or(FetchError::Stopping)
-            }
-            _ => Err(error.into()),
-        }
+        let Some(pause) = self.retries.pause(position, &error) else { return Err(error.into()) };
+        tracing::info!(digest = %self.way.digest.short(), position, %error, "stream broke off: resumed");
+        let stop = &self.way.fetcher.0.stop;
+        stop.run_until_cancelled(tokio::time::sleep(pause)).await.ok_or(FetchError::Stopping)
     }
 
     fn unavailable(&self, reason: String) -> UpstreamError {

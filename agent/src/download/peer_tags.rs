@@ -24,21 +24,7 @@ use crate::{
     upstream::Manifest,
 };
 
-/// Peers that a manifest is requested from, one after the other, before the registry.
-const RESOLVERS: usize = 3;
-
-/// Peers asked at the same time for what they last knew.
-const AT_ONCE: usize = 32;
-
-/// Longest time for asking all peers for a manifest.
-const EVERYONE: Duration = Duration::from_secs(1);
-
-/// Longest time for one round of votes on a tag. Two rounds fit into what a client's wait leaves after the registry's
-/// share of it ([`Fetcher::ask_registry`]).
-const VOTES: Duration = Duration::from_millis(700);
-
-/// Longest time until a peer that asks is told "not now"; the work goes on, and its next request finds it done.
-const ANSWER: Duration = Duration::from_millis(1_500);
+use crate::limits::download::peer_tags::{ANSWER, AT_ONCE, EVERYONE, RESOLVERS, VOTES};
 
 /// Who may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

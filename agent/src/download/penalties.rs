@@ -5,19 +5,12 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{types::Digest, upstream::Distrust};
 
-/// Lies after which an endpoint is not asked for that digest.
-const LIES: u32 = 2;
-
-/// For how long it is not asked, and after which lies are forgotten.
-const MEMORY: Duration = Duration::from_secs(5);
-
-/// Digests remembered at most.
-const MOST: usize = 1_024;
+use crate::limits::download::penalties::{LIES, MEMORY, MOST};
 
 #[derive(Debug, Default)]
 pub(super) struct Penalties(Mutex<HashMap<Digest, Lies>>);

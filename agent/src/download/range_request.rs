@@ -26,11 +26,7 @@ use crate::{
     upstream::{BlobBody, Span, UpstreamError},
 };
 
-/// Bytes gathered before a write when they are there without waiting.
-const BATCH: usize = 256 * 1024;
-
-/// A registry that has not answered for so long gives its place among the transfers to another request.
-const SLOW_HEADER: Duration = Duration::from_secs(2);
+use crate::limits::download::range_request::{BATCH, SLOW_HEADER};
 
 /// What a request tells its download.
 #[derive(Debug)]

@@ -18,15 +18,8 @@ use super::{
 };
 use crate::store::{Blob, ChunkSize, Partial, read_chunk};
 
-/// Bytes at the end of a growing blob that are held back until its digest matched, so that no client ever completes
-/// a wrong blob.
-pub(crate) const HELD_BACK: u64 = 64 * 1024;
-
-/// A reader's speed is measured over this many bytes.
-const PACE_BYTES: usize = 256 * 1024;
-
-/// A reader that takes longer for them (2.5 MiB a second) does not keep up: large buffers would lie about with it.
-const PACE_TIME: Duration = Duration::from_millis(100);
+pub(crate) use crate::limits::download::reader::HELD_BACK;
+use crate::limits::download::reader::{PACE_BYTES, PACE_TIME};
 
 /// Content that can be read. When the store fails under it, it goes on past the store.
 #[derive(Debug)]

@@ -10,8 +10,7 @@ use crate::{
     types::Digest,
 };
 
-/// Bytes read at once.
-const CHUNK: usize = 1024 * 1024;
+use crate::limits::download::recheck::CHUNK;
 
 /// One at a time; what fails meanwhile is met again.
 #[derive(Debug)]

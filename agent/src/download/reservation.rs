@@ -8,11 +8,7 @@ use std::{
 use super::{FetchError, Fetcher, state::blocking};
 use crate::store::{Need, Partial, StoreError};
 
-/// How often a download makes room on a disk that is full although there was room at its beginning.
-const MAX_MADE: u32 = 3;
-
-/// What a blob of unknown size is thought to need still, in bytes.
-const UNKNOWN_SIZE: u64 = 256 * 1024 * 1024;
+use crate::limits::download::reservation::{MAX_MADE, UNKNOWN_SIZE};
 
 /// Makes room by evicting; returns the bytes freed. Blocking.
 #[derive(Clone)]

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tokio::{
@@ -20,14 +19,10 @@ use super::{
 };
 use crate::{
     store::Partial,
-    upstream::{Span, backoff},
+    upstream::{Retries, RetryPolicy, Span, UpstreamError},
 };
 
-/// Attempts for one segment.
-const ATTEMPTS: u32 = 3;
-
-/// How often a connection is looked at.
-const TICK: Duration = Duration::from_millis(250);
+use crate::limits::download::segments::TICK;
 
 /// Why a segment could not be read.
 #[derive(Clone, Debug)]
@@ -142,7 +137,8 @@ impl Reading {
 
     /// Reads `bytes`, resuming what breaks off.
     async fn read(&self, bytes: Range<u64>) -> Result<(), ReadError> {
-        let mut barren = 0;
+        let missing = |gaps: &[Range<u64>]| gaps.iter().map(|gap| gap.end - gap.start).sum::<u64>();
+        let mut retries = Retries::new(RetryPolicy::FOR_PEERS, 0);
         // Then an answer from the beginning is as good as any, also where it is to go on after a break.
         let alone = bytes.start == 0 && self.partial.size() == Some(bytes.end);
         loop {
@@ -158,11 +154,10 @@ impl Reading {
                 }
                 Err(RangeError::Broken(error)) => error,
             };
-            barren = if self.partial.gaps(bytes.clone()) == before { barren + 1 } else { 0 };
-            match backoff(barren, &error) {
-                Some(pause) if barren < ATTEMPTS => tokio::time::sleep(pause).await,
-                _ => return Err(ReadError::Failed),
-            }
+            let brought =
+                (bytes.end - bytes.start).saturating_sub(missing(&self.partial.gaps(bytes.clone())));
+            let pause = retries.pause(brought, &error).ok_or(ReadError::Failed)?;
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -190,7 +185,7 @@ impl Reading {
                 },
                 _ = ticks.tick() => if request.view().silent >= SILENT {
                     let reason = format!("sent nothing for {SILENT:?}: asked again");
-                    return Err(RangeError::Broken(crate::upstream::UpstreamError::Unavailable { registry: source.registry, reason }));
+                    return Err(RangeError::Broken(UpstreamError::Unavailable { registry: source.registry, reason }));
                 },
             }
         }

@@ -17,6 +17,13 @@ pub(crate) trait PeerSource: std::fmt::Debug + Send + Sync {
         partial: &'a Arc<Partial>,
     ) -> BoxFuture<'a, Result<(), FetchError>>;
 
+    /// Asks peers for one of the missing pieces, and the registry for nothing. Returns whether a peer gave it.
+    fn bring_one<'a>(
+        self: Arc<Self>,
+        download: &'a Arc<Download>,
+        partial: &'a Arc<Partial>,
+    ) -> BoxFuture<'a, bool>;
+
     /// The blob has the wrong digest. Returns whether its bytes are worth keeping, to be compared with a second read.
     fn found_wrong(self: Arc<Self>, download: &Download, size: Option<u64>) -> bool;
 

@@ -6,17 +6,12 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::types::Digest;
 
-/// For how long a client may come back for the rest.
-const LIFETIME: Duration = Duration::from_hours(1);
-
-/// Blobs, and clients of one, that are remembered.
-const BLOBS: usize = 256;
-const CLIENTS: usize = 64;
+use crate::limits::download::spoiled::{BLOBS, CLIENTS, LIFETIME};
 
 #[derive(Debug)]
 struct Spoiled {

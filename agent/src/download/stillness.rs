@@ -2,12 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How often a download is checked for new bytes.
-pub const CHECK: Duration = Duration::from_millis(100);
-
-/// Longest wait even while bytes arrive: containerd cancels a pull without a byte after 5 minutes
-/// (`image_pull_progress_timeout`).
-const LONGEST: Duration = Duration::from_secs(270);
+pub use crate::limits::download::stillness::CHECK;
+use crate::limits::download::stillness::LONGEST;
 
 /// Measures for how long nothing has arrived.
 #[derive(Debug)]

@@ -14,11 +14,7 @@ use crate::{
     upstream::UpstreamError,
 };
 
-/// After the registry failed, the last known digest is given without asking for this long.
-const FAILURE_PAUSE: Duration = Duration::from_secs(10);
-
-/// Tags remembered in memory before those that nobody is asking for are dropped; the disk has them.
-const MAX_SLOTS: usize = 16_384;
+use crate::limits::download::tags::{FAILURE_PAUSE, MAX_SLOTS};
 
 /// One tag: its lock is held by the request that asks the registry.
 #[derive(Debug, Default)]

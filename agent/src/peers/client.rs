@@ -20,29 +20,8 @@ use super::{
 };
 use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of, root_cause};
 
-/// Longest wait for a connection: peers are a few milliseconds away, and a dead one is met on many paths.
-pub const CONNECT: Duration = Duration::from_millis(300);
-
-/// The same from a node whose link is slow and full: packets wait in front of it, and every peer seems to be away.
-pub const SLOW_CONNECT: Duration = Duration::from_secs(5);
-
-/// For how long a peer holds a request for a piece that is on its way, before it says so.
-pub const HOLD: Duration = Duration::from_secs(1);
-
-/// Longest wait for the header of an answer beyond [`HOLD`].
-pub const HEADER: Duration = Duration::from_secs(1);
-
-/// So much longer may the header of an answer take then.
-pub const SLOW_HEADER: Duration = Duration::from_secs(5);
-
-/// Longest silence inside a body.
-const IDLE: Duration = Duration::from_secs(3);
-
-/// Longest wait for a manifest or a tag resolution: the peer may have to request it from the registry first.
-const RESOLVE: Duration = Duration::from_secs(2);
-
-/// Answers about a peer or a tag are small.
-const MAX_ANSWER_BYTES: usize = 16 * 1024;
+pub use crate::limits::peers::client::{CONNECT, HEADER, HOLD, SLOW_CONNECT, SLOW_HEADER};
+use crate::limits::peers::client::{IDLE, MAX_ANSWER_BYTES, RESOLVE};
 
 /// Why a peer gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@
 //! An address says nothing stable; the agent behind it does. One that does not answer is left out until it does: it
 //! could not give anything either.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, net::SocketAddr};
 
 use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
@@ -14,17 +14,7 @@ use super::{
     directory::{Directory, Publisher},
 };
 
-/// Between two questions.
-const EVERY: Duration = Duration::from_secs(10);
-
-/// Longest wait for the resolver.
-const LIMIT: Duration = Duration::from_secs(5);
-
-/// Agents asked at once who they are.
-const AT_ONCE: usize = 64;
-
-/// Addresses that are asked again who they are, a few each time: another agent may have taken one over.
-const AGAIN: usize = 16;
+use crate::limits::peers::dns::{AGAIN, AT_ONCE, EVERY, LIMIT};
 
 /// A name to ask.
 pub(super) struct Dns {

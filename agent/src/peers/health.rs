@@ -8,20 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After the first failure.
-const FIRST: Duration = Duration::from_secs(1);
-
-/// After many.
-const LONGEST: Duration = Duration::from_mins(5);
-
-/// After "busy".
-const BUSY: Duration = Duration::from_millis(500);
-
-/// After wrong bytes.
-const LIE: Duration = Duration::from_mins(10);
-
-/// Peers remembered before those whose time is over are dropped.
-const MOST: usize = 16_384;
+use crate::limits::peers::health::{BUSY, FIRST, LIE, LONGEST, MOST};
 
 #[derive(Debug, Default)]
 pub(super) struct Health(Mutex<HashMap<String, State>>);

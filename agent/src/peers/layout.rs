@@ -10,20 +10,8 @@ use std::ops::Range;
 
 use super::rank::Part;
 
-/// Pieces of a blob of middling size.
-const PIECES: u64 = 256;
-
-/// Bytes of the smallest and of the largest piece; the last one of a blob may be shorter.
-const PIECE: (u64, u64) = (1024 * 1024, 4 * 1024 * 1024);
-
-/// Pieces that a node may ask ahead of the first one it misses.
-pub const WINDOW: u64 = 128;
-
-/// Fetchers of a blob.
-pub const SLOTS: u64 = 8;
-
-/// Largest blob that peers share, in bytes.
-const LARGEST: u64 = 1 << 40;
+use crate::limits::peers::layout::{LARGEST, PIECE, PIECES};
+pub use crate::limits::peers::layout::{SLOTS, WINDOW};
 
 /// The cut of one blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,8 +10,7 @@ use super::{
     rank::{Ranking, Subject},
 };
 
-/// Peers that can replace each other as readers of a segment. When all of them fail, the node requests it from the registry.
-pub const SUBSTITUTES: usize = 8;
+pub use crate::limits::peers::membership::SUBSTITUTES;
 
 /// One agent of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,26 +5,7 @@
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
-/// A peer that sends at less than this share of the median rate is slow.
-const SHARE: f64 = 0.4;
-
-/// Peers whose rate has to be known before any of them is called slow.
-const ENOUGH: usize = 4;
-
-/// A slow peer is asked every so many times.
-const AGAIN: u32 = 16;
-
-/// What the newest rate weighs.
-const WEIGHT: f64 = 0.3;
-
-/// Notes between two looks at the median.
-const RENEW: u32 = 8;
-
-/// How long a transfer is watched before it is called slow.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Peers remembered; further ones are taken for fast.
-const MOST: usize = 16_384;
+use crate::limits::peers::pace::{AGAIN, ENOUGH, MOST, PATIENCE, RENEW, SHARE, WEIGHT};
 
 /// The memory. `M` names a peer.
 #[derive(Clone, Debug)]

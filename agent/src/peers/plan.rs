@@ -12,6 +12,8 @@ use super::{
     rank::{Part, Ranking, Subject},
 };
 
+pub use crate::limits::peers::plan::QUEUE;
+
 /// As what a peer is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -82,10 +84,6 @@ pub struct Standing {
     /// wait. The next reader reads what it has read more quickly than it sends it.
     pub slow: bool,
 }
-
-/// Pieces under way to others from which on a parent sends whoever asks for one further up. Loads are never even, and a
-/// node whose link is slow has this many waiting when others have none (figures: `bench/results/sim-forest.json`).
-pub const QUEUE: usize = 8;
 
 /// What it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

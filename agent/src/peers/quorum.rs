@@ -14,8 +14,7 @@ use std::{
 use super::Peer;
 use crate::types::Digest;
 
-/// Peers chosen for each one that has to agree: some do not know the tag, some are gone.
-const CHOSEN_PER_VOTE: usize = 3;
+use crate::limits::peers::quorum::CHOSEN_PER_VOTE;
 
 /// What one peer last knew of a tag, confirmed to it by the registry or imported there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

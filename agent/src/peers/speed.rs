@@ -10,40 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A node below this share of the median speed of others is slow.
-const SHARE: f64 = 0.3;
-
-/// Other peers whose speed must be known before this node calls itself slow.
-const ENOUGH: usize = 4;
-
-/// Bytes are counted for so long at least before they are a speed.
-const WINDOW: Duration = Duration::from_millis(250);
-
-/// Bytes of a window that do not count: what a limited link lets through at once after a pause, and what lay in buffers.
-const BURST: u64 = 256 * 1024;
-
-/// A longer pause in the middle of a window makes it no measure of the link.
-const PAUSE: Duration = Duration::from_millis(400);
-
-/// Windows measured before this node calls itself slow.
-const WINDOWS: u32 = 3;
-
-/// A node whose link is full takes others for dead. One that only waits for others gets little too, and reaches all of them: so
-/// many peers must have seemed dead, within so long, before this node calls itself slow.
-const SILENT_PEERS: usize = 2;
-const SILENT_SPAN: Duration = Duration::from_secs(5);
-
-/// After so long an earlier speed counts half: links change.
-const HALF_LIFE: Duration = Duration::from_mins(1);
-
-/// For how long what a peer said of itself counts.
-const MEMORY: Duration = Duration::from_mins(5);
-
-/// Peers remembered.
-const MOST: usize = 16_384;
-
-/// Notes of other peers between two looks at their median.
-const RENEW: u32 = 8;
+use crate::limits::peers::speed::{
+    BURST, ENOUGH, HALF_LIFE, MEMORY, MOST, PAUSE, RENEW, SHARE, SILENT_PEERS, SILENT_SPAN, WINDOW, WINDOWS,
+};
 
 /// The memory.
 #[derive(Debug, Default)]

@@ -13,7 +13,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use rustls::{
@@ -33,8 +32,7 @@ use rustls::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often the files are read again. Kubernetes brings a changed secret into a pod within about a minute.
-const RELOAD: Duration = Duration::from_secs(30);
+use crate::limits::peers::tls::RELOAD;
 
 /// A file that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -16,11 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-/// Bytes that may go out at once after a quiet time, as time at the configured rate.
-const BURST: Duration = Duration::from_millis(100);
-
-/// Requests that may wait for a piece or for their turn at once; further ones are told that this node is busy.
-const WAITING: usize = 1_024;
+use crate::limits::peers::uploads::{BURST, SLOW, TIMES, WAITING};
 
 /// Limits of what this node gives. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -59,11 +55,6 @@ impl Drop for Upload {
         }
     }
 }
-
-/// A piece that takes so long, and so many times what pieces take as a rule, makes room for another. Those that are sent
-/// without a place are bounded by connections.
-const SLOW: Duration = Duration::from_secs(2);
-const TIMES: u32 = 4;
 
 fn is_slow(taken: Duration, typical: Duration) -> bool {
     taken >= SLOW.max(typical.saturating_mul(TIMES))

@@ -9,7 +9,7 @@
 //! A peer that reads once more replaces what it has itself. Its requests cost a read at most once per segment, and only
 //! peers that stand in the order of its readers do it for others.
 
-use std::{io, ops::Range, sync::Arc, time::Duration};
+use std::{io, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
@@ -28,18 +28,7 @@ use crate::{
     upstream::Span,
 };
 
-/// Readers of a segment, in their order, that read it once more for others, and a single piece of it.
-const SEGMENT_READERS: usize = 3;
-const PIECE_READERS: usize = 5;
-
-/// Segments checked at once.
-const AT_ONCE: usize = 8;
-
-/// Pause before a peer that is still reading is requested once more.
-const PAUSE: Duration = Duration::from_millis(250);
-
-/// Longest wait for one peer's second read.
-const LONGEST: Duration = Duration::from_mins(1);
+use crate::limits::swarm::cross_check::{AT_ONCE, LONGEST, PAUSE, PIECE_READERS, SEGMENT_READERS};
 
 /// Which of two differing readers is right. Pure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::{
     fs::File,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{Inner, piece_hashes::hash_piece};
@@ -22,11 +22,7 @@ use crate::{
     types::{Digest, chain},
 };
 
-/// Wrong blobs remembered at once.
-const MOST: usize = 64;
-
-/// For how long.
-const MEMORY: Duration = Duration::from_mins(10);
+use crate::limits::swarm::evidence::{MEMORY, MOST};
 
 #[derive(Debug, Default)]
 pub(super) struct Evidence(Mutex<HashMap<Digest, Case>>);

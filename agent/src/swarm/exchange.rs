@@ -4,11 +4,7 @@
 //! What peers do not bring (there are none, none answers, nothing arrives for `peer.wait`), [`crate::download`] reads from the
 //! registry.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::MissedTickBehavior;
@@ -24,30 +20,9 @@ use crate::{
     types::chain,
 };
 
-/// Requests that a download has under way for its own sake.
-const ASKS: usize = 16;
-
-/// So many when this node is slow: more only wait for each other ([`super::SLOW_TURNS`]).
-const LEAF_ASKS: usize = 2;
-
-/// A slow node whose link is in use waits so long for a byte of one blob before it reads that blob from the registry, over the
-/// same link.
-const LEAF_WAIT: Duration = Duration::from_mins(5);
-
-/// So many more for pieces that a reader is about to need.
-const URGENT: usize = 4;
-
-/// How often the download is looked at when nothing happens.
-const TICK: Duration = Duration::from_millis(100);
-
-/// For how long a download that only serves others stays after the last request.
-const LINGER: Duration = Duration::from_secs(20);
-
-/// Rounds in which a piece was brought by nobody, without a new byte, before the rest is left to upstream.
-const ROUNDS: u32 = 3;
-
-/// Pause after such a round.
-const PAUSE: Duration = Duration::from_millis(200);
+use crate::limits::swarm::exchange::{
+    ASKS, LEAF_ASKS, LEAF_WAIT, LINGER, PAUSE, PROBE, ROUNDS, TICK, URGENT,
+};
 
 /// Brings what peers can bring. `Ok` says that the downloader goes on; all may be there already.
 pub(super) async fn fill(
@@ -64,6 +39,20 @@ pub(super) async fn fill(
     // Whoever waits here for a piece looks again.
     download.wrote();
     outcome
+}
+
+/// Asks peers for the last missing piece for which this node has a usable parent. Returns whether one gave it.
+pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>) -> bool {
+    let distrust = download.distrust();
+    let (Some(source), Some(size)) = (download.source(0), partial.size()) else { return false };
+    if !distrust.last.is_empty() || !distrust.never.is_empty() || swarm.0.evidence.has(download.digest()) {
+        return false;
+    }
+    let reading =
+        Reading { fetcher: swarm.0.fetcher.clone(), download: download.clone(), partial: partial.clone() };
+    let Some(context) = PieceContext::new(swarm, reading, source, size) else { return false };
+    let asked = tokio::time::timeout(PROBE, context.bring_last_from_parent()).await;
+    asked.unwrap_or(false)
 }
 
 /// What there is to go by; `None` when this blob is this node's own business.

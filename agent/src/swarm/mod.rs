@@ -33,6 +33,8 @@ use crate::{
     upstream::Upstream,
 };
 
+use crate::limits::swarm::turns::SLOW_TURNS;
+
 /// See the module's text. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Swarm(Arc<Inner>);
@@ -50,10 +52,6 @@ struct Inner {
     /// Pieces that a slow node fetches at once, of all blobs.
     slow_turns: Semaphore,
 }
-
-/// See [`Inner::slow_turns`]. Two keep a link full. With more, connections and headers are lost on it, and each piece takes
-/// longer than its sender waits.
-const SLOW_TURNS: usize = 2;
 
 impl Swarm {
     /// Puts the parts together and becomes a source of `fetcher` for as long as it lives.
@@ -89,6 +87,14 @@ impl PeerSource for Inner {
         partial: &'a Arc<Partial>,
     ) -> BoxFuture<'a, Result<(), FetchError>> {
         Box::pin(exchange::fill(Swarm(self), download, partial))
+    }
+
+    fn bring_one<'a>(
+        self: Arc<Self>,
+        download: &'a Arc<Download>,
+        partial: &'a Arc<Partial>,
+    ) -> BoxFuture<'a, bool> {
+        Box::pin(exchange::bring_one(Swarm(self), download, partial))
     }
 
     fn found_wrong(self: Arc<Self>, download: &Download, size: Option<u64>) -> bool {

@@ -22,8 +22,7 @@ use crate::{
     types::{Digest, chain},
 };
 
-/// Hashes remembered: some 4 MiB of memory, 64 GiB of content and more.
-const MOST: usize = 65_536;
+use crate::limits::swarm::piece_hashes::MOST;
 
 /// See the module's text.
 #[derive(Debug)]

@@ -38,7 +38,7 @@ pub use error::UpstreamError;
 pub use limits::{BudgetStatus, Class};
 use registry::Registry;
 pub use registry::{EndpointStatus, RegistryStatus};
-pub use retry::backoff;
+pub use retry::{Retries, RetryPolicy};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{

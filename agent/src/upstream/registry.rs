@@ -18,15 +18,12 @@ use super::{
     endpoint::{Cause, Endpoint, Failure, Reply, Shared},
     guard,
     limits::{Budget, BudgetStatus, Class, Limits, Outcome, Refusal},
-    retry::backoff,
+    retry::{Retries, RetryPolicy},
 };
 use crate::{
     metrics::{Kind, RegistryLabels},
     types::{RegistryHost, RepoName},
 };
-
-/// Attempts for one small request: over all endpoints each, with growing pauses, within the limit for a header.
-const ATTEMPTS: u32 = 3;
 
 /// For how long a registry is believed to know no ranges.
 const NO_RANGES: Duration = Duration::from_hours(1);
@@ -180,16 +177,15 @@ impl Registry {
         distrust: &Distrust,
     ) -> Result<Reply, UpstreamError> {
         let deadline = Instant::now() + self.shared.limit_for(ask);
-        let attempts = if ask.kind == Kind::blob && ask.method == Method::GET { 1 } else { ATTEMPTS };
-        let mut failures = 0;
+        let once = ask.kind == Kind::blob && ask.method == Method::GET;
+        let mut retries = Retries::new(RetryPolicy::SMALL_REQUEST, 0);
         loop {
             let error = match self.try_endpoints(name, ask, distrust).await {
                 Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. })) => error,
                 settled => return settled,
             };
-            failures += 1;
-            match backoff(failures, &error) {
-                Some(pause) if failures < attempts && Instant::now() + pause < deadline => {
+            match retries.pause(0, &error) {
+                Some(pause) if !once && Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
                 }
                 _ => return Err(error),

@@ -15,9 +15,59 @@ const FIRST: Duration = Duration::from_millis(200);
 /// Longest pause while a client may be waiting.
 const LONGEST: Duration = Duration::from_secs(5);
 
+/// When a request or a transfer that failed is tried again. One policy for everything that is resumed: downloads, segments
+/// that are read for peers, streams past the store, small requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Failures in a row without progress after which no other attempt follows.
+    pub attempts: u32,
+    /// What counts as progress, in bytes: a registry that sends two bytes and hangs up is not to be asked a hundred
+    /// thousand times.
+    pub progress: u64,
+}
+
+impl RetryPolicy {
+    /// A transfer that clients wait for.
+    pub const TRANSFER: Self = Self { attempts: 4, progress: 64 * 1024 };
+    /// A segment that peers wait for: after the last attempt the next peer reads it.
+    pub const FOR_PEERS: Self = Self { attempts: 3, ..Self::TRANSFER };
+    /// A request whose answer is small: it brings everything or nothing.
+    pub(super) const SMALL_REQUEST: Self = Self { attempts: 3, ..Self::TRANSFER };
+}
+
+/// The failures in a row of one transfer.
+#[derive(Debug)]
+pub struct Retries {
+    policy: RetryPolicy,
+    failures: u32,
+    total: u64,
+}
+
+impl Retries {
+    /// Begins with `total` bytes that are there already.
+    pub fn new(policy: RetryPolicy, total: u64) -> Self {
+        Self { policy, failures: 0, total }
+    }
+
+    /// Counts a failure when `total` bytes are there, and says after which pause another attempt is worth it, if it is.
+    pub fn pause(&mut self, total: u64, error: &UpstreamError) -> Option<Duration> {
+        self.note(total);
+        let may_pass = matches!(error, UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. });
+        if may_pass && self.failures < self.policy.attempts { backoff(self.failures, error) } else { None }
+    }
+
+    fn note(&mut self, total: u64) {
+        if total >= self.total.saturating_add(self.policy.progress) {
+            (self.failures, self.total) = (0, total);
+        } else {
+            self.failures += 1;
+        }
+    }
+}
+
 /// The pause before another attempt after `failures` in a row, or nothing when it is not worth waiting for: half of
 /// it fixed, half random, so that nodes that failed together do not come back together.
-pub fn backoff(failures: u32, error: &UpstreamError) -> Option<Duration> {
+fn backoff(failures: u32, error: &UpstreamError) -> Option<Duration> {
     let random = RandomState::new().hash_one(failures);
     pause(failures, error, u16::try_from(random % 1024).unwrap_or(0))
 }
@@ -91,6 +141,27 @@ mod tests {
         for (header, message, expected) in table {
             assert_eq!(read(header, message), expected, "{header:?} {message:?}");
         }
+    }
+
+    #[test]
+    fn attempts_end_where_they_bring_nothing_and_go_on_where_they_do() {
+        let registry = || "r".parse().unwrap();
+        let broken = UpstreamError::Unavailable { registry: registry(), reason: String::new() };
+        let policy = RetryPolicy { attempts: 3, progress: 10 };
+        for (totals, tried_again) in [
+            (&[0, 0, 0][..], &[true, true, false][..]),
+            // Nine bytes are next to nothing, and add up.
+            (&[9, 9, 9], &[true, true, false]),
+            (&[9, 18, 27, 36], &[true, true, true, true]),
+            (&[10, 10, 20, 20, 20], &[true, true, true, true, true]),
+            (&[10, 10, 10, 10], &[true, true, true, false]),
+        ] {
+            let mut retries = Retries::new(policy, 0);
+            let seen: Vec<_> = totals.iter().map(|total| retries.pause(*total, &broken).is_some()).collect();
+            assert_eq!(seen, tried_again, "{totals:?}");
+        }
+        let missing = UpstreamError::NotFound { registry: registry() };
+        assert_eq!(Retries::new(policy, 0).pause(0, &missing), None, "asking again does not help");
     }
 
     #[test]

@@ -81,3 +81,35 @@ async fn upstream_that_dies_in_the_middle_is_told_and_what_was_read_is_kept() {
         upstream.log().blob_gets().describe()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_gave_up_on_its_peers_returns_to_them_when_they_answer_again() {
+    let (upstream, size) = upstream().await;
+    let cluster = Cluster::start(&config(&upstream), 4, "").await;
+    let Cluster { places, mut agents } = cluster;
+    let late = agents.pop().expect("there are four");
+    pull_all(&agents).await;
+    let mut homes = Vec::new();
+    for agent in agents {
+        homes.push(agent.stop().await);
+    }
+    let before = sent(&upstream);
+    upstream.rate_per_connection(1_000_000);
+    let back = async {
+        // It reads from the registry by now: nobody else is there.
+        while sent(&upstream) - before < size / 20 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut agents = Vec::new();
+        for (place, home) in places.iter().zip(homes) {
+            agents.push(Agent::start_in(&peer_config(&config(&upstream), place, &places, ""), home).await);
+        }
+        agents
+    };
+    let (_agents, ()) = tokio::join!(back, pull(&late));
+    let read = sent(&upstream) - before;
+    assert!(
+        read < size * 8 / 10,
+        "{read} of {size} bytes were read from the registry although peers had them"
+    );
+}

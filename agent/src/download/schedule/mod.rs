@@ -11,25 +11,8 @@ use std::{ops::Range, time::Duration};
 
 use crate::store::RangeSet;
 
-/// Spans start and end on multiples of this, so that peers and resumed transfers meet on the same lines.
-/// Grain of what is handed to connections, in bytes.
-pub(super) const PIECE: u64 = 4 * 1024 * 1024;
-
-/// A reader whose next byte is within this distance ahead of a request waits for that request.
-const NEAR: u64 = 2 * PIECE;
-
-/// A request with less than this left is not worth splitting.
-const SPLIT_FROM: u64 = 4 * PIECE;
-
-/// Least and most that a request is given at once when there are several. Each costs a request, of which registries
-/// count some; each is read back and hashed when those before it are there.
-const STRIDE: (u64, u64) = (4 * PIECE, 16 * PIECE);
-
-/// A request that waited for a byte for this long is hedged.
-pub(super) const SILENT: Duration = Duration::from_secs(2);
-
-/// A request is hedged too when it is slower by this factor than the last finished request, and has more than [`SILENT`] to go.
-const FAR_BEHIND: u64 = 4;
+use crate::limits::download::schedule::{FAR_BEHIND, NEAR, SPLIT_FROM, STRIDE};
+pub(super) use crate::limits::download::schedule::{PIECE, SILENT};
 
 /// Why a request is hedged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

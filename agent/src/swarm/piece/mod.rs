@@ -24,16 +24,7 @@ use crate::{
     types::Repository,
 };
 
-/// Longest time that one peer is asked for one piece, however alive it is.
-const LONGEST: Duration = Duration::from_mins(5);
-
-/// Peers asked whether they have a piece when everything else has failed.
-const SOUGHT: usize = 256;
-
-/// So many at once, for so long, until so many have it.
-const SOUGHT_AT_ONCE: usize = 32;
-const SEEKING: Duration = Duration::from_secs(2);
-const HOLDERS: usize = 8;
+use crate::limits::swarm::piece::{HOLDERS, LONGEST, PROBED, SEEKING, SOUGHT, SOUGHT_AT_ONCE};
 
 /// Why a piece was not brought.
 #[derive(Debug)]
@@ -200,6 +191,30 @@ impl PieceContext {
             }
         }
         self.ask_holders(piece).await
+    }
+
+    /// Fetches one of the missing pieces from a peer that stands above this node in its tree. From the end, because the
+    /// registry sends what is before it meanwhile.
+    pub(super) async fn bring_last_from_parent(&self) -> bool {
+        let ranges = self.has_ranges();
+        let missing = (0..self.layout.pieces()).rev().filter(|piece| !self.has(*piece));
+        let parent_of = |piece| {
+            let (me, readers) = (self.membership.me(), self.readers(piece, ranges));
+            let targets =
+                plan::targets(self.membership.ranking(), &self.subject, self.layout.part(piece), me, readers);
+            targets.into_iter().find_map(|target| match target {
+                Target::Peer(place, role @ Role::Parent) => {
+                    self.membership.get(place).filter(|peer| self.is_to_be_asked(peer, role))
+                }
+                _ => None,
+            })
+        };
+        let Some((piece, peer)) = missing.take(PROBED).find_map(|piece| Some((piece, parent_of(piece)?)))
+        else {
+            return false;
+        };
+        let asked = self.ask(peer, (Role::Parent, Trust::Agreed), piece, ranges).await;
+        matches!(asked, Ok(Attempt::Brought))
     }
 
     fn is_to_be_asked(&self, peer: &Peer, role: Role) -> bool {

@@ -1,7 +1,7 @@
 //! Taking the bytes of a piece from a peer: written where nobody reads them yet, held against the hash that the reader of
 //! the piece's segment names, and then either there or the peer's fault.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -18,18 +18,7 @@ use crate::{
     types::Digest,
 };
 
-/// Bytes gathered before a write.
-const BATCH: usize = 512 * 1024;
-
-/// Longest time for gathering them. What trickles in is to be seen, by this node's clients and by peers behind it: who
-/// sees nothing for [`PeersConfig::wait`](crate::config::PeersConfig) goes upstream.
-const GATHER: Duration = Duration::from_millis(250);
-
-/// Readers of a segment that are asked for its hashes, one after the other.
-const VOUCHING: usize = 3;
-
-/// Peers asked to confirm a hash that no reader names.
-const CONFIRMING: usize = 3;
+use crate::limits::swarm::take::{BATCH, CONFIRMING, GATHER, VOUCHING};
 
 impl PieceContext {
     /// What a piece must hash to, from the peer that reads its segment.
