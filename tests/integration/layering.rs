@@ -1,5 +1,7 @@
 //! The direction of dependencies and the homes of outside crates, read from the sources.
 
+mod rooms;
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -6,13 +6,16 @@ use std::{sync::Arc, time::Instant};
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use super::{
-    FetchError, Fetcher,
+    blocking::blocking,
+    context::Context,
+    error::FetchError,
     growth::Growth,
     hashing::CatchUp,
+    phase::Phase,
     range_request::{self, Event, RangeError, RangeRequest, RangeSpec, RequestEvent},
     reservation::Claim,
     schedule::{self, Hedge, RequestView, Step, View},
-    state::{Download, Phase, blocking},
+    state::Download,
 };
 use crate::{
     store::Partial,
@@ -24,7 +27,7 @@ use crate::limits::download::downloader::{OTHERS_PAUSE, TICK, WINDOW};
 
 /// All state of a download under way.
 pub(super) struct Downloader {
-    fetcher: Fetcher,
+    context: Arc<Context>,
     download: Arc<Download>,
     partial: Arc<Partial>,
     requests: Vec<RangeRequest>,
@@ -45,13 +48,13 @@ pub(super) struct Downloader {
 }
 
 impl Downloader {
-    pub(super) fn new(fetcher: Fetcher, download: Arc<Download>, partial: Arc<Partial>) -> Self {
+    pub(super) fn new(context: Arc<Context>, download: Arc<Download>, partial: Arc<Partial>) -> Self {
         // Each range request sends few events, so this bound never makes one wait for long.
         let (sender, events) = mpsc::channel(16);
-        let most = fetcher.0.config.blob_connections;
+        let most = context.config.blob_connections;
         let retries = Retries::new(RetryPolicy::TRANSFER, partial.total());
         Self {
-            fetcher,
+            context,
             download,
             partial,
             requests: Vec::new(),
@@ -116,7 +119,7 @@ impl Downloader {
         if size.is_none()
             && let Some(source) = self.download.source(0)
         {
-            size = self.fetcher.0.upstream.blob_head(&source, self.download.digest()).await?;
+            size = self.context.upstream.blob_head(&source, self.download.digest()).await?;
         }
         if let Some(size) = size {
             let partial = self.partial.clone();
@@ -128,17 +131,17 @@ impl Downloader {
 
     /// Asks for room on the disk, once the size is known.
     async fn admit(&mut self) -> Result<(), FetchError> {
-        self.claim.admit(&self.fetcher, &self.partial, self.download.described_size()).await
+        self.claim.admit(&self.context.room, &self.partial, self.download.described_size()).await
     }
 
     fn step(&self) -> Step {
         let size = self.partial.size();
         let (wants, whole) = size.map_or((Vec::new(), true), |size| self.download.wants(size));
         let requests: Vec<RequestView> = self.requests.iter().map(RangeRequest::view).collect();
-        let large = size.is_some_and(|size| size >= self.fetcher.0.config.parallel_from);
-        let ranges = self.registry().is_none_or(|registry| self.fetcher.0.upstream.has_ranges(&registry));
+        let large = size.is_some_and(|size| size >= self.context.config.parallel_from);
+        let ranges = self.registry().is_none_or(|registry| self.context.upstream.has_ranges(&registry));
         let target = if large && ranges { self.growth.target() } else { 1 };
-        let most = if ranges { self.fetcher.0.config.blob_connections } else { 1 };
+        let most = if ranges { self.context.config.blob_connections } else { 1 };
         let have = self.partial.have();
         let wants = if ranges { wants } else { Vec::new() };
         schedule::next(&View {
@@ -198,7 +201,7 @@ impl Downloader {
         let order = RangeSpec { id, source, span: Span { start, end }, alone, hedges };
         self.next_request += 1;
         self.requests.push(range_request::start(
-            &self.fetcher,
+            &self.context,
             &self.download,
             &self.partial,
             order,
@@ -267,7 +270,7 @@ impl Downloader {
     async fn handle_error(&mut self, error: RangeError) -> Result<(), FetchError> {
         let error = match error {
             RangeError::Fatal(FetchError::Store(error)) if error.is_full() => {
-                return self.claim.free(&self.fetcher, &self.partial, error).await;
+                return self.claim.free(&self.context.room, &self.partial, error).await;
             }
             RangeError::Fatal(error) => return Err(error),
             RangeError::NoRanges => return Ok(()),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::FetchError;
+use super::error::FetchError;
 use crate::store::{Partial, StoreError};
 
 use crate::limits::download::hashing::BEHIND;

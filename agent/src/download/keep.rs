@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{FetchError, Fetcher, chain, state::Download};
+use super::{error::FetchError, fetcher::Fetcher, state::Download};
 use crate::{
     metrics::{Found, Kind},
-    types::{Digest, RangeHeader, RegistryHost, Repository},
+    types::{Digest, RangeHeader, RegistryHost, Repository, chain},
 };
 
 use crate::limits::download::keep::STRIDE;
@@ -13,7 +13,7 @@ use crate::limits::download::keep::STRIDE;
 impl Fetcher {
     /// Whether a blob or manifest is in the store.
     pub async fn has(&self, digest: &Digest) -> bool {
-        self.stored_blob(digest).await.is_some()
+        self.0.stored_blob(digest).await.is_some()
     }
 
     /// For how long work that nobody waits for should leave a registry alone: its budget is at the reserve.

@@ -4,40 +4,38 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    FetchError, Fetcher, PeerSource, chain,
-    downloader::Downloader,
-    runtime,
-    state::{Download, Phase, blocking},
+    blocking::blocking, context::Context, downloader::Downloader, error::FetchError, phase::Phase, runtime,
+    source::PeerSource, state::Download,
 };
 use crate::{
     store::{Finish, Partial},
-    types::{Mismatch, RegistryHost},
+    types::{Mismatch, RegistryHost, chain},
 };
 
 use crate::limits::download::lifecycle::{FIRST_PROBE, LONGEST_PROBE};
 
 /// Starts the download's task.
-pub(super) fn start(fetcher: Fetcher, download: Arc<Download>) {
-    let tasks = fetcher.0.tasks.clone();
+pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
+    let tasks = context.tasks.clone();
     tasks.spawn("download", async move {
         // The next download of this blob begins with the end of this task, however it ends.
         let _ended = download.ended.clone().drop_guard();
         download.wait_for_turn().await;
-        fetcher.0.metrics.downloads.inc();
-        let outcome = run(&fetcher, &download).await;
+        context.metrics.downloads.inc();
+        let outcome = run(&context, &download).await;
         download.close();
         download.peer_requests.leave();
         download.segments.end();
         if let Err(error) = outcome {
-            fail(&fetcher, &download, error).await;
+            fail(&context, &download, error).await;
         }
-        fetcher.leave(&download);
-        fetcher.0.metrics.downloads.dec();
+        context.leave(&download);
+        context.metrics.downloads.dec();
     });
 }
 
 /// Keeps what has arrived for the next download and tells everyone why this one ended.
-async fn fail(fetcher: &Fetcher, download: &Arc<Download>, error: FetchError) {
+async fn fail(context: &Arc<Context>, download: &Arc<Download>, error: FetchError) {
     let digest = download.digest();
     match &error {
         FetchError::NotFound(_) | FetchError::Stopping | FetchError::Parked => {
@@ -45,13 +43,13 @@ async fn fail(fetcher: &Fetcher, download: &Arc<Download>, error: FetchError) {
         }
         _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
     }
-    fetcher.note_trouble(&error);
+    context.note_trouble(&error);
     // On a full disk what has arrived only takes the room of others.
     let full = matches!(&error, FetchError::Store(error) if error.is_full());
     if let FetchError::Corrupt { origins, .. } = &error {
-        fetcher.0.penalties.note(digest, origins);
+        context.penalties.note(digest, origins);
         if download.was_streamed() {
-            fetcher.0.spoiled.note(digest);
+            context.spoiled.note(digest);
         }
     } else if let Some(partial) = download.partial().cloned()
         && let Err(error) = blocking(move || if full { partial.discard() } else { partial.park() }).await
@@ -61,50 +59,50 @@ async fn fail(fetcher: &Fetcher, download: &Arc<Download>, error: FetchError) {
     download.enter(Phase::Failed(error));
 }
 
-async fn run(fetcher: &Fetcher, download: &Arc<Download>) -> Result<(), FetchError> {
+async fn run(context: &Arc<Context>, download: &Arc<Download>) -> Result<(), FetchError> {
     // The download before this one may have ended between the look into the store and this download's start.
-    if let Some(blob) = fetcher.0.store.blob(download.digest()).await? {
+    if let Some(blob) = context.store.blob(download.digest()).await? {
         download.set_found(blob);
         download.enter(Phase::Done);
         return Ok(());
     }
-    let stop = fetcher.0.stop.clone();
+    let stop = context.stop.clone();
     // What began for peers does not stand in the way of this node's own clients.
     let (registry, for_peer) =
         (download.source(0).ok_or(FetchError::Stopping)?.registry, download.hinted_size().is_some());
     let queued = download.enter_queue(&registry);
-    let permit = stop.run_until_cancelled(fetcher.0.upstream.download_permit(&registry, for_peer)).await;
+    let permit = stop.run_until_cancelled(context.upstream.download_permit(&registry, for_peer)).await;
     let _permit = permit.ok_or(FetchError::Stopping)?;
     drop(queued);
-    let found = runtime::find(fetcher, download).await?;
+    let found = runtime::find(context, download).await?;
     if let Some(runtime::Found::Linked(blob)) = found {
         download.set_found(blob);
         download.enter(Phase::Done);
         return Ok(());
     }
-    let mut partial = open_partial(fetcher, download).await?;
+    let mut partial = open_partial(context, download).await?;
     if let Some(runtime::Found::File(file)) = found {
-        if runtime::copy(fetcher, partial.clone(), file).await? {
+        if runtime::copy(context, partial.clone(), file).await? {
             download.set_partial(partial.clone());
             let source = download.source(0).ok_or(FetchError::Stopping)?;
-            return land(fetcher, download, partial, source.registry, vec![runtime::ORIGIN.to_owned()]).await;
+            return land(context, download, partial, source.registry, vec![runtime::ORIGIN.to_owned()]).await;
         }
         drop(partial);
-        partial = open_partial(fetcher, download).await?;
+        partial = open_partial(context, download).await?;
     }
     download.set_partial(partial.clone());
-    let mut downloader = Downloader::new(fetcher.clone(), download.clone(), partial.clone());
+    let mut downloader = Downloader::new(context.clone(), download.clone(), partial.clone());
     // What has arrived whole is landed even while the agent stops.
-    let filled = stop.run_until_cancelled(fill(fetcher, download, &partial, &mut downloader)).await;
+    let filled = stop.run_until_cancelled(fill(context, download, &partial, &mut downloader)).await;
     filled.unwrap_or(Err(FetchError::Stopping))?;
     let (source, origins) = downloader.finish().await?;
-    land(fetcher, download, partial, source, origins).await
+    land(context, download, partial, source, origins).await
 }
 
 /// From peers, then from the registry; and from peers again as soon as one gives a piece, so that a moment of weakness of
 /// theirs is not paid for with the registry's quota. Each turn but the first begins with such a piece, so there is an end.
 async fn fill(
-    fetcher: &Fetcher,
+    context: &Arc<Context>,
     download: &Arc<Download>,
     partial: &Arc<Partial>,
     downloader: &mut Downloader,
@@ -112,7 +110,7 @@ async fn fill(
     // Kept over the turns: peers that answer now and then must not cost more than the registry alone does.
     let mut pause = FIRST_PROBE;
     loop {
-        let Some(peers) = fetcher.peer_source() else { return downloader.fill().await };
+        let Some(peers) = context.peer_source() else { return downloader.fill().await };
         peers.clone().fill(download, partial).await?;
         tokio::select! {
             outcome = downloader.fill() => match outcome {
@@ -146,8 +144,8 @@ async fn peers_again(
     }
 }
 
-async fn open_partial(fetcher: &Fetcher, download: &Download) -> Result<Arc<Partial>, FetchError> {
-    let (store, digest) = (fetcher.0.store.clone(), *download.digest());
+async fn open_partial(context: &Arc<Context>, download: &Download) -> Result<Arc<Partial>, FetchError> {
+    let (store, digest) = (context.store.clone(), *download.digest());
     blocking(move || {
         let partial = store.partial(&digest)?;
         partial.hash_forward()?;
@@ -158,7 +156,7 @@ async fn open_partial(fetcher: &Fetcher, download: &Download) -> Result<Arc<Part
 
 /// Checks, publishes, tells.
 async fn land(
-    fetcher: &Fetcher,
+    context: &Arc<Context>,
     download: &Arc<Download>,
     partial: Arc<Partial>,
     source: RegistryHost,
@@ -166,8 +164,8 @@ async fn land(
 ) -> Result<(), FetchError> {
     let checked = partial.clone();
     if let Finish::Mismatch { found } = blocking(move || checked.finish()).await? {
-        fetcher.0.upstream.count_mismatch(&source);
-        let kept = fetcher.peer_source().is_some_and(|peers| peers.found_wrong(download, partial.size()));
+        context.upstream.count_mismatch(&source);
+        let kept = context.peer_source().is_some_and(|peers| peers.found_wrong(download, partial.size()));
         blocking(move || if kept { partial.park() } else { partial.discard() }).await?;
         let mismatch = Arc::new(Mismatch { expected: *download.digest(), found });
         return Err(FetchError::Corrupt { registry: source, origins, mismatch });
@@ -178,14 +176,12 @@ async fn land(
         return Err(FetchError::Changed("wrong bytes from a peer were replaced".to_owned()));
     }
     download.enter(Phase::Verified);
-    if let Some(peers) = fetcher.peer_source() {
+    if let Some(peers) = context.peer_source() {
         peers.found_right(download.digest(), &partial).await;
     }
-    let room = fetcher.clone();
+    let room = context.clone();
     let committed = blocking(move || match partial.commit() {
-        Err(error) if error.is_full() && room.0.room.free(partial.total()).unwrap_or(false) => {
-            partial.commit()
-        }
+        Err(error) if error.is_full() && room.room.free(partial.total()).unwrap_or(false) => partial.commit(),
         outcome => outcome,
     });
     // After a failed sync the kernel may have dropped what readers are yet to read: they go on past the store.

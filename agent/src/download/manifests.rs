@@ -2,11 +2,16 @@
 
 use bytes::Bytes;
 
-use super::{Ask, FetchError, Fetcher, ManifestInfo, chain, state::blocking};
+use super::{
+    blocking::blocking,
+    error::FetchError,
+    fetcher::Fetcher,
+    tag_slot::{Ask, ManifestInfo, info},
+};
 use crate::{
     metrics::{Found, Kind},
     store::{ManifestRecord, StoreError},
-    types::{Digest, ManifestError, ManifestLinks, MediaType, Reference, Repository, media_type_of},
+    types::{Digest, ManifestError, ManifestLinks, MediaType, Reference, Repository, chain, media_type_of},
     upstream::{Manifest, UpstreamError},
 };
 
@@ -143,7 +148,7 @@ impl Fetcher {
 
     /// A manifest's bytes from the store, checked again: it is small, and a damaged one would fail the whole pull.
     async fn stored_bytes(&self, digest: &Digest) -> Option<Bytes> {
-        let blob = self.stored_blob(digest).await?;
+        let blob = self.0.stored_blob(digest).await?;
         let read = blob.read_all().await;
         let Some(bytes) = read.ok().filter(|bytes| digest.verify(bytes).is_ok()) else {
             tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetched again");
@@ -229,25 +234,6 @@ impl Fetcher {
             outcome => outcome,
         })
         .await
-        .inspect_err(|error| self.note_trouble(error))
-    }
-
-    /// The store's trouble is everyone's to know.
-    pub(super) fn note_trouble(&self, error: &FetchError) {
-        if let FetchError::Store(error) = error {
-            self.0.store.note_trouble(error);
-            if let Some(kind) = error.trouble() {
-                self.0.metrics.count_store_error(kind.as_str());
-            }
-        }
-    }
-}
-
-pub(super) fn info(manifest: &Manifest, stale: bool) -> ManifestInfo {
-    ManifestInfo {
-        digest: manifest.digest,
-        media_type: manifest.media_type.clone(),
-        size: manifest.bytes.len() as u64,
-        stale,
+        .inspect_err(|error| self.0.note_trouble(error))
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::FetchError;
+use super::error::FetchError;
 
 use crate::limits::download::negative_cache::MOST;
 

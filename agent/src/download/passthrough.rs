@@ -9,14 +9,13 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{FetchError, Fetcher, HELD_BACK, verifying_stream::VerifyingStream};
+use super::{context::Context, error::FetchError, verifying_stream::VerifyingStream};
 use crate::{
+    limits::download::{passthrough::MAX_IN_MEMORY, reader::HELD_BACK},
     store::Partial,
     types::{Digest, Hasher, RangeHeader, Repository, Role, Validator},
     upstream::{BlobBody, Distrust, Retries, RetryPolicy, Span, UpstreamError},
 };
-
-use crate::limits::download::passthrough::MAX_IN_MEMORY;
 
 /// A blob on its way past the store.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ pub struct Passthrough {
 /// What it takes to ask upstream for a blob.
 #[derive(Clone, Debug)]
 pub(super) struct BlobRef {
-    pub(super) fetcher: Fetcher,
+    pub(super) context: Arc<Context>,
     pub(super) repository: Repository,
     pub(super) digest: Digest,
 }
@@ -61,11 +60,11 @@ impl BlobRef {
     }
 
     async fn open_once(self, asked: RangeHeader) -> Result<Passthrough, FetchError> {
-        let inner = self.fetcher.0.clone();
+        let inner = self.context.clone();
         let described = inner.descriptors.get(&self.digest);
         let size = match described {
             Some(described) => described.size,
-            None => self.fetcher.upstream_size(&self.repository, &self.digest).await?,
+            None => self.context.upstream_size(&self.repository, &self.digest).await?,
         };
         if size == 0
             && let Err(mismatch) = self.digest.verify(b"")
@@ -108,7 +107,7 @@ impl BlobRef {
     }
 
     fn pass(self, size: u64, range: Range<u64>, hold: u64, before: Option<Hasher>) -> Passthrough {
-        let inner = &self.fetcher.0;
+        let inner = &self.context;
         inner.metrics.passed_through.inc();
         let verifying = VerifyingStream::new(self.digest, size, range, hold, before);
         Passthrough {
@@ -146,11 +145,11 @@ impl Passthrough {
 
     /// Takes in what upstream sends next.
     async fn advance(&mut self) -> Result<(), FetchError> {
-        let stop = self.way.fetcher.0.stop.clone();
+        let stop = self.way.context.stop.clone();
         let read = stop.run_until_cancelled(self.read()).await;
         let Some(chunk) = read.unwrap_or(Err(FetchError::Stopping))? else { return Ok(()) };
         self.verifying.take(chunk).map_err(|mismatch| {
-            let inner = &self.way.fetcher.0;
+            let inner = &self.way.context;
             let registry = self.way.repository.registry.clone();
             inner.upstream.count_mismatch(&registry);
             inner.penalties.note(&self.way.digest, &self.origins);
@@ -193,8 +192,8 @@ impl Passthrough {
     }
 
     async fn ask(&mut self) -> Result<Stream, UpstreamError> {
-        let BlobRef { fetcher, repository, digest } = &self.way;
-        let upstream = &fetcher.0.upstream;
+        let BlobRef { context, repository, digest } = &self.way;
+        let upstream = &context.upstream;
         let permit = upstream.transfer_permit(&repository.registry).await;
         let wanted = self.verifying.wanted();
         let end = (wanted.end < self.size).then_some(wanted.end);
@@ -215,7 +214,7 @@ impl Passthrough {
         let position = self.verifying.wanted().start;
         let Some(pause) = self.retries.pause(position, &error) else { return Err(error.into()) };
         tracing::info!(digest = %self.way.digest.short(), position, %error, "stream broke off: resumed");
-        let stop = &self.way.fetcher.0.stop;
+        let stop = &self.way.context.stop;
         stop.run_until_cancelled(tokio::time::sleep(pause)).await.ok_or(FetchError::Stopping)
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{FetchError, Fetcher};
+use super::{error::FetchError, fetcher::Fetcher, tag_slot::Ask};
 use crate::{
     peers::{
         Membership, Peer, Settled, TagMeaning,
@@ -25,15 +25,6 @@ use crate::{
 };
 
 use crate::limits::download::peer_tags::{ANSWER, AT_ONCE, EVERYONE, RESOLVERS, VOTES};
-
-/// Who may be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// Peers and the registry.
-    Peers,
-    /// The registry alone: a peer asks this node.
-    Upstream,
-}
 
 impl Fetcher {
     /// Peers to request a manifest from: peers that rank before this node and are reachable as far as known.

@@ -16,9 +16,11 @@ use tokio::{
 };
 
 use super::{
-    FetchError, Fetcher,
-    schedule::{Hedge, RequestView, SILENT},
-    state::{Download, blocking},
+    blocking::blocking,
+    context::Context,
+    error::FetchError,
+    schedule::{Hedge, RequestView},
+    state::Download,
 };
 use crate::{
     store::{Partial, StoreError},
@@ -26,7 +28,10 @@ use crate::{
     upstream::{BlobBody, Span, UpstreamError},
 };
 
-use crate::limits::download::range_request::{BATCH, SLOW_HEADER};
+use crate::limits::download::{
+    range_request::{BATCH, SLOW_HEADER},
+    schedule::SILENT,
+};
 
 /// What a request tells its download.
 #[derive(Debug)]
@@ -181,7 +186,7 @@ pub(super) struct RangeSpec {
 
 /// Starts a request.
 pub(super) fn start(
-    fetcher: &Fetcher,
+    context: &Arc<Context>,
     download: &Arc<Download>,
     partial: &Arc<Partial>,
     spec: RangeSpec,
@@ -197,19 +202,19 @@ pub(super) fn start(
     });
     let (id, hedges) = (spec.id, spec.hedges);
     let run = Run {
-        fetcher: fetcher.clone(),
+        context: context.clone(),
         download: download.clone(),
         partial: partial.clone(),
         place: place.clone(),
         spec,
         events,
     };
-    let task = fetcher.0.tasks.spawn("request", run.run()).abort_handle();
+    let task = context.tasks.spawn("request", run.run()).abort_handle();
     RangeRequest { id, streaming: false, hedged: false, hedges, place, task }
 }
 
 struct Run {
-    fetcher: Fetcher,
+    context: Arc<Context>,
     download: Arc<Download>,
     partial: Arc<Partial>,
     place: Arc<Place>,
@@ -229,7 +234,7 @@ impl Run {
     }
 
     async fn fill(&self) -> Result<(), RangeError> {
-        let upstream = &self.fetcher.0.upstream;
+        let upstream = &self.context.upstream;
         let source = &self.spec.source;
         let known = self.partial.validators();
         let (digest, distrust) = (self.download.digest(), self.download.distrust());
@@ -266,7 +271,7 @@ impl Run {
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let registry = &self.spec.source.registry;
         let _queued = self.download.enter_queue(registry);
-        self.fetcher.0.upstream.transfer_permit(registry).await
+        self.context.upstream.transfer_permit(registry).await
     }
 
     /// The blob's size as upstream says, held against what its manifest said.
@@ -311,7 +316,7 @@ impl Run {
             }
             finish_write(writing.take()).await?;
             let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
-            self.fetcher.0.peers.note_arrival(length);
+            self.context.peers.note_arrival(length);
             let limit = self.partial.size().unwrap_or(u64::MAX);
             if length > limit.saturating_sub(position) {
                 break Err(

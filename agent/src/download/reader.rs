@@ -6,19 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use tokio::sync::watch;
-
 use super::{
-    FetchError, chain,
+    error::FetchError,
+    growing::{Growing, Ready},
     passthrough::{BlobRef, Passthrough},
-    state::{Phase, Progress},
+    recheck,
     stillness::{CHECK, Stillness},
-    subscribers::Subscriber,
 };
-use crate::store::{Blob, ChunkSize, Partial, read_chunk};
+use crate::{
+    store::{Blob, ChunkSize, Partial, read_chunk},
+    types::chain,
+};
+use bytes::Bytes;
 
-pub(crate) use crate::limits::download::reader::HELD_BACK;
 use crate::limits::download::reader::{PACE_BYTES, PACE_TIME};
 
 /// Content that can be read. When the store fails under it, it goes on past the store.
@@ -65,26 +65,6 @@ impl Landed {
     }
 }
 
-/// A blob on its way: its partial file and the news about it.
-#[derive(Debug)]
-pub(crate) struct Growing {
-    partial: Arc<Partial>,
-    progress: watch::Receiver<Progress>,
-    size: u64,
-    subscriber: Subscriber,
-}
-
-impl Growing {
-    pub(crate) fn new(
-        partial: Arc<Partial>,
-        progress: watch::Receiver<Progress>,
-        size: u64,
-        subscriber: Subscriber,
-    ) -> Self {
-        Self { partial, progress, size, subscriber }
-    }
-}
-
 impl Content {
     pub(super) fn new(source: Source, way: BlobRef) -> Self {
         Self { source, way }
@@ -98,6 +78,15 @@ impl Content {
     /// Reads a part of it: the part that it was opened for.
     pub fn read(self, range: Range<u64>) -> ContentReader {
         ContentReader { way: Some(self.way), ..ContentReader::of_store(self.source, range) }
+    }
+}
+
+impl From<Ready> for Source {
+    fn from(ready: Ready) -> Self {
+        match ready {
+            Ready::Whole(blob) => Self::Whole(blob),
+            Ready::Growing(growing) => Self::Growing(growing),
+        }
     }
 }
 
@@ -199,7 +188,7 @@ impl ContentReader {
             if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read(size)).await {
                 return read;
             }
-            if still.is_over(way.fetcher.movement(&way.digest), Instant::now(), patience) {
+            if still.is_over(way.context.movement(&way.digest), Instant::now(), patience) {
                 let reason = format!("nothing arrived from the registry or a peer for {patience:?}");
                 return Err(FetchError::NotNow { reason, retry_after: None });
             }
@@ -230,7 +219,7 @@ impl ContentReader {
         let partial = match &self.source {
             Source::Growing(growing) => Some(growing.partial.clone()),
             Source::Whole(_) => {
-                way.fetcher.recheck(way.digest, error);
+                recheck::start(&way.context, way.digest, error);
                 None
             }
             Source::Passthrough(_) | Source::Landed(_) => None,
@@ -240,41 +229,9 @@ impl ContentReader {
     }
 }
 
-impl Growing {
-    /// Waits until bytes after `position` may be sent, and says up to where. Ends because a download always ends.
-    async fn wait_past(&mut self, position: u64) -> Result<u64, FetchError> {
-        loop {
-            let phase = self.progress.borrow_and_update().phase.clone();
-            let until = sendable(&phase, self.partial.end_from(position), self.size);
-            if until > position {
-                self.subscriber.streams();
-                return Ok(until);
-            }
-            if let Phase::Failed(error) = phase {
-                return Err(error);
-            }
-            self.subscriber.reached(position);
-            if self.progress.changed().await.is_err() {
-                return Err(FetchError::Stopping);
-            }
-        }
-    }
-}
-
-/// Up to where bytes may be sent, when they are there up to `end`. Pure.
-fn sendable(phase: &Phase, end: u64, size: u64) -> u64 {
-    match phase {
-        Phase::Verified | Phase::Done => size,
-        // Known to be wrong, or of unknown worth: nothing more leaves.
-        Phase::Failed(FetchError::Corrupt { .. }) => 0,
-        Phase::Connecting | Phase::Streaming | Phase::Failed(_) => end.min(size.saturating_sub(HELD_BACK)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Digest, Mismatch};
 
     #[test]
     fn a_reader_gets_large_chunks_while_it_keeps_up() {
@@ -296,18 +253,5 @@ mod tests {
         ] {
             assert_eq!(after(bytes, took), expected, "{bytes} in {took:?}");
         }
-    }
-
-    #[test]
-    fn the_end_is_held_back_until_the_digest_matched() {
-        let size = 10 * HELD_BACK;
-        assert_eq!(sendable(&Phase::Streaming, 100, size), 100);
-        assert_eq!(sendable(&Phase::Streaming, size, size), size - HELD_BACK);
-        assert_eq!(sendable(&Phase::Verified, size, size), size);
-        assert_eq!(sendable(&Phase::Streaming, 50, 50), 0);
-        assert_eq!(sendable(&Phase::Failed(FetchError::Stopping), size, size), size - HELD_BACK);
-        let mismatch = Arc::new(Mismatch { expected: Digest::of(b"a"), found: Digest::of(b"b") });
-        let corrupt = FetchError::Corrupt { registry: "r".parse().unwrap(), origins: Vec::new(), mismatch };
-        assert_eq!(sendable(&Phase::Failed(corrupt), size, size), 0);
     }
 }

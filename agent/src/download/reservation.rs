@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use super::{FetchError, Fetcher, state::blocking};
+use super::{blocking::blocking, error::FetchError};
 use crate::store::{Need, Partial, StoreError};
 
 use crate::limits::download::reservation::{MAX_MADE, UNKNOWN_SIZE};
@@ -68,7 +68,7 @@ impl Claim {
     /// Asks for room, once the size is known.
     pub(super) async fn admit(
         &mut self,
-        fetcher: &Fetcher,
+        room: &Arc<Room>,
         partial: &Arc<Partial>,
         described: Option<u64>,
     ) -> Result<(), FetchError> {
@@ -76,22 +76,22 @@ impl Claim {
             return Ok(());
         }
         self.admitted = true;
-        let (fetcher, partial) = (fetcher.clone(), partial.clone());
-        blocking(move || fetcher.0.room.admit(&partial, described)).await
+        let (room, partial) = (room.clone(), partial.clone());
+        blocking(move || room.admit(&partial, described)).await
     }
 
     /// The disk was full all the same: fine if something can be removed.
     pub(super) async fn free(
         &mut self,
-        fetcher: &Fetcher,
+        room: &Arc<Room>,
         partial: &Partial,
         error: Arc<StoreError>,
     ) -> Result<(), FetchError> {
         self.made += 1;
         let left = partial.size().unwrap_or(UNKNOWN_SIZE).saturating_sub(partial.total());
-        let fetcher = fetcher.clone();
+        let room = room.clone();
         let tried = self.made <= MAX_MADE;
-        if tried && blocking(move || fetcher.0.room.free(left)).await? {
+        if tried && blocking(move || room.free(left)).await? {
             return Ok(());
         }
         Err(FetchError::Store(error))

@@ -9,10 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    FetchError, Fetcher,
-    state::{Download, blocking},
-};
+use super::{blocking::blocking, context::Context, error::FetchError, state::Download};
 use crate::store::{Blob, Finish, Partial, RuntimeBlob, StoreError};
 
 /// The runtime's name among those who bring bytes.
@@ -27,8 +24,8 @@ pub(super) enum Found {
 }
 
 /// Looks.
-pub(super) async fn find(fetcher: &Fetcher, download: &Download) -> Result<Option<Found>, FetchError> {
-    let (store, digest) = (fetcher.0.store.clone(), *download.digest());
+pub(super) async fn find(context: &Context, download: &Download) -> Result<Option<Found>, FetchError> {
+    let (store, digest) = (context.store.clone(), *download.digest());
     let Some(size) = download.described_size().filter(|_| store.has_runtime()) else { return Ok(None) };
     let found = blocking(move || {
         let Some(file) = store.runtime_blob(&digest, size) else { return Ok(None) };
@@ -36,7 +33,7 @@ pub(super) async fn find(fetcher: &Fetcher, download: &Download) -> Result<Optio
     })
     .await?;
     if let Some(Found::Linked(blob)) = &found {
-        fetcher.0.metrics.runtime_bytes.inc_by(blob.size());
+        context.metrics.runtime_bytes.inc_by(blob.size());
     }
     Ok(found)
 }
@@ -44,14 +41,14 @@ pub(super) async fn find(fetcher: &Fetcher, download: &Download) -> Result<Optio
 /// Fills a partial blob from the runtime's file; `false` when that is not what its name says, and then the partial blob
 /// has to be opened anew.
 pub(super) async fn copy(
-    fetcher: &Fetcher,
+    context: &Context,
     partial: Arc<Partial>,
     file: RuntimeBlob,
 ) -> Result<bool, FetchError> {
-    let (size, digest, stop) = (file.size(), *partial.digest(), fetcher.0.stop.clone());
+    let (size, digest, stop) = (file.size(), *partial.digest(), context.stop.clone());
     match blocking(move || fill(&partial, &file, &stop)).await? {
         Filled::Right => {
-            fetcher.0.metrics.runtime_bytes.inc_by(size);
+            context.metrics.runtime_bytes.inc_by(size);
             Ok(true)
         }
         Filled::Wrong => {

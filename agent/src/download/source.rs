@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{FetchError, state::Download};
+use super::{error::FetchError, state::Download};
 use crate::{store::Partial, types::Digest};
 
 /// The peers of this node as one source of blobs.

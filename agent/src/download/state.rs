@@ -1,14 +1,8 @@
 //! One transfer of one digest, shared by everyone who wants it: what readers see of it. `downloader` does the work.
 //!
-//! ```text
-//! Connecting --first answer--> Streaming --all bytes hash right--> Verified --on disk under its name--> Done
-//!      |                           |                                   |
-//!      +---------------------------+-----------------------------------+--> Failed
-//! ```
-//!
 //! The download owns the partial blob; readers look at what is there and wait for news on a watch channel. It ends on
 //! its own: every wait upstream has a limit, and so has the number of attempts without progress. Readers may finish
-//! at `Verified`; the sync to disk that follows is not theirs to wait for.
+//! at `Verified` (see [`Phase`]); the sync to disk that follows is not theirs to wait for.
 
 use std::{
     ops::Range,
@@ -22,49 +16,19 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    FetchError,
+    demand::Demand,
+    error::FetchError,
     expected_hashes::Expected,
     keyed_mutex::KeyedMutex,
     peer_requests::PeerRequests,
-    reader::{Growing, HELD_BACK, Source},
+    phase::{Phase, Progress, may_follow},
     segments::Segments,
-    subscribers::{Demand, Subscriber},
 };
 use crate::{
-    store::{Blob, Partial, RangeSet, StoreError},
+    store::{Blob, Partial, RangeSet},
     types::{Descriptor, Digest, RegistryHost, Repository, Role},
     upstream::Distrust,
 };
-
-/// Blobs up to this size are sent only when they are verified, as configurations are.
-const SMALL: u64 = HELD_BACK;
-
-/// Where a download stands; see the module's diagram.
-#[derive(Clone, Debug)]
-pub(crate) enum Phase {
-    Connecting,
-    Streaming,
-    Verified,
-    Done,
-    Failed(FetchError),
-}
-
-/// News for readers. The count only makes every change a change.
-#[derive(Clone, Debug)]
-pub(crate) struct Progress {
-    pub(crate) phase: Phase,
-    writes: u64,
-}
-
-/// Whether the diagram has an arrow from one phase to another. Pure.
-fn may_follow(from: &Phase, to: &Phase) -> bool {
-    matches!(
-        (from, to),
-        (Phase::Connecting, Phase::Streaming | Phase::Verified | Phase::Done | Phase::Failed(_))
-            | (Phase::Streaming, Phase::Verified | Phase::Done | Phase::Failed(_))
-            | (Phase::Verified, Phase::Done | Phase::Failed(_))
-    )
-}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -74,7 +38,7 @@ pub(crate) struct Download {
     described: Option<Descriptor>,
     /// Who sent wrong bytes for this digest before.
     distrust: Distrust,
-    pub(super) demand: Mutex<Demand>,
+    demand: Mutex<Demand>,
     /// Cancelled when nothing of this download touches the partial blob any more.
     pub(super) ended: CancellationToken,
     /// The download of the same blob before this one, while it ends.
@@ -190,6 +154,10 @@ impl Download {
         }
     }
 
+    pub(super) fn demand(&self) -> MutexGuard<'_, Demand> {
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -245,6 +213,16 @@ impl Download {
         self.described.map(|known| known.size)
     }
 
+    /// Whether it is a layer, which may leave before its end is there, as far as is known.
+    pub(super) fn may_be_layer(&self) -> bool {
+        self.described.is_none_or(|known| matches!(known.role, Role::Layer | Role::Foreign))
+    }
+
+    /// The store's own blob, when it turned out to be there.
+    pub(super) fn found(&self) -> Option<&Blob> {
+        self.found.get()
+    }
+
     pub(crate) fn set_found(&self, blob: Blob) {
         // Set once, by the download's own task.
         let _ = self.found.set(blob);
@@ -293,36 +271,6 @@ impl Download {
         }
     }
 
-    /// Waits until bytes can be sent and the download is known to be able to deliver; for a small blob or a
-    /// configuration until it is verified.
-    pub(crate) async fn ready(&self, subscriber: Subscriber) -> Result<Source, FetchError> {
-        let mut progress = self.progress.subscribe();
-        loop {
-            let phase = progress.borrow_and_update().phase.clone();
-            if let Some(blob) = self.found.get() {
-                return Ok(Source::Whole(blob.clone()));
-            }
-            if let Some((partial, size)) =
-                self.partial.get().and_then(|partial| Some((partial, partial.size()?)))
-                && subscriber.is_served_by(partial, size)
-            {
-                return Ok(Source::Growing(Growing::new(partial.clone(), progress, size, subscriber)));
-            }
-            if let Phase::Failed(error) = phase {
-                return Err(error);
-            }
-            if let Some((partial, size)) =
-                self.partial.get().and_then(|partial| Some((partial, partial.size()?)))
-                && self.may_start(&phase, partial, size, subscriber.first(size))
-            {
-                return Ok(Source::Growing(Growing::new(partial.clone(), progress, size, subscriber)));
-            }
-            if progress.changed().await.is_err() {
-                return Err(FetchError::Stopping);
-            }
-        }
-    }
-
     /// How it ended, once its blob is in the store under its name or cannot come there. Marks the news as seen.
     pub(crate) fn outcome(&self, progress: &mut watch::Receiver<Progress>) -> Option<Result<(), FetchError>> {
         let phase = progress.borrow_and_update().phase.clone();
@@ -331,19 +279,6 @@ impl Download {
             Phase::Done => Some(Ok(())),
             Phase::Failed(error) => Some(Err(error)),
             Phase::Connecting | Phase::Streaming | Phase::Verified => None,
-        }
-    }
-
-    /// Whether a header may leave: the byte at `first` can follow it at once.
-    fn may_start(&self, phase: &Phase, partial: &Partial, size: u64, first: u64) -> bool {
-        match phase {
-            Phase::Verified | Phase::Done => true,
-            Phase::Streaming => {
-                let whole_first = size <= SMALL
-                    || self.described.is_some_and(|known| !matches!(known.role, Role::Layer | Role::Foreign));
-                !whole_first && first < size.saturating_sub(HELD_BACK) && partial.end_from(first) > first
-            }
-            Phase::Connecting | Phase::Failed(_) => false,
         }
     }
 
@@ -377,39 +312,9 @@ impl Download {
     }
 }
 
-/// Runs store work off the runtime's threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, FetchError> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(StoreError::from)??)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn phases_change_only_along_the_arrows_of_the_diagram() {
-        let phases = [
-            Phase::Connecting,
-            Phase::Streaming,
-            Phase::Verified,
-            Phase::Done,
-            Phase::Failed(FetchError::Stopping),
-        ];
-        let table = [
-            [false, true, true, true, true],
-            [false, false, true, true, true],
-            [false, false, false, true, true],
-            [false; 5],
-            [false; 5],
-        ];
-        for (from, row) in phases.iter().zip(table) {
-            for (to, allowed) in phases.iter().zip(row) {
-                assert_eq!(may_follow(from, to), allowed, "{from:?} to {to:?}");
-            }
-        }
-    }
 
     #[test]
     fn a_late_answer_does_not_bring_a_verified_blob_back() {

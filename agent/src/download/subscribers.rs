@@ -5,72 +5,15 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
 };
 
-use super::{peer_requests::PieceSource, reader::HELD_BACK, state::Download};
+use super::{peer_requests::PieceSource, state::Download};
 use crate::{
+    limits::download::reader::HELD_BACK,
     store::Partial,
-    types::{ByteRange, RangeHeader, Repository},
+    types::{RangeHeader, Repository},
 };
-
-/// What is wanted of a download, and from where it may come.
-#[derive(Debug, Default)]
-pub(super) struct Demand {
-    sources: Vec<Repository>,
-    /// The whole blob is wanted.
-    whole: bool,
-    wants: Vec<Want>,
-    next: u64,
-    /// Nobody may subscribe any more.
-    closed: bool,
-}
-
-#[derive(Debug)]
-struct Want {
-    id: u64,
-    range: RangeHeader,
-    /// Byte offset up to which the subscriber has read.
-    position: u64,
-}
-
-impl Demand {
-    /// A repository that has the blob.
-    pub(super) fn offer(&mut self, source: &Repository) {
-        if !self.sources.contains(source) {
-            self.sources.push(source.clone());
-        }
-    }
-
-    /// How many clients read.
-    pub(super) fn subscribers(&self) -> usize {
-        self.wants.len()
-    }
-
-    fn add(&mut self, range: RangeHeader, rest: bool) -> u64 {
-        let bounded = matches!(range, RangeHeader::One(ByteRange::From { last: Some(_), .. }));
-        self.whole |= rest || !bounded;
-        let id = self.next;
-        self.next += 1;
-        self.wants.push(Want { id, range, position: 0 });
-        id
-    }
-
-    /// The ranges that subscribers still have to read of a blob of `size` bytes. A subscriber that reads the end, which is
-    /// held back until the digest matches, needs the whole blob from now on.
-    fn of_size(&mut self, size: u64) -> Vec<Range<u64>> {
-        let mut wants = Vec::with_capacity(self.wants.len());
-        for want in &self.wants {
-            let range = match want.range {
-                RangeHeader::Whole => 0..size,
-                RangeHeader::One(range) => range.within(size).unwrap_or(0..0),
-            };
-            self.whole |= range.end > size.saturating_sub(HELD_BACK);
-            wants.push(range.start.max(want.position)..range.end);
-        }
-        wants
-    }
-}
 
 /// What becomes of a peer's request for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +79,6 @@ impl Subscriber {
 }
 
 impl Download {
-    pub(super) fn demand(&self) -> MutexGuard<'_, Demand> {
-        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Offers another repository that has the blob and says what is wanted of it. Refused when the download has ended.
     ///
     /// `rest` says that a bounded range is to bring the whole blob with it.
@@ -220,7 +159,10 @@ impl Download {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{types::Digest, upstream::Distrust};
+    use crate::{
+        types::{ByteRange, Digest},
+        upstream::Distrust,
+    };
 
     fn download() -> Arc<Download> {
         Arc::new(Download::new(Digest::of(b"x"), None, Distrust::default()))

@@ -3,54 +3,22 @@
 
 use std::{
     sync::{Arc, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use super::{FetchError, Fetcher, ManifestInfo, chain, manifests::info, peer_tags::Ask};
+use super::{
+    error::FetchError,
+    fetcher::Fetcher,
+    tag_slot::{Ask, Failure, ManifestInfo, Resolved, TagSlot, TagState, info, record_of},
+};
 use crate::{
     metrics::{Found, Kind},
     store::TagRecord,
-    types::{MediaType, Reference, Repository, Tag},
+    types::{Reference, Repository, Tag, chain},
     upstream::UpstreamError,
 };
 
 use crate::limits::download::tags::{FAILURE_PAUSE, MAX_SLOTS};
-
-/// One tag: its lock is held by the request that asks the registry.
-#[derive(Debug, Default)]
-pub(super) struct TagSlot(tokio::sync::Mutex<TagState>);
-
-#[derive(Debug, Default)]
-struct TagState {
-    record: Option<TagRecord>,
-    confirmed: Option<Instant>,
-    failed: Option<Failure>,
-    /// The registry said that it does not exist.
-    negative: Option<(Instant, String)>,
-    /// The store's count of changes when the record was read.
-    changes: u64,
-    /// The record could not be written: the disk does not know better.
-    unwritten: bool,
-}
-
-/// The registry could not be read.
-#[derive(Clone, Debug)]
-struct Failure {
-    at: Instant,
-    error: FetchError,
-    /// Who was asked.
-    ask: Ask,
-}
-
-/// What a tag resolves to, and since when that is known.
-#[derive(Debug)]
-pub(super) struct Resolved {
-    pub(super) info: ManifestInfo,
-    /// Since the registry confirmed it.
-    pub(super) age: Duration,
-    /// Peers said so, not the registry.
-    pub(super) unconfirmed: bool,
-}
 
 /// What to do about a tag before anyone is asked. Pure.
 #[derive(Debug, PartialEq, Eq)]
@@ -350,53 +318,6 @@ fn stands_in(error: &FetchError, record: Option<&TagRecord>) -> bool {
         FetchError::Denied(_) => record.is_some_and(|record| record.imported),
         _ => false,
     }
-}
-
-/// Within one process the monotonic clock counts; a record of an earlier process goes by the wall clock, and one from
-/// the future (the clock was set back) is as old as can be.
-fn age(record: &TagRecord, confirmed: Option<Instant>) -> Duration {
-    confirmed.map_or_else(
-        || unix_now().checked_sub(record.confirmed).map_or(Duration::MAX, Duration::from_secs),
-        |at| at.elapsed(),
-    )
-}
-
-impl TagState {
-    fn age(&self) -> Option<Duration> {
-        self.record.as_ref().map(|record| age(record, self.confirmed))
-    }
-
-    fn is_unconfirmed(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.unconfirmed)
-    }
-
-    fn answer(&self, stale: bool) -> Result<Resolved, FetchError> {
-        let usable =
-            self.record.as_ref().and_then(|record| Some((record, MediaType::parse(&record.media_type)?)));
-        let (record, media_type) = usable.ok_or_else(|| FetchError::NotNow {
-            reason: "the tag's record is damaged".into(),
-            retry_after: None,
-        })?;
-        let info = ManifestInfo { digest: record.digest, media_type, size: record.size, stale };
-        Ok(Resolved { info, age: age(record, self.confirmed), unconfirmed: record.unconfirmed })
-    }
-}
-
-fn record_of(info: &ManifestInfo, age: Duration) -> TagRecord {
-    TagRecord {
-        digest: info.digest,
-        media_type: info.media_type.as_str().to_owned(),
-        size: info.size,
-        confirmed: unix_now().saturating_sub(age.as_secs()),
-        pinned: false,
-        held: false,
-        imported: false,
-        unconfirmed: false,
-    }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{io, ops::Range, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 
-use super::{Swarm, piece::PieceContext, piece_hashes::hash_piece};
+use super::{context::Swarm, piece::PieceContext, piece_hashes::hash_piece};
 use crate::{
     download::{Download, FetchError, blocking},
     peers::{

@@ -9,18 +9,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use super::{Inner, piece_hashes::hash_piece};
-use crate::{
-    download::{Claim, Download},
-    metrics::BlameLabels,
-    peers::layout::Layout,
-    store::Partial,
-    types::{Digest, chain},
-};
+use super::piece_hashes::hash_piece;
+use crate::{download::Claim, peers::layout::Layout, types::Digest};
 
 use crate::limits::swarm::evidence::{MEMORY, MOST};
 
@@ -46,13 +40,13 @@ struct NamedHash {
 }
 
 impl Case {
-    fn new(size: u64, claims: Vec<(u64, Claim)>) -> Self {
+    pub(super) fn new(size: u64, claims: Vec<(u64, Claim)>) -> Self {
         let pieces = claims.into_iter().map(|(piece, Claim { hash, peer })| NamedHash { piece, hash, peer });
         Self { since: Instant::now(), layout: Layout::new(size), pieces: pieces.collect(), checked: false }
     }
 
     /// The first wrong hash of each peer that named one. Blocking.
-    fn close(&self, right: &File) -> io::Result<BTreeMap<&str, u64>> {
+    pub(super) fn close(&self, right: &File) -> io::Result<BTreeMap<&str, u64>> {
         let mut wrong = BTreeMap::new();
         for NamedHash { piece, hash, peer } in &self.pieces {
             if !wrong.contains_key(peer.as_str()) && hash_piece(right, &self.layout, *piece)? != *hash {
@@ -101,35 +95,6 @@ impl Evidence {
     /// Takes the case: the right bytes are there.
     pub(super) fn take(&self, digest: &Digest) -> Option<Case> {
         self.lock().remove(digest)
-    }
-}
-
-impl Inner {
-    /// A blob turned out wrong: the hashes that peers named of its pieces are remembered. Says whether what has come is
-    /// worth keeping, to be compared with a second read.
-    pub(super) fn open_case(&self, download: &Download, size: Option<u64>) -> bool {
-        size.filter(|_| download.peer_requests.has_peers()).is_some_and(|size| {
-            self.evidence.note(download.digest(), Case::new(size, download.expected.claims()))
-        })
-    }
-
-    /// The right bytes are there: peers that named wrong hashes are left out for a while.
-    pub(super) async fn close_case(&self, digest: &Digest, partial: &Arc<Partial>) {
-        let Some(case) = self.evidence.take(digest) else { return };
-        let partial = partial.clone();
-        let closed = tokio::task::spawn_blocking(move || {
-            let wrong = case.close(partial.file())?;
-            Ok(wrong.into_iter().map(|(peer, piece)| (peer.to_owned(), piece)).collect::<Vec<_>>())
-        });
-        let wrong = closed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let wrong = wrong.inspect_err(
-            |error| tracing::warn!(error = %chain(error), "cannot tell which peer named wrong hashes"),
-        );
-        for (peer, piece) in wrong.unwrap_or_default() {
-            tracing::warn!(digest = %digest.short(), piece, peer, "peer named a wrong hash for a piece: skipped for a while");
-            self.metrics.peer_wrong_pieces.get_or_create(&BlameLabels { peer: peer.clone() }).inc();
-            self.peers.blame(&peer);
-        }
     }
 }
 

@@ -10,11 +10,11 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Swarm,
+    context::Swarm,
     piece::{NoPiece, PieceContext},
 };
 use crate::{
-    download::{CatchUp, Download, FetchError, PieceSource, Reading, blocking},
+    download::{CatchUp, Download, FetchError, PieceSource, blocking},
     peers::{plan::Window, rank},
     store::Partial,
     types::chain,
@@ -48,8 +48,7 @@ pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &
     if !distrust.last.is_empty() || !distrust.never.is_empty() || swarm.0.evidence.has(download.digest()) {
         return false;
     }
-    let reading =
-        Reading { fetcher: swarm.0.fetcher.clone(), download: download.clone(), partial: partial.clone() };
+    let reading = swarm.0.fetcher.reading(download, partial);
     let Some(context) = PieceContext::new(swarm, reading, source, size) else { return false };
     let asked = tokio::time::timeout(PROBE, context.bring_last_from_parent()).await;
     asked.unwrap_or(false)
@@ -75,8 +74,7 @@ async fn prepare(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>)
     let sized = partial.clone();
     let size = size?;
     blocking(move || sized.set_size(size)).await.ok()?;
-    let reading =
-        Reading { fetcher: swarm.0.fetcher.clone(), download: download.clone(), partial: partial.clone() };
+    let reading = swarm.0.fetcher.reading(download, partial);
     let context = PieceContext::new(swarm, reading, source, size)?;
     if check && let Err(error) = context.cross_check().await {
         tracing::warn!(digest = %download.digest().short(), error = %chain(&error), "cannot compare a blob with a second read");

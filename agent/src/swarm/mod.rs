@@ -7,18 +7,23 @@
 //!
 //! [`crate::download`] knows all of it only as a `PeerSource`.
 
+mod cases;
+mod context;
 mod cross_check;
 mod evidence;
 mod exchange;
 mod piece;
 mod piece_hashes;
 mod share;
+mod vouch;
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
+use context::Inner;
+pub use context::Swarm;
 use evidence::Evidence;
 use piece_hashes::PieceHashes;
 pub use share::Share;
@@ -34,24 +39,6 @@ use crate::{
 };
 
 use crate::limits::swarm::turns::SLOW_TURNS;
-
-/// See the module's text. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Swarm(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    fetcher: Fetcher,
-    store: Store,
-    upstream: Arc<Upstream>,
-    peers: Peers,
-    metrics: Metrics,
-    tasks: Tasks,
-    evidence: Evidence,
-    hashes: PieceHashes,
-    /// Pieces that a slow node fetches at once, of all blobs.
-    slow_turns: Semaphore,
-}
 
 impl Swarm {
     /// Puts the parts together and becomes a source of `fetcher` for as long as it lives.

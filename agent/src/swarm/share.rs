@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::Swarm;
+use super::context::Swarm;
 use crate::{
     download::{Asked, ContentReader, Download, Landed, Phase, PieceSource, Source},
     peers::{

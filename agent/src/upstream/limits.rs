@@ -21,7 +21,7 @@ use std::{
 use http::HeaderMap;
 use serde::Serialize;
 
-use super::text;
+use super::headers::text;
 use crate::types::RepoName;
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod guard;
+mod headers;
 mod limits;
 mod redirect;
 mod registry;
@@ -35,6 +36,8 @@ pub use config::{Config, DEFAULT_CONNECTIONS, Private, RegistryConfig};
 pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders};
 use endpoint::Reply;
 pub use error::UpstreamError;
+pub use headers::AGENT_HEADER;
+use headers::text;
 pub use limits::{BudgetStatus, Class};
 use registry::Registry;
 pub use registry::{EndpointStatus, RegistryStatus};
@@ -45,9 +48,6 @@ use crate::{
     metrics::{Kind, Metrics, RegistryLabels},
     types::{Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, Repository, Validator},
 };
-
-/// Sent with every request to a registry, so that an agent that reaches itself in a circle notices.
-pub const AGENT_HEADER: http::HeaderName = http::HeaderName::from_static("hearth-agent");
 
 /// Registries kept apart at once; wildcard entries could name any number.
 const MAX_REGISTRIES: usize = 1_024;
@@ -344,10 +344,6 @@ fn usable_type(sent: Option<MediaType>, bytes: &[u8]) -> Option<MediaType> {
 /// Types that name a kind of manifest; `text/html`, `application/json` and the like do not.
 fn is_manifest_type(media_type: &MediaType) -> bool {
     media_type.as_str().ends_with("json") && media_type.as_str() != "application/json"
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
 }
 
 #[cfg(test)]

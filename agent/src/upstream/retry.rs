@@ -7,7 +7,7 @@ use std::{
 
 use http::{HeaderMap, header};
 
-use super::{UpstreamError, text};
+use super::{error::UpstreamError, headers::text};
 
 /// First pause; doubles with each failure.
 const FIRST: Duration = Duration::from_millis(200);

@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    super::tag_slot::{age, unix_now},
+    *,
+};
 
 #[test]
 fn upstream_is_asked_when_the_record_is_old_and_left_alone_after_a_failure() {

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 
-use super::Swarm;
+use super::context::Swarm;
 use crate::{
     download::{Download, FetchError, ReadError, Reading},
     peers::{

@@ -12,11 +12,13 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
 use super::{
-    AGENT_HEADER, UpstreamError,
     ask::Ask,
     auth::{self, Challenge, TokenCache, TokenKey},
     credentials::{Credentials, Login},
-    guard, redirect, retry, text,
+    error::UpstreamError,
+    guard,
+    headers::{AGENT_HEADER, text},
+    redirect, retry,
 };
 pub(super) use reply::Reply;
 use reply::causes;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 
-use super::super::{UpstreamError, text};
+use super::super::{error::UpstreamError, headers::text};
 use crate::{
     metrics::{Metrics, RegistryLabels},
     types::RegistryHost,

@@ -1,0 +1,132 @@
+//! What all parts of the download engine share: the configuration, the parts below, the downloads under way, and what is
+//! remembered between them. It decides nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    descriptors::Descriptors, error::FetchError, keyed_mutex::KeyedMutex, memory::Memory,
+    negative_cache::NegativeCache, penalties::Penalties, reservation::Room, source::PeerSource,
+    spoiled::SpoiledBlobs, state::Download, tag_slot::TagSlot,
+};
+use crate::{
+    metrics::Metrics,
+    peers::Peers,
+    store::{Blob, Store},
+    task::Tasks,
+    types::{Digest, Repository, Tag, chain},
+    upstream::Upstream,
+};
+
+/// How fetching behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For how long a tag's meaning is used without asking upstream.
+    pub freshness: Duration,
+    /// How old a last known meaning may be when upstream cannot answer; `None` means any age.
+    pub max_stale: Option<Duration>,
+    /// For how long a "does not exist" is believed.
+    pub negative: Duration,
+    /// Longest wait before a client gets the header of an answer.
+    pub first_header: Duration,
+    /// Most connections for one blob.
+    pub blob_connections: usize,
+    /// Blobs from this size on are fetched over several connections when that is faster, in bytes.
+    pub parallel_from: u64,
+    /// A bounded range brings the whole blob with it.
+    pub whole_on_range: bool,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) config: Config,
+    pub(super) store: Store,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) peers: Peers,
+    pub(super) metrics: Metrics,
+    pub(super) tasks: Tasks,
+    pub(super) stop: CancellationToken,
+    /// Nothing before the peers are there, and after they have ended.
+    pub(super) peer_source: OnceLock<Weak<dyn PeerSource>>,
+    pub(super) downloads: Mutex<HashMap<Digest, Arc<Download>>>,
+    pub(super) manifests: KeyedMutex<(Repository, Digest)>,
+    pub(super) tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
+    pub(super) descriptors: Descriptors,
+    pub(super) penalties: Penalties,
+    pub(super) spoiled: SpoiledBlobs,
+    /// One check of a stored blob at a time; what fails meanwhile is met again.
+    pub(super) rechecks: Semaphore,
+    pub(super) negative: NegativeCache<(Repository, Digest)>,
+    pub(super) room: Arc<Room>,
+    pub(super) memory: Memory,
+}
+
+impl Context {
+    /// The peers, while they are there.
+    pub(super) fn peer_source(&self) -> Option<Arc<dyn PeerSource>> {
+        self.peer_source.get()?.upgrade()
+    }
+
+    /// A blob of the store. One that cannot be opened counts as missing: upstream has it too.
+    pub(super) async fn stored_blob(&self, digest: &Digest) -> Option<Blob> {
+        self.store.blob(digest).await.unwrap_or_else(|error| {
+            tracing::warn!(digest = %digest.short(), error = %chain(&error), "stored blob cannot be opened");
+            None
+        })
+    }
+
+    /// The download of a blob, if one is under way.
+    pub(super) fn download(&self, digest: &Digest) -> Option<Arc<Download>> {
+        self.downloads.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+
+    /// A number that rises while bytes of a blob arrive at this node, or at the peer that is to send them; `None`
+    /// without a download. A download that waits for its turn moves with those before it, as it does on a slow link.
+    pub(super) fn movement(&self, digest: &Digest) -> Option<u64> {
+        let download = self.download(digest)?;
+        let arrived = download.partial().map_or(0, |partial| partial.total());
+        let before = download.queued_for().map_or(0, |registry| self.upstream.received(&registry));
+        let before = before.wrapping_add(self.peers.arrived_if_slow().unwrap_or(0));
+        Some(arrived.wrapping_add(download.peer_requests.moved()).wrapping_add(before))
+    }
+
+    /// Takes an ended download out, unless another one has its place already.
+    pub(super) fn leave(&self, download: &Arc<Download>) {
+        let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if downloads.get(download.digest()).is_some_and(|current| Arc::ptr_eq(current, download)) {
+            downloads.remove(download.digest());
+        }
+    }
+
+    /// The size of a blob as the registry says, or as a manifest said.
+    pub(super) async fn upstream_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<u64, FetchError> {
+        let size = self.upstream.blob_head(repository, digest).await?;
+        size.or_else(|| self.descriptors.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
+            FetchError::NotNow {
+                reason: "upstream did not say how large the blob is".into(),
+                retry_after: None,
+            }
+        })
+    }
+
+    /// The store's trouble is everyone's to know.
+    pub(super) fn note_trouble(&self, error: &FetchError) {
+        if let FetchError::Store(error) = error {
+            self.store.note_trouble(error);
+            if let Some(kind) = error.trouble() {
+                self.metrics.count_store_error(kind.as_str());
+            }
+        }
+    }
+}

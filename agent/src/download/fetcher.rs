@@ -1,0 +1,242 @@
+//! The entrance to content; see the room's text.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    context::{Config, Context},
+    descriptors::Descriptors,
+    error::FetchError,
+    growing,
+    keyed_mutex::KeyedMutex,
+    lifecycle,
+    memory::Memory,
+    negative_cache::NegativeCache,
+    passthrough::BlobRef,
+    penalties::Penalties,
+    reader::{Content, Source},
+    reading::Reading,
+    reservation::{MakeRoom, Room},
+    source::PeerSource,
+    spoiled::SpoiledBlobs,
+    state::{Download, TransferStatus},
+    subscribers::Subscriber,
+};
+use crate::{
+    metrics::{Found, Kind, Metrics},
+    peers::Peers,
+    store::{Partial, Store},
+    task::Tasks,
+    types::{ByteRange, Digest, RangeHeader, Repository},
+    upstream::{Listing, Upstream},
+};
+
+/// The one entrance to content. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fetcher(pub(super) Arc<Context>);
+
+impl Fetcher {
+    /// Puts the parts together. Downloads run in `tasks` and park when `stop` is cancelled.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and one caller puts them together"
+    )]
+    pub fn new(
+        config: Config,
+        store: Store,
+        upstream: Arc<Upstream>,
+        peers: Peers,
+        metrics: Metrics,
+        tasks: Tasks,
+        stop: CancellationToken,
+        room: MakeRoom,
+    ) -> Self {
+        Self(Arc::new(Context {
+            config,
+            store,
+            upstream,
+            peers,
+            metrics,
+            tasks,
+            stop,
+            peer_source: OnceLock::new(),
+            downloads: Mutex::default(),
+            manifests: KeyedMutex::default(),
+            tags: Mutex::default(),
+            descriptors: Descriptors::default(),
+            penalties: Penalties::default(),
+            spoiled: SpoiledBlobs::default(),
+            rechecks: Semaphore::new(1),
+            negative: NegativeCache::default(),
+            room: Arc::new(Room::new(room)),
+            memory: Memory::default(),
+        }))
+    }
+
+    /// Downloads use these peers from now on. Once.
+    pub(crate) fn use_peers(&self, source: Weak<dyn PeerSource>) {
+        let _ = self.0.peer_source.set(source);
+    }
+
+    /// Whether this node serves a registry at all.
+    pub fn serves(&self, repository: &Repository) -> bool {
+        self.0.upstream.serves(&repository.registry).is_some()
+    }
+
+    /// Opens a blob for reading: whole, growing while upstream sends it, or passing through when the store cannot take
+    /// it. `range` is what will be read; its bytes are fetched first.
+    pub async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: RangeHeader,
+    ) -> Result<Content, FetchError> {
+        let way = BlobRef { context: self.0.clone(), repository: repository.clone(), digest: *digest };
+        if let Some(blob) = self.0.stored_blob(digest).await {
+            self.0.metrics.count_content(Kind::blob, Found::hit);
+            return Ok(Content::new(Source::Whole(blob), way));
+        }
+        let key = (repository.clone(), *digest);
+        self.0.negative.check(&key)?;
+        let source = self.fetch_blob(&way, range).await;
+        let source = source.inspect_err(|error| self.0.negative.note(&key, error, self.0.config.negative))?;
+        Ok(Content::new(source, way))
+    }
+
+    /// Refuses the rest of a blob to a client that may have been sent a wrong beginning of it: together they would be
+    /// complete and wrong.
+    pub fn check_resume(&self, digest: &Digest, client: &str, asked: RangeHeader) -> Result<(), FetchError> {
+        let first = match asked {
+            RangeHeader::Whole => 0,
+            RangeHeader::One(ByteRange::From { first, .. }) => first,
+            RangeHeader::One(ByteRange::Suffix { .. }) => u64::MAX,
+        };
+        if self.0.spoiled.allows(digest, client, first) {
+            return Ok(());
+        }
+        let reason = "wrong bytes of this blob were sent before: request it from its beginning".to_owned();
+        Err(FetchError::NotNow { reason, retry_after: None })
+    }
+
+    async fn fetch_blob(&self, way: &BlobRef, range: RangeHeader) -> Result<Source, FetchError> {
+        let inner = &self.0;
+        if inner.store.is_paused() && self.download(&way.digest).is_none() {
+            inner.metrics.count_content(Kind::blob, Found::miss);
+            return way.clone().open(range).await.map(Box::new).map(Source::Passthrough);
+        }
+        // Once more when the bytes were wrong and nothing of them has left: the next transfer may be right.
+        let mut again = true;
+        loop {
+            let (download, subscriber, found) = self.join(&way.repository, &way.digest, range);
+            inner.metrics.count_content(Kind::blob, found);
+            match growing::ready(&download, subscriber).await {
+                Err(FetchError::Corrupt { .. } | FetchError::Changed(_) | FetchError::Parked) if again => {
+                    again = false;
+                }
+                Err(FetchError::Store(_)) => {
+                    return way.clone().open(range).await.map(Box::new).map(Source::Passthrough);
+                }
+                outcome => return outcome.map(Source::from),
+            }
+        }
+    }
+
+    /// The size of a blob.
+    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, FetchError> {
+        let inner = &self.0;
+        if let Some(blob) = self.0.stored_blob(digest).await {
+            inner.metrics.count_content(Kind::blob, Found::hit);
+            return Ok(blob.size());
+        }
+        let under_way = self.download(digest).and_then(|download| download.size());
+        if let Some(size) = under_way {
+            inner.metrics.count_content(Kind::blob, Found::joined);
+            return Ok(size);
+        }
+        let key = (repository.clone(), *digest);
+        inner.negative.check(&key)?;
+        inner.metrics.count_content(Kind::blob, Found::miss);
+        let size = self.0.upstream_size(repository, digest).await;
+        size.inspect_err(|error| inner.negative.note(&key, error, inner.config.negative))
+    }
+
+    /// The download of a blob, if one is under way.
+    pub(crate) fn download(&self, digest: &Digest) -> Option<Arc<Download>> {
+        self.0.download(digest)
+    }
+
+    /// Reads segments of a download from the registry.
+    pub(crate) fn reading(&self, download: &Arc<Download>, partial: &Arc<Partial>) -> Reading {
+        Reading::new(self.0.clone(), download.clone(), partial.clone())
+    }
+
+    /// A number that rises while bytes of a blob arrive at this node, or at the peer that is to send them; `None`
+    /// without a download.
+    pub fn movement(&self, digest: &Digest) -> Option<u64> {
+        self.0.movement(digest)
+    }
+
+    /// Joins the download for a digest, or starts it.
+    pub(super) fn join(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: RangeHeader,
+    ) -> (Arc<Download>, Subscriber, Found) {
+        let rest = self.0.config.whole_on_range;
+        let mut downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(download) = downloads.get(digest)
+            && let Some(subscriber) = download.subscribe(repository, range, rest)
+        {
+            return (download.clone(), subscriber, Found::joined);
+        }
+        let distrust = self.0.penalties.distrust(digest);
+        let download = Download::new(*digest, self.0.descriptors.get(digest), distrust);
+        let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
+        let subscriber = download.subscribe(repository, range, rest).expect("a new download is open");
+        downloads.insert(*digest, download.clone());
+        drop(downloads);
+        lifecycle::start(self.0.clone(), download.clone());
+        (download, subscriber, Found::miss)
+    }
+
+    /// The download for a blob that another peer wants something of, which says that it has `size` bytes.
+    pub(crate) fn carry(&self, digest: &Digest, repository: &Repository, size: u64) -> Option<Arc<Download>> {
+        let mut downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(download) = downloads.get(digest).filter(|download| !download.is_closed()) {
+            return Some(download.clone());
+        }
+        if !self.0.upstream.may_relay(&repository.registry) {
+            return None;
+        }
+        let distrust = self.0.penalties.distrust(digest);
+        let described = self.0.descriptors.get(digest);
+        let download = Download::for_peer(*digest, described, distrust, repository, size);
+        let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
+        downloads.insert(*digest, download.clone());
+        drop(downloads);
+        lifecycle::start(self.0.clone(), download.clone());
+        Some(download)
+    }
+
+    /// Blobs under way.
+    pub fn status(&self) -> Vec<TransferStatus> {
+        let downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = downloads.values().map(|download| download.status()).collect();
+        all.sort_by(|a, b| a.digest.cmp(&b.digest));
+        all
+    }
+
+    /// A tag list or the referrers of a digest, as upstream gives it.
+    pub async fn listing(
+        &self,
+        repository: &Repository,
+        path: &str,
+        query: Option<&str>,
+        kind: Kind,
+    ) -> Result<Listing, FetchError> {
+        Ok(self.0.upstream.listing(repository, path, query, kind).await?)
+    }
+}
