@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use moka::sync::Cache;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -57,7 +58,7 @@ pub(super) struct Context {
     pub(super) peer_source: OnceLock<Weak<dyn PeerSource>>,
     pub(super) downloads: Mutex<HashMap<Digest, Arc<Download>>>,
     pub(super) manifests: KeyedMutex<(Repository, Digest)>,
-    pub(super) tags: Mutex<HashMap<(Repository, Tag), Arc<TagSlot>>>,
+    pub(super) tags: Cache<(Repository, Tag), Arc<TagSlot>>,
     pub(super) descriptors: Descriptors,
     pub(super) penalties: Penalties,
     pub(super) spoiled: SpoiledBlobs,

@@ -1,38 +1,31 @@
 //! What manifests have said about content: size and role by digest. A memory with a bound; forgetting costs at most
 //! a check of an upstream's stated size.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
+use moka::{policy::EvictionPolicy, sync::Cache};
+
+use crate::{
+    limits::download::descriptors::MOST,
+    types::{Descriptor, Digest, ManifestLinks},
 };
 
-use crate::types::{Descriptor, Digest, ManifestLinks};
+#[derive(Debug)]
+pub(super) struct Descriptors(Cache<Digest, Descriptor>);
 
-use crate::limits::download::descriptors::GENERATION;
-
-#[derive(Debug, Default)]
-pub(super) struct Descriptors(Mutex<Generations>);
-
-#[derive(Debug, Default)]
-struct Generations {
-    young: HashMap<Digest, Descriptor>,
-    old: HashMap<Digest, Descriptor>,
+impl Default for Descriptors {
+    fn default() -> Self {
+        Self(Cache::builder().max_capacity(MOST).eviction_policy(EvictionPolicy::lru()).build())
+    }
 }
 
 impl Descriptors {
     pub(super) fn remember(&self, links: &ManifestLinks) {
-        let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for descriptor in &links.descriptors {
-            if generations.young.len() >= GENERATION {
-                generations.old = std::mem::take(&mut generations.young);
-            }
-            generations.young.insert(descriptor.digest, *descriptor);
+            self.0.insert(descriptor.digest, *descriptor);
         }
     }
 
     pub(super) fn get(&self, digest: &Digest) -> Option<Descriptor> {
-        let generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        generations.young.get(digest).or_else(|| generations.old.get(digest)).copied()
+        self.0.get(digest)
     }
 }
 
@@ -45,12 +38,13 @@ mod tests {
     fn the_memory_is_bounded_and_keeps_the_newest() {
         let known = Descriptors::default();
         let descriptor =
-            |n: u32| Descriptor { digest: Digest::of(&n.to_be_bytes()), size: 1, role: Role::Layer };
-        let many = u32::try_from(GENERATION * 3).unwrap();
-        known.remember(&ManifestLinks { descriptors: (0..many).map(descriptor).collect() });
+            |n: u64| Descriptor { digest: Digest::of(&n.to_be_bytes()), size: 1, role: Role::Layer };
+        for n in 0..MOST * 2 {
+            known.remember(&ManifestLinks { descriptors: vec![descriptor(n)] });
+        }
+        known.0.run_pending_tasks();
         assert!(known.get(&descriptor(0).digest).is_none());
-        assert!(known.get(&descriptor(many - 1).digest).is_some());
-        let generations = known.0.lock().unwrap();
-        assert!(generations.young.len() + generations.old.len() <= 2 * GENERATION);
+        assert!(known.get(&descriptor(MOST * 2 - 1).digest).is_some());
+        assert!(known.0.entry_count() <= MOST);
     }
 }

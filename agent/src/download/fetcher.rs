@@ -23,6 +23,7 @@ use super::{
     spoiled::SpoiledBlobs,
     state::{Download, TransferStatus},
     subscribers::Subscriber,
+    tag_slot::tag_slots,
 };
 use crate::{
     metrics::{Found, Kind, Metrics},
@@ -54,7 +55,6 @@ impl Fetcher {
         room: MakeRoom,
     ) -> Self {
         Self(Arc::new(Context {
-            config,
             store,
             upstream,
             peers,
@@ -64,14 +64,15 @@ impl Fetcher {
             peer_source: OnceLock::new(),
             downloads: Mutex::default(),
             manifests: KeyedMutex::default(),
-            tags: Mutex::default(),
+            tags: tag_slots(),
             descriptors: Descriptors::default(),
             penalties: Penalties::default(),
             spoiled: SpoiledBlobs::default(),
             rechecks: Semaphore::new(1),
-            negative: NegativeCache::default(),
+            negative: NegativeCache::new(config.negative),
             room: Arc::new(Room::new(room)),
             memory: Memory::default(),
+            config,
         }))
     }
 
@@ -101,7 +102,7 @@ impl Fetcher {
         let key = (repository.clone(), *digest);
         self.0.negative.check(&key)?;
         let source = self.fetch_blob(&way, range).await;
-        let source = source.inspect_err(|error| self.0.negative.note(&key, error, self.0.config.negative))?;
+        let source = source.inspect_err(|error| self.0.negative.note(&key, error))?;
         Ok(Content::new(source, way))
     }
 
@@ -159,7 +160,7 @@ impl Fetcher {
         inner.negative.check(&key)?;
         inner.metrics.count_content(Kind::blob, Found::miss);
         let size = self.0.upstream_size(repository, digest).await;
-        size.inspect_err(|error| inner.negative.note(&key, error, inner.config.negative))
+        size.inspect_err(|error| inner.negative.note(&key, error))
     }
 
     /// The download of a blob, if one is under way.

@@ -50,8 +50,7 @@ impl Fetcher {
                     again = false;
                 }
                 outcome => {
-                    return outcome
-                        .inspect_err(|error| self.0.negative.note(&key, error, self.0.config.negative));
+                    return outcome.inspect_err(|error| self.0.negative.note(&key, error));
                 }
             }
         }

@@ -76,7 +76,7 @@ impl Fetcher {
         self.0.negative.check(&key)?;
         self.0.metrics.count_content(Kind::manifest, Found::miss);
         let fetched = self.fetch_manifest(repository, digest, ask).await;
-        fetched.inspect_err(|error| self.0.negative.note(&key, error, self.0.config.negative))
+        fetched.inspect_err(|error| self.0.negative.note(&key, error))
     }
 
     async fn fetch_manifest(

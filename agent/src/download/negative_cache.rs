@@ -1,47 +1,34 @@
 //! What upstream has said does not exist: believed for a short while, so that a herd of clients that ask for the same
 //! missing thing costs one request.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{hash::Hash, time::Duration};
+
+use moka::sync::Cache;
 
 use super::error::FetchError;
-
 use crate::limits::download::negative_cache::MOST;
 
 #[derive(Debug)]
-pub(super) struct NegativeCache<K>(Mutex<HashMap<K, (Instant, String)>>);
+pub(super) struct NegativeCache<K>(Cache<K, String>)
+where
+    K: Eq + Hash + Send + Sync + 'static;
 
-impl<K> Default for NegativeCache<K> {
-    fn default() -> Self {
-        Self(Mutex::default())
+impl<K: Eq + Hash + Clone + Send + Sync + 'static> NegativeCache<K> {
+    /// Believes what it is told for `span`.
+    pub(super) fn new(span: Duration) -> Self {
+        Self(Cache::builder().max_capacity(MOST).time_to_live(span).build())
     }
-}
 
-impl<K: Eq + Hash + Clone> NegativeCache<K> {
     /// Fails when the key is known not to exist.
     pub(super) fn check(&self, key: &K) -> Result<(), FetchError> {
-        let absent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match absent.get(key) {
-            Some((until, reason)) if *until > Instant::now() => Err(FetchError::NotFound(reason.clone())),
-            _ => Ok(()),
-        }
+        self.0.get(key).map_or(Ok(()), |reason| Err(FetchError::NotFound(reason)))
     }
 
     /// Remembers upstream's "does not exist", and no other failure.
-    pub(super) fn note(&self, key: &K, error: &FetchError, span: Duration) {
-        let FetchError::NotFound(reason) = error else { return };
-        let now = Instant::now();
-        let mut absent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if absent.len() >= MOST {
-            absent.retain(|_, (until, _)| *until > now);
-        }
-        // Not prolonged by being asked again.
-        if absent.len() < MOST && absent.get(key).is_none_or(|(until, _)| *until <= now) {
-            absent.insert(key.clone(), (now + span, reason.clone()));
+    pub(super) fn note(&self, key: &K, error: &FetchError) {
+        if let FetchError::NotFound(reason) = error {
+            // Not prolonged by being asked again.
+            self.0.entry_by_ref(key).or_insert_with(|| reason.clone());
         }
     }
 }
@@ -52,13 +39,13 @@ mod tests {
 
     #[test]
     fn only_upstreams_own_word_is_remembered_and_not_for_long() {
-        let absent = NegativeCache::default();
-        let minute = Duration::from_mins(1);
-        absent.note(&1, &FetchError::NotNow { reason: String::new(), retry_after: None }, minute);
-        absent.note(&2, &FetchError::NotFound("gone".into()), minute);
-        absent.note(&3, &FetchError::NotFound("gone".into()), Duration::ZERO);
+        let absent = NegativeCache::new(Duration::from_mins(1));
+        absent.note(&1, &FetchError::NotNow { reason: String::new(), retry_after: None });
+        absent.note(&2, &FetchError::NotFound("gone".into()));
         assert!(absent.check(&1).is_ok());
         assert!(matches!(absent.check(&2), Err(FetchError::NotFound(_))));
-        assert!(absent.check(&3).is_ok());
+        let forgetful = NegativeCache::new(Duration::ZERO);
+        forgetful.note(&3, &FetchError::NotFound("gone".into()));
+        assert!(forgetful.check(&3).is_ok());
     }
 }

@@ -1,11 +1,17 @@
 //! What is remembered of one tag, and how old it is.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use moka::{policy::EvictionPolicy, sync::Cache};
 
 use super::error::FetchError;
 use crate::{
+    limits::download::tags::MAX_SLOTS,
     store::TagRecord,
-    types::{Digest, MediaType},
+    types::{Digest, MediaType, Repository, Tag},
     upstream::Manifest,
 };
 
@@ -38,6 +44,11 @@ pub(super) enum Ask {
     Peers,
     /// The registry alone: a peer asks this node.
     Upstream,
+}
+
+/// The tags that were asked for last.
+pub(super) fn tag_slots() -> Cache<(Repository, Tag), Arc<TagSlot>> {
+    Cache::builder().max_capacity(MAX_SLOTS).eviction_policy(EvictionPolicy::lru()).build()
 }
 
 /// One tag: its lock is held by the request that asks the registry.

@@ -2,7 +2,7 @@
 //! answered from the disk when the registry cannot be read, and by a quorum of peers when the disk does not know either.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     upstream::UpstreamError,
 };
 
-use crate::limits::download::tags::{FAILURE_PAUSE, MAX_SLOTS};
+use crate::limits::download::tags::FAILURE_PAUSE;
 
 /// What to do about a tag before anyone is asked. Pure.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,11 +52,7 @@ fn is_usable(age: Duration, max_stale: Option<Duration>) -> bool {
 
 impl Fetcher {
     fn tag_slot(&self, repository: &Repository, tag: &Tag) -> Arc<TagSlot> {
-        let mut tags = self.0.tags.lock().unwrap_or_else(PoisonError::into_inner);
-        if tags.len() >= MAX_SLOTS {
-            tags.retain(|_, slot| Arc::strong_count(slot) > 1);
-        }
-        tags.entry((repository.clone(), tag.clone())).or_default().clone()
+        self.0.tags.get_with((repository.clone(), tag.clone()), Arc::default)
     }
 
     /// What a tag resolves to now, or last did.

@@ -79,7 +79,7 @@ pub(crate) mod tags {
     pub(crate) const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
     /// Tags remembered in memory before those that nobody is asking for are dropped; the disk has them.
-    pub(crate) const MAX_SLOTS: usize = 16_384;
+    pub(crate) const MAX_SLOTS: u64 = 16_384;
 }
 
 /// Of `download/peer_tags.rs`.
@@ -150,8 +150,8 @@ pub(crate) mod schedule {
 
 /// Of `download/negative_cache.rs`.
 pub(crate) mod negative_cache {
-    /// Entries before the outlived ones are dropped, and past which nothing is remembered.
-    pub(crate) const MOST: usize = 4_096;
+    /// Entries at most.
+    pub(crate) const MOST: u64 = 4_096;
 }
 
 /// Of `download/recheck.rs`.
@@ -180,8 +180,8 @@ pub(crate) mod growth {
 
 /// Of `download/descriptors.rs`.
 pub(crate) mod descriptors {
-    /// Entries per generation; two generations are kept: about 1 MiB each.
-    pub(crate) const GENERATION: usize = 8_192;
+    /// Descriptors remembered: some 3 MiB.
+    pub(crate) const MOST: u64 = 16_384;
 }
 
 /// Of `download/penalties.rs`.
