@@ -30,6 +30,8 @@ impl Room {
             let module =
                 if module == "mod" { String::new() } else { module.trim_end_matches("::mod").to_owned() };
             let text = code(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
+            // Who may see an item is no use of it.
+            let text = text.replace(&format!("pub(in crate::{name})"), "pub");
             room.paths.insert(module, paths(&text));
         }
         room

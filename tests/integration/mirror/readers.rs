@@ -55,7 +55,7 @@ async fn trickle(mut stream: TcpStream, until: Instant) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_slow_readers_of_a_blob_cost_little_memory() {
+async fn five_hundred_slow_readers_of_a_blob_cost_little_memory_and_give_it_back() {
     let upstream = FakeUpstream::start().await;
     let digest = upstream.random_blob(REPOSITORY, 1, 64 * MIB).await;
     let home = tempfile::tempdir().expect("temporary folders are available");
@@ -77,6 +77,19 @@ async fn five_hundred_slow_readers_of_a_blob_cost_little_memory() {
     tokio::join!(readers, watched);
     let most = most.into_inner();
     assert!(most < 128 * MIB, "before {}, most {} MiB", before / MIB, most / MIB);
+    let end = Instant::now() + LIMIT;
+    let mut left = own_memory(&agent);
+    while left > before + 16 * MIB {
+        assert!(
+            Instant::now() < end,
+            "before {}, most {}, left {} MiB",
+            before / MIB,
+            most / MIB,
+            left / MIB
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        left = own_memory(&agent);
+    }
 }
 
 /// An agent that ends connections whose client takes nothing for two seconds, with a blob in its store.
