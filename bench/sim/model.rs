@@ -16,7 +16,7 @@ use std::{
 use hearth_agent::peers::{
     CONNECT, HEADER, HOLD,
     layout::{Layout, SLOTS},
-    plan::{Answer, QUEUE, Role, Standing, Target, Window, answer, targets, targets_of_leaf},
+    plan::{Answer, QUEUE, ResponderState, Role, Target, Window, answer, targets, targets_of_leaf},
     rank::{Ranking, Subject},
 };
 
@@ -291,7 +291,7 @@ impl Simulation {
         let (gone, paces) = (&node.gone, &mut node.paces);
         let mut skips = |place: &usize| match route.get(skipped + place) {
             Some(Target::Peer(peer, role)) => {
-                gone.contains(peer) || (*role == Role::Parent && paces.passes_over(peer))
+                gone.contains(peer) || (*role == Role::Parent && paces.skips(peer))
             }
             _ => false,
         };
@@ -332,7 +332,7 @@ impl Simulation {
         let queue = node.up_free.saturating_sub(now).div_ceil(span);
         let loaded = queue >= QUEUE as u64;
         let has = node.window.has(piece);
-        let standing = Standing {
+        let state = ResponderState {
             has,
             fetching,
             higher,
@@ -342,7 +342,7 @@ impl Simulation {
             slow: node.leaf && !node.window.is_complete(),
         };
         let slot = self.layout.slot(piece);
-        match answer(role, &standing) {
+        match answer(role, &state) {
             Answer::Send => self.send(now, to, from, piece),
             Answer::Wait | Answer::Relay => {
                 self.waiting.entry((to, piece)).or_default().push(from);

@@ -1,9 +1,9 @@
-//! Store work off the runtime's threads.
+//! Store operations that block, run on the blocking thread pool.
 
 use super::error::FetchError;
 use crate::store::StoreError;
 
-/// Runs store work off the runtime's threads.
+/// Runs a blocking store operation on the blocking thread pool.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, FetchError> {

@@ -28,13 +28,13 @@ use crate::{
 /// How fetching behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// For how long a tag's meaning is used without asking upstream.
+    /// For how long the digest of a tag is used without a request to the registry.
     pub freshness: Duration,
-    /// How old a last known meaning may be when upstream cannot answer; `None` means any age.
+    /// How old the last known digest of a tag may be when the registry cannot answer; `None` means any age.
     pub max_stale: Option<Duration>,
-    /// For how long a "does not exist" is believed.
+    /// For how long a "not found" of the registry is cached.
     pub negative: Duration,
-    /// Longest wait before a client gets the header of an answer.
+    /// Longest wait before a client gets the header of a response.
     pub first_header: Duration,
     /// Most connections for one blob.
     pub blob_connections: usize,
@@ -54,7 +54,7 @@ pub(super) struct Context {
     pub(super) metrics: Metrics,
     pub(super) tasks: Tasks,
     pub(super) stop: CancellationToken,
-    /// Nothing before the peers are there, and after they have ended.
+    /// Empty until the peers are set up, and after they have stopped.
     pub(super) peer_source: OnceLock<Weak<dyn PeerSource>>,
     pub(super) downloads: Mutex<HashMap<Digest, Arc<Download>>>,
     pub(super) manifests: KeyedMutex<(Repository, Digest)>,
@@ -62,7 +62,7 @@ pub(super) struct Context {
     pub(super) descriptors: Descriptors,
     pub(super) penalties: Penalties,
     pub(super) spoiled: SpoiledBlobs,
-    /// One check of a stored blob at a time; what fails meanwhile is met again.
+    /// One check of a stored blob at a time. A check that is skipped happens at the next failed read.
     pub(super) rechecks: Semaphore,
     pub(super) negative: NegativeCache<(Repository, Digest)>,
     pub(super) room: Arc<Room>,
@@ -70,12 +70,12 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// The peers, while they are there.
+    /// The peers, while they are running.
     pub(super) fn peer_source(&self) -> Option<Arc<dyn PeerSource>> {
         self.peer_source.get()?.upgrade()
     }
 
-    /// A blob of the store. One that cannot be opened counts as missing: upstream has it too.
+    /// A blob of the store. A blob that cannot be opened counts as missing: the registry can send it again.
     pub(super) async fn stored_blob(&self, digest: &Digest) -> Option<Blob> {
         self.store.blob(digest).await.unwrap_or_else(|error| {
             tracing::warn!(digest = %digest.short(), error = %chain(&error), "stored blob cannot be opened");
@@ -83,13 +83,14 @@ impl Context {
         })
     }
 
-    /// The download of a blob, if one is under way.
+    /// The download of a blob, if there is one.
     pub(super) fn download(&self, digest: &Digest) -> Option<Arc<Download>> {
         self.downloads.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
     /// A number that rises while bytes of a blob arrive at this node, or at the peer that is to send them; `None`
-    /// without a download. A download that waits for its turn moves with those before it, as it does on a slow link.
+    /// without a download. While a download waits for a place at the registry, bytes of the downloads before it
+    /// count.
     pub(super) fn movement(&self, digest: &Digest) -> Option<u64> {
         let download = self.download(digest)?;
         let arrived = download.partial().map_or(0, |partial| partial.total());
@@ -98,7 +99,7 @@ impl Context {
         Some(arrived.wrapping_add(download.peer_requests.moved()).wrapping_add(before))
     }
 
-    /// Takes an ended download out, unless another one has its place already.
+    /// Removes a download that has ended, unless a newer one has replaced it.
     pub(super) fn leave(&self, download: &Arc<Download>) {
         let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
         if downloads.get(download.digest()).is_some_and(|current| Arc::ptr_eq(current, download)) {
@@ -106,7 +107,7 @@ impl Context {
         }
     }
 
-    /// The size of a blob as the registry says, or as a manifest said.
+    /// The size of a blob according to the registry, or to a manifest.
     pub(super) async fn upstream_size(
         &self,
         repository: &Repository,
@@ -115,13 +116,13 @@ impl Context {
         let size = self.upstream.blob_head(repository, digest).await?;
         size.or_else(|| self.descriptors.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
             FetchError::NotNow {
-                reason: "upstream did not say how large the blob is".into(),
+                reason: "the registry did not send the size of the blob".into(),
                 retry_after: None,
             }
         })
     }
 
-    /// The store's trouble is everyone's to know.
+    /// Notes an error of the store, so that health checks and other downloads see it.
     pub(super) fn note_trouble(&self, error: &FetchError) {
         if let FetchError::Store(error) = error {
             self.store.note_trouble(error);

@@ -1,4 +1,4 @@
-//! What is wanted of a download. [`super::subscribers`] changes it, under one lock.
+//! Which parts of a blob a download has to fetch. [`super::subscribers`] changes it, under one lock.
 
 use std::ops::Range;
 
@@ -7,15 +7,15 @@ use crate::{
     types::{ByteRange, RangeHeader, Repository},
 };
 
-/// What is wanted of a download, and from where it may come.
+/// Which parts of a blob a download has to fetch, and from which repositories.
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     pub(super) sources: Vec<Repository>,
-    /// The whole blob is wanted.
+    /// The whole blob is to be fetched.
     pub(super) whole: bool,
     pub(super) wants: Vec<Want>,
     next: u64,
-    /// Nobody may subscribe any more.
+    /// The download accepts no more subscribers.
     pub(super) closed: bool,
 }
 
@@ -28,14 +28,14 @@ pub(super) struct Want {
 }
 
 impl Demand {
-    /// A repository that has the blob.
+    /// Adds a repository that has the blob.
     pub(super) fn offer(&mut self, source: &Repository) {
         if !self.sources.contains(source) {
             self.sources.push(source.clone());
         }
     }
 
-    /// How many clients read.
+    /// Number of clients that read from the download.
     pub(super) fn subscribers(&self) -> usize {
         self.wants.len()
     }

@@ -1,5 +1,5 @@
-//! What manifests have said about content: size and role by digest. A memory with a bound; forgetting costs at most
-//! a check of an upstream's stated size.
+//! A bounded cache of what manifests state about content: size and role by digest. A missing entry only means that a
+//! size sent by the registry is not compared with the manifest's.
 
 use moka::{policy::EvictionPolicy, sync::Cache};
 

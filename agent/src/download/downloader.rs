@@ -1,5 +1,5 @@
-//! Reads what is missing of a blob from the registry: opens range requests as the schedule says, and handles their events. One
-//! task per download owns all of the state; nothing here is shared but the download itself.
+//! Reads the missing bytes of a blob from the registry: opens range requests as the schedule says, and handles their
+//! events. One task per download owns all of this state; it shares only the download itself.
 
 use std::{sync::Arc, time::Instant};
 
@@ -25,7 +25,7 @@ use crate::{
 
 use crate::limits::download::downloader::{OTHERS_PAUSE, TICK, WINDOW};
 
-/// All state of a download under way.
+/// The state of a download that is running.
 pub(super) struct Downloader {
     context: Arc<Context>,
     download: Arc<Download>,
@@ -41,7 +41,7 @@ pub(super) struct Downloader {
     not_before: Option<Instant>,
     growth: Growth,
     window: Option<(Instant, u64)>,
-    /// What the request that filled its span last brought, in bytes per second.
+    /// Average rate of the request that finished last, in bytes per second.
     pace: Option<u64>,
     hashing: CatchUp,
     claim: Claim,
@@ -49,7 +49,7 @@ pub(super) struct Downloader {
 
 impl Downloader {
     pub(super) fn new(context: Arc<Context>, download: Arc<Download>, partial: Arc<Partial>) -> Self {
-        // Each range request sends few events, so this bound never makes one wait for long.
+        // Range requests send few events, so that this bound rarely makes one wait.
         let (sender, events) = mpsc::channel(16);
         let most = context.config.blob_connections;
         let retries = Retries::new(RetryPolicy::TRANSFER, partial.total());
@@ -73,12 +73,12 @@ impl Downloader {
         }
     }
 
-    /// Until every byte is there, or what was wanted, or nobody can bring more.
+    /// Fetches until all bytes, or all bytes that subscribers need, have arrived, or no source can send more.
     pub(super) async fn fill(&mut self) -> Result<(), FetchError> {
         let download = self.download.clone();
         self.learn_size_for_range().await?;
         self.admit().await?;
-        // Kept over the turns of the loop: readers wake it far more often than it ticks.
+        // Created once, outside of the loop: readers wake the loop far more often than it ticks.
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -103,14 +103,15 @@ impl Downloader {
         }
     }
 
-    /// Ends the requests under way: peers bring the rest. [`Self::fill`] begins anew when it is called again.
+    /// Aborts the running requests, because peers send the rest. [`Self::fill`] can be called again.
     pub(super) fn pause(&mut self) {
         self.requests.clear();
         (self.source, self.refused, self.not_before, self.window) = (0, None, None, None);
         self.retries = Retries::new(RetryPolicy::TRANSFER, self.partial.total());
     }
 
-    /// Someone who wants a part only does not get the whole begun for it: the size has to be known first.
+    /// Finds the size before a subscriber's partial range is fetched, so that the request does not fetch the whole
+    /// blob.
     async fn learn_size_for_range(&mut self) -> Result<(), FetchError> {
         if self.download.wants_whole() || self.partial.size().is_some() {
             return Ok(());
@@ -129,7 +130,7 @@ impl Downloader {
         Ok(())
     }
 
-    /// Asks for room on the disk, once the size is known.
+    /// Reserves disk space, once the size is known.
     async fn admit(&mut self) -> Result<(), FetchError> {
         self.claim.admit(&self.context.room, &self.partial, self.download.described_size()).await
     }
@@ -193,8 +194,8 @@ impl Downloader {
             self.requests[hedged].hedged = true;
             tracing::debug!(digest = %self.download.digest().short(), ?why, from = start, "second request for the rest of a range");
         }
-        // To the very end nothing needs to be said; from the very start neither: one plain GET is what every
-        // registry and every cache in front of it understands best.
+        // A plain GET without a range for a whole blob, and no end for a range up to the blob's end: registries and
+        // caches handle these best.
         let end = end.filter(|end| self.partial.size() != Some(*end));
         let hedges = hedges.map(|(at, why)| (self.requests[at].id, why));
         let (id, alone) = (self.next_request, self.requests.is_empty());
@@ -250,7 +251,7 @@ impl Downloader {
         self.requests.iter_mut().find(|request| request.id == id)
     }
 
-    /// The request at `at` has brought bytes: of two that are after the same ones it goes on alone.
+    /// Of two requests for the same bytes, keeps the one at `at`, which received bytes first, and aborts the other.
     fn settle_hedge(&mut self, at: usize) {
         let place = |id: u64| self.requests.iter().position(|request| request.id == id);
         let pairs: Vec<_> = self
@@ -260,13 +261,13 @@ impl Downloader {
             .collect();
         let Some(aborted) = schedule::superseded(&pairs, at) else { return };
         let winner = &mut self.requests[at];
-        // What replaces a slow request is not replaced again: the registry may be as slow as that now.
+        // A hedge of a slow request is not hedged again: the registry itself may be slow.
         winner.hedged = matches!(winner.hedges, Some((_, Hedge::Slow)));
         winner.hedges = None;
         self.requests.remove(aborted);
     }
 
-    /// A request failed: wait and try again, or try the next source, or give up.
+    /// A request failed: retries after a pause, changes to the next source, or fails the download.
     async fn handle_error(&mut self, error: RangeError) -> Result<(), FetchError> {
         let error = match error {
             RangeError::Fatal(FetchError::Store(error)) if error.is_full() => {
@@ -277,7 +278,7 @@ impl Downloader {
             RangeError::Refused(_) | RangeError::Broken(_) | RangeError::Changed(_)
                 if !self.requests.is_empty() =>
             {
-                // The others go on; upstream bears no more of them.
+                // The other requests continue. The registry does not accept more than these.
                 self.growth.settle_at(self.requests.len());
                 self.not_before = Some(Instant::now() + OTHERS_PAUSE);
                 return Ok(());
@@ -295,7 +296,7 @@ impl Downloader {
         };
         let total = self.partial.total();
         if let Some(pause) = self.retries.pause(total, &error) {
-            tracing::info!(digest = %self.download.digest().short(), have = total, error = %error, "transfer broke off: resumed");
+            tracing::info!(digest = %self.download.digest().short(), have = total, error = %error, "transfer interrupted: resuming");
             self.not_before = Some(Instant::now() + pause);
         } else {
             self.next_source(error.into());
@@ -310,14 +311,14 @@ impl Downloader {
         self.not_before = None;
     }
 
-    /// Between events: measure, and let the hash catch up.
+    /// Between events: measures the throughput, and updates the hash.
     fn tick(&mut self) {
         self.measure();
         self.hashing.tick(&self.partial);
     }
 
-    /// One measurement at a time, from the moment all requests of the target bring bytes. Requests that hand over to their
-    /// successors meanwhile are part of what is measured.
+    /// One measurement at a time, from the moment at which all requests of the target receive bytes. Requests that
+    /// are replaced by their successors meanwhile count.
     fn measure(&mut self) {
         let total = self.partial.total();
         let Some((since, before)) = self.window else {
@@ -338,7 +339,7 @@ impl Downloader {
         self.window = (self.growth.target() == target).then(|| (Instant::now(), total));
     }
 
-    /// Ends the requests that are left and says who brought the bytes.
+    /// Aborts the remaining requests and returns the origins of the bytes.
     pub(super) async fn finish(mut self) -> Result<(RegistryHost, Vec<String>), FetchError> {
         self.requests.clear();
         self.hashing.finish().await?;
@@ -346,13 +347,13 @@ impl Downloader {
         let registry = last.map(|source| source.registry).ok_or(FetchError::Stopping)?;
         let mut origins = self.download.peer_requests.origins();
         if origins.is_empty() {
-            origins.push("an earlier transfer".into());
+            origins.push("an earlier download".into());
         }
         Ok((registry, origins))
     }
 }
 
-/// Of two sources' refusals, the one to report: "not now" tells the client more than "not here".
+/// Which of two sources' errors to report: "not available now" tells the client more than "not found".
 fn worse(known: Option<FetchError>, new: FetchError) -> FetchError {
     match (known, new) {
         (Some(known @ FetchError::NotNow { .. }), FetchError::NotFound(_) | FetchError::Denied(_)) => known,

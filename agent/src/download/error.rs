@@ -1,4 +1,4 @@
-//! Why content cannot be given, by what the client should be told.
+//! Why content cannot be delivered, in the categories that a client needs.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -8,38 +8,38 @@ use crate::{
     upstream::UpstreamError,
 };
 
-/// Every variant is shared by all who wait for one download, hence cheap to clone.
+/// All subscribers of a download get the same error, hence cheap to clone.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
-    /// Upstream says that it does not exist.
+    /// The registry says that the content does not exist.
     #[error("not found: {0}")]
     NotFound(String),
-    /// Upstream does not let the agent read it.
+    /// The registry denies the agent access to the content.
     #[error("{0}")]
     Denied(String),
-    /// It cannot be had now; later perhaps.
+    /// The content is not available now, and may be later.
     #[error("not available now: {reason}")]
     NotNow {
         /// What happened.
         reason: String,
-        /// When it is worth asking again, if upstream said so.
+        /// When a retry makes sense, if the registry said so.
         retry_after: Option<Duration>,
     },
     /// The bytes that arrived do not hash to the digest.
     #[error("wrong bytes from {}", origins.join(", "))]
     Corrupt {
-        /// Registry through which it was asked for.
+        /// Registry from which the content was requested.
         registry: RegistryHost,
-        /// Who sent it.
+        /// The registry endpoints and peers that sent the bytes.
         origins: Vec<String>,
-        /// The digests.
+        /// The expected and the actual digest.
         #[source]
         mismatch: Arc<Mismatch>,
     },
     /// Content that no current client accepts.
     #[error("{reason}")]
     Unsupported {
-        /// Why.
+        /// The reason, for the client.
         reason: String,
     },
     /// The store failed.
@@ -48,11 +48,11 @@ pub enum FetchError {
     /// Reading a stored file failed.
     #[error("reading a stored blob failed")]
     Disk(#[source] Arc<io::Error>),
-    /// What upstream said of the blob before is not true any more; the transfer has to begin anew.
-    #[error("the transfer has to begin anew: {0}")]
+    /// The registry's earlier answer about the blob is not true any more; the download starts from the beginning.
+    #[error("the download has to start again from the beginning: {0}")]
     Changed(String),
-    /// What was wanted has been given, and nobody wanted the rest.
-    #[error("the transfer ended after the parts that were asked for")]
+    /// All requested ranges were delivered, and no client needs the rest.
+    #[error("the download ended after the requested ranges")]
     Parked,
     /// The agent is shutting down.
     #[error("the agent is shutting down")]

@@ -1,9 +1,9 @@
-//! What the pieces of one blob must hash to, as the peers say that read them from the registry.
+//! The expected hashes of a blob's pieces, according to the peers that read them from the registry.
 //!
-//! Bytes travel along trees, through peers that may alter them; hashes come straight from the peer that reads a piece's
-//! segment. A piece is used and passed on only when both agree, so that a peer that alters bytes is found out by the
-//! first peer it sends them to, and nobody else is blamed. Where no hash can be had (a peer restarted, an agent before
-//! 0.2) the blob's digest alone protects, as it always does.
+//! Bytes travel along trees, through peers that may alter them; hashes come directly from the peer that reads a
+//! piece's segment. A piece is used and forwarded only when both agree, so that the first receiver of altered bytes
+//! detects it and blames the sender, and no other peer is blamed. Without a hash (a peer restarted, or runs an agent
+//! before 0.2), only the blob's digest protects the content.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,27 +17,27 @@ use crate::types::Digest;
 
 use crate::limits::download::expected_hashes::USELESS;
 
-/// See the module's text.
+/// The expected hashes of one blob; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     state: Mutex<State>,
-    /// One request at a time for the segments of a slot: those who wait find its answer.
+    /// One request at a time for the segments of a slot: those that wait use its result.
     requests: KeyedMutex<u64>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     claims: HashMap<u64, Claim>,
-    /// Pieces whose bytes were found to have the hash that was claimed.
+    /// Pieces whose bytes had the claimed hash.
     verified: HashMap<u64, Digest>,
-    /// What a sender announced for a piece where the claim is another.
+    /// Announced hashes that differ from the claim, by piece.
     conflicts: HashMap<u64, Claim>,
     useless: HashMap<String, u32>,
-    /// Pieces whose claim was found out to be right: conflicts do not change it.
+    /// Pieces whose claim was proved right: conflicts do not change it.
     firm: HashSet<u64>,
 }
 
-/// A hash, and who named it.
+/// A hash, and the peer that sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
     /// SHA-256 of the piece.
@@ -46,24 +46,25 @@ pub(crate) struct Claim {
     pub(crate) peer: String,
 }
 
-/// What is to become of the bytes of a piece.
+/// What to do with the bytes of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// They are what the reader of the segment has.
+    /// The bytes match the hash of the segment's reader.
     Verified,
-    /// Nobody could say what they must hash to.
+    /// No hash was available.
     Unverified,
-    /// The sender altered them: it announced another hash, or announced none and sent what the reader does not have.
+    /// The sender altered the bytes: they do not match the hash that it announced, or, without one, the reader's
+    /// hash.
     Altered,
 }
 
-/// Whether to read the bytes at all. A sender that announces another hash than expected may have been deceived by the
-/// reader of the segment, or deceive itself: nobody can tell yet, so nobody is blamed.
+/// Whether to read the bytes at all. When a sender announces an unexpected hash, either the reader of the segment or
+/// the sender is wrong. It is not known yet which, so neither is blamed.
 pub(crate) fn is_worth_reading(expected: Option<&Digest>, announced: Option<&Digest>) -> bool {
     !matches!((expected, announced), (Some(expected), Some(announced)) if expected != announced)
 }
 
-/// Decides, for bytes that were worth reading and hash to `found`.
+/// Decides about bytes that were worth reading and hash to `found`.
 pub(crate) fn judge(expected: Option<&Digest>, announced: Option<&Digest>, found: &Digest) -> Verdict {
     match (expected, announced) {
         (Some(expected), _) if expected == found => Verdict::Verified,
@@ -78,17 +79,17 @@ impl Expected {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The right to request hashes of a slot's segments.
+    /// Waits for the lock under which hashes of a slot's segments are requested.
     pub(crate) async fn turn(&self, slot: u64) -> OwnedMutexGuard<()> {
         self.requests.lock(&slot).await
     }
 
-    /// What a piece must hash to.
+    /// The expected hash of a piece.
     pub(crate) fn claim(&self, piece: u64) -> Option<Claim> {
         self.state().claims.get(&piece).cloned()
     }
 
-    /// Notes what a reader says; what is known already stays.
+    /// Adds hashes from a reader; existing claims stay.
     pub(crate) fn add(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, Digest)>) {
         let mut state = self.state();
         for (piece, hash) in hashes {
@@ -96,7 +97,7 @@ impl Expected {
         }
     }
 
-    /// Notes what was found out to be right, whatever was claimed before.
+    /// Adds hashes that were proved right, and replaces existing claims.
     pub(crate) fn add_firm(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, Digest)>) {
         let mut state = self.state();
         for (piece, hash) in hashes {
@@ -105,18 +106,18 @@ impl Expected {
         }
     }
 
-    /// A peer did not name the hash that was asked for.
+    /// A peer's answer lacked the requested hash.
     pub(crate) fn note_useless(&self, peer: &str) {
         *self.state().useless.entry(peer.to_owned()).or_default() += 1;
     }
 
-    /// Whether a peer has not named what was asked for too often.
+    /// Whether a peer's answers lacked requested hashes too often.
     pub(crate) fn is_useless(&self, peer: &str) -> bool {
         self.state().useless.get(peer).is_some_and(|times| *times >= USELESS)
     }
 
-    /// A sender announces another hash than is expected. The claim goes when it was the sender's own, or when a second
-    /// sender announces the same: then that is expected.
+    /// A sender announces a hash that differs from the claim. The claim is removed when the sender made it, and
+    /// replaced when a second sender announces the same hash.
     pub(crate) fn note_conflict(&self, piece: u64, sender: &str, announced: Digest) {
         let mut state = self.state();
         if state.firm.contains(&piece) {
@@ -137,7 +138,7 @@ impl Expected {
         }
     }
 
-    /// A piece was found to have the expected hash.
+    /// Notes that a piece has the expected hash.
     pub(crate) fn note_verified(&self, piece: u64, hash: Digest) {
         self.state().verified.insert(piece, hash);
     }
@@ -147,7 +148,7 @@ impl Expected {
         self.state().verified.get(&piece).copied()
     }
 
-    /// Of each verified piece its hash, and the peer that named it.
+    /// The verified pieces: the hash of each, and the peer that sent the hash.
     pub(crate) fn claims(&self) -> Vec<(u64, Claim)> {
         let state = self.state();
         let claims =
@@ -191,7 +192,7 @@ mod tests {
         expected.note_conflict(1, "b", right);
         assert_eq!(expected.claim(1).unwrap().hash, right);
         expected.note_conflict(2, "reader", right);
-        assert_eq!(expected.claim(2), None, "it contradicts itself");
+        assert_eq!(expected.claim(2), None, "the reader contradicts its own claim");
         expected.add_firm("second", [(3, right)]);
         for sender in ["a", "b", "second"] {
             expected.note_conflict(3, sender, wrong);
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_without_hashes_is_asked_a_few_times_only() {
+    fn a_peer_that_sends_no_hashes_gets_a_few_requests_only() {
         let expected = Expected::default();
         (1..USELESS).for_each(|_| expected.note_useless("a"));
         assert!(!expected.is_useless("a"));

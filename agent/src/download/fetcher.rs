@@ -1,4 +1,4 @@
-//! The entrance to content; see the room's text.
+//! The public interface of the download engine; see the module documentation.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
@@ -34,12 +34,12 @@ use crate::{
     upstream::{Listing, Upstream},
 };
 
-/// The one entrance to content. Cheap to clone.
+/// Delivers content to all parts of the agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Fetcher(pub(super) Arc<Context>);
 
 impl Fetcher {
-    /// Puts the parts together. Downloads run in `tasks` and park when `stop` is cancelled.
+    /// Downloads run in `tasks`, and stop and keep their partial blobs when `stop` is cancelled.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is a part of its own, and one caller puts them together"
@@ -76,18 +76,18 @@ impl Fetcher {
         }))
     }
 
-    /// Downloads use these peers from now on. Once.
+    /// Sets the peers for all later downloads. To be called once.
     pub(crate) fn use_peers(&self, source: Weak<dyn PeerSource>) {
         let _ = self.0.peer_source.set(source);
     }
 
-    /// Whether this node serves a registry at all.
+    /// Whether this node serves the registry of a repository.
     pub fn serves(&self, repository: &Repository) -> bool {
         self.0.upstream.serves(&repository.registry).is_some()
     }
 
-    /// Opens a blob for reading: whole, growing while upstream sends it, or passing through when the store cannot take
-    /// it. `range` is what will be read; its bytes are fetched first.
+    /// Opens a blob for reading: from the store, while it arrives, or streamed without caching when the store cannot
+    /// take it. `range` is the range that will be read; its bytes are fetched first.
     pub async fn blob(
         &self,
         repository: &Repository,
@@ -106,8 +106,8 @@ impl Fetcher {
         Ok(Content::new(source, way))
     }
 
-    /// Refuses the rest of a blob to a client that may have been sent a wrong beginning of it: together they would be
-    /// complete and wrong.
+    /// Rejects a request for the rest of a blob from a client that may have been sent a wrong beginning of it:
+    /// together they would be complete and wrong.
     pub fn check_resume(&self, digest: &Digest, client: &str, asked: RangeHeader) -> Result<(), FetchError> {
         let first = match asked {
             RangeHeader::Whole => 0,
@@ -117,7 +117,8 @@ impl Fetcher {
         if self.0.spoiled.allows(digest, client, first) {
             return Ok(());
         }
-        let reason = "wrong bytes of this blob were sent before: request it from its beginning".to_owned();
+        let reason =
+            "wrong bytes of this blob were sent before; request it again from the beginning".to_owned();
         Err(FetchError::NotNow { reason, retry_after: None })
     }
 
@@ -127,7 +128,7 @@ impl Fetcher {
             inner.metrics.count_content(Kind::blob, Found::miss);
             return way.clone().open(range).await.map(Box::new).map(Source::Passthrough);
         }
-        // Once more when the bytes were wrong and nothing of them has left: the next transfer may be right.
+        // One retry when the bytes were wrong and none of them was sent: the next download may be right.
         let mut again = true;
         loop {
             let (download, subscriber, found) = self.join(&way.repository, &way.digest, range);
@@ -163,12 +164,12 @@ impl Fetcher {
         size.inspect_err(|error| inner.negative.note(&key, error))
     }
 
-    /// The download of a blob, if one is under way.
+    /// The download of a blob, if there is one.
     pub(crate) fn download(&self, digest: &Digest) -> Option<Arc<Download>> {
         self.0.download(digest)
     }
 
-    /// Reads segments of a download from the registry.
+    /// Reads segments of a blob from the registry.
     pub(crate) fn reading(&self, download: &Arc<Download>, partial: &Arc<Partial>) -> Reading {
         Reading::new(self.0.clone(), download.clone(), partial.clone())
     }
@@ -179,7 +180,7 @@ impl Fetcher {
         self.0.movement(digest)
     }
 
-    /// Joins the download for a digest, or starts it.
+    /// Subscribes to the download of a digest, and starts the download if there is none.
     pub(super) fn join(
         &self,
         repository: &Repository,
@@ -203,7 +204,7 @@ impl Fetcher {
         (download, subscriber, Found::miss)
     }
 
-    /// The download for a blob that another peer wants something of, which says that it has `size` bytes.
+    /// The download of a blob that another peer requests pieces of. `size` is the size in the peer's request.
     pub(crate) fn carry(&self, digest: &Digest, repository: &Repository, size: u64) -> Option<Arc<Download>> {
         let mut downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(download) = downloads.get(digest).filter(|download| !download.is_closed()) {
@@ -222,7 +223,7 @@ impl Fetcher {
         Some(download)
     }
 
-    /// Blobs under way.
+    /// The running downloads.
     pub fn status(&self) -> Vec<TransferStatus> {
         let downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> = downloads.values().map(|download| download.status()).collect();
@@ -230,7 +231,7 @@ impl Fetcher {
         all
     }
 
-    /// A tag list or the referrers of a digest, as upstream gives it.
+    /// A tag list or the referrers of a digest, as the registry sends it.
     pub async fn listing(
         &self,
         repository: &Repository,

@@ -1,4 +1,4 @@
-//! A blob that is read while it arrives: when its first byte may leave, and up to where the next ones may.
+//! A blob that is read while it arrives: when its first byte may be sent, and up to which byte the others may.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ const SMALL: u64 = HELD_BACK;
 /// What can be read of a download.
 #[derive(Debug)]
 pub(super) enum Ready {
-    /// It was in the store.
+    /// The blob was in the store.
     Whole(Blob),
-    /// It is on its way, or has arrived.
+    /// The blob is arriving, or has arrived.
     Growing(Growing),
 }
 
-/// A blob on its way: its partial file and the news about it.
+/// A blob that is arriving: its partial file and the download's progress.
 #[derive(Debug)]
 pub(crate) struct Growing {
     pub(super) partial: Arc<Partial>,
@@ -36,8 +36,8 @@ pub(crate) struct Growing {
     subscriber: Subscriber,
 }
 
-/// Waits until bytes can be sent and the download is known to be able to deliver; for a small blob or a configuration
-/// until it is verified.
+/// Waits until bytes can be sent and a source has started to send; for a small blob or a configuration, until it is
+/// verified.
 pub(super) async fn ready(download: &Download, subscriber: Subscriber) -> Result<Ready, FetchError> {
     let mut progress = download.progress();
     loop {
@@ -61,7 +61,7 @@ pub(super) async fn ready(download: &Download, subscriber: Subscriber) -> Result
     }
 }
 
-/// Whether a header may leave: the byte at `first` can follow it at once.
+/// Whether the response header may be sent: the byte at `first` can follow at once.
 fn may_start(download: &Download, phase: &Phase, partial: &Partial, size: u64, first: u64) -> bool {
     match phase {
         Phase::Verified | Phase::Done => true,
@@ -74,7 +74,8 @@ fn may_start(download: &Download, phase: &Phase, partial: &Partial, size: u64, f
 }
 
 impl Growing {
-    /// Waits until bytes after `position` may be sent, and says up to where. Ends because a download always ends.
+    /// Waits until bytes after `position` may be sent, and returns the end of the sendable bytes. Ends because every
+    /// download ends.
     pub(super) async fn wait_past(&mut self, position: u64) -> Result<u64, FetchError> {
         loop {
             let phase = self.progress.borrow_and_update().phase.clone();
@@ -94,11 +95,11 @@ impl Growing {
     }
 }
 
-/// Up to where bytes may be sent, when they are there up to `end`. Pure.
+/// The end of the sendable bytes, when all bytes up to `end` have arrived. Pure.
 fn sendable(phase: &Phase, end: u64, size: u64) -> u64 {
     match phase {
         Phase::Verified | Phase::Done => size,
-        // Known to be wrong, or of unknown worth: nothing more leaves.
+        // The bytes are wrong, or not known to be right: nothing more is sent.
         Phase::Failed(FetchError::Corrupt { .. }) => 0,
         Phase::Connecting | Phase::Streaming | Phase::Failed(_) => end.min(size.saturating_sub(HELD_BACK)),
     }

@@ -2,7 +2,7 @@
 
 use crate::limits::download::growth::{CONVINCED, FAST_LANE, TOO_LATE, WORTH_IT};
 
-/// Finds the number of requests at which more of them bring nothing: doubles while the throughput grows.
+/// Finds the number of requests beyond which more of them do not help: doubles it while the throughput grows.
 #[derive(Clone, Debug)]
 pub(super) struct Growth {
     target: usize,
@@ -22,13 +22,13 @@ impl Growth {
         self.target
     }
 
-    /// Upstream bears no more than this: stop growing.
+    /// The registry accepts no more than these requests: stop growing.
     pub(super) fn settle_at(&mut self, requests: usize) {
         self.target = requests.clamp(1, self.most);
         self.settled = true;
     }
 
-    /// Takes one measurement, made while `target` requests were all bringing bytes: bytes a second, and bytes left.
+    /// Adds a measurement made while `target` requests were all receiving bytes: bytes per second, and bytes left.
     pub(super) fn measured(&mut self, rate: f64, left: u64) {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let (requests, left) = (self.target as f64, left as f64);
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_double_while_the_throughput_grows() {
+    fn requests_double_while_the_throughput_grows() {
         let mut growth = Growth::new(8);
         growth.measured(75e6, u64::MAX);
         growth.measured(150e6, u64::MAX);
@@ -64,7 +64,7 @@ mod tests {
             growth.measured(80e6, u64::MAX);
         }
         growth.measured(200e6, u64::MAX);
-        assert_eq!(growth.target(), 2, "the second connection brought nothing");
+        assert_eq!(growth.target(), 2, "the second connection did not help");
         let mut growth = Growth::new(8);
         growth.measured(75e6, u64::MAX);
         growth.measured(80e6, u64::MAX);

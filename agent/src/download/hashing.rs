@@ -1,4 +1,4 @@
-//! Letting the hash of a partial blob follow its unbroken beginning while the rest arrives.
+//! Hashes the contiguous beginning of a partial blob while the rest arrives.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::store::{Partial, StoreError};
 
 use crate::limits::download::hashing::BEHIND;
 
-/// At most one thread at it.
+/// At most one hashing thread per download.
 #[derive(Debug, Default)]
 pub(crate) struct CatchUp(Option<JoinHandle<Result<(), StoreError>>>);
 
 impl CatchUp {
-    /// Starts a round when there is enough to do and none is running.
+    /// Starts hashing when there are enough bytes and no thread is running.
     pub(crate) fn tick(&mut self, partial: &Arc<Partial>) {
         if self.0.as_ref().is_none_or(JoinHandle::is_finished) && partial.unhashed() >= BEHIND {
             let partial = partial.clone();
@@ -22,7 +22,7 @@ impl CatchUp {
         }
     }
 
-    /// Waits for the round under way.
+    /// Waits for the running thread.
     pub(crate) async fn finish(&mut self) -> Result<(), FetchError> {
         if let Some(round) = self.0.take() {
             round.await.map_err(StoreError::from)??;

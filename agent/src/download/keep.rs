@@ -1,4 +1,4 @@
-//! Content that nobody waits for: brought into the store, whole and checked, and not read.
+//! Background downloads: content is stored and verified, and not read by a client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,18 +16,19 @@ impl Fetcher {
         self.0.stored_blob(digest).await.is_some()
     }
 
-    /// For how long work that nobody waits for should leave a registry alone: its budget is at the reserve.
+    /// How long background work should send no requests to a registry, because only the reserve of its rate limit is
+    /// left.
     pub fn background_wait(&self, registry: &RegistryHost) -> Option<Duration> {
         self.0.upstream.background_wait(registry)
     }
 
-    /// From now on these documents (`.dockerconfigjson`) are credentials of the agent as well; gives what is wrong with
-    /// them.
+    /// Adds these documents (`.dockerconfigjson`) to the agent's credentials, replacing earlier ones; returns their
+    /// errors.
     pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
         self.0.upstream.use_secrets(documents).iter().map(|error| chain(error)).collect()
     }
 
-    /// Brings a blob into the store and waits until it is there under its name. Joins a transfer that is under way.
+    /// Downloads a blob into the store and waits until it is committed. Joins a running download.
     pub async fn keep(&self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
         if self.has(digest).await {
             self.0.metrics.count_content(Kind::blob, Found::hit);
@@ -35,11 +36,11 @@ impl Fetcher {
         }
         let key = (repository.clone(), *digest);
         self.0.negative.check(&key)?;
-        // Once more when the bytes were wrong: the next transfer may be right.
+        // One retry when the bytes were wrong: the next download may be right.
         let mut again = true;
         loop {
             if self.0.store.is_paused() {
-                let reason = "the disk takes no content".to_owned();
+                let reason = "the store accepts no new content".to_owned();
                 return Err(FetchError::NotNow { reason, retry_after: None });
             }
             let (download, subscriber, found) = self.join(repository, digest, RangeHeader::Whole);
@@ -57,7 +58,7 @@ impl Fetcher {
     }
 }
 
-/// Waits until a download has put its blob into the store. Ends because a download always ends.
+/// Waits until a download has committed its blob to the store. Ends because every download ends.
 async fn landed(download: &Arc<Download>, reached: impl Fn(u64)) -> Result<(), FetchError> {
     let mut progress = download.progress();
     let mut position = 0;

@@ -1,5 +1,5 @@
-//! One async lock per key, kept only while someone holds or waits for it: whoever comes second waits for the first
-//! and then finds its result.
+//! One async lock per key, kept only while it is held or waited for: the second caller waits for the first and then
+//! finds its result.
 
 use std::{
     collections::HashMap,
@@ -19,11 +19,11 @@ impl<K> Default for KeyedMutex<K> {
 }
 
 impl<K: Eq + Hash + Clone> KeyedMutex<K> {
-    /// Waits for the key's lock. Dropping the wait or the guard is enough.
+    /// Waits for the key's lock. Dropping the wait or the guard releases it.
     pub(crate) async fn lock(&self, key: &K) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Locks that only the map still holds are of no use to anyone.
+            // Removes locks that are neither held nor waited for.
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
             locks.entry(key.clone()).or_default().clone()
         };

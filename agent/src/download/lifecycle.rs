@@ -1,5 +1,5 @@
-//! A download from its beginning to its end: the store once more, the container runtime's content, peers, the registry, then
-//! the digest, and the blob under its name. What has arrived is kept when it fails.
+//! A download from start to end: checks the store again, then reads from the container runtime's content, from peers
+//! and from the registry, verifies the digest, and commits the blob. A failed download keeps its partial blob.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::limits::download::lifecycle::{FIRST_PROBE, LONGEST_PROBE};
 pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
     let tasks = context.tasks.clone();
     tasks.spawn("download", async move {
-        // The next download of this blob begins with the end of this task, however it ends.
+        // The next download of this blob starts when this task ends, whether it succeeds or not.
         let _ended = download.ended.clone().drop_guard();
         download.wait_for_turn().await;
         context.metrics.downloads.inc();
@@ -34,17 +34,17 @@ pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
     });
 }
 
-/// Keeps what has arrived for the next download and tells everyone why this one ended.
+/// Keeps the partial blob for the next download and reports the error to all subscribers.
 async fn fail(context: &Arc<Context>, download: &Arc<Download>, error: FetchError) {
     let digest = download.digest();
     match &error {
         FetchError::NotFound(_) | FetchError::Stopping | FetchError::Parked => {
-            tracing::debug!(digest = %digest.short(), %error, "blob not fetched");
+            tracing::debug!(digest = %digest.short(), %error, "blob download failed");
         }
-        _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob not fetched"),
+        _ => tracing::warn!(digest = %digest.short(), error = %chain(&error), "blob download failed"),
     }
     context.note_trouble(&error);
-    // On a full disk what has arrived only takes the room of others.
+    // On a full disk the partial blob takes space from other downloads, so it is removed.
     let full = matches!(&error, FetchError::Store(error) if error.is_full());
     if let FetchError::Corrupt { origins, .. } = &error {
         context.penalties.note(digest, origins);
@@ -54,20 +54,20 @@ async fn fail(context: &Arc<Context>, download: &Arc<Download>, error: FetchErro
     } else if let Some(partial) = download.partial().cloned()
         && let Err(error) = blocking(move || if full { partial.discard() } else { partial.park() }).await
     {
-        tracing::warn!(digest = %digest.short(), error = %chain(&error), "partial blob not kept");
+        tracing::warn!(digest = %digest.short(), error = %chain(&error), "cannot keep the partial blob");
     }
     download.enter(Phase::Failed(error));
 }
 
 async fn run(context: &Arc<Context>, download: &Arc<Download>) -> Result<(), FetchError> {
-    // The download before this one may have ended between the look into the store and this download's start.
+    // An earlier download may have ended between the check of the store and the start of this one.
     if let Some(blob) = context.store.blob(download.digest()).await? {
         download.set_found(blob);
         download.enter(Phase::Done);
         return Ok(());
     }
     let stop = context.stop.clone();
-    // What began for peers does not stand in the way of this node's own clients.
+    // A partial blob of a download for peers does not limit this node's own clients.
     let (registry, for_peer) =
         (download.source(0).ok_or(FetchError::Stopping)?.registry, download.hinted_size().is_some());
     let queued = download.enter_queue(&registry);
@@ -92,22 +92,24 @@ async fn run(context: &Arc<Context>, download: &Arc<Download>) -> Result<(), Fet
     }
     download.set_partial(partial.clone());
     let mut downloader = Downloader::new(context.clone(), download.clone(), partial.clone());
-    // What has arrived whole is landed even while the agent stops.
+    // A blob that has arrived completely is committed even while the agent stops.
     let filled = stop.run_until_cancelled(fill(context, download, &partial, &mut downloader)).await;
     filled.unwrap_or(Err(FetchError::Stopping))?;
     let (source, origins) = downloader.finish().await?;
     land(context, download, partial, source, origins).await
 }
 
-/// From peers, then from the registry; and from peers again as soon as one gives a piece, so that a moment of weakness of
-/// theirs is not paid for with the registry's quota. Each turn but the first begins with such a piece, so there is an end.
+/// Fetches from peers, then from the registry, and from peers again as soon as one of them sends a piece, so that a
+/// short failure of the peers does not use up the registry's rate limit. Every turn but the first starts with such a
+/// piece, so the loop ends.
 async fn fill(
     context: &Arc<Context>,
     download: &Arc<Download>,
     partial: &Arc<Partial>,
     downloader: &mut Downloader,
 ) -> Result<(), FetchError> {
-    // Kept over the turns: peers that answer now and then must not cost more than the registry alone does.
+    // Kept over the turns: peers that answer only now and then must not make the download slower than the registry
+    // alone.
     let mut pause = FIRST_PROBE;
     loop {
         let Some(peers) = context.peer_source() else { return downloader.fill().await };
@@ -123,12 +125,12 @@ async fn fill(
             },
             () = peers_again(&peers, download, partial, &mut pause) => {}
         }
-        tracing::info!(digest = %download.digest().short(), have = partial.total(), "peers answer again: they bring the rest");
+        tracing::info!(digest = %download.digest().short(), have = partial.total(), "peers answer again: fetching the rest from them");
         downloader.pause();
     }
 }
 
-/// Returns when a peer has given a piece.
+/// Returns when a peer has sent a piece.
 async fn peers_again(
     peers: &Arc<dyn PeerSource>,
     download: &Arc<Download>,
@@ -154,7 +156,7 @@ async fn open_partial(context: &Arc<Context>, download: &Download) -> Result<Arc
     .await
 }
 
-/// Checks, publishes, tells.
+/// Verifies the digest, commits the blob and reports the result to subscribers.
 async fn land(
     context: &Arc<Context>,
     download: &Arc<Download>,
@@ -171,7 +173,7 @@ async fn land(
         return Err(FetchError::Corrupt { registry: source, origins, mismatch });
     }
     if download.sent_wrong_bytes() {
-        // What is here is right, and what clients have been sent may not be.
+        // The bytes on disk are right, and those that clients received may not be.
         blocking(move || partial.park()).await?;
         return Err(FetchError::Changed("wrong bytes from a peer were replaced".to_owned()));
     }
@@ -184,6 +186,7 @@ async fn land(
         Err(error) if error.is_full() && room.room.free(partial.total()).unwrap_or(false) => partial.commit(),
         outcome => outcome,
     });
-    // After a failed sync the kernel may have dropped what readers are yet to read: they go on past the store.
+    // After a failed sync the kernel may have dropped bytes that readers still need: they continue with a stream that
+    // is not cached.
     committed.await.map(|_| download.enter(Phase::Done))
 }

@@ -1,4 +1,5 @@
-//! Manifests: complete and verified, from the store, from memory when the store cannot hold them, or from upstream.
+//! Manifests: complete and verified, from the store, from memory when the store cannot hold them, or from the
+//! registry.
 
 use bytes::Bytes;
 
@@ -6,7 +7,7 @@ use super::{
     blocking::blocking,
     error::FetchError,
     fetcher::Fetcher,
-    tag_slot::{Ask, ManifestInfo, info},
+    tag_slot::{ManifestInfo, Sources, info},
 };
 use crate::{
     metrics::{Found, Kind},
@@ -18,7 +19,7 @@ use crate::{
 use crate::limits::download::manifests::SMALL_WRITE;
 
 impl Fetcher {
-    /// What a manifest request by HEAD is answered with.
+    /// The answer to a HEAD request for a manifest.
     pub async fn manifest_head(
         &self,
         repository: &Repository,
@@ -54,14 +55,14 @@ impl Fetcher {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Manifest, FetchError> {
-        self.manifest_by(repository, digest, Ask::Peers).await
+        self.manifest_by(repository, digest, Sources::All).await
     }
 
     pub(super) async fn manifest_by(
         &self,
         repository: &Repository,
         digest: &Digest,
-        ask: Ask,
+        sources: Sources,
     ) -> Result<Manifest, FetchError> {
         if let Some(manifest) = self.stored_manifest(repository, digest).await {
             self.0.metrics.count_content(Kind::manifest, Found::hit);
@@ -75,7 +76,7 @@ impl Fetcher {
         }
         self.0.negative.check(&key)?;
         self.0.metrics.count_content(Kind::manifest, Found::miss);
-        let fetched = self.fetch_manifest(repository, digest, ask).await;
+        let fetched = self.fetch_manifest(repository, digest, sources).await;
         fetched.inspect_err(|error| self.0.negative.note(&key, error))
     }
 
@@ -83,12 +84,12 @@ impl Fetcher {
         &self,
         repository: &Repository,
         digest: &Digest,
-        ask: Ask,
+        sources: Sources,
     ) -> Result<Manifest, FetchError> {
         if let Some(manifest) = self.confirm_shared_manifest(repository, digest).await? {
             return Ok(manifest);
         }
-        let peers = ask == Ask::Peers;
+        let peers = sources == Sources::All;
         let received = if peers { self.manifest_of_peers(repository, digest).await } else { None };
         let manifest = match received {
             Some(manifest) => manifest,
@@ -96,7 +97,7 @@ impl Fetcher {
                 Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }))
                     if peers =>
                 {
-                    self.manifest_of_anyone(repository, digest).await.ok_or(error)?
+                    self.manifest_of_any_peer(repository, digest).await.ok_or(error)?
                 }
                 asked => asked?,
             },
@@ -105,7 +106,8 @@ impl Fetcher {
         Ok(manifest)
     }
 
-    /// A manifest from this node's disk alone; the content is the proof that whoever asks knows its name.
+    /// A manifest from this node's disk only. The requester knows the digest, which proves that it may read the
+    /// content.
     pub(super) async fn known_manifest(
         &self,
         repository: &Repository,
@@ -117,16 +119,16 @@ impl Fetcher {
         let bytes = self.stored_bytes(digest).await;
         let known = bytes.and_then(|bytes| Some((media_type_of(&bytes)?, bytes)));
         let (media_type, bytes) = known.ok_or_else(|| FetchError::NotNow {
-            reason: "it is not on this node".into(),
+            reason: "the manifest is not on this node".into(),
             retry_after: None,
         })?;
         Ok(Manifest { digest: *digest, media_type, bytes })
     }
 
-    /// A manifest that this repository is known to have and that lies in the store.
+    /// A manifest of the store that this repository is known to have.
     async fn stored_manifest(&self, repository: &Repository, digest: &Digest) -> Option<Manifest> {
         let record = self.0.store.manifest(repository, digest).await.unwrap_or_else(|error| {
-            tracing::warn!(digest = %digest.short(), error = %chain(&error), "manifest's record cannot be read");
+            tracing::warn!(digest = %digest.short(), error = %chain(&error), "cannot read the record of a manifest");
             None
         });
         let stored = match record.and_then(|record| MediaType::parse(&record.media_type)) {
@@ -146,12 +148,13 @@ impl Fetcher {
         Some(remembered)
     }
 
-    /// A manifest's bytes from the store, checked again: it is small, and a damaged one would fail the whole pull.
+    /// The bytes of a stored manifest, verified again: they are few, and a damaged manifest would fail the whole
+    /// pull.
     async fn stored_bytes(&self, digest: &Digest) -> Option<Bytes> {
         let blob = self.0.stored_blob(digest).await?;
         let read = blob.read_all().await;
         let Some(bytes) = read.ok().filter(|bytes| digest.verify(bytes).is_ok()) else {
-            tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetched again");
+            tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetching it again");
             return None;
         };
         if let Ok(links) = ManifestLinks::parse(&bytes) {
@@ -160,8 +163,8 @@ impl Fetcher {
         Some(bytes)
     }
 
-    /// A manifest that another repository brought: a HEAD, which costs no quota, tells whether this one has it too.
-    /// When upstream cannot say, the content itself is the proof that the name was known to the asker.
+    /// The manifest was stored for another repository: a HEAD request, which registries do not count, checks that
+    /// this repository has it too. When the registry cannot answer, knowing the digest is proof enough.
     async fn confirm_shared_manifest(
         &self,
         repository: &Repository,
@@ -183,7 +186,7 @@ impl Fetcher {
         }
     }
 
-    /// Stores a verified manifest and remembers what it names.
+    /// Stores a verified manifest and remembers the descriptors in it.
     pub(super) async fn keep_manifest(
         &self,
         repository: &Repository,
@@ -200,7 +203,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// What the store cannot take is remembered: the client gets its manifest all the same.
+    /// A manifest that the store cannot take is kept in memory, so that the client gets it.
     async fn store_manifest(&self, repository: &Repository, manifest: &Manifest) {
         let (store, place, kept) = (self.0.store.clone(), repository.clone(), manifest.clone());
         let stored = self.write(move || {
@@ -211,20 +214,20 @@ impl Fetcher {
         match stored.await {
             Ok(()) => self.0.memory.forget(repository, &manifest.digest),
             Err(error) => {
-                tracing::warn!(digest = %manifest.digest.short(), error = %chain(&error), "manifest kept in memory only");
+                tracing::warn!(digest = %manifest.digest.short(), error = %chain(&error), "cannot store a manifest: kept in memory only");
                 self.0.memory.keep(repository, manifest);
             }
         }
     }
 
-    /// Writes something small; on a full disk once more after making room. Trouble is noted.
+    /// Writes a small file; on a full disk makes room and retries once. Errors are noted.
     pub(super) async fn write(
         &self,
         work: impl Fn() -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), FetchError> {
         if self.0.store.is_paused() {
             return Err(FetchError::NotNow {
-                reason: "the store is not written to".into(),
+                reason: "the store accepts no writes".into(),
                 retry_after: None,
             });
         }

@@ -1,5 +1,5 @@
-//! Manifests that the store could not take: kept in memory, so that a full disk costs no request per pull. Bounded in
-//! bytes; the oldest go.
+//! Manifests that the store could not take: kept in memory, so that a full disk does not cost one registry request
+//! per pull. Bounded in bytes; the oldest are removed first.
 
 use std::{
     collections::VecDeque,
@@ -42,7 +42,7 @@ impl Memory {
         found.map(|(_, manifest)| manifest.clone())
     }
 
-    /// The store has it.
+    /// Removes a manifest that the store has now.
     pub(super) fn forget(&self, repository: &Repository, digest: &Digest) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).forget(repository, digest);
     }

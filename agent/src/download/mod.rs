@@ -1,19 +1,22 @@
-//! From "a client wants this" to content: the store, else one transfer per digest, else a clear reason.
+//! The download engine: delivers content from the store, or with one download per digest, or returns an error with a
+//! cause.
 //!
-//! * [`Fetcher::blob`]: a whole blob of the store, or a blob that grows while it is read. One download per digest,
-//!   however many readers; a reader that leaves does not stop it.
-//! * [`Fetcher::manifest`], [`Fetcher::manifest_head`]: complete and verified, or an error. Tags are asked upstream
-//!   once per freshness period; when upstream cannot answer, the last known digest is given, marked as such.
-//! * [`Fetcher::keep`]: a blob that nobody reads, until it is in the store.
-//! * [`Fetcher::listing`]: tag lists and referrers, passed on.
+//! * [`Fetcher::blob`]: a whole blob of the store, or a blob that is read while it arrives. One download per digest
+//!   for any number of readers; it continues when readers leave.
+//! * [`Fetcher::manifest`], [`Fetcher::manifest_head`]: complete and verified, or an error. A tag is requested from
+//!   the registry once per freshness period; when the registry cannot answer, the last known digest is used, marked
+//!   as stale.
+//! * [`Fetcher::keep`]: stores a blob that no client reads.
+//! * [`Fetcher::listing`]: tag lists and referrers, forwarded.
 //!
-//! Invariant: what is returned as complete hashed to its digest; "not found" is said only when upstream said it.
+//! Invariants: content that is returned as complete matches its digest; "not found" is returned only when the
+//! registry said so.
 //!
 //! ```text
 //! keep, manifests, tags, peer_tags -> fetcher -> { lifecycle, reader -> { growing, passthrough } }
-//! lifecycle -> downloader -> { range_request, schedule } -> context -> state -> what is remembered
+//! lifecycle -> downloader -> { range_request, schedule } -> context -> state -> caches
 //! ```
-//! Nothing points the other way: a test reads the sources.
+//! Dependencies point in this direction only: a test checks the sources.
 
 mod blocking;
 mod context;

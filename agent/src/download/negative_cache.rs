@@ -1,5 +1,5 @@
-//! What upstream has said does not exist: believed for a short while, so that a herd of clients that ask for the same
-//! missing thing costs one request.
+//! Remembers the registry's "not found" for a short time, so that many clients that request the same missing content
+//! cause one request.
 
 use std::{hash::Hash, time::Duration};
 
@@ -14,20 +14,20 @@ where
     K: Eq + Hash + Send + Sync + 'static;
 
 impl<K: Eq + Hash + Clone + Send + Sync + 'static> NegativeCache<K> {
-    /// Believes what it is told for `span`.
+    /// Remembers each answer for `span`.
     pub(super) fn new(span: Duration) -> Self {
         Self(Cache::builder().max_capacity(MOST).time_to_live(span).build())
     }
 
-    /// Fails when the key is known not to exist.
+    /// Fails when the registry has recently answered "not found" for the key.
     pub(super) fn check(&self, key: &K) -> Result<(), FetchError> {
         self.0.get(key).map_or(Ok(()), |reason| Err(FetchError::NotFound(reason)))
     }
 
-    /// Remembers upstream's "does not exist", and no other failure.
+    /// Remembers a "not found" of the registry, and no other error.
     pub(super) fn note(&self, key: &K, error: &FetchError) {
         if let FetchError::NotFound(reason) = error {
-            // Not prolonged by being asked again.
+            // A second failure does not extend the time.
             self.0.entry_by_ref(key).or_insert_with(|| reason.clone());
         }
     }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_upstreams_own_word_is_remembered_and_not_for_long() {
+    fn only_not_found_is_remembered_and_not_for_long() {
         let absent = NegativeCache::new(Duration::from_mins(1));
         absent.note(&1, &FetchError::NotNow { reason: String::new(), retry_after: None });
         absent.note(&2, &FetchError::NotFound("gone".into()));

@@ -1,8 +1,8 @@
 //! Passthrough: a blob streamed from upstream to one client without being stored, when the store cannot take it.
 //!
-//! The same promises as for a download: bytes leave as they arrive, the end only when the whole hashed right, an upstream
-//! that breaks off is resumed. Each reader has a stream of its own; the agent holds no more of it than the held-back
-//! end. Configurations and small blobs are verified before anything leaves.
+//! It keeps the promises of a download: bytes are sent as they arrive, the end only when the whole blob matches its
+//! digest, and an interrupted stream is resumed. Each reader has a stream of its own; the agent holds only the
+//! held-back end in memory. Configurations and small blobs are verified before anything is sent.
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{
     upstream::{BlobBody, Distrust, Retries, RetryPolicy, Span, UpstreamError},
 };
 
-/// A blob on its way past the store.
+/// A blob that is streamed without caching.
 #[derive(Debug)]
 pub struct Passthrough {
     way: BlobRef,
@@ -32,7 +32,7 @@ pub struct Passthrough {
     streamed: bool,
 }
 
-/// What it takes to ask upstream for a blob.
+/// What is needed to request a blob from the registry.
 #[derive(Clone, Debug)]
 pub(super) struct BlobRef {
     pub(super) context: Arc<Context>,
@@ -43,17 +43,17 @@ pub(super) struct BlobRef {
 #[derive(Debug)]
 struct Stream {
     body: BlobBody,
-    /// Bytes before the wanted ones, from an upstream that ignores ranges.
+    /// Bytes to drop before the requested range, from a registry that ignores ranges.
     skip: u64,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl BlobRef {
-    /// Opens a blob past the store: bytes can be sent when this returns.
+    /// Opens a blob for streaming without caching: bytes can be sent when this returns.
     pub(super) async fn open(self, asked: RangeHeader) -> Result<Passthrough, FetchError> {
         let again = self.clone();
         match self.open_once(asked).await {
-            // Another endpoint may be right.
+            // Another endpoint may send the right bytes.
             Err(FetchError::Corrupt { .. }) => again.open_once(asked).await,
             other => other,
         }
@@ -89,7 +89,7 @@ impl BlobRef {
         Ok(passing)
     }
 
-    /// Goes on from where a reader of the store was, with what its partial blob still knows.
+    /// Continues where a reader of the store was, with the hash of its partial blob if that is known.
     pub(super) async fn go_on(
         self,
         size: u64,
@@ -101,7 +101,7 @@ impl BlobRef {
             Some(partial) => tokio::task::spawn_blocking(move || partial.hash_up_to(start)).await.ok(),
             None => None,
         };
-        // A file that cannot be read back either: the beginning is fetched once more, for the hash.
+        // If the file cannot be read back either, the beginning is fetched again, for the hash.
         let before = before.and_then(Result::ok).flatten();
         self.pass(size, range, HELD_BACK.min(size), before)
     }
@@ -143,7 +143,7 @@ impl Passthrough {
         }
     }
 
-    /// Takes in what upstream sends next.
+    /// Reads and verifies the next bytes of the stream.
     async fn advance(&mut self) -> Result<(), FetchError> {
         let stop = self.way.context.stop.clone();
         let read = stop.run_until_cancelled(self.read()).await;
@@ -160,7 +160,7 @@ impl Passthrough {
         })
     }
 
-    /// One chunk, or `None` after an error that is worth another try.
+    /// One chunk, or `None` after an error that is worth a retry.
     async fn read(&mut self) -> Result<Option<Bytes>, FetchError> {
         self.open_stream().await?;
         let Some(stream) = &mut self.stream else { return Ok(None) };
@@ -180,7 +180,7 @@ impl Passthrough {
         Ok(None)
     }
 
-    /// Asks upstream for what is wanted, unless a stream is open.
+    /// Requests the missing bytes from the registry, unless a stream is open.
     async fn open_stream(&mut self) -> Result<(), FetchError> {
         while self.stream.is_none() && !self.verifying.wanted().is_empty() {
             match self.ask().await {
@@ -209,11 +209,11 @@ impl Passthrough {
         Ok(Stream { skip: wanted.start - body.offset, body, _permit: permit })
     }
 
-    /// Waits before another try, or gives up.
+    /// Waits before a retry, or returns the error.
     async fn handle_error(&mut self, error: UpstreamError) -> Result<(), FetchError> {
         let position = self.verifying.wanted().start;
         let Some(pause) = self.retries.pause(position, &error) else { return Err(error.into()) };
-        tracing::info!(digest = %self.way.digest.short(), position, %error, "stream broke off: resumed");
+        tracing::info!(digest = %self.way.digest.short(), position, %error, "stream interrupted: resuming");
         let stop = &self.way.context.stop;
         stop.run_until_cancelled(tokio::time::sleep(pause)).await.ok_or(FetchError::Stopping)
     }

@@ -1,5 +1,5 @@
-//! What other peers want of a download, and what they have brought to it. Shared between the peer listener, which
-//! asks, and the download's own task, which sees to it.
+//! Pieces that peers have requested from a download, and pieces that peers have sent to it. Shared between the peer
+//! listener, which adds requests, and the download's own task, which handles them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,33 +10,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How a piece is to be had for whoever asks.
+/// Where a requested piece is to come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PieceSource {
-    /// Along this node's own way up.
+    /// From this node's own parents.
     Peers,
-    /// From upstream, by this node itself, with its segment.
+    /// From the registry, read by this node together with its segment.
     Registry,
-    /// The same where upstream has no ranges: with everything.
+    /// From a registry without ranges, read by this node together with the whole blob.
     WholeRegistry,
 }
 
-/// Where the download's work with peers stands.
+/// The stage of the download's exchange with peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// Not begun.
+    /// Not started.
     #[default]
     Before,
-    /// Under way.
+    /// Running.
     Open,
-    /// Over: what is left comes from upstream.
+    /// Over: the rest comes from the registry.
     Left,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct PeerRequests {
     state: Mutex<State>,
-    /// Rises with every sign of life of whoever brings something.
+    /// Rises with every sign of life from a peer or registry that is to send something.
     activity: AtomicU64,
     /// Rises while bytes arrive at the peers that are to send pieces.
     moved: AtomicU64,
@@ -46,11 +46,11 @@ pub(crate) struct PeerRequests {
 struct State {
     stage: Stage,
     asked: BTreeMap<u64, PieceSource>,
-    /// How often nobody brought a piece.
+    /// How often no source delivered a piece.
     failed: HashMap<u64, u64>,
     /// Which peers sent bytes of which piece.
     origins: BTreeMap<u64, Vec<String>>,
-    /// Who else sent bytes.
+    /// The registry endpoints that sent bytes.
     upstream: Vec<String>,
     interest: Option<Instant>,
 }
@@ -60,8 +60,8 @@ impl PeerRequests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a request for a piece and says how often it failed so far; `None` when nobody will see to it.
-    /// `otherwise` says that the download brings the piece even without peers.
+    /// Adds a request for a piece and returns how often the piece has failed so far; `None` when the request will not
+    /// be handled. `otherwise` means that the download fetches the piece even without peers.
     pub(crate) fn ask(&self, piece: u64, source: PieceSource, otherwise: bool) -> Option<u64> {
         let mut state = self.state();
         state.interest = Some(Instant::now());
@@ -73,17 +73,17 @@ impl PeerRequests {
         Some(state.failures(piece))
     }
 
-    /// How often nobody brought a piece.
+    /// How often no source delivered a piece.
     pub(crate) fn failures(&self, piece: u64) -> u64 {
         self.state().failures(piece)
     }
 
-    /// The work with peers begins.
+    /// The exchange with peers starts.
     pub(crate) fn open(&self) {
         self.state().stage = Stage::Open;
     }
 
-    /// It ends; those who wait for what this node was to read are told.
+    /// The exchange with peers ends; requests that wait for this node to read a piece fail.
     pub(crate) fn leave(&self) {
         let mut state = self.state();
         state.stage = Stage::Left;
@@ -92,7 +92,7 @@ impl PeerRequests {
         }
     }
 
-    /// Everything asked since the last call.
+    /// Removes and returns all requests since the last call.
     pub(crate) fn take(&self) -> BTreeMap<u64, PieceSource> {
         std::mem::take(&mut self.state().asked)
     }
@@ -102,17 +102,17 @@ impl PeerRequests {
         !self.state().asked.is_empty()
     }
 
-    /// Whether anyone asked within the last `span`.
+    /// Whether a peer has requested a piece within the last `span`.
     pub(crate) fn is_of_interest(&self, span: Duration) -> bool {
         self.state().interest.is_some_and(|last| last.elapsed() < span)
     }
 
-    /// Nobody brought a piece.
+    /// No source delivered a piece.
     pub(crate) fn fail(&self, piece: u64) {
         *self.state().failed.entry(piece).or_default() += 1;
     }
 
-    /// A peer sends bytes of a piece.
+    /// A peer has sent bytes of a piece.
     pub(crate) fn note_peer(&self, piece: u64, peer: &str) {
         let mut state = self.state();
         let membership = state.origins.entry(piece).or_default();
@@ -121,7 +121,7 @@ impl PeerRequests {
         }
     }
 
-    /// Upstream sends bytes.
+    /// A registry endpoint has sent bytes.
     pub(crate) fn note_upstream(&self, origin: String) {
         let mut state = self.state();
         if !state.upstream.contains(&origin) {
@@ -129,12 +129,12 @@ impl PeerRequests {
         }
     }
 
-    /// Whether a peer sent bytes.
+    /// Whether a peer has sent bytes.
     pub(crate) fn has_peers(&self) -> bool {
         !self.state().origins.is_empty()
     }
 
-    /// Everyone who sent bytes, for messages.
+    /// All peers and registry endpoints that sent bytes, for messages.
     pub(crate) fn origins(&self) -> Vec<String> {
         let state = self.state();
         let mut all = state.upstream.clone();
@@ -146,7 +146,7 @@ impl PeerRequests {
         all
     }
 
-    /// A sign of life.
+    /// Notes a sign of life.
     pub(crate) fn stir(&self) {
         self.activity.fetch_add(1, Ordering::Relaxed);
     }
@@ -161,7 +161,7 @@ impl PeerRequests {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// Signs of life so far.
+    /// Number of signs of life so far.
     pub(crate) fn activity(&self) -> u64 {
         self.activity.load(Ordering::Relaxed)
     }
@@ -178,27 +178,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_seen_to_or_fails_and_never_just_waits() {
+    fn a_request_is_handled_or_fails_and_never_waits_for_ever() {
         let peer_requests = PeerRequests::default();
-        assert_eq!(peer_requests.ask(1, PieceSource::Peers, false), Some(0), "before the work begins");
+        assert_eq!(peer_requests.ask(1, PieceSource::Peers, false), Some(0), "before the exchange starts");
         peer_requests.open();
         assert_eq!(peer_requests.ask(1, PieceSource::Registry, false), Some(0));
         assert_eq!(peer_requests.ask(1, PieceSource::Peers, false), Some(0));
         assert_eq!(
             peer_requests.take().into_iter().collect::<Vec<_>>(),
             [(1, PieceSource::Registry)],
-            "reading is the stronger wish"
+            "the registry has priority over peers"
         );
         peer_requests.ask(2, PieceSource::Registry, true);
         peer_requests.leave();
-        assert_eq!(peer_requests.failures(2), 1, "who waits is told");
+        assert_eq!(peer_requests.failures(2), 1, "a waiting request fails");
         assert_eq!(peer_requests.ask(3, PieceSource::Registry, true), None);
         assert_eq!(peer_requests.ask(3, PieceSource::Peers, false), None);
-        assert_eq!(peer_requests.ask(3, PieceSource::Peers, true), Some(0), "the download brings it anyway");
+        assert_eq!(peer_requests.ask(3, PieceSource::Peers, true), Some(0), "the download fetches it anyway");
     }
 
     #[test]
-    fn everyone_who_sent_bytes_is_named_once() {
+    fn every_origin_is_named_once() {
         let peer_requests = PeerRequests::default();
         peer_requests.note_upstream("u".into());
         for piece in [1, 1, 2] {

@@ -1,22 +1,23 @@
-//! Requests to peers about manifests and tags, and answers to theirs.
+//! Requests to peers for manifests and tags, and the answers to theirs.
 //!
-//! Manifests: for each, one peer ranks first and reads it upstream, the others get it from there, and when it is gone
-//! from the next, so that a cluster costs one `GET`. The digest protects the bytes from any sender. A request only
-//! goes to peers that rank before this node, whatever each knows of the membership: it cannot go round in a circle.
+//! Manifests: for each, the peer that ranks first reads it from the registry and the others get it from that peer, or
+//! from the next one if it fails, so that a cluster costs one `GET`. The digest protects the bytes from any sender. A
+//! request only goes to peers that rank before this node, even if their views of the membership differ: it cannot
+//! circle.
 //!
-//! Tags: nothing protects them, so every node asks the registry itself (a `HEAD`). Only while that is not possible do
-//! peers count, and only several together ([`quorum`]).
+//! Tags: nothing protects them, so every node sends its own `HEAD` to the registry. Peers are used only while that
+//! fails, and only when several of them agree ([`quorum`]).
 //!
-//! A peer's "does not exist" is never believed: the registry's own is the only one that counts.
+//! A peer's "not found" is never used: only the registry's counts.
 
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{error::FetchError, fetcher::Fetcher, tag_slot::Ask};
+use super::{error::FetchError, fetcher::Fetcher, tag_slot::Sources};
 use crate::{
     peers::{
-        Membership, Peer, Settled, TagMeaning,
+        Membership, Peer, Settled, TagAnswer,
         quorum::{self, Vote},
         rank,
     },
@@ -27,13 +28,13 @@ use crate::{
 use crate::limits::download::peer_tags::{ANSWER, AT_ONCE, EVERYONE, RESOLVERS, VOTES};
 
 impl Fetcher {
-    /// Peers to request a manifest from: peers that rank before this node and are reachable as far as known.
+    /// Peers to request a manifest from: those that rank before this node and are not known to be unreachable.
     fn before_this_node(&self, membership: &Membership, subject: u64) -> Vec<Peer> {
         let before = membership.resolvers(subject).into_iter();
         before.filter(|peer| self.0.peers.is_usable(peer)).take(RESOLVERS).cloned().collect()
     }
 
-    /// A manifest from the peer that reads it for all. A peer that does not give it costs time, `peer.wait` at most.
+    /// A manifest from the peer that reads it for all nodes. Takes `peer.wait` at most when peers do not deliver it.
     pub(super) async fn manifest_of_peers(
         &self,
         repository: &Repository,
@@ -53,7 +54,7 @@ impl Fetcher {
     }
 
     /// A manifest that any peer has on its disk, or can still fetch.
-    pub(super) async fn manifest_of_anyone(
+    pub(super) async fn manifest_of_any_peer(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -71,8 +72,9 @@ impl Fetcher {
         None
     }
 
-    /// Whom to ask for a manifest when the registry does not answer this node: everyone for what is on their disks; then
-    /// those that rank after this node, for they may reach the registry where this node does not. These ask nobody else.
+    /// Which peers to request a manifest from when the registry does not answer this node: all of them for a copy on
+    /// disk; then those that rank after this node, because they may reach the registry. Those send no further peer
+    /// requests.
     fn last_resorts(&self, subject: u64) -> Option<[(Vec<Peer>, bool); 2]> {
         let membership = self.0.peers.membership()?;
         let usable = |peer: &&Peer| self.0.peers.is_usable(peer);
@@ -80,8 +82,8 @@ impl Fetcher {
         Some([(membership.others().filter(usable).cloned().collect(), true), (after, false)])
     }
 
-    /// The digest that enough peers report for a tag that the registry cannot confirm now: what they last knew, else what
-    /// the registry tells them now.
+    /// The digest that enough peers report for a tag that the registry cannot confirm now: from their records, else
+    /// from their own requests to the registry.
     pub(super) async fn tag_of_peers(&self, repository: &Repository, tag: &Tag) -> Option<Vote> {
         let membership = self.0.peers.membership()?;
         let (mut votes, mut silent) = (Vec::new(), self.0.peers.voters(&membership));
@@ -97,8 +99,8 @@ impl Fetcher {
         None
     }
 
-    /// One round of votes. Waits for everyone, within a limit: the fastest must not be the ones that count. Returns the
-    /// peers that gave none.
+    /// One round of votes. Waits for all peers, within a limit, so that the fastest do not decide alone. Returns the
+    /// peers that did not vote.
     async fn collect_votes(
         &self,
         votes: &mut Vec<Vote>,
@@ -120,12 +122,12 @@ impl Fetcher {
                 }
             }
         };
-        // Late peers have no vote in this round.
+        // Late answers do not count in this round.
         let _ = tokio::time::timeout(VOTES, all).await;
         silent
     }
 
-    /// A manifest for a peer. With `known` from the disk alone.
+    /// A manifest for a peer. With `known`, from the disk only.
     pub async fn manifest_for_peer(
         &self,
         repository: &Repository,
@@ -136,30 +138,30 @@ impl Fetcher {
             return self.known_manifest(repository, digest).await;
         }
         let (fetcher, repository, digest) = (self.clone(), repository.clone(), *digest);
-        self.answer_in_time(async move { fetcher.manifest_by(&repository, &digest, Ask::Upstream).await })
+        self.answer_in_time(async move { fetcher.manifest_by(&repository, &digest, Sources::Registry).await })
             .await
     }
 
-    /// What a tag resolves to, for a peer. With `known` from the disk alone. What peers told this node is not passed on: it
-    /// would make one vote several.
+    /// The digest that a tag resolves to, for a peer. With `known`, from the disk only. A digest that this node got
+    /// from peers is not forwarded: it would count one vote several times.
     pub async fn tag_for_peer(
         &self,
         repository: &Repository,
         tag: &Tag,
         known: bool,
-    ) -> Result<TagMeaning, FetchError> {
+    ) -> Result<TagAnswer, FetchError> {
         let resolved = if known {
             self.known_tag(repository, tag).await?
         } else {
             let (fetcher, repository, tag) = (self.clone(), repository.clone(), tag.clone());
-            self.answer_in_time(async move { fetcher.resolve_by(&repository, &tag, Ask::Upstream).await })
+            self.answer_in_time(async move { fetcher.resolve_by(&repository, &tag, Sources::Registry).await })
                 .await?
         };
         if resolved.unconfirmed {
-            let reason = "peers told this node what the tag resolves to, the registry did not".into();
+            let reason = "this node has the tag's digest from peers, not from the registry".into();
             return Err(FetchError::NotNow { reason, retry_after: None });
         }
-        Ok(TagMeaning {
+        Ok(TagAnswer {
             digest: resolved.info.digest.to_string(),
             media_type: resolved.info.media_type.as_str().to_owned(),
             size: resolved.info.size,
@@ -168,7 +170,7 @@ impl Fetcher {
         })
     }
 
-    /// Runs work that goes on when the peer that asked has been told to wait.
+    /// Runs work that continues after the requesting peer was told to retry.
     async fn answer_in_time<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, FetchError>> + Send + 'static,
@@ -184,7 +186,7 @@ impl Fetcher {
     }
 }
 
-/// What an answer holds, if anything.
+/// The content of an answer, if there is any.
 fn found<T>(answer: Option<Settled<T>>) -> Option<T> {
     match answer {
         Some(Settled::Found(found)) => Some(found),
@@ -192,6 +194,6 @@ fn found<T>(answer: Option<Settled<T>>) -> Option<T> {
     }
 }
 
-fn vote(meaning: &TagMeaning) -> Option<Vote> {
-    Some(Vote { digest: meaning.digest.parse().ok()?, age: Duration::from_millis(meaning.age_ms) })
+fn vote(answer: &TagAnswer) -> Option<Vote> {
+    Some(Vote { digest: answer.digest.parse().ok()?, age: Duration::from_millis(answer.age_ms) })
 }

@@ -1,6 +1,6 @@
-//! Who sent wrong bytes for which digest. Asked last the next time; after a second lie not asked at all for a moment,
-//! so that a client that resumes is told 503 and goes elsewhere, instead of being fed the same wrong bytes until it
-//! gives up (containerd: three tries without a new byte).
+//! Origins that sent wrong bytes for a digest. After the first wrong transfer an origin is used last for that digest,
+//! after the second not at all for a short time, so that a resuming client gets 503 and uses another mirror, instead
+//! of receiving the same wrong bytes until its pull fails (containerd: three attempts without a new byte).
 
 use std::{
     collections::HashMap,
@@ -10,16 +10,16 @@ use std::{
 
 use crate::{types::Digest, upstream::Distrust};
 
-use crate::limits::download::penalties::{LIES, MEMORY, MOST};
+use crate::limits::download::penalties::{MEMORY, MOST, WRONG_TRANSFERS};
 
 #[derive(Debug, Default)]
-pub(super) struct Penalties(Mutex<HashMap<Digest, Lies>>);
+pub(super) struct Penalties(Mutex<HashMap<Digest, WrongTransfers>>);
 
-/// How often an origin lied, and when last.
-type Lies = HashMap<String, (u32, Instant)>;
+/// Wrong transfers by origin: how many, and when the last one was.
+type WrongTransfers = HashMap<String, (u32, Instant)>;
 
 impl Penalties {
-    /// Remembers one transfer of wrong bytes.
+    /// Notes a transfer of wrong bytes.
     pub(super) fn note(&self, digest: &Digest, origins: &[String]) {
         let now = Instant::now();
         let mut penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -32,20 +32,20 @@ impl Penalties {
         let known = penalties.entry(*digest).or_default();
         for origin in origins {
             let entry = known.entry(origin.clone()).or_insert((0, now));
-            let lies = if now.duration_since(entry.1) < MEMORY { entry.0 } else { 0 };
-            *entry = (lies + 1, now);
+            let count = if now.duration_since(entry.1) < MEMORY { entry.0 } else { 0 };
+            *entry = (count + 1, now);
         }
     }
 
-    /// Whom to ask last and whom not at all.
+    /// Which origins to use last and which not at all.
     pub(super) fn distrust(&self, digest: &Digest) -> Distrust {
         let penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut distrust = Distrust::default();
-        for (origin, (lies, at)) in penalties.get(digest).into_iter().flatten() {
+        for (origin, (count, at)) in penalties.get(digest).into_iter().flatten() {
             if at.elapsed() >= MEMORY {
                 continue;
             }
-            if *lies >= LIES {
+            if *count >= WRONG_TRANSFERS {
                 distrust.never.push(origin.clone());
             } else {
                 distrust.last.push(origin.clone());
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_lie_is_asked_last_and_the_second_not_at_all() {
+    fn an_origin_is_used_last_after_one_wrong_transfer_and_not_at_all_after_two() {
         let (penalties, digest, other) = (Penalties::default(), Digest::of(b"a"), Digest::of(b"b"));
         penalties.note(&digest, &["one".into(), "two".into()]);
         assert_eq!(penalties.distrust(&digest).last.len(), 2);

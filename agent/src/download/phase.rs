@@ -1,14 +1,14 @@
-//! Where a download stands, and the only arrows between its phases.
+//! The phases of a download, and the allowed changes between them.
 //!
 //! ```text
-//! Connecting --first answer--> Streaming --all bytes hash right--> Verified --on disk under its name--> Done
-//!      |                           |                                   |
-//!      +---------------------------+-----------------------------------+--> Failed
+//! Connecting --first response--> Streaming --all bytes match--> Verified --committed to the store--> Done
+//!      |                             |                             |
+//!      +-----------------------------+-----------------------------+--> Failed
 //! ```
 
 use super::error::FetchError;
 
-/// Where a download stands; see the module's diagram.
+/// The phase of a download; see the module's diagram.
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {
     Connecting,
@@ -18,7 +18,7 @@ pub(crate) enum Phase {
     Failed(FetchError),
 }
 
-/// News for readers. The count only makes every change a change.
+/// Progress for readers. The count makes every update differ from the one before.
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) phase: Phase,

@@ -1,4 +1,4 @@
-//! One connection of a download: asks upstream for a span and writes what comes into the partial blob.
+//! One connection of a download: requests a span from the registry and writes the bytes into the partial blob.
 
 use std::{
     sync::{
@@ -33,37 +33,37 @@ use crate::limits::download::{
     schedule::SILENT,
 };
 
-/// What a request tells its download.
+/// An event of a request, for its download.
 #[derive(Debug)]
 pub(super) struct RequestEvent {
-    /// Which request.
+    /// The request's number.
     pub(super) request: u64,
-    /// What happened.
+    /// The event.
     pub(super) event: Event,
 }
 
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Upstream has answered; bytes follow. Names who sends them.
+    /// The registry has answered; bytes follow. Names the endpoint that sends them.
     Streaming(String),
     /// Bytes have arrived: the first ones, or the first after a silence.
     Bytes,
-    /// The span is filled, or why not.
+    /// The span is complete, or the reason why not.
     Ended(Result<(), RangeError>),
 }
 
 /// Why a request ended early.
 #[derive(Debug)]
 pub(super) enum RangeError {
-    /// This source will not do.
+    /// This source cannot send the span; the next source is tried.
     Refused(FetchError),
-    /// It may do at another attempt.
+    /// The attempt failed; a retry may succeed.
     Broken(UpstreamError),
-    /// What it said of the content, now or before, was wrong: its size, or which version it has.
+    /// The registry's size or version of the content differs from an earlier answer.
     Changed(UpstreamError),
-    /// It answers a range with everything, and someone is reading everything already.
+    /// The registry ignores the range and sends everything, and another request reads everything already.
     NoRanges,
-    /// No source will do.
+    /// No source can help.
     Fatal(FetchError),
 }
 
@@ -86,18 +86,18 @@ impl From<FetchError> for RangeError {
     }
 }
 
-/// Where a request is, shared between its task and the download.
+/// How far a request has come, shared between its task and the download.
 #[derive(Debug)]
 struct Place {
-    /// Where it began.
+    /// Offset at which the request started.
     start: AtomicU64,
     position: AtomicU64,
     end: AtomicU64,
     started: Instant,
-    /// When the answer's header arrived, in milliseconds after `started`.
+    /// When the response header arrived, in milliseconds after `started`.
     answered: AtomicU64,
-    /// Since when the request has been waiting for the network, in milliseconds after `started`; [`BUSY`] while it does not:
-    /// what the disk or a limit of this node holds up is no silence of the registry.
+    /// Since when the request has waited for the network, in milliseconds after `started`. [`BUSY`] while it does
+    /// not: time that the disk or a limit of this node takes is not the registry's silence.
     waiting: AtomicU64,
 }
 
@@ -127,13 +127,13 @@ impl Place {
     }
 }
 
-/// The download's handle on a request. Dropping it ends the request.
+/// The download's handle on a request. Dropping it aborts the request.
 #[derive(Debug)]
 pub(super) struct RangeRequest {
     pub(super) id: u64,
     pub(super) streaming: bool,
     pub(super) hedged: bool,
-    /// The request for whose rest this one is a second request, and why there is one.
+    /// The request that this one hedges, and why.
     pub(super) hedges: Option<(u64, Hedge)>,
     place: Arc<Place>,
     task: AbortHandle,
@@ -161,12 +161,12 @@ impl RangeRequest {
         }
     }
 
-    /// Makes it stop earlier; another request has the rest.
+    /// Makes the request stop earlier; another request fetches the rest.
     pub(super) fn shorten(&self, end: u64) {
         self.place.end.fetch_min(end, Ordering::AcqRel);
     }
 
-    /// A request that began to the unknown end learns it.
+    /// Sets the end of a request that was opened before the size was known.
     pub(super) fn set_size(&self, size: u64) {
         self.place.end.fetch_min(size, Ordering::AcqRel);
     }
@@ -178,7 +178,7 @@ pub(super) struct RangeSpec {
     pub(super) id: u64,
     pub(super) source: Repository,
     pub(super) span: Span,
-    /// No other request is at work: an answer from the beginning is as good as any.
+    /// No other request is running: a response from the beginning is useful too.
     pub(super) alone: bool,
     /// See [`RangeRequest::hedges`].
     pub(super) hedges: Option<(u64, Hedge)>,
@@ -228,7 +228,7 @@ impl Run {
         self.tell(Event::Ended(outcome)).await;
     }
 
-    /// The download may have ended; then nobody is interested.
+    /// Sends an event. If the download has ended, it is dropped.
     async fn tell(&self, event: Event) {
         let _ = self.events.send(RequestEvent { request: self.spec.id, event }).await;
     }
@@ -243,7 +243,7 @@ impl Run {
         let body = if let Ok(answer) = tokio::time::timeout(SLOW_HEADER, &mut asking).await {
             answer?
         } else {
-            // A place that nothing moves in is free for others until the answer comes.
+            // A request that makes no progress gives its place to others until the response arrives.
             drop(permit.take());
             let answer = asking.await?;
             permit = self.permit().await;
@@ -267,14 +267,14 @@ impl Run {
         self.pump(body).await
     }
 
-    /// A place among the transfers of the registry.
+    /// Waits for a place among the registry's transfers.
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let registry = &self.spec.source.registry;
         let _queued = self.download.enter_queue(registry);
         self.context.upstream.transfer_permit(registry).await
     }
 
-    /// The blob's size as upstream says, held against what its manifest said.
+    /// Compares the blob's size in the response with the manifest's.
     async fn learn_size(&self, body: &BlobBody) -> Result<(), RangeError> {
         let described = self.download.described_size();
         let Some(size) = body.size.or(described) else { return Ok(()) };
@@ -286,7 +286,7 @@ impl Run {
         }
         if !self.spec.alone && self.partial.size().is_some_and(|known| known != size) {
             return Err(self.broken(format!(
-                "`{}` says the blob has {size} bytes, another connection said otherwise",
+                "`{}` says the blob has {size} bytes, another response had a different size",
                 body.origin
             )));
         }
@@ -359,7 +359,7 @@ impl Run {
         tokio::task::spawn_blocking(move || {
             let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
             partial.write_in(epoch, offset, &batch, |written| download.note_read(written))?;
-            // Only now: what is behind a request's place is there, what is before it is the request's to bring.
+            // Only now: bytes before the position must be written, and bytes after it belong to this request.
             place.position.store(offset + length, Ordering::Release);
             download.wrote();
             Ok(())
@@ -376,7 +376,7 @@ async fn finish_write(
     }
 }
 
-/// The next bytes, and whatever else is there already, up to [`BATCH`]; with it, how the body ended if it did.
+/// Waits for the next bytes, adds what else has arrived up to [`BATCH`], and reports how the body ended if it did.
 async fn gather(body: &mut BlobBody) -> (Vec<Bytes>, Option<Result<(), UpstreamError>>) {
     let (mut batch, mut length) = (Vec::new(), 0);
     let mut next = body.chunk().await;

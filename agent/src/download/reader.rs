@@ -1,4 +1,4 @@
-//! Reading content, whole or growing, with one interface for the HTTP side.
+//! Reads content, whole or arriving, with one interface for the HTTP side.
 
 use std::{
     ops::Range,
@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::limits::download::reader::{PACE_BYTES, PACE_TIME};
 
-/// Content that can be read. When the store fails under it, it goes on past the store.
+/// Content that can be read. When the store fails, reading continues with a stream that is not cached.
 #[derive(Debug)]
 pub struct Content {
     source: Source,
@@ -31,18 +31,18 @@ pub struct Content {
 /// Where content comes from.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// Whole, verified, on disk.
+    /// Complete, verified, on disk.
     Whole(Blob),
-    /// On its way.
+    /// Arriving.
     Growing(Growing),
-    /// On its way past the store.
+    /// Streamed without caching.
     Passthrough(Box<Passthrough>),
-    /// A part that is there, of a blob that is on its way: for peers, who verify it.
+    /// A part that has arrived, of a blob that is arriving: for peers, which verify it.
     Landed(Landed),
 }
 
-/// A part of a partial blob that is there. Reading ends with an error when it is replaced meanwhile, so that nobody is
-/// sent a mixture of two.
+/// A part of a partial blob that has arrived. Reading fails when the part is replaced meanwhile, so that no peer is
+/// sent a mixture of two versions.
 #[derive(Debug)]
 pub(crate) struct Landed {
     partial: Arc<Partial>,
@@ -51,7 +51,7 @@ pub(crate) struct Landed {
 }
 
 impl Landed {
-    /// `changes` is [`Partial::changes`] of when the part was looked at first.
+    /// `changes` is the value of [`Partial::changes`] from before the part was looked up.
     pub(crate) fn new(partial: Arc<Partial>, size: u64, changes: u64) -> Self {
         Self { partial, size, changes }
     }
@@ -59,7 +59,7 @@ impl Landed {
     async fn read(&self, position: u64, until: u64, size: ChunkSize) -> std::io::Result<Bytes> {
         let bytes = read_chunk(self.partial.file(), position, until, size).await?;
         if self.partial.changes() != self.changes {
-            return Err(std::io::Error::other("wrong bytes are being replaced"));
+            return Err(std::io::Error::other("the bytes were wrong and are being replaced"));
         }
         Ok(bytes)
     }
@@ -70,12 +70,12 @@ impl Content {
         Self { source, way }
     }
 
-    /// The whole content's size in bytes.
+    /// Size of the whole content in bytes.
     pub fn size(&self) -> u64 {
         self.source.size()
     }
 
-    /// Reads a part of it: the part that it was opened for.
+    /// Reads a range of the content, the one that it was opened for.
     pub fn read(self, range: Range<u64>) -> ContentReader {
         ContentReader { way: Some(self.way), ..ContentReader::of_store(self.source, range) }
     }
@@ -105,16 +105,16 @@ impl Source {
 #[derive(Debug)]
 pub struct ContentReader {
     source: Source,
-    /// How to go on when the store fails; nothing for peers, who ask others.
+    /// Where to continue when the store fails; `None` for peers, which use another peer then.
     way: Option<BlobRef>,
     position: u64,
     end: u64,
-    /// How long nothing may arrive before the reader gives up; it may wait for ever without.
+    /// How long nothing may arrive before the read fails; `None` means without limit.
     patience: Option<Duration>,
     pace: Pace,
 }
 
-/// How fast a reader takes what it gets, and so how much it gets at once.
+/// How fast a reader consumes its chunks, which decides how large they are.
 #[derive(Debug)]
 struct Pace {
     since: Instant,
@@ -127,7 +127,7 @@ impl Pace {
         Self { since: now, bytes: 0, size: ChunkSize::Small }
     }
 
-    /// The size of the next chunk of a reader that requests it now, and so has taken most of those before.
+    /// The size of the next chunk. A reader that requests it has consumed most of the earlier ones.
     fn next(&mut self, now: Instant) -> ChunkSize {
         if self.bytes >= PACE_BYTES {
             let keeps_up = now.saturating_duration_since(self.since) <= PACE_TIME;
@@ -139,7 +139,7 @@ impl Pace {
 }
 
 impl ContentReader {
-    /// Reads a part of what the store has, and ends when the store fails.
+    /// Reads a part of a stored blob, and fails when the store fails.
     pub(crate) fn of_store(source: Source, range: Range<u64>) -> Self {
         Self {
             source,
@@ -151,7 +151,7 @@ impl ContentReader {
         }
     }
 
-    /// Gives up when nothing of a download arrives for so long. The download goes on.
+    /// Fails a read when nothing of a download has arrived for this long. The download continues.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience: Some(patience), ..self }
@@ -184,7 +184,7 @@ impl ContentReader {
         };
         let mut still = Stillness::new(Instant::now());
         loop {
-            // Reading is begun anew after each look: nothing of it is lost when it is dropped.
+            // The read restarts after each check: dropping it loses nothing.
             if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read(size)).await {
                 return read;
             }
@@ -212,10 +212,10 @@ impl ContentReader {
         chunk.map(Some).map_err(|error| FetchError::Disk(Arc::new(error)))
     }
 
-    /// From here on the bytes come straight from upstream: the client notices nothing.
+    /// Switches to a stream from the registry that is not cached, without an interruption for the client.
     async fn leave_the_store(&mut self, way: BlobRef, error: &FetchError) {
         let (position, size) = (self.position, self.source.size());
-        tracing::info!(digest = %way.digest.short(), position, error = %chain(error), "goes on past the store");
+        tracing::info!(digest = %way.digest.short(), position, error = %chain(error), "the store failed: streaming the rest without caching");
         let partial = match &self.source {
             Source::Growing(growing) => Some(growing.partial.clone()),
             Source::Whole(_) => {

@@ -1,4 +1,4 @@
-//! Reads segments from the registry for the cluster: one ranged request each, resumed where it breaks off.
+//! Reads segments from the registry for the cluster: one range request each, resumed when interrupted.
 
 use std::{ops::Range, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
     upstream::{Retries, RetryPolicy, Span, UpstreamError},
 };
 
-/// What a reading needs.
+/// What a read of a segment needs.
 #[derive(Clone)]
 pub(crate) struct Reading {
     context: Arc<Context>,
@@ -31,7 +31,7 @@ impl Reading {
         Self { context, download, partial }
     }
 
-    /// Sees to it that `wanted` is read as a part of `bytes`; returns as soon as it is there.
+    /// Makes sure that `wanted` is read as a part of `bytes`; returns when it has arrived.
     pub(crate) async fn bring(&self, bytes: Range<u64>, wanted: Range<u64>) -> Result<(), ReadError> {
         let is_there = || self.partial.gaps(wanted.clone()).is_empty();
         let mut progress = self.download.progress();
@@ -49,7 +49,7 @@ impl Reading {
             tokio::select! {
                 changed = progress.changed() => changed.map_err(|_| ReadError::Failed)?,
                 changed = outcome.changed() => changed.map_err(|_| ReadError::Failed)?,
-                // Whoever waits for this node is to know that it lives: every wait upstream has a limit of its own.
+                // Peers that wait for this node see a sign of life: every wait for the registry has its own limit.
                 _ = ticks.tick() => self.download.peer_requests.stir(),
             }
         }
@@ -67,11 +67,11 @@ impl Reading {
         })
     }
 
-    /// Reads `bytes`, resuming what breaks off.
+    /// Reads `bytes`, resuming after interruptions.
     async fn read(&self, bytes: Range<u64>) -> Result<(), ReadError> {
         let missing = |gaps: &[Range<u64>]| gaps.iter().map(|gap| gap.end - gap.start).sum::<u64>();
         let mut retries = Retries::new(RetryPolicy::FOR_PEERS, 0);
-        // Then an answer from the beginning is as good as any, also where it is to go on after a break.
+        // Then a response from the beginning is useful too, also when a read is resumed.
         let alone = bytes.start == 0 && self.partial.size() == Some(bytes.end);
         loop {
             let Some(gap) = self.partial.gaps(bytes.clone()).into_iter().next() else { return Ok(()) };
@@ -116,7 +116,7 @@ impl Reading {
                     None => return Err(stopping()),
                 },
                 _ = ticks.tick() => if request.view().silent >= SILENT {
-                    let reason = format!("sent nothing for {SILENT:?}: asked again");
+                    let reason = format!("sent nothing for {SILENT:?}; retrying");
                     return Err(RangeError::Broken(UpstreamError::Unavailable { registry: source.registry, reason }));
                 },
             }

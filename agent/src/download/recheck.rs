@@ -1,6 +1,6 @@
-//! A stored blob that could not be read is read once more from its beginning to its end, beside everything else. When it
-//! cannot be, or is another by now, it is taken out, and the next client that wants it has it fetched again; a disk that
-//! faltered once loses nothing.
+//! Checks a stored blob after a failed read by reading it again completely, in the background. A blob that cannot be
+//! read or does not match its digest is quarantined, and fetched again at the next request. A disk error that does
+//! not repeat loses nothing.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::{
 
 use crate::limits::download::recheck::CHUNK;
 
-/// Has a stored blob looked at that gave an error.
+/// Starts the check of a stored blob whose read failed.
 pub(super) fn start(context: &Arc<Context>, digest: Digest, error: &FetchError) {
-    tracing::error!(%digest, error = %chain(error), "stored blob cannot be read: checked");
+    tracing::error!(%digest, error = %chain(error), "stored blob cannot be read: checking it");
     let context = context.clone();
     context.tasks.clone().spawn("recheck", async move {
             let Ok(_turn) = context.rechecks.try_acquire() else { return };
@@ -27,21 +27,21 @@ pub(super) fn start(context: &Arc<Context>, digest: Digest, error: &FetchError) 
             match checked.await {
                 Ok(None) => {}
                 Ok(Some((damage, None))) => {
-                    tracing::warn!(%digest, error = %chain(&damage), "stored blob not checked");
+                    tracing::warn!(%digest, error = %chain(&damage), "check of a stored blob aborted");
                 }
                 Ok(Some((damage, Some(taken)))) => {
                     context.metrics.bad_blobs.inc();
-                    tracing::error!(%digest, error = %chain(&damage), "stored blob is damaged: taken out, fetched again when wanted");
+                    tracing::error!(%digest, error = %chain(&damage), "stored blob is damaged: quarantined, will be fetched again at the next request");
                     if let Err(error) = taken {
-                        tracing::error!(%digest, error = %chain(&error), "it could not be taken out");
+                        tracing::error!(%digest, error = %chain(&error), "cannot quarantine a damaged blob");
                     }
                 }
-                Err(error) => tracing::error!(%digest, %error, "the check of a stored blob failed"),
+                Err(error) => tracing::error!(%digest, %error, "check of a stored blob failed"),
             }
         });
 }
 
-/// Blocking.
+/// Reads a blob completely. Blocking.
 fn read_through(store: &Store, digest: &Digest, stopped: impl Fn() -> bool) -> Result<(), Damage> {
     let Some(mut look) = store.look(digest)? else { return Ok(()) };
     while look.advance(CHUNK)? > 0 {

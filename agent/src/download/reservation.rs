@@ -1,4 +1,4 @@
-//! Room on the disk for transfers: asked for before one begins, so that a full store costs no client anything.
+//! Disk space for downloads: reserved before a download starts, so that a full store fails no client.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ impl fmt::Debug for MakeRoom {
     }
 }
 
-/// Who was given room, so that no two transfers are given the same.
+/// Which downloads have reserved disk space, so that no two get the same.
 #[derive(Debug)]
 pub(super) struct Room {
     make: MakeRoom,
@@ -39,8 +39,8 @@ impl Room {
         Self { make, admitted: Mutex::default() }
     }
 
-    /// Sees to it that there is room for what is missing of a blob, and of all the others under way. `described` is its
-    /// size as its manifest says. Blocking.
+    /// Makes sure that there is space for the missing bytes of a blob, and of all other running downloads.
+    /// `described` is the size according to the manifest. Blocking.
     pub(super) fn admit(&self, partial: &Arc<Partial>, described: Option<u64>) -> Result<(), StoreError> {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         admitted.retain(|one| one.strong_count() > 0);
@@ -50,22 +50,22 @@ impl Room {
         Ok(())
     }
 
-    /// After the disk said that it is full: whether something could be removed, enough for `bytes`. Blocking.
+    /// Evicts after the disk was full; returns whether `bytes` were freed. Blocking.
     pub(super) fn free(&self, bytes: u64) -> Result<bool, StoreError> {
         Ok((self.make.0)(Need::Freed(bytes))? > 0)
     }
 }
 
-/// What one download has asked for.
+/// The reservation of one download.
 #[derive(Debug, Default)]
 pub(super) struct Claim {
     admitted: bool,
-    /// How often the disk was full all the same.
+    /// How often the disk was full despite the reservation.
     made: u32,
 }
 
 impl Claim {
-    /// Asks for room, once the size is known.
+    /// Reserves disk space, once the size is known.
     pub(super) async fn admit(
         &mut self,
         room: &Arc<Room>,
@@ -80,7 +80,7 @@ impl Claim {
         blocking(move || room.admit(&partial, described)).await
     }
 
-    /// The disk was full all the same: fine if something can be removed.
+    /// Makes room after the disk was full despite the reservation; fails when nothing can be evicted.
     pub(super) async fn free(
         &mut self,
         room: &Arc<Room>,

@@ -1,8 +1,8 @@
-//! Blobs that the container runtime of this node already has: read from there instead of from a registry.
+//! Blobs that the container runtime of this node already has: read from its disk instead of from a registry.
 //!
-//! Nothing of them leaves before all of it was hashed, so that a damaged file costs a moment and no pull. Only what a
-//! manifest names that the agent itself could read: what a runtime pulled with a pod's own secret does not become
-//! readable for everybody on the node.
+//! All of a blob is hashed before any of it is sent, so that a damaged file costs only time. Only content of
+//! manifests that the agent itself could read is used: images that a runtime pulled with a pod's own secret do not
+//! become readable for everybody on the node.
 
 use std::sync::Arc;
 
@@ -12,18 +12,18 @@ use tokio_util::sync::CancellationToken;
 use super::{blocking::blocking, context::Context, error::FetchError, state::Download};
 use crate::store::{Blob, Finish, Partial, RuntimeBlob, StoreError};
 
-/// The runtime's name among those who bring bytes.
+/// The name of the runtime as an origin of bytes.
 pub(super) const ORIGIN: &str = "the container runtime's content";
 
-/// What the runtime has of the download's blob.
+/// How the runtime has the download's blob.
 pub(super) enum Found {
-    /// The same file is a blob of the store now.
+    /// The runtime's file was linked into the store.
     Linked(Blob),
     /// A file to copy.
     File(RuntimeBlob),
 }
 
-/// Looks.
+/// Looks up the download's blob in the runtime's content.
 pub(super) async fn find(context: &Context, download: &Download) -> Result<Option<Found>, FetchError> {
     let (store, digest) = (context.store.clone(), *download.digest());
     let Some(size) = download.described_size().filter(|_| store.has_runtime()) else { return Ok(None) };
@@ -38,8 +38,8 @@ pub(super) async fn find(context: &Context, download: &Download) -> Result<Optio
     Ok(found)
 }
 
-/// Fills a partial blob from the runtime's file; `false` when that is not what its name says, and then the partial blob
-/// has to be opened anew.
+/// Fills a partial blob from the runtime's file; `false` when the file does not match its digest, and then the
+/// partial blob has to be opened again.
 pub(super) async fn copy(
     context: &Context,
     partial: Arc<Partial>,
@@ -52,7 +52,7 @@ pub(super) async fn copy(
             Ok(true)
         }
         Filled::Wrong => {
-            tracing::warn!(digest = %digest.short(), "the runtime's blob is not what its name says: passed over");
+            tracing::warn!(digest = %digest.short(), "the container runtime's file does not match its digest: skipped");
             Ok(false)
         }
         Filled::Stopped => Err(FetchError::Stopping),

@@ -1,5 +1,5 @@
-//! The segments of a blob that this node reads from the registry for the cluster: each byte by one reading, however many wait
-//! for pieces of it.
+//! The segments of a blob that this node reads from the registry for the cluster: each byte is read once, for any
+//! number of waiting requests.
 
 use std::{
     collections::HashMap,
@@ -14,22 +14,22 @@ use super::error::FetchError;
 /// Why a segment could not be read.
 #[derive(Clone, Debug)]
 pub(crate) enum ReadError {
-    /// Upstream answers every request with everything.
+    /// The registry ignores ranges and always sends everything.
     NoRanges,
-    /// Upstream cannot, or the attempts are used up.
+    /// The registry cannot send the segment, or the retries are used up.
     Failed,
-    /// The disk cannot.
+    /// The disk failed.
     Fatal(FetchError),
 }
 
-/// How a reading ended, once it has.
+/// How a read ended, once it has.
 pub(super) type Outcome = Option<Result<(), ReadError>>;
 
-/// The segments that are being read for one download. Dropping them ends them.
+/// The segments that are being read for one download. Dropping them aborts the reads.
 #[derive(Debug, Default)]
 pub(crate) struct Segments(Mutex<HashMap<Range<u64>, Segment>>);
 
-/// One that is being read, and what ends it.
+/// A running read, and the handle that aborts it.
 type Segment = (watch::Receiver<Outcome>, AbortHandle);
 
 impl Drop for Segments {
@@ -39,7 +39,7 @@ impl Drop for Segments {
 }
 
 impl Segments {
-    /// Ends all of them: the download has ended, or goes on by itself.
+    /// Aborts all reads: the download has ended, or fetches from the registry itself.
     pub(crate) fn end(&self) {
         let mut segments = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, (_, task)) in segments.drain() {
@@ -47,8 +47,8 @@ impl Segments {
         }
     }
 
-    /// Joins the reading that brings `wanted`, or starts one of `bytes` up to where another has begun. `size` is that of the
-    /// blob; `start` begins to read, and sends how it ended.
+    /// Joins the read that includes `wanted`, or starts a read of `bytes` up to where another one starts. `size` is
+    /// the size of the blob; `start` starts the read and sends its outcome.
     pub(super) fn join(
         &self,
         size: Option<u64>,
@@ -62,7 +62,7 @@ impl Segments {
         if let Some((_, (outcome, _))) = under_way {
             return outcome.clone();
         }
-        // A read of everything is one request without a range: others that are under way are about to fail.
+        // A read of everything is one request without a range: other running reads are about to fail.
         let everything = size.is_some_and(|size| *bytes == (0..size));
         let bytes = if everything { bytes.clone() } else { without_overlap(bytes, wanted, segments.keys()) };
         let (sender, outcome) = watch::channel(None);
@@ -76,7 +76,7 @@ fn covers(other: &Range<u64>, wanted: &Range<u64>) -> bool {
     other.start <= wanted.start && wanted.end <= other.end
 }
 
-/// What is to be read so that `wanted` comes and nothing that another reading brings already. Pure.
+/// The part of `bytes` to read so that `wanted` arrives and nothing is read that another read includes. Pure.
 fn without_overlap<'a>(
     bytes: &Range<u64>,
     wanted: &Range<u64>,

@@ -1,4 +1,4 @@
-//! The seam to the other nodes: what a download needs of them, without knowing how they work together.
+//! The interface to the peers: what a download needs from them, independent of how they work.
 
 use std::sync::Arc;
 
@@ -9,24 +9,24 @@ use crate::{store::Partial, types::Digest};
 
 /// The peers of this node as one source of blobs.
 pub(crate) trait PeerSource: std::fmt::Debug + Send + Sync {
-    /// Brings what peers can bring, and what they request of this node meanwhile. With `Ok` the download goes on with the
-    /// registry; all bytes may be there by then.
+    /// Fetches from peers, and serves what they request of this node meanwhile. After `Ok` the download continues
+    /// with the registry; all bytes may have arrived by then.
     fn fill<'a>(
         self: Arc<Self>,
         download: &'a Arc<Download>,
         partial: &'a Arc<Partial>,
     ) -> BoxFuture<'a, Result<(), FetchError>>;
 
-    /// Asks peers for one of the missing pieces, and the registry for nothing. Returns whether a peer gave it.
+    /// Fetches one of the missing pieces from peers, and nothing from the registry. Returns whether a peer sent it.
     fn bring_one<'a>(
         self: Arc<Self>,
         download: &'a Arc<Download>,
         partial: &'a Arc<Partial>,
     ) -> BoxFuture<'a, bool>;
 
-    /// The blob has the wrong digest. Returns whether its bytes are worth keeping, to be compared with a second read.
+    /// The blob has the wrong digest. Returns whether to keep its bytes, to compare them with a second read.
     fn found_wrong(self: Arc<Self>, download: &Download, size: Option<u64>) -> bool;
 
-    /// The blob has the right digest: peers that named other hashes for its pieces can be told now.
+    /// The blob has the right digest: peers that sent other hashes for its pieces can be identified now.
     fn found_right<'a>(self: Arc<Self>, digest: &'a Digest, partial: &'a Arc<Partial>) -> BoxFuture<'a, ()>;
 }

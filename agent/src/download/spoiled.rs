@@ -1,7 +1,8 @@
-//! Blobs of which clients were sent wrong bytes, as the digest showed afterwards.
+//! Blobs of which clients were sent bytes that turned out to be wrong.
 //!
-//! The end of such a blob was held back, so the client next requests the rest, from where it stands. A right end after a
-//! wrong beginning would complete a wrong blob in two answers: the rest is refused until the client has begun anew.
+//! The end of such a blob was held back, so the client next requests the rest. A right end after a wrong beginning
+//! would make a complete but wrong blob: requests for the rest are rejected until the client has started from the
+//! beginning.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,16 +17,16 @@ use crate::limits::download::spoiled::{BLOBS, CLIENTS, LIFETIME};
 #[derive(Debug)]
 struct Spoiled {
     since: Instant,
-    /// Clients that have begun anew since.
+    /// Clients that have started from the beginning since then.
     begun: HashSet<String>,
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct SpoiledBlobs(Mutex<HashMap<Digest, Spoiled>>);
 
 impl SpoiledBlobs {
-    /// Wrong bytes of a blob were sent.
+    /// Notes that wrong bytes of a blob were sent.
     pub(super) fn note(&self, digest: &Digest) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, spoiled| spoiled.since.elapsed() < LIFETIME);
@@ -60,7 +61,7 @@ mod tests {
     #[test]
     fn the_rest_of_a_spoiled_blob_is_for_clients_that_began_anew() {
         let (spoiled, digest, other) = (SpoiledBlobs::default(), Digest::of(b"a"), Digest::of(b"b"));
-        assert!(spoiled.allows(&digest, "containerd", 5), "nothing is known of it");
+        assert!(spoiled.allows(&digest, "containerd", 5), "no wrong bytes were sent");
         spoiled.note(&digest);
         assert!(!spoiled.allows(&digest, "containerd", 5));
         assert!(spoiled.allows(&other, "containerd", 5));

@@ -1,8 +1,8 @@
-//! One transfer of one digest, shared by everyone who wants it: what readers see of it. `downloader` does the work.
+//! One download of one digest, shared by all subscribers: the state that they see. `downloader` does the work.
 //!
-//! The download owns the partial blob; readers look at what is there and wait for news on a watch channel. It ends on
-//! its own: every wait upstream has a limit, and so has the number of attempts without progress. Readers may finish
-//! at `Verified` (see [`Phase`]); the sync to disk that follows is not theirs to wait for.
+//! The download owns the partial blob; readers read the bytes that have arrived and wait for progress on a watch
+//! channel. It always ends: every wait for the registry has a limit, and so has the number of retries without
+//! progress. Readers may finish at `Verified` (see [`Phase`]); they do not wait for the sync to disk.
 
 use std::{
     ops::Range,
@@ -30,67 +30,67 @@ use crate::{
     upstream::Distrust,
 };
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Download {
     digest: Digest,
-    /// What a manifest said about the digest.
+    /// The manifest's descriptor of the digest.
     described: Option<Descriptor>,
-    /// Who sent wrong bytes for this digest before.
+    /// Origins that sent wrong bytes for this digest before.
     distrust: Distrust,
     demand: Mutex<Demand>,
-    /// Cancelled when nothing of this download touches the partial blob any more.
+    /// Cancelled when nothing of this download uses the partial blob any more.
     pub(super) ended: CancellationToken,
-    /// The download of the same blob before this one, while it ends.
+    /// The previous download of the same blob, while it ends.
     before: Option<CancellationToken>,
-    /// Someone wants something new.
+    /// Signalled when a subscriber or peer requests something new.
     pub(crate) wanted: Notify,
-    /// What other peers want.
+    /// The requests of peers.
     pub(crate) peer_requests: PeerRequests,
-    /// What its pieces must hash to.
+    /// The expected hashes of its pieces.
     pub(crate) expected: Expected,
     /// Bytes that this node has read from the registry itself.
     read: Mutex<RangeSet>,
-    /// Segments that are being read once more.
+    /// Segments that are being read again.
     pub(crate) rereads: KeyedMutex<u64>,
-    /// Bytes turned out to be wrong after clients may have been sent them.
+    /// Wrong bytes were replaced after clients may have received them.
     replaced: AtomicBool,
-    /// What is read upstream for the cluster.
+    /// The segments that are being read from the registry for the cluster.
     pub(crate) segments: Segments,
-    /// Set when it began for another peer's sake: the size that the peer named.
+    /// Set when the download was started for a peer: the size in the peer's request.
     hinted: Option<u64>,
-    /// Which registry's limit of downloads or connections it waits at.
+    /// The registry whose limit of downloads or connections it waits for.
     queue: Mutex<Queue>,
     partial: OnceLock<Arc<Partial>>,
-    /// Set instead when the blob turned out to be in the store.
+    /// Set instead when the blob was found in the store.
     found: OnceLock<Blob>,
     progress: watch::Sender<Progress>,
     /// Bytes were sent to a client before the digest was checked.
     pub(super) streamed: AtomicBool,
 }
 
-/// A transfer as people see it.
+/// The state of a download, for people.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TransferStatus {
-    /// What is fetched.
+    /// The digest of the blob.
     pub digest: String,
     /// Its size in bytes, once known.
     pub size: Option<u64>,
-    /// Bytes that are there.
+    /// Bytes that have arrived.
     pub have: u64,
     /// Clients that read it.
     pub readers: usize,
 }
 
-/// Waits at a registry's limits: how many, and at which registry.
+/// Number of waits at a registry's limits, and the registry.
 #[derive(Debug, Default)]
 struct Queue {
     waiting: usize,
     registry: Option<RegistryHost>,
 }
 
-/// A wait at a registry's limit; over when dropped.
+/// A wait at a registry's limit; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Queued<'a>(&'a Download);
 
@@ -129,7 +129,7 @@ impl Download {
         }
     }
 
-    /// One that begins because another peer asked for a piece of it.
+    /// A download that starts because a peer requested a piece.
     pub(crate) fn for_peer(
         digest: Digest,
         described: Option<Descriptor>,
@@ -142,12 +142,12 @@ impl Download {
         download
     }
 
-    /// The same, begun only when the download before it has ended: two must not write to one partial blob.
+    /// Makes the download wait for the end of the previous one: two must not write to one partial blob.
     pub(super) fn after(self, before: Option<&Self>) -> Self {
         Self { before: before.map(|before| before.ended.clone()), ..self }
     }
 
-    /// Waits for the end of the download before this one. Every download ends: each of its waits has a limit.
+    /// Waits for the end of the previous download. Every download ends: each of its waits has a limit.
     pub(super) async fn wait_for_turn(&self) {
         if let Some(before) = &self.before {
             before.cancelled().await;
@@ -171,12 +171,12 @@ impl Download {
         Queued(self)
     }
 
-    /// The registry at whose limit it waits, if it does.
+    /// The registry at whose limit the download waits, if it does.
     pub(crate) fn queued_for(&self) -> Option<RegistryHost> {
         self.queue().registry.clone()
     }
 
-    /// The size that another peer named, when it began for its sake.
+    /// The size in the peer's request, when the download was started for a peer.
     pub(crate) fn hinted_size(&self) -> Option<u64> {
         self.hinted
     }
@@ -186,7 +186,7 @@ impl Download {
         self.streamed.load(Ordering::Relaxed)
     }
 
-    /// News of it.
+    /// A receiver of the download's progress.
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
@@ -213,12 +213,12 @@ impl Download {
         self.described.map(|known| known.size)
     }
 
-    /// Whether it is a layer, which may leave before its end is there, as far as is known.
+    /// Whether the blob is a layer as far as known, so that it may be sent before its end has arrived.
     pub(super) fn may_be_layer(&self) -> bool {
         self.described.is_none_or(|known| matches!(known.role, Role::Layer | Role::Foreign))
     }
 
-    /// The store's own blob, when it turned out to be there.
+    /// The store's blob, when it was found there.
     pub(super) fn found(&self) -> Option<&Blob> {
         self.found.get()
     }
@@ -233,7 +233,7 @@ impl Download {
         self.wrote();
     }
 
-    /// The partial blob, once it is open; `None` when the download ends without.
+    /// The partial blob, once it is open; `None` when the download ends before that.
     pub(crate) async fn opened(&self) -> Option<Arc<Partial>> {
         let mut progress = self.progress.subscribe();
         loop {
@@ -247,12 +247,12 @@ impl Download {
         }
     }
 
-    /// Bytes that were here turned out to be wrong, and right ones have their place.
+    /// Notes that wrong bytes were replaced by right ones.
     pub(crate) fn note_replaced(&self) {
         self.replaced.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a client was sent bytes, and some of them may have been wrong.
+    /// Whether a client received bytes, and some of them may have been wrong.
     pub(crate) fn sent_wrong_bytes(&self) -> bool {
         self.replaced.load(Ordering::Relaxed) && self.was_streamed()
     }
@@ -261,7 +261,7 @@ impl Download {
         self.partial.get()
     }
 
-    /// The blob's size, once upstream has confirmed it in this download.
+    /// The size of the blob, once the registry has confirmed it in this download.
     pub(crate) fn size(&self) -> Option<u64> {
         match self.progress.borrow().phase {
             Phase::Streaming | Phase::Verified | Phase::Done => {
@@ -271,7 +271,7 @@ impl Download {
         }
     }
 
-    /// How it ended, once its blob is in the store under its name or cannot come there. Marks the news as seen.
+    /// The result, once the blob is committed to the store or cannot be. Marks the progress as seen.
     pub(crate) fn outcome(&self, progress: &mut watch::Receiver<Progress>) -> Option<Result<(), FetchError>> {
         let phase = progress.borrow_and_update().phase.clone();
         match phase {
@@ -295,8 +295,8 @@ impl Download {
         self.read.lock().unwrap_or_else(PoisonError::into_inner).gaps(bytes).is_empty()
     }
 
-    /// The only way from one phase to another. What the diagram does not have is ignored: a range request that is answered
-    /// late must not bring a verified blob back to where it was.
+    /// Enters a phase. A change that the diagram does not allow is ignored: a late response to a range request must
+    /// not undo the verification of a blob.
     pub(crate) fn enter(&self, phase: Phase) {
         self.progress.send_if_modified(|progress| {
             let allowed = may_follow(&progress.phase, &phase);
@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_answer_does_not_bring_a_verified_blob_back() {
+    fn a_late_response_does_not_undo_the_verification_of_a_blob() {
         let download = Download::new(Digest::of(b"x"), None, Distrust::default());
         download.enter(Phase::Verified);
         download.enter(Phase::Streaming);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_download_begins_when_the_one_before_it_has_ended() {
+    async fn a_download_starts_when_the_previous_one_has_ended() {
         let new = || Download::new(Digest::of(b"x"), None, Distrust::default());
         let first = new();
         first.wait_for_turn().await;

@@ -1,7 +1,8 @@
-//! Who wants what of a download: clients of this node, with the range that each reads, and the repositories that they say
+//! The subscribers of a download: clients of this node, with the range that each reads, and the repositories that
 //! have the blob.
 //!
-//! Invariant: every change is made under one lock ([`Download::demand`]), so that nobody joins a download that ends.
+//! Invariant: every change is made under one lock ([`Download::demand`]), so that no client joins a download that is
+//! ending.
 
 use std::{
     ops::Range,
@@ -15,18 +16,18 @@ use crate::{
     types::{RangeHeader, Repository},
 };
 
-/// What becomes of a peer's request for a piece.
+/// What happens to a peer's request for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// The download has ended.
     Ended,
-    /// Nobody sees to it.
-    ByNobody,
-    /// It is seen to, after so many failures.
+    /// The request is not handled.
+    Unhandled,
+    /// The request is handled, after this many failures.
     After(u64),
 }
 
-/// A reader's place in a download; it leaves when dropped. The download goes on.
+/// A reader's place in a download; dropping it leaves the download, which continues.
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     download: Arc<Download>,
@@ -45,8 +46,8 @@ impl Subscriber {
         self.download.demand().wants.iter().find(|want| want.id == self.id).map(|want| want.range)
     }
 
-    /// Whether all that its range names in a blob of `size` bytes can be sent as it is: the part is there and not of
-    /// the held-back end, or the range lies outside of the blob.
+    /// Whether the subscriber's whole range of a blob of `size` bytes can be sent now: the bytes have arrived and are
+    /// not in the held-back end, or the range lies outside of the blob.
     pub(super) fn is_served_by(&self, partial: &Partial, size: u64) -> bool {
         let Some(RangeHeader::One(range)) = self.range() else { return false };
         range
@@ -54,7 +55,7 @@ impl Subscriber {
             .is_none_or(|range| range.end <= size.saturating_sub(HELD_BACK) && partial.gaps(range).is_empty())
     }
 
-    /// The first byte that its reader wants of a blob of `size` bytes.
+    /// The first byte that the subscriber reads of a blob of `size` bytes.
     pub(super) fn first(&self, size: u64) -> u64 {
         match self.range() {
             Some(RangeHeader::One(range)) => range.within(size).map_or(size, |range| range.start),
@@ -62,12 +63,12 @@ impl Subscriber {
         }
     }
 
-    /// Notes that its reader is given bytes.
+    /// Notes that bytes are sent to the reader.
     pub(super) fn streams(&self) {
         self.download.streamed.store(true, Ordering::Relaxed);
     }
 
-    /// Notes how far its reader has come, so that the next bytes are fetched for it.
+    /// Notes the reader's position, so that the next bytes are fetched for it.
     pub(super) fn reached(&self, position: u64) {
         let mut demand = self.download.demand();
         if let Some(want) = demand.wants.iter_mut().find(|want| want.id == self.id) {
@@ -79,9 +80,9 @@ impl Subscriber {
 }
 
 impl Download {
-    /// Offers another repository that has the blob and says what is wanted of it. Refused when the download has ended.
+    /// Adds a repository that has the blob and the requested range. Returns `None` when the download has ended.
     ///
-    /// `rest` says that a bounded range is to bring the whole blob with it.
+    /// `rest` means that a request for a range fetches the whole blob.
     pub(super) fn subscribe(
         self: &Arc<Self>,
         source: &Repository,
@@ -99,7 +100,7 @@ impl Download {
         Some(Subscriber { download: self.clone(), id })
     }
 
-    /// Whether nobody may subscribe any more.
+    /// Whether the download accepts no more subscribers.
     pub(super) fn is_closed(&self) -> bool {
         self.demand().closed
     }
@@ -117,7 +118,7 @@ impl Download {
         let failures = self.peer_requests.ask(piece, source, demand.whole);
         drop(demand);
         self.wanted.notify_one();
-        failures.map_or(Asked::ByNobody, Asked::After)
+        failures.map_or(Asked::Unhandled, Asked::After)
     }
 
     /// The repository at `at`, in the order in which they were offered.
@@ -125,7 +126,8 @@ impl Download {
         self.demand().sources.get(at).cloned()
     }
 
-    /// The same; past the last one nobody may subscribe any more, so that no repository is missed.
+    /// The repository at `at`; past the last one the download accepts no more subscribers, so that no repository is
+    /// missed.
     pub(super) fn source_or_close(&self, at: usize) -> Option<Repository> {
         let mut demand = self.demand();
         let found = demand.sources.get(at).cloned();
@@ -133,19 +135,19 @@ impl Download {
         found
     }
 
-    /// What clients still have to read of a blob of `size` bytes, and whether everything is to be fetched.
+    /// The ranges that clients still have to read of a blob of `size` bytes, and whether everything is to be fetched.
     pub(crate) fn wants(&self, size: u64) -> (Vec<Range<u64>>, bool) {
         let mut demand = self.demand();
         let wants = demand.of_size(size);
         (wants, demand.whole)
     }
 
-    /// Whether somebody wants everything: then one request without a range is the best beginning.
+    /// Whether the whole blob is requested: then one request without a range is best.
     pub(crate) fn wants_whole(&self) -> bool {
         self.demand().whole
     }
 
-    /// Closes the download unless somebody is not yet served.
+    /// Closes the download unless a subscriber still needs bytes.
     pub(crate) fn close_if_satisfied(&self, served: impl Fn(&Range<u64>) -> bool, size: u64) -> bool {
         let mut demand = self.demand();
         let wants = demand.of_size(size);
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_ends_only_when_everybody_is_served_and_then_takes_nobody() {
+    fn a_download_ends_when_all_subscribers_are_served_and_accepts_none_after_that() {
         let (download, size) = (download(), 10 * HELD_BACK);
         let first = download.subscribe(&repository(), bytes(0, 9), false).unwrap();
         let _second = download.subscribe(&repository(), bytes(100, 199), false).unwrap();
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_the_end_or_an_open_range_needs_the_whole_blob() {
+    fn a_reader_of_the_end_or_an_open_range_needs_the_whole_blob() {
         let size = 10 * HELD_BACK;
         let open = RangeHeader::One(ByteRange::From { first: 5, last: None });
         for (range, whole) in [

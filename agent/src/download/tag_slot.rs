@@ -1,4 +1,4 @@
-//! What is remembered of one tag, and how old it is.
+//! The cached state of one tag, and its age.
 
 use std::{
     sync::Arc,
@@ -15,16 +15,16 @@ use crate::{
     upstream::Manifest,
 };
 
-/// What a manifest request is answered with.
+/// What answers a HEAD request for a manifest.
 #[derive(Clone, Debug)]
 pub struct ManifestInfo {
-    /// What it hashes to.
+    /// Its digest.
     pub digest: Digest,
     /// Its media type.
     pub media_type: MediaType,
     /// Its size in bytes.
     pub size: u64,
-    /// The registry could not confirm what the tag resolves to.
+    /// The registry could not confirm the digest that the tag resolves to.
     pub stale: bool,
 }
 
@@ -37,21 +37,21 @@ pub(super) fn info(manifest: &Manifest, stale: bool) -> ManifestInfo {
     }
 }
 
-/// Who may be asked.
+/// Where a manifest or a tag may be requested from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum Sources {
     /// Peers and the registry.
-    Peers,
-    /// The registry alone: a peer asks this node.
-    Upstream,
+    All,
+    /// The registry only, because the request comes from a peer.
+    Registry,
 }
 
-/// The tags that were asked for last.
+/// The tags that were requested last.
 pub(super) fn tag_slots() -> Cache<(Repository, Tag), Arc<TagSlot>> {
     Cache::builder().max_capacity(MAX_SLOTS).eviction_policy(EvictionPolicy::lru()).build()
 }
 
-/// One tag: its lock is held by the request that asks the registry.
+/// One tag. Its lock is held while the registry is requested.
 #[derive(Debug, Default)]
 pub(super) struct TagSlot(pub(super) tokio::sync::Mutex<TagState>);
 
@@ -60,35 +60,35 @@ pub(super) struct TagState {
     pub(super) record: Option<TagRecord>,
     pub(super) confirmed: Option<Instant>,
     pub(super) failed: Option<Failure>,
-    /// The registry said that it does not exist.
+    /// The registry answered "not found": when this expires, and the reason.
     pub(super) negative: Option<(Instant, String)>,
-    /// The store's count of changes when the record was read.
+    /// The store's change counter when the record was read.
     pub(super) changes: u64,
-    /// The record could not be written: the disk does not know better.
+    /// The record could not be written, so the one on disk may be older.
     pub(super) unwritten: bool,
 }
 
-/// The registry could not be read.
+/// A failed request to the registry.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub(super) at: Instant,
     pub(super) error: FetchError,
-    /// Who was asked.
-    pub(super) ask: Ask,
+    /// Where the request was allowed to go.
+    pub(super) sources: Sources,
 }
 
-/// What a tag resolves to, and since when that is known.
+/// The digest that a tag resolves to, and its age.
 #[derive(Debug)]
 pub(super) struct Resolved {
     pub(super) info: ManifestInfo,
-    /// Since the registry confirmed it.
+    /// Time since the registry confirmed it.
     pub(super) age: Duration,
-    /// Peers said so, not the registry.
+    /// Confirmed by peers only, not by the registry.
     pub(super) unconfirmed: bool,
 }
 
-/// Within one process the monotonic clock counts; a record of an earlier process goes by the wall clock, and one from
-/// the future (the clock was set back) is as old as can be.
+/// Age of a record. Within one process the monotonic clock is used. A record of an earlier process uses the wall
+/// clock; a record from the future (the clock was set back) has the greatest possible age.
 pub(super) fn age(record: &TagRecord, confirmed: Option<Instant>) -> Duration {
     confirmed.map_or_else(
         || unix_now().checked_sub(record.confirmed).map_or(Duration::MAX, Duration::from_secs),

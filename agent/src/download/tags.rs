@@ -1,5 +1,5 @@
-//! What tags resolve to: asked of the registry once per freshness period, by one request however many clients ask;
-//! answered from the disk when the registry cannot be read, and by a quorum of peers when the disk does not know either.
+//! Tag resolution: the registry is requested once per freshness period, for any number of clients. When it cannot be
+//! read, the record on disk answers, and without a record a quorum of peers.
 
 use std::{
     sync::Arc,
@@ -9,7 +9,7 @@ use std::{
 use super::{
     error::FetchError,
     fetcher::Fetcher,
-    tag_slot::{Ask, Failure, ManifestInfo, Resolved, TagSlot, TagState, info, record_of},
+    tag_slot::{Failure, ManifestInfo, Resolved, Sources, TagSlot, TagState, info, record_of},
 };
 use crate::{
     metrics::{Found, Kind},
@@ -20,16 +20,16 @@ use crate::{
 
 use crate::limits::download::tags::FAILURE_PAUSE;
 
-/// What to do about a tag before anyone is asked. Pure.
+/// What to do about a tag before any request. Pure.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Use,
     UseStale,
-    Ask,
+    Request,
 }
 
-/// `age` since the registry confirmed the record, to this node or, when it is `unconfirmed`, to peers; `failed` since the
-/// registry last could not answer.
+/// `age` is the time since the registry confirmed the record, to this node or, when it is `unconfirmed`, to peers;
+/// `failed` is the time since the last failed request to the registry.
 fn step(
     age: Option<Duration>,
     unconfirmed: bool,
@@ -42,7 +42,7 @@ fn step(
         Some(age) if failed.is_some_and(|failed| failed < FAILURE_PAUSE) && is_usable(age, max_stale) => {
             Step::UseStale
         }
-        _ => Step::Ask,
+        _ => Step::Request,
     }
 }
 
@@ -55,21 +55,21 @@ impl Fetcher {
         self.0.tags.get_with((repository.clone(), tag.clone()), Arc::default)
     }
 
-    /// What a tag resolves to now, or last did.
+    /// The digest that a tag resolves to now, or that was known last.
     pub(super) async fn resolve(
         &self,
         repository: &Repository,
         tag: &Tag,
     ) -> Result<ManifestInfo, FetchError> {
-        Ok(self.resolve_by(repository, tag, Ask::Peers).await?.info)
+        Ok(self.resolve_by(repository, tag, Sources::All).await?.info)
     }
 
-    /// The same, with the age of the answer, from whom `ask` says.
+    /// The same, from the sources that `sources` allows.
     pub(super) async fn resolve_by(
         &self,
         repository: &Repository,
         tag: &Tag,
-        ask: Ask,
+        sources: Sources,
     ) -> Result<Resolved, FetchError> {
         let slot = self.tag_slot(repository, tag);
         let (waited, began) = (slot.0.try_lock().is_err(), Instant::now());
@@ -101,32 +101,34 @@ impl Fetcher {
                 self.0.metrics.count_content(Kind::tag, Found::stale);
                 return state.answer(true);
             }
-            Step::Ask => {}
+            Step::Request => {}
         }
-        // The request that this one waited for has failed: so would this one, and after it all that wait as well.
+        // The request that this one waited for has failed. This one would fail too, and all that wait after it.
         let shared = state.failed.clone().filter(|failure| failure.at >= began);
         match shared {
-            Some(failure) if failure.ask == Ask::Peers || ask == Ask::Upstream => Err(failure.error),
-            Some(failure) => self.settle(repository, tag, ask, &mut state, Err(failure.error)).await,
+            Some(failure) if failure.sources == Sources::All || sources == Sources::Registry => {
+                Err(failure.error)
+            }
+            Some(failure) => self.settle(repository, tag, sources, &mut state, Err(failure.error)).await,
             None => {
-                let asked = self.ask_registry(repository, tag, state.record.is_some(), ask).await;
-                self.settle(repository, tag, ask, &mut state, asked).await
+                let asked = self.ask_registry(repository, tag, state.record.is_some(), sources).await;
+                self.settle(repository, tag, sources, &mut state, asked).await
             }
         }
     }
 
-    /// How old the last known digest may be; one that is kept by hand may be of any age.
+    /// How old the last known digest may be; for a pinned or imported tag, any age.
     fn max_stale(&self, state: &TagState) -> Option<Duration> {
         let kept = state.record.as_ref().is_some_and(TagRecord::is_kept);
         if kept { None } else { self.0.config.max_stale }
     }
 
-    /// What the registry's answer, or its failure, makes of a tag.
+    /// Updates a tag with the registry's response or error.
     async fn settle(
         &self,
         repository: &Repository,
         tag: &Tag,
-        ask: Ask,
+        sources: Sources,
         state: &mut TagState,
         asked: Result<TagRecord, FetchError>,
     ) -> Result<Resolved, FetchError> {
@@ -147,27 +149,28 @@ impl Fetcher {
                 Err(FetchError::NotFound(reason))
             }
             error if usable && stands_in(&error, state.record.as_ref()) => {
-                tracing::warn!(%repository, %tag, error = %error, "registry cannot confirm the tag: last known digest is served");
+                tracing::warn!(%repository, %tag, error = %error, "registry cannot confirm the tag: serving the last known digest");
                 self.0.metrics.count_content(Kind::tag, Found::stale);
-                state.failed = Some(Failure { at: Instant::now(), error, ask });
+                state.failed = Some(Failure { at: Instant::now(), error, sources });
                 state.answer(true)
             }
             error @ FetchError::NotNow { .. } => {
-                if ask == Ask::Peers
+                if sources == Sources::All
                     && let Some((record, age)) = self.agreed_by_peers(repository, tag, &error).await
                 {
                     self.replace(repository, tag, state, record, age).await;
-                    state.failed = Some(Failure { at: Instant::now(), error, ask });
+                    state.failed = Some(Failure { at: Instant::now(), error, sources });
                     return state.answer(true);
                 }
-                state.failed = Some(Failure { at: Instant::now(), error: error.clone(), ask });
+                state.failed = Some(Failure { at: Instant::now(), error: error.clone(), sources });
                 Err(error)
             }
             error => Err(error),
         }
     }
 
-    /// The record of a digest that enough peers agree on, which the registry has not confirmed. Its manifest is here.
+    /// The record of a digest that enough peers agree on, which the registry has not confirmed. Its manifest is on
+    /// this node.
     async fn agreed_by_peers(
         &self,
         repository: &Repository,
@@ -179,13 +182,13 @@ impl Fetcher {
             return None;
         }
         let manifest = self.manifest_by_digest(repository, &agreed.digest).await.ok()?;
-        tracing::warn!(%repository, %tag, digest = %agreed.digest, error = %error, "registry cannot confirm the tag: digest that peers agree on is served, unconfirmed");
+        tracing::warn!(%repository, %tag, digest = %agreed.digest, error = %error, "registry cannot confirm the tag: serving the digest that peers agree on, unconfirmed");
         self.0.metrics.count_content(Kind::tag, Found::stale);
         let record = TagRecord { unconfirmed: true, ..record_of(&info(&manifest, true), agreed.age) };
         Some((record, agreed.age))
     }
 
-    /// A new record, in memory and on disk.
+    /// Writes a new record, in memory and on disk.
     async fn replace(
         &self,
         repository: &Repository,
@@ -205,13 +208,13 @@ impl Fetcher {
         };
     }
 
-    /// Someone pinned, removed or imported references: what was remembered of this one may be wrong.
+    /// Reads the record again after references were pinned, removed or imported: the cached one may be wrong.
     async fn read_again_after_changes(&self, repository: &Repository, tag: &Tag, state: &mut TagState) {
         let changes = self.0.store.reference_changes();
         if changes == state.changes || state.unwritten {
             return;
         }
-        // What cannot be read now is not known to be different.
+        // If the record cannot be read now, the cached one stays.
         let Ok(record) = self.0.store.tag(repository, tag).await else { return };
         let same =
             |old: &TagRecord, new: &TagRecord| old.digest == new.digest && old.imported == new.imported;
@@ -223,34 +226,34 @@ impl Fetcher {
         state.changes = changes;
     }
 
-    /// An image that is asked for by its tag alone, because the runtime has the rest, is in use all the same.
+    /// Marks an image as used when only its tag is requested because the runtime has the rest.
     fn note_use(&self, record: Option<&TagRecord>) {
         if let Some(record) = record {
             self.0.store.note_use(&record.digest);
         }
     }
 
-    /// What is known of a tag without asking anyone.
+    /// The digest of a tag without any request.
     pub(super) async fn known_tag(&self, repository: &Repository, tag: &Tag) -> Result<Resolved, FetchError> {
         let unknown =
-            || FetchError::NotNow { reason: "nothing is known of the tag".into(), retry_after: None };
+            || FetchError::NotNow { reason: "this node has no record of the tag".into(), retry_after: None };
         let record = self.0.store.tag(repository, tag).await?.ok_or_else(unknown)?;
         TagState { record: Some(record), ..TagState::default() }.answer(true)
     }
 
-    /// The registry's own answer. With a last known digest at hand, here or perhaps at peers, the wait is shorter than what
-    /// the client is given, so that it still gets that.
+    /// The registry's own answer. When a last known digest is available, on this node or perhaps at peers, the wait
+    /// is shorter than the client's, so that the client still gets that digest.
     async fn ask_registry(
         &self,
         repository: &Repository,
         tag: &Tag,
         has_last: bool,
-        ask: Ask,
+        sources: Sources,
     ) -> Result<TagRecord, FetchError> {
         let whole = self.0.config.first_header;
-        let limit = match (has_last, ask) {
+        let limit = match (has_last, sources) {
             (true, _) => whole / 2,
-            (false, Ask::Peers) if self.0.peers.membership().is_some() => whole * 7 / 10,
+            (false, Sources::All) if self.0.peers.membership().is_some() => whole * 7 / 10,
             (false, _) => whole,
         };
         tokio::time::timeout(limit, self.ask_upstream(repository, tag)).await.unwrap_or_else(|_| {
@@ -259,12 +262,13 @@ impl Fetcher {
         })
     }
 
-    /// HEAD, which costs no quota; GET only for a manifest that is not here yet, by the peer that does that for all.
+    /// HEAD, which registries do not count; GET only for a manifest that is not in the store, by the peer that ranks
+    /// first for it.
     async fn ask_upstream(&self, repository: &Repository, tag: &Tag) -> Result<TagRecord, FetchError> {
         let reference = Reference::Tag(tag.clone());
         let head = self.0.upstream.manifest_head(repository, &reference).await?;
-        // The client's next request is for this manifest, and it comes back here only if it can be had: some
-        // clients choose their mirror once, by this answer.
+        // The client's next request is for this manifest, and it uses this mirror again only if it is available: some
+        // clients choose their mirror once, by this response.
         if let Some(digest) = head.digest {
             match self.manifest_by_digest(repository, &digest).await {
                 Err(FetchError::NotFound(_)) => {}
@@ -276,21 +280,21 @@ impl Fetcher {
         Ok(record_of(&info(&manifest, false), Duration::ZERO))
     }
 
-    /// What the disk knows of a tag; nothing when it cannot be read.
+    /// The record on disk; `None` when it cannot be read.
     async fn stored_tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
         self.0.store.tag(repository, tag).await.unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "tag's record cannot be read");
+            tracing::warn!(error = %chain(&error), "cannot read the record of a tag");
             None
         })
     }
 
-    /// Whether the record is on disk.
+    /// Writes the record; returns whether it is on disk.
     async fn keep_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> bool {
         let (store, repository, tag, record) =
             (self.0.store.clone(), repository.clone(), tag.clone(), record.clone());
         let written = self.write(move || store.set_tag(&repository, &tag, &record)).await;
         if let Err(error) = &written {
-            tracing::warn!(error = %chain(error), "tag remembered in memory only");
+            tracing::warn!(error = %chain(error), "cannot write the record of a tag: kept in memory only");
         }
         written.is_ok()
     }
@@ -299,14 +303,14 @@ impl Fetcher {
         let (store, repository, tag) = (self.0.store.clone(), repository.clone(), tag.clone());
         let removed = tokio::task::spawn_blocking(move || store.remove_tag(&repository, &tag)).await;
         if let Err(error) = removed.unwrap_or_else(|error| Err(error.into())) {
-            tracing::error!(error = %chain(&error), "deleted tag not forgotten on disk");
+            tracing::error!(error = %chain(&error), "cannot remove the record of a deleted tag");
         }
     }
 }
 
-/// Whether the last known meaning may be given although upstream answered with this: always while it has no answer; of
-/// a tag that is kept by hand also when it does not know it, and of one that was brought by hand even when the agent
-/// may not ask for it: it did not come from there. Pure.
+/// Whether the last known digest may be served after this error of the registry: always when the registry gave no
+/// answer; for a pinned tag also on "not found"; for an imported tag also on "denied", because it did not come from
+/// the registry. Pure.
 fn stands_in(error: &FetchError, record: Option<&TagRecord>) -> bool {
     match error {
         FetchError::NotNow { .. } => true,

@@ -1,5 +1,5 @@
-//! What of a stream of bytes may go on to a client: hashed from the beginning, cut to the wanted range, the end held
-//! back until the digest matched. Pure.
+//! Decides which bytes of a stream may be sent to a client: hashed from the beginning, cut to the requested range,
+//! with the end held back until the digest matches. Pure.
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -11,22 +11,22 @@ use crate::types::{Digest, Hasher, Mismatch};
 pub(super) struct VerifyingStream {
     digest: Digest,
     size: u64,
-    /// What goes on.
+    /// The range to send.
     range: Range<u64>,
-    /// From here on bytes wait for the digest.
+    /// Bytes from this offset on wait for the digest.
     held_from: u64,
     /// Set while every byte from the first one on has been seen.
     hasher: Option<Hasher>,
-    /// The next byte that is taken.
+    /// Offset of the next expected byte.
     position: u64,
     held: VecDeque<Bytes>,
     ready: VecDeque<Bytes>,
 }
 
 impl VerifyingStream {
-    /// A stream for a part of a blob. `before` is the hash of everything before the part, where that is known. The
-    /// last `hold` bytes leave only when all are verified: a part that reaches into them needs the blob from its
-    /// beginning.
+    /// A stream for a range of a blob. `before` is the hash of everything before the range, if it is known. The last
+    /// `hold` bytes are sent only when the whole blob is verified: a range that includes some of them needs the blob
+    /// from its beginning.
     pub(super) fn new(
         digest: Digest,
         size: u64,
@@ -57,7 +57,7 @@ impl VerifyingStream {
         verifying
     }
 
-    /// The part of the blob that is still to be taken in.
+    /// The range of the blob that is still to be received.
     pub(super) fn wanted(&self) -> Range<u64> {
         self.position..self.end()
     }
@@ -66,12 +66,12 @@ impl VerifyingStream {
         if self.hasher.is_some() { self.size } else { self.range.end }
     }
 
-    /// The next bytes that may go on.
+    /// The next bytes that may be sent.
     pub(super) fn next(&mut self) -> Option<Bytes> {
         self.ready.pop_front()
     }
 
-    /// Takes the next bytes; those past the end of what is wanted are ignored.
+    /// Adds the next bytes; bytes past the end of the needed range are ignored.
     pub(super) fn take(&mut self, mut chunk: Bytes) -> Result<(), Box<Mismatch>> {
         let left = self.end() - self.position;
         chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
@@ -125,7 +125,7 @@ mod tests {
         (0..SIZE).map(|at| u8::try_from(at).unwrap()).collect()
     }
 
-    /// Feeds what is wanted in pieces; returns what went on, and how it ended.
+    /// Feeds the needed range in pieces; returns what was sent, and how it ended.
     fn run(
         mut verifying: VerifyingStream,
         content: &[u8],

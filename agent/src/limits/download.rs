@@ -2,13 +2,13 @@
 pub(crate) mod downloader {
     use std::time::Duration;
 
-    /// How often requests are looked at when they tell nothing.
+    /// How often requests are checked when they send no events.
     pub(crate) const TICK: Duration = Duration::from_millis(50);
 
     /// How long throughput is measured before another number of requests is tried.
     pub(crate) const WINDOW: Duration = Duration::from_millis(250);
 
-    /// Pause after a request failed while others go on.
+    /// Pause after a request failed while others continue.
     pub(crate) const OTHERS_PAUSE: Duration = Duration::from_secs(1);
 }
 
@@ -19,7 +19,7 @@ pub(crate) mod range_request {
     /// Bytes gathered before a write when they are there without waiting.
     pub(crate) const BATCH: usize = 256 * 1024;
 
-    /// A registry that has not answered for so long gives its place among the transfers to another request.
+    /// A request that has had no response for this long gives its place among the transfers to another request.
     pub(crate) const SLOW_HEADER: Duration = Duration::from_secs(2);
 }
 
@@ -40,7 +40,8 @@ pub(crate) mod reader {
     /// A reader's speed is measured over this many bytes.
     pub(crate) const PACE_BYTES: usize = 256 * 1024;
 
-    /// A reader that takes longer for them (2.5 MiB a second) does not keep up: large buffers would lie about with it.
+    /// A reader that takes longer for them (slower than 2.5 MiB/s) does not keep up: large buffers would only use
+    /// memory.
     pub(crate) const PACE_TIME: Duration = Duration::from_millis(100);
 }
 
@@ -49,7 +50,7 @@ pub(crate) mod reservation {
     /// How often a download makes room on a disk that is full although there was room at its beginning.
     pub(crate) const MAX_MADE: u32 = 3;
 
-    /// What a blob of unknown size is thought to need still, in bytes.
+    /// How many more bytes a blob of unknown size is assumed to need.
     pub(crate) const UNKNOWN_SIZE: u64 = 256 * 1024 * 1024;
 }
 
@@ -75,10 +76,10 @@ pub(crate) mod stillness {
 pub(crate) mod tags {
     use std::time::Duration;
 
-    /// After the registry failed, the last known digest is given without asking for this long.
+    /// After a failure of the registry, the last known digest is served without a request for this long.
     pub(crate) const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
-    /// Tags remembered in memory before those that nobody is asking for are dropped; the disk has them.
+    /// Tags in memory before those that were not used longest are dropped; the disk has them.
     pub(crate) const MAX_SLOTS: u64 = 16_384;
 }
 
@@ -89,23 +90,24 @@ pub(crate) mod peer_tags {
     /// Peers that a manifest is requested from, one after the other, before the registry.
     pub(crate) const RESOLVERS: usize = 3;
 
-    /// Peers asked at the same time for what they last knew.
+    /// Peers requested at the same time for their copies on disk.
     pub(crate) const AT_ONCE: usize = 32;
 
-    /// Longest time for asking all peers for a manifest.
+    /// Longest time for requesting a manifest from all peers.
     pub(crate) const EVERYONE: Duration = Duration::from_secs(1);
 
     /// Longest time for one round of votes on a tag. Two rounds fit into what a client's wait leaves after the registry's
     /// share of it ([`Fetcher::ask_registry`]).
     pub(crate) const VOTES: Duration = Duration::from_millis(700);
 
-    /// Longest time until a peer that asks is told "not now"; the work goes on, and its next request finds it done.
+    /// Longest time until a requesting peer is told to retry; the work continues, and the peer's next request finds
+    /// its result.
     pub(crate) const ANSWER: Duration = Duration::from_millis(1_500);
 }
 
 /// Of `download/expected_hashes.rs`.
 pub(crate) mod expected_hashes {
-    /// Requests for hashes that a peer may answer without the hash that was asked for, before it is asked no more for this blob.
+    /// After this many answers without the requested hash, a peer gets no more requests for hashes of this blob.
     pub(crate) const USELESS: u32 = 4;
 }
 
@@ -113,13 +115,13 @@ pub(crate) mod expected_hashes {
 pub(crate) mod segments {
     use std::time::Duration;
 
-    /// How often a connection is looked at.
+    /// How often a connection is checked.
     pub(crate) const TICK: Duration = Duration::from_millis(250);
 }
 
 /// Of `download/memory.rs`.
 pub(crate) mod memory {
-    /// Most bytes that are kept: four of the largest manifests, thousands of usual ones.
+    /// Most bytes in memory: four of the largest manifests, or thousands of usual ones.
     pub(crate) const MOST: usize = 16 * 1024 * 1024;
 }
 
@@ -127,8 +129,8 @@ pub(crate) mod memory {
 pub(crate) mod schedule {
     use std::time::Duration;
 
-    /// Spans start and end on multiples of this, so that peers and resumed transfers meet on the same lines.
-    /// Grain of what is handed to connections, in bytes.
+    /// Spans start and end on multiples of this size, in bytes, so that peers and resumed downloads use the same
+    /// boundaries.
     pub(crate) const PIECE: u64 = 4 * 1024 * 1024;
 
     /// A reader whose next byte is within this distance ahead of a request waits for that request.
@@ -137,14 +139,15 @@ pub(crate) mod schedule {
     /// A request with less than this left is not worth splitting.
     pub(crate) const SPLIT_FROM: u64 = 4 * PIECE;
 
-    /// Least and most that a request is given at once when there are several. Each costs a request, of which registries
-    /// count some; each is read back and hashed when those before it are there.
+    /// Minimum and maximum of what a request is given at once when there are several. Each costs a request, which
+    /// some registries count; each is read back and hashed when the earlier ones are complete.
     pub(crate) const STRIDE: (u64, u64) = (4 * PIECE, 16 * PIECE);
 
     /// A request that waited for a byte for this long is hedged.
     pub(crate) const SILENT: Duration = Duration::from_secs(2);
 
-    /// A request is hedged too when it is slower by this factor than the last finished request, and has more than [`SILENT`] to go.
+    /// A request is also hedged when it is slower by this factor than the request that finished last, and needs more
+    /// than [`SILENT`] to finish.
     pub(crate) const FAR_BEHIND: u64 = 4;
 }
 
@@ -167,14 +170,14 @@ pub(crate) mod growth {
     /// A doubling must bring at least this factor to be followed by another.
     pub(crate) const WORTH_IT: f64 = 1.3;
 
-    /// So many measurements in a row must show no gain before more connections are given up: a single one may have met a
-    /// pause of the disk or of another process.
+    /// This many measurements in a row must show no gain before the number of connections stops growing: a single one
+    /// may have met a pause of the disk or of another process.
     pub(crate) const CONVINCED: u32 = 3;
 
-    /// One connection that brings this many bytes a second is not what holds the transfer up.
+    /// One connection at this rate, in bytes per second, does not limit the download.
     pub(crate) const FAST_LANE: f64 = 150e6;
 
-    /// With less than this left to wait, another connection would come too late.
+    /// With less time than this left, another connection would come too late.
     pub(crate) const TOO_LATE: Duration = Duration::from_millis(600);
 }
 
@@ -188,10 +191,10 @@ pub(crate) mod descriptors {
 pub(crate) mod penalties {
     use std::time::Duration;
 
-    /// Lies after which an endpoint is not asked for that digest.
-    pub(crate) const LIES: u32 = 2;
+    /// Wrong transfers after which an endpoint is not used for that digest.
+    pub(crate) const WRONG_TRANSFERS: u32 = 2;
 
-    /// For how long it is not asked, and after which lies are forgotten.
+    /// For how long the endpoint is not used, and after which wrong transfers are forgotten.
     pub(crate) const MEMORY: Duration = Duration::from_secs(5);
 
     /// Digests remembered at most.
@@ -205,7 +208,7 @@ pub(crate) mod spoiled {
     /// For how long a client may come back for the rest.
     pub(crate) const LIFETIME: Duration = Duration::from_hours(1);
 
-    /// Blobs, and clients of one, that are remembered.
+    /// Most blobs, and most clients of one blob, in the table.
     pub(crate) const BLOBS: usize = 256;
 
     pub(crate) const CLIENTS: usize = 64;
@@ -213,13 +216,14 @@ pub(crate) mod spoiled {
 
 /// Of `download/keep.rs`.
 pub(crate) mod keep {
-    /// A download fetches ahead of its readers within a window; a reader that takes everything at once says so this often.
+    /// A download fetches ahead of its readers within a window; a reader without a client reports its position every
+    /// so many bytes.
     pub(crate) const STRIDE: u64 = 4 << 20;
 }
 
 /// Of `download/hashing.rs`.
 pub(crate) mod hashing {
-    /// Unhashed bytes that make it worth reading back while the transfer goes on.
+    /// Unhashed bytes from which hashing during the download is worth a thread.
     pub(crate) const BEHIND: u64 = 1024 * 1024;
 }
 
@@ -227,7 +231,8 @@ pub(crate) mod hashing {
 pub(crate) mod lifecycle {
     use std::time::Duration;
 
-    /// After peers were given up, one of them is asked for a piece: first after this time, then after twice as long each time.
+    /// After peers failed, one of them is tried with one piece: first after this time, then after twice as long each
+    /// time.
     pub(crate) const FIRST_PROBE: Duration = Duration::from_secs(2);
 
     pub(crate) const LONGEST_PROBE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Asking one peer: one request, one answer, every wait bounded. What an answer leads to is the asker's business.
+//! Requests to one peer: one request, one answer, every wait bounded. The caller decides what to do with the answer.
 
 use std::{
     collections::BTreeMap,
@@ -23,30 +23,30 @@ use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of, root_ca
 pub use crate::limits::peers::client::{CONNECT, HEADER, HOLD, SLOW_CONNECT, SLOW_HEADER};
 use crate::limits::peers::client::{IDLE, MAX_ANSWER_BYTES, RESOLVE};
 
-/// Why a peer gave no answer that can be used.
+/// Why a peer gave no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("peer `{peer}` {problem}")]
 pub struct PeerError {
-    /// Who.
+    /// Name of the peer.
     pub peer: String,
-    /// What it did instead.
+    /// What went wrong.
     pub problem: String,
-    /// Nothing came of it at all: its host is gone, or its link is full.
+    /// Nothing arrived from the peer: its host is gone, or the link is full.
     pub silent: bool,
 }
 
-/// What a peer says to a request for a piece.
+/// A peer's answer to a request for a piece.
 #[derive(Debug)]
 pub enum PieceAnswer {
-    /// Here it comes.
+    /// The bytes follow.
     Body(Box<PieceBody>),
-    /// It is on its way; the text changes while there is progress.
+    /// The piece is arriving at the peer; the text changes while there is progress.
     Held(String),
-    /// Ask the next one.
+    /// The peer takes no part: use the next one.
     NoPart,
-    /// Upstream knows no ranges: one fetcher reads everything.
+    /// The registry has no ranges: one node reads everything.
     NoRanges,
-    /// Busy, or not able to.
+    /// The peer is busy, or cannot get the piece.
     Unable,
 }
 
@@ -60,26 +60,27 @@ pub struct PieceBody {
 }
 
 impl PieceBody {
-    /// What the peer says the piece hashes to.
+    /// The hash of the piece according to the peer.
     pub fn hash(&self) -> Option<PieceHash> {
         self.hash
     }
 
-    /// Bytes that are yet to come.
+    /// Bytes that have not arrived yet.
     pub fn left(&self) -> u64 {
         self.left
     }
 
-    /// The next bytes; `None` when all have come. More or fewer than were asked for is an error.
+    /// The next bytes; `None` when all have arrived. More or fewer than requested is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, PeerError> {
         let next = tokio::time::timeout(IDLE, self.response.chunk()).await;
         let next = next.map_err(|_| self.error(format!("sent nothing for {IDLE:?}")))?;
-        let next = next.map_err(|error| self.error(format!("broke off: {}", root_cause(&error))))?;
+        let next =
+            next.map_err(|error| self.error(format!("closed the connection early: {}", root_cause(&error))))?;
         let Some(bytes) = next else {
             return if self.left == 0 { Ok(None) } else { Err(self.error("ended a piece early".into())) };
         };
         self.left = (self.left.checked_sub(bytes.len() as u64))
-            .ok_or_else(|| self.error("sent more than was asked for".into()))?;
+            .ok_or_else(|| self.error("sent more than was requested".into()))?;
         Ok(Some(bytes))
     }
 
@@ -88,7 +89,7 @@ impl PieceBody {
     }
 }
 
-/// Who a peer says it is.
+/// The identity of a peer, as the peer states it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Its stable name.
@@ -98,30 +99,30 @@ pub struct Identity {
     pub zone: String,
 }
 
-/// What a peer says a tag resolves to: one vote, and no more.
+/// The digest that a tag resolves to according to one peer: a single vote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TagMeaning {
+pub struct TagAnswer {
     /// The manifest's digest, as text.
     pub digest: String,
     /// Its media type.
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Milliseconds since upstream confirmed it.
+    /// Milliseconds since the registry confirmed it.
     pub age_ms: u64,
-    /// Upstream could not confirm it just now.
+    /// The registry could not confirm it now.
     pub stale: bool,
 }
 
-/// An answer to a question about a manifest or a tag.
+/// An answer to a request for a manifest or a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled<T> {
-    /// This.
+    /// The requested value.
     Found(T),
-    /// The peer says that upstream says that it does not exist: no reason to believe that.
+    /// The peer says that the registry answered "not found", which must not be trusted.
     Absent,
-    /// The peer is there and cannot say now.
+    /// The peer is running and cannot answer now.
     NotNow,
 }
 
@@ -135,7 +136,7 @@ impl<T> Settled<T> {
     }
 }
 
-/// Talks to peers. Cheap to clone.
+/// Sends requests to peers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     scheme: &'static str,
@@ -145,7 +146,7 @@ pub(super) struct Client {
     slow: Arc<AtomicBool>,
 }
 
-/// Two that differ in their limit for connections.
+/// Two clients that differ in the time limit for connections.
 #[derive(Clone, Debug)]
 struct Clients {
     usual: reqwest::Client,
@@ -164,17 +165,17 @@ impl Client {
         Ok(Self { scheme, http: Arc::new(RwLock::new(Clients::new(tls)?)), slow: Arc::default() })
     }
 
-    /// Whether this node's own link is slow: then everything may take longer.
+    /// Sets whether this node's own link is slow: then the time limits are longer.
     pub(super) fn set_slow(&self, slow: bool) {
         self.slow.store(slow, Ordering::Relaxed);
     }
 
-    /// Makes new connections with the certificates of now.
+    /// Uses the current certificates for new connections.
     pub(super) fn renew(&self, tls: &Tls) {
         match Clients::new(Some(tls)) {
             Ok(clients) => *self.http.write().unwrap_or_else(PoisonError::into_inner) = clients,
             Err(error) => {
-                tracing::warn!(error = root_cause(&error), "certificates for peers are not used yet");
+                tracing::warn!(error = root_cause(&error), "cannot use the changed certificates for peers");
             }
         }
     }
@@ -253,15 +254,17 @@ impl Client {
         })
     }
 
-    /// The identity behind an address: what a list of bare addresses lacks.
+    /// The identity behind an address, which a list of addresses does not contain.
     pub(super) async fn identity(&self, address: std::net::SocketAddr) -> Result<Identity, PeerError> {
         let peer = Peer { name: address.to_string(), zone: String::new(), address };
         let response = self.send(&peer, &PeerRequest::Health, HEADER).await?;
         match self.settle(&peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(&peer, &bytes))? {
             Settled::Found(identity) => Ok(identity),
-            Settled::Absent | Settled::NotNow => {
-                Err(PeerError { peer: peer.name, problem: "speaks another version".into(), silent: false })
-            }
+            Settled::Absent | Settled::NotNow => Err(PeerError {
+                peer: peer.name,
+                problem: "uses another version of the protocol".into(),
+                silent: false,
+            }),
         }
     }
 
@@ -269,12 +272,12 @@ impl Client {
         &self,
         peer: &Peer,
         request: &PeerRequest,
-    ) -> Result<Settled<TagMeaning>, PeerError> {
+    ) -> Result<Settled<TagAnswer>, PeerError> {
         let response = self.send(peer, request, RESOLVE).await?;
         self.settle(peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(peer, &bytes))
     }
 
-    /// A manifest, checked against its digest.
+    /// A manifest, verified against its digest.
     pub(super) async fn manifest(
         &self,
         peer: &Peer,
@@ -289,12 +292,12 @@ impl Client {
             digest.verify(&bytes).map_err(|_| error("sent a manifest with another digest"))?;
             // The digest protects the document, not the header.
             let media_type =
-                media_type_of(&bytes).ok_or_else(|| error("sent something that is no manifest"))?;
+                media_type_of(&bytes).ok_or_else(|| error("sent something that is not a manifest"))?;
             Ok((media_type, bytes))
         })
     }
 
-    /// Reads a small answer whole.
+    /// Reads a small answer completely.
     async fn settle(
         &self,
         peer: &Peer,
@@ -312,7 +315,9 @@ impl Client {
         loop {
             let next = tokio::time::timeout(IDLE, response.chunk()).await;
             let next = next.map_err(|_| error(format!("sent nothing for {IDLE:?}")))?;
-            match next.map_err(|broken| error(format!("broke off: {}", root_cause(&broken))))? {
+            match next
+                .map_err(|broken| error(format!("closed the connection early: {}", root_cause(&broken))))?
+            {
                 None => return Ok(Settled::Found(bytes.freeze())),
                 Some(chunk) if bytes.len() + chunk.len() <= most => bytes.extend_from_slice(&chunk),
                 Some(_) => return Err(error(format!("sent more than {most} bytes"))),
@@ -339,7 +344,7 @@ fn http_client(tls: Option<&Tls>, connect: Duration) -> Result<reqwest::Client, 
 fn read<T: serde::de::DeserializeOwned>(peer: &Peer, bytes: &[u8]) -> Result<T, PeerError> {
     let wrong = |error| PeerError {
         peer: peer.name.clone(),
-        problem: format!("says nonsense: {error}"),
+        problem: format!("sent an answer that cannot be parsed: {error}"),
         silent: false,
     };
     serde_json::from_slice(bytes).map_err(wrong)

@@ -1,8 +1,8 @@
-//! Who is here: three sources of peers behind one trait, and one channel to everyone who wants to know.
+//! The membership of the cluster: three sources of peers behind one trait, and one channel to all that use the list.
 //!
-//! A source publishes whole lists; whoever reads them sees the newest. This node is in every list, whether the source
-//! knows of it yet or not. A source that cannot be read keeps the last list: peers that are gone are found out by
-//! asking them.
+//! A source publishes whole lists; readers see the newest one. This node is in every list, whether or not the source
+//! contains it. A source that cannot be read keeps the last list: requests to peers that are gone fail and are
+//! skipped.
 
 use std::{future::Future, sync::Arc};
 
@@ -18,7 +18,7 @@ pub trait Directory: Send + 'static {
     fn run(self, publish: Publisher, stop: CancellationToken) -> impl Future<Output = ()> + Send;
 }
 
-/// Where a directory puts what it has found.
+/// Receives the peers that a directory has found.
 #[derive(Debug)]
 pub struct Publisher {
     me: Peer,
@@ -33,7 +33,7 @@ impl Publisher {
         (Self { me, sender, metrics }, receiver)
     }
 
-    /// Tells everyone, if it is news.
+    /// Publishes a list, if it differs from the last one.
     pub fn publish(&self, found: impl IntoIterator<Item = Peer>) {
         let membership = Membership::new(found, &self.me);
         if membership.all() == self.sender.borrow().all() {
@@ -45,7 +45,7 @@ impl Publisher {
         self.sender.send_replace(Arc::new(membership));
     }
 
-    /// This node, as the others should know it.
+    /// This node, as the other peers should see it.
     pub fn me(&self) -> &Peer {
         &self.me
     }

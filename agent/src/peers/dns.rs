@@ -1,7 +1,6 @@
-//! Peers behind a name: its addresses, asked again and again, and each asked who it is.
+//! Peers behind a DNS name: its addresses are looked up regularly, and each address is asked for its identity.
 //!
-//! An address says nothing stable; the agent behind it does. One that does not answer is left out until it does: it
-//! could not give anything either.
+//! Addresses change, the identity of an agent does not. An agent that does not answer is left out until it does.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -16,7 +15,7 @@ use super::{
 
 use crate::limits::peers::dns::{AGAIN, AT_ONCE, EVERY, LIMIT};
 
-/// A name to ask.
+/// A DNS name to look up.
 pub(super) struct Dns {
     pub(super) host: String,
     pub(super) port: u16,
@@ -34,7 +33,7 @@ impl Directory for Dns {
                     tracing::warn!(
                         host = self.host,
                         problem,
-                        "peers cannot be looked up: the last ones stay"
+                        "cannot look up the peers: keeping the last list"
                     );
                 }
             }
@@ -67,7 +66,7 @@ impl Dns {
                     known.insert(address, identity);
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "peer does not say who it is");
+                    tracing::debug!(%error, "cannot get the identity of a peer");
                     known.remove(&address);
                 }
             }

@@ -1,4 +1,4 @@
-//! Which peers to leave alone, and for how long: growing with every failure in a row, gone with the first success.
+//! Which peers to skip, and for how long: longer with every failure in a row, until the first success.
 //!
 //! Kept in memory only. A peer that sent corrupt bytes is quarantined for longer, and a busy one is skipped for a moment.
 
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::limits::peers::health::{BUSY, FIRST, LIE, LONGEST, MOST};
+use crate::limits::peers::health::{BUSY, FIRST, LONGEST, MOST, WRONG_BYTES};
 
 #[derive(Debug, Default)]
 pub(super) struct Health(Mutex<HashMap<String, State>>);
@@ -17,17 +17,17 @@ pub(super) struct Health(Mutex<HashMap<String, State>>);
 struct State {
     failures: u32,
     until: Instant,
-    lied: bool,
+    wrong_bytes: bool,
 }
 
 impl Health {
-    /// Whether to ask it at all.
+    /// Whether to send the peer any requests.
     pub(super) fn is_usable(&self, peer: &str) -> bool {
         self.is_usable_at(peer, Instant::now())
     }
 
-    /// Whether to ask it for what only it is to read upstream: everyone else would read the same once more. On a full
-    /// link one answer in thousands comes late, so a single failure does not keep anyone from that.
+    /// Whether to request segments that the peer is to read from the registry: its substitutes would read them a
+    /// second time. On a full link one answer in thousands is late, so a single failure is ignored here.
     pub(super) fn is_trusted(&self, peer: &str) -> bool {
         self.is_trusted_at(peer, Instant::now())
     }
@@ -37,46 +37,48 @@ impl Health {
     }
 
     fn is_trusted_at(&self, peer: &str, now: Instant) -> bool {
-        self.lock().get(peer).is_none_or(|state| state.until <= now || (state.failures == 1 && !state.lied))
+        self.lock()
+            .get(peer)
+            .is_none_or(|state| state.until <= now || (state.failures == 1 && !state.wrong_bytes))
     }
 
-    /// It answered as it should.
+    /// The peer answered correctly.
     pub(super) fn succeeded(&self, peer: &str) {
         let now = Instant::now();
         let mut states = self.lock();
-        // A liar's answers look like any other's.
-        if states.get(peer).is_some_and(|state| !state.lied || state.until <= now) {
+        // A correct answer does not end the quarantine after wrong bytes.
+        if states.get(peer).is_some_and(|state| !state.wrong_bytes || state.until <= now) {
             states.remove(peer);
         }
     }
 
-    /// It did not answer, or broke off.
+    /// The peer did not answer, or closed the connection early.
     pub(super) fn failed(&self, peer: &str) {
         self.fail_at(peer, Instant::now());
     }
 
     fn fail_at(&self, peer: &str, now: Instant) {
         self.note(peer, now, |state| {
-            // Requests that were under way together are one failure.
+            // Requests that failed at the same time are one failure.
             if state.until <= now {
                 let failures = (state.failures + 1).min(16);
-                *state = State { failures, until: now + pause(failures), lied: false };
+                *state = State { failures, until: now + pause(failures), wrong_bytes: false };
             }
         });
     }
 
-    /// It said that it is busy.
+    /// The peer answered "busy".
     pub(super) fn busy(&self, peer: &str) {
         let now = Instant::now();
         let until = now + BUSY;
         self.note(peer, now, |state| state.until = state.until.max(until));
     }
 
-    /// It sent wrong bytes.
-    pub(super) fn lied(&self, peer: &str) {
+    /// The peer sent wrong bytes.
+    pub(super) fn sent_wrong_bytes(&self, peer: &str) {
         let now = Instant::now();
-        let until = now + LIE;
-        self.note(peer, now, |state| *state = State { failures: 0, until, lied: true });
+        let until = now + WRONG_BYTES;
+        self.note(peer, now, |state| *state = State { failures: 0, until, wrong_bytes: true });
     }
 
     fn note(&self, peer: &str, now: Instant, change: impl FnOnce(&mut State)) {
@@ -85,7 +87,11 @@ impl Health {
             states.retain(|_, state| state.until > now);
         }
         if states.len() < MOST || states.contains_key(peer) {
-            change(states.entry(peer.to_owned()).or_insert(State { failures: 0, until: now, lied: false }));
+            change(states.entry(peer.to_owned()).or_insert(State {
+                failures: 0,
+                until: now,
+                wrong_bytes: false,
+            }));
         }
     }
 
@@ -94,7 +100,7 @@ impl Health {
     }
 }
 
-/// For how long it is left alone after so many failures in a row.
+/// For how long a peer is skipped after this many failures in a row.
 fn pause(failures: u32) -> Duration {
     FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST)
 }
@@ -110,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_left_alone_longer_with_every_failure_and_comes_back_with_a_success() {
+    fn a_peer_is_skipped_longer_with_every_failure_and_used_again_after_a_success() {
         let (health, start) = (Health::default(), Instant::now());
         assert!(health.is_usable("a"));
         let mut now = start;
@@ -125,10 +131,13 @@ mod tests {
         }
         health.succeeded("a");
         assert!(health.is_usable_at("a", start));
-        health.lied("b");
+        health.sent_wrong_bytes("b");
         health.succeeded("b");
         health.fail_at("b", start);
         let soon = start + Duration::from_mins(9);
-        assert!(!health.is_usable_at("b", soon) && !health.is_trusted_at("b", soon), "a liar stays out");
+        assert!(
+            !health.is_usable_at("b", soon) && !health.is_trusted_at("b", soon),
+            "a peer that sent wrong bytes stays quarantined"
+        );
     }
 }

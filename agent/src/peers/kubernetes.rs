@@ -1,6 +1,7 @@
 //! Peers from the `EndpointSlices` of a headless Kubernetes service.
 //!
-//! A peer's name is its node's, its zone the endpoint's. What does not serve, or is on its way out, is none.
+//! A peer has the name of its node and the zone of its endpoint. Endpoints that do not serve, or are terminating, are
+//! not peers.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,21 +19,21 @@ use crate::kubernetes::{Known, connect, follow};
 /// The label that ties a slice to its service.
 const LABEL: &str = "kubernetes.io/service-name";
 
-/// Port of the slices that is meant when they have several.
+/// Name of the slice's port to use when there are several.
 const PORT: &str = "peer";
 
 /// A service to watch.
 pub(super) struct Slices {
     pub(super) namespace: String,
     pub(super) name: String,
-    /// The API server; without one, that of the cluster that this process runs in.
+    /// URL of the API server; `None` means the cluster in which this process runs.
     pub(super) api: Option<String>,
 }
 
 impl Directory for Slices {
     async fn run(self, publish: Publisher, stop: CancellationToken) {
         let work = async {
-            let client = connect(self.api.as_deref(), "members").await;
+            let client = connect(self.api.as_deref(), "peers").await;
             let known: watch::Sender<Known<Vec<Peer>>> = watch::Sender::default();
             let mut news = known.subscribe();
             let config = watcher::Config::default().labels(&format!("{LABEL}={}", self.name));
@@ -51,7 +52,7 @@ impl Directory for Slices {
     }
 }
 
-/// Peers that a slice names. Pure.
+/// The peers in a slice. Pure.
 fn membership(slice: &EndpointSlice) -> Vec<Peer> {
     let ports = slice.ports.as_deref().unwrap_or_default();
     let named = ports.iter().find(|port| port.name.as_deref() == Some(PORT)).or(ports.first());

@@ -1,10 +1,11 @@
-//! How a blob is cut: pieces, which travel between peers, and segments of pieces, which are read upstream.
+//! How a blob is divided: pieces, which travel between peers, and segments of pieces, which are read from the
+//! registry.
 //!
-//! A blob has about 256 pieces within the limits of a piece's size: with few, a node waits long for the first
-//! one to pass on, and the work is spread unevenly; many small ones cost requests. [`SLOTS`] segments of equal length
-//! cover [`WINDOW`] pieces (or the whole blob when it is smaller), the next segments the next window, and so on: what
-//! nodes ask for in their windows is what all fetchers are reading, however slow upstream is. Stripe `s` belongs to slot
-//! `s mod SLOTS`, and a slot to a fetcher.
+//! A blob has about 256 pieces within the limits of a piece's size: with few, a node waits long before it can forward
+//! the first one, and the work is uneven; many small ones cost requests. [`SLOTS`] segments of equal length cover
+//! [`WINDOW`] pieces (or the whole blob when it is smaller), the next segments the next window, and so on: the pieces
+//! that nodes request in their windows are those that all readers are reading, however slow the registry is. Segment
+//! `s` belongs to slot `s mod SLOTS`, and a slot to a reader.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use super::rank::Part;
 use crate::limits::peers::layout::{LARGEST, PIECE, PIECES};
 pub use crate::limits::peers::layout::{SLOTS, WINDOW};
 
-/// The cut of one blob.
+/// The division of one blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     size: u64,
@@ -22,14 +23,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of a blob of `size` bytes.
+    /// The layout of a blob of `size` bytes.
     pub fn new(size: u64) -> Self {
         let piece = size.div_ceil(PIECES).clamp(PIECE.0, PIECE.1).next_power_of_two();
         let segment = size.div_ceil(piece).div_ceil(SLOTS).clamp(1, WINDOW / SLOTS);
         Self { size, piece, segment }
     }
 
-    /// Whether the blob is larger than peers share: the list of a blob's pieces is memory.
+    /// Whether the blob is too large for peers to share: the list of a blob's pieces takes memory.
     pub fn is_too_large(&self) -> bool {
         self.size > LARGEST
     }
@@ -60,7 +61,7 @@ impl Layout {
         at(pieces.start)..at(pieces.end)
     }
 
-    /// The pieces that a run of bytes touches.
+    /// The pieces that overlap a range of bytes.
     pub fn touched(&self, bytes: &Range<u64>) -> Range<u64> {
         if bytes.is_empty() {
             return 0..0;
@@ -68,17 +69,17 @@ impl Layout {
         bytes.start / self.piece..bytes.end.min(self.size).div_ceil(self.piece)
     }
 
-    /// The slot whose fetcher reads a piece upstream.
+    /// The slot whose reader reads a piece from the registry.
     pub fn slot(&self, piece: u64) -> u64 {
         piece / self.segment % SLOTS
     }
 
-    /// A piece as the ranking knows it.
+    /// A piece in the form that the ranking uses.
     pub fn part(&self, piece: u64) -> Part {
         Part { piece, slot: self.slot(piece) }
     }
 
-    /// The pieces that are read upstream together with this one.
+    /// The pieces that are read from the registry together with this one.
     pub fn segment(&self, piece: u64) -> Range<u64> {
         let start = piece - piece % self.segment;
         start..(start + self.segment).min(self.pieces())
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_cover_the_blob_and_stripes_cover_the_pieces() {
+    fn pieces_cover_the_blob_and_segments_cover_the_pieces() {
         // Sizes at the boundaries of a piece, of a segment and of a window.
         for size in [
             0,

@@ -1,7 +1,7 @@
-//! Who takes part: a list of peers, each with a stable name, and this node's place among them.
+//! The list of peers, each with a stable name, and this node's place in it.
 //!
-//! The name (a node's, as a rule) is what the ranking knows a peer by; its address may change from one moment to the
-//! next. Where the list comes from is a [`super::directory`]'s business.
+//! The ranking identifies a peer by its name (usually that of its node); its address may change at any time.
+//! [`super::directory`] provides the list.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ pub struct Peer {
     pub name: String,
     /// Its zone; empty when there are none.
     pub zone: String,
-    /// Where its peer listener is.
+    /// Address of its peer listener.
     pub address: SocketAddr,
 }
 
@@ -32,7 +32,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Sorts by name, takes every name once, and puts this node in its place.
+    /// Sorts the peers by name, removes duplicates, and adds this node.
     pub fn new(found: impl IntoIterator<Item = Peer>, me: &Peer) -> Self {
         let mut membership: Vec<_> = found.into_iter().filter(|peer| peer.name != me.name).collect();
         membership.push(me.clone());
@@ -50,45 +50,46 @@ impl Membership {
         &self.all
     }
 
-    /// The peer at a place of the ranking.
+    /// The peer at an index of the ranking.
     pub fn get(&self, place: u32) -> Option<&Peer> {
         self.all.get(place as usize)
     }
 
-    /// This node's place.
+    /// This node's index.
     pub fn me(&self) -> u32 {
         self.me
     }
 
-    /// Whether there is nobody to share with.
+    /// Whether there is no other peer.
     pub fn is_alone(&self) -> bool {
         self.all.len() < 2
     }
 
-    /// Who stands above whom.
+    /// The ranking of the peers.
     pub fn ranking(&self) -> &Ranking {
         &self.ranking
     }
 
-    /// Fetchers and their substitutes for every slot of a digest.
+    /// The readers and their substitutes for every slot of a digest.
     pub fn fetchers(&self, subject: &Subject) -> Vec<Vec<u32>> {
         (0..SLOTS).map(|slot| self.ranking.fetchers(subject, slot, SUBSTITUTES)).collect()
     }
 
-    /// Whom to ask about a subject of its own (a manifest): those who stand before this node, highest first.
+    /// Where to request content that is not divided (a manifest): the peers that rank before this node, highest
+    /// first.
     pub fn resolvers(&self, subject: u64) -> Vec<&Peer> {
         let order = self.ranking.resolvers(subject, SUBSTITUTES);
         order.into_iter().take_while(|place| *place != self.me).filter_map(|place| self.get(place)).collect()
     }
 
-    /// Those who stand after this node, highest first.
+    /// The peers that rank after this node, highest first.
     pub fn resolvers_after(&self, subject: u64) -> Vec<&Peer> {
         let order = self.ranking.resolvers(subject, SUBSTITUTES);
         let first = order.iter().position(|place| *place == self.me).map_or(0, |at| at + 1);
         order.into_iter().skip(first).filter_map(|place| self.get(place)).collect()
     }
 
-    /// Everyone but this node.
+    /// All peers except this node.
     pub fn others(&self) -> impl Iterator<Item = &Peer> {
         let me = self.me as usize;
         self.all.iter().enumerate().filter(move |(place, _)| *place != me).map(|(_, peer)| peer)
@@ -109,21 +110,25 @@ mod tests {
         let membership = Membership::new([peer("c", 1), peer("a", 2), peer("a", 3), peer("b", 4)], &me);
         let names: Vec<_> = membership.all().iter().map(|peer| peer.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c"]);
-        assert_eq!(membership.get(membership.me()), Some(&me), "its own address is its own business");
+        assert_eq!(membership.get(membership.me()), Some(&me), "this node's own address is used");
         assert!(!membership.is_alone());
         assert_eq!(membership.others().count(), 2);
         assert!(Membership::new([], &me).is_alone());
     }
 
     #[test]
-    fn only_those_before_this_node_are_asked_for_a_manifest() {
+    fn a_manifest_is_requested_only_from_peers_that_rank_before_this_node() {
         let all: Vec<_> = ["a", "b", "c", "d"].map(|name| peer(name, 1)).into();
         for subject in 0..50 {
             let before: Vec<_> =
                 all.iter().map(|me| Membership::new(all.clone(), me).resolvers(subject).len()).collect();
             let mut sorted = before.clone();
             sorted.sort_unstable();
-            assert_eq!(sorted, [0, 1, 2, 3], "one fetches, the next asks it, and so on: {before:?}");
+            assert_eq!(
+                sorted,
+                [0, 1, 2, 3],
+                "one peer fetches, the next requests it from that peer, and so on: {before:?}"
+            );
         }
     }
 }

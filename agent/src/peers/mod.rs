@@ -1,11 +1,12 @@
-//! Other agents of the cluster: who is here, how a blob is cut between them, who stands above whom for each piece, and
-//! how to ask one of them.
+//! The other agents of the cluster: the membership, how a blob is divided between peers, their ranking for each
+//! piece, and requests to a peer.
 //!
-//! `rank` gives every piece its own tree over all peers, known to everyone without a message; `layout` cuts blobs
-//! into pieces and segments; `plan` says what to ask for next, whom, and what to answer. All are pure, and
-//! `bench/sim` runs them on thousands of simulated nodes. `directory` knows who is here, `wire` is the protocol,
-//! `client` asks, `quorum` says when answers about a tag count, `health` remembers who is to be left alone, `pace` who is slow, `speed` whether this node is, `uploads` bounds what this
-//! node gives, `tls` is how peers know each other. What is done with a piece is `download`'s business.
+//! `rank` gives every piece its own tree over all peers, which every node computes without a message; `layout`
+//! divides blobs into pieces and segments; `plan` decides which piece to request next, from which peer, and how to
+//! answer. All are pure, and `bench/sim` runs them on thousands of simulated nodes. `directory` provides the
+//! membership, `wire` is the protocol, `client` sends requests, `quorum` decides when answers about a tag count,
+//! `health` tracks which peers to skip, `pace` which are slow, `speed` whether this node is, `uploads` limits what
+//! this node sends, and `tls` authenticates peers. What happens to a piece is decided in `swarm`.
 
 mod client;
 pub mod directory;
@@ -36,7 +37,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use client::Client;
-pub use client::{CONNECT, HEADER, HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagMeaning};
+pub use client::{CONNECT, HEADER, HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagAnswer};
 use directory::{Directory as _, Fixed, Publisher};
 use dns::Dns;
 use health::Health;
@@ -56,11 +57,11 @@ use crate::{
 /// Where the list of peers comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nowhere: every agent fetches for itself.
+    /// No peers: every agent uses the registry.
     Off,
-    /// The configuration.
+    /// A list in the configuration.
     Static(Vec<Peer>),
-    /// The addresses behind a name, asked again and again.
+    /// The addresses behind a DNS name, looked up regularly.
     Dns {
         /// The name.
         host: String,
@@ -73,27 +74,27 @@ pub enum Source {
         namespace: String,
         /// Its name.
         name: String,
-        /// URL of the API server; without one, that of the cluster that this process runs in.
+        /// URL of the API server; `None` means the cluster in which this process runs.
         api: Option<String>,
     },
 }
 
-/// How this node takes part.
+/// How this node takes part in the cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Its stable name.
     pub name: String,
     /// Its zone; empty for none.
     pub zone: String,
-    /// Who else is here.
+    /// Where the list of peers comes from.
     pub source: Source,
-    /// Whether it fetches for others what nobody on this node wants.
+    /// Whether this node fetches pieces for peers of blobs that no client of this node needs.
     pub relay: bool,
-    /// Pieces sent at once.
+    /// Most pieces sent at once.
     pub uploads: usize,
-    /// Most bytes a second sent to peers.
+    /// Most bytes sent to peers per second.
     pub upload_rate: Option<u64>,
-    /// For how long nothing may come of peers before upstream is asked instead.
+    /// How long nothing may arrive from peers before the registry is used instead.
     pub wait: Duration,
     /// How many peers must agree on a tag's digest while the registry cannot be read.
     pub tag_quorum: usize,
@@ -120,14 +121,14 @@ struct Inner {
     speeds: Mutex<Speeds>,
     uploads: Uploads,
     metrics: Metrics,
-    /// Decides whose answers about tags count; never leaves this process.
+    /// Seed of the choice of peers whose answers about tags count; stays in this process.
     salt: RandomState,
     /// A source of peers is configured.
     on: bool,
 }
 
 impl Peers {
-    /// This node at `address`, and the publisher through which a directory tells who else is here.
+    /// This node at `address`, and the publisher through which a directory updates the membership.
     pub fn new(
         config: Config,
         address: SocketAddr,
@@ -160,18 +161,18 @@ impl Peers {
         &self.0.config
     }
 
-    /// Who this node says it is.
+    /// The identity of this node.
     pub fn identity(&self) -> Identity {
         Identity { name: self.0.config.name.clone(), zone: self.0.config.zone.clone() }
     }
 
-    /// Who is here now; `None` when there is nobody to share with.
+    /// The current membership; `None` when there is no other peer.
     pub fn membership(&self) -> Option<Arc<Membership>> {
         let membership = self.0.membership.borrow().clone();
         (!membership.is_alone()).then_some(membership)
     }
 
-    /// News of the membership.
+    /// A receiver of changes to the membership.
     pub fn watch(&self) -> watch::Receiver<Arc<Membership>> {
         self.0.membership.clone()
     }
@@ -200,27 +201,27 @@ impl Peers {
         }
     }
 
-    /// What this node may send to others.
+    /// The limits on what this node sends to peers.
     pub fn uploads(&self) -> &Uploads {
         &self.0.uploads
     }
 
-    /// Whether a peer is to be asked at all now.
+    /// Whether to send requests to a peer now.
     pub fn is_usable(&self, peer: &Peer) -> bool {
         self.0.health.is_usable(&peer.name)
     }
 
-    /// Whether a peer is to be asked for what only it is to read upstream: one failure does not keep from that.
+    /// Whether to request segments that the peer is to read from the registry: one failure is ignored here.
     pub fn is_trusted(&self, peer: &Peer) -> bool {
         self.0.health.is_trusted(&peer.name)
     }
 
-    /// Whether a parent is to be passed over now because it is much slower than others.
-    pub fn passes_over(&self, peer: &Peer) -> bool {
-        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).passes_over(&peer.name)
+    /// Whether to skip a parent now because it is much slower than others.
+    pub fn skips(&self, peer: &Peer) -> bool {
+        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).skips(&peer.name)
     }
 
-    /// Whether a peer that has sent so many bytes in this time is much slower than others.
+    /// Whether a peer that has sent this many bytes in this time is much slower than others.
     pub fn is_slow_transfer(&self, bytes: u64, taken: Duration) -> bool {
         self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).is_slow_transfer(bytes, taken)
     }
@@ -232,22 +233,22 @@ impl Peers {
         self.0.client.set_slow(speeds.is_slow());
     }
 
-    /// A peer says how fast it is.
+    /// A peer reported its speed, in bytes per second.
     pub fn note_speed(&self, peer: &str, rate: u64) {
         self.speeds().note_peer(peer, rate, Instant::now());
     }
 
-    /// How fast this node is, in bytes a second; `None` before it knows.
+    /// The speed of this node, in bytes per second; `None` before it was measured.
     pub fn own_speed(&self) -> Option<u64> {
         self.speeds().own()
     }
 
-    /// Whether this node is much slower than most others: then none is to wait for it.
+    /// Whether this node is much slower than most others: then no peer should wait for it.
     pub fn is_slow(&self) -> bool {
         self.speeds().is_slow()
     }
 
-    /// Bytes of content that have arrived at this node so far, when it is slow: one blob waits for another there.
+    /// Number of content bytes that have arrived at this node, when it is slow: there, one blob waits for another.
     pub fn arrived_if_slow(&self) -> Option<u64> {
         let speeds = self.speeds();
         speeds.is_slow().then(|| speeds.arrived())
@@ -268,24 +269,24 @@ impl Peers {
         quorum::chosen(usable, &self.0.salt, self.0.config.tag_quorum)
     }
 
-    /// It sent so many bytes of a piece in this time.
+    /// A peer sent this many bytes of a piece in this time.
     pub fn note_pace(&self, peer: &Peer, bytes: u64, taken: Duration) {
         let mut paces = self.0.paces.lock().unwrap_or_else(PoisonError::into_inner);
         paces.note(peer.name.clone(), bytes, taken);
     }
 
-    /// It sent wrong bytes: it is left out for a while.
+    /// A peer sent wrong bytes: it is quarantined.
     pub fn blame(&self, peer: &str) {
-        self.0.health.lied(peer);
+        self.0.health.sent_wrong_bytes(peer);
     }
 
-    /// It did not keep what it promised.
+    /// A request to a peer failed.
     pub fn note_failure(&self, error: &PeerError) {
-        tracing::debug!(peer = error.peer, problem = error.problem, "peer failed");
+        tracing::debug!(peer = error.peer, problem = error.problem, "request to a peer failed");
         self.0.health.failed(&error.peer);
     }
 
-    /// Asks for a piece of `length` bytes. Whoever asks notes a failure, or tries once more.
+    /// Requests a piece of `length` bytes. The caller notes a failure, or retries.
     pub async fn piece(&self, peer: &Peer, ask: &PieceAsk, length: u64) -> Result<PieceAnswer, PeerError> {
         let answer = self.0.client.piece(peer, ask, length).await.map(|(answer, speed)| {
             if let Some(speed) = speed {
@@ -315,7 +316,7 @@ impl Peers {
         self.settled(PeerWhat::hashes, self.0.client.hashes(peer, ask).await)
     }
 
-    /// Asks for a manifest by digest; it is checked. With `known` upstream is not asked by anyone.
+    /// Requests a manifest by digest and verifies it. With `known`, no registry is requested.
     pub async fn manifest(
         &self,
         peer: &Peer,
@@ -327,14 +328,14 @@ impl Peers {
         self.settled(PeerWhat::manifest, self.0.client.manifest(peer, &request, digest).await)
     }
 
-    /// Asks what a tag resolves to. With `known` upstream is not asked by anyone.
+    /// Requests the digest that a tag resolves to. With `known`, no registry is requested.
     pub async fn tag(
         &self,
         peer: &Peer,
         repository: &Repository,
         tag: &Tag,
         known: bool,
-    ) -> Option<Settled<TagMeaning>> {
+    ) -> Option<Settled<TagAnswer>> {
         let request = PeerRequest::Tag { repository: repository.clone(), tag: tag.clone(), known };
         self.settled(PeerWhat::tag, self.0.client.tag(peer, &request).await)
     }

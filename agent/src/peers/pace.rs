@@ -1,13 +1,13 @@
-//! How fast peers send, as one node has seen it: a parent that is much slower than the others is passed over, and
-//! asked now and then all the same, for links recover.
+//! The rates at which peers send to this node. A parent that is much slower than the others is skipped, and tried
+//! again from time to time, because links recover.
 //!
-//! Only the time in which bytes flow counts, not how long a peer waited for them itself.
+//! Only the time in which bytes flow counts, not the time in which the sender waited for them itself.
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use crate::limits::peers::pace::{AGAIN, ENOUGH, MOST, PATIENCE, RENEW, SHARE, WEIGHT};
 
-/// The memory. `M` names a peer.
+/// The rates of peers. `M` identifies a peer.
 #[derive(Clone, Debug)]
 pub struct Paces<M> {
     seen: HashMap<M, Seen>,
@@ -17,7 +17,7 @@ pub struct Paces<M> {
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    /// Bytes a second.
+    /// Bytes per second.
     rate: f64,
     passed_over: u32,
 }
@@ -29,7 +29,7 @@ impl<M> Default for Paces<M> {
 }
 
 impl<M: Eq + Hash> Paces<M> {
-    /// A peer sent so many bytes in this time.
+    /// A peer sent this many bytes in this time.
     pub fn note(&mut self, peer: M, bytes: u64, taken: Duration) {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let rate = bytes as f64 / taken.as_secs_f64().max(1e-6);
@@ -44,15 +44,15 @@ impl<M: Eq + Hash> Paces<M> {
         self.notes = self.notes.wrapping_add(1);
     }
 
-    /// Whether a peer that has sent so many bytes in this time, and is not done, is slow.
+    /// Whether a peer that has sent this many bytes in this time, and has not finished, is slow.
     pub fn is_slow_transfer(&self, bytes: u64, taken: Duration) -> bool {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let rate = bytes as f64 / taken.as_secs_f64().max(1e-6);
         self.seen.len() >= ENOUGH && taken >= PATIENCE && rate < SHARE * self.median
     }
 
-    /// Whether to ask the next one instead.
-    pub fn passes_over(&mut self, peer: &M) -> bool {
+    /// Whether to skip a peer this time and use the next one.
+    pub fn skips(&mut self, peer: &M) -> bool {
         if self.seen.len() < ENOUGH {
             return false;
         }
@@ -85,21 +85,21 @@ mod tests {
     }
 
     #[test]
-    fn who_is_much_slower_than_the_others_is_passed_over_and_asked_now_and_then() {
+    fn a_peer_much_slower_than_the_others_is_skipped_and_tried_from_time_to_time() {
         let mut paces = noted(&[("a", 20), ("b", 25), ("c", 30), ("d", 5)]);
         for fast in ["a", "b", "c", "unknown"] {
-            assert!((0..100).all(|_| !paces.passes_over(&fast)), "{fast}");
+            assert!((0..100).all(|_| !paces.skips(&fast)), "{fast}");
         }
-        let asked = (0..160).filter(|_| !paces.passes_over(&"d")).count();
+        let asked = (0..160).filter(|_| !paces.skips(&"d")).count();
         assert_eq!(asked, 10);
         for _ in 0..20 {
             paces.note("d", 24 * MIB, Duration::from_secs(1));
         }
-        assert!(!paces.passes_over(&"d"), "its link has recovered");
+        assert!(!paces.skips(&"d"), "its link has recovered");
     }
 
     #[test]
-    fn a_transfer_is_slow_when_others_would_have_been_done_long_ago() {
+    fn a_transfer_is_slow_when_others_would_have_finished_long_ago() {
         let paces = noted(&[("a", 20), ("b", 20), ("c", 20), ("d", 20)]);
         for (mib, millis, slow) in [(1, 1_000, true), (1, 900, false), (10, 1_000, false), (0, 1_000, true)] {
             assert_eq!(
@@ -112,10 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn a_few_members_or_a_node_that_is_slow_itself_call_nobody_slow() {
+    fn with_few_peers_or_a_slow_link_no_peer_is_called_slow() {
         let mut few = noted(&[("a", 20), ("b", 20), ("c", 1)]);
-        assert!(!few.passes_over(&"c"));
+        assert!(!few.skips(&"c"));
         let mut even = noted(&[("a", 2), ("b", 2), ("c", 3), ("d", 1)]);
-        assert!(["a", "b", "c", "d"].iter().all(|peer| !even.passes_over(peer)));
+        assert!(["a", "b", "c", "d"].iter().all(|peer| !even.skips(peer)));
     }
 }

@@ -1,11 +1,12 @@
-//! What a node asks for next, whom, and what it answers when it is asked. Pure: shared by the agent and the simulation.
+//! Decides which piece a node requests next, from which peer, and how it answers requests. Pure: shared by the agent
+//! and the simulation.
 //!
 //! ```text
-//! node --Parent--> parent --Parent--> ... --Root--> root --Source--> fetcher --> upstream
+//! node --Parent--> parent --Parent--> ... --Root--> root --Source--> reader --> registry
 //! ```
 //!
-//! A request climbs ([`super::rank`]) until someone has the piece or the root is reached. The root turns to the fetcher
-//! of the piece's segment, and a fetcher requests it from the registry alone. A peer that does not answer usefully is skipped.
+//! A request climbs ([`super::rank`]) until a peer has the piece or the root is reached. The root requests it from
+//! the reader of the piece's segment, and a reader from the registry only. A peer without a usable answer is skipped.
 
 use super::{
     layout::{Layout, WINDOW},
@@ -14,29 +15,29 @@ use super::{
 
 pub use crate::limits::peers::plan::QUEUE;
 
-/// As what a peer is asked.
+/// The role of the peer that receives a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It gives the piece when it has it or is fetching the blob itself.
+    /// The peer sends the piece when it has it or is fetching the blob itself.
     Parent,
-    /// It stands highest for the piece, in its zone at least: it sees to it in any case.
+    /// The peer ranks highest for the piece, in its zone at least: it fetches the piece in any case.
     Root,
-    /// It reads the piece upstream.
+    /// The peer reads the piece from the registry.
     Source,
 }
 
 /// Where a piece may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A peer, by its place in the ranking.
+    /// A peer, by its index in the ranking.
     Peer(u32, Role),
-    /// This node's own way upstream.
+    /// This node's own request to the registry.
     Upstream,
 }
 
-/// Where `me` looks for a piece, in this order: up its tree, then whoever reads the segment, then upstream itself, and
-/// when it cannot, those who might read the segment after it. `fetchers` are the peers of the piece's slot in their
-/// order ([`Ranking::fetchers`]).
+/// Where `me` requests a piece, in this order: the peers above it in the tree, the reader of the segment, the
+/// registry, and, if that fails, the next readers of the segment. `fetchers` are the peers of the piece's slot in
+/// their order ([`Ranking::fetchers`]).
 pub fn targets(ranking: &Ranking, subject: &Subject, part: Part, me: u32, fetchers: &[u32]) -> Vec<Target> {
     let source = |peer: &u32| Target::Peer(*peer, Role::Source);
     let later = fetchers.iter().skip_while(|peer| **peer != me).skip(1).map(source);
@@ -45,7 +46,7 @@ pub fn targets(ranking: &Ranking, subject: &Subject, part: Part, me: u32, fetche
     }
     let ancestors = ranking.ancestors(subject, part, me);
     let climb = ancestors.iter().enumerate().map(|(at, peer)| {
-        // Whoever is asked beyond the first of a zone brings the piece into that zone once more.
+        // A request beyond the first peer of a zone brings the piece into that zone a second time.
         let inner = ancestors.get(at + 1).is_some_and(|above| ranking.are_neighbours(*peer, *above));
         Target::Peer(*peer, if inner { Role::Parent } else { Role::Root })
     });
@@ -53,7 +54,7 @@ pub fn targets(ranking: &Ranking, subject: &Subject, part: Part, me: u32, fetche
     climb.chain(sources).chain([Target::Upstream]).chain(later).collect()
 }
 
-/// The same for a leaf: it reads no segment, not even those that are its own, and goes upstream last.
+/// The same for a leaf: it reads no segments, not even its own, and uses the registry last.
 pub fn targets_of_leaf(
     ranking: &Ranking,
     subject: &Subject,
@@ -65,68 +66,68 @@ pub fn targets_of_leaf(
     targets(ranking, subject, part, me, &others)
 }
 
-/// What a peer knows of itself when it is asked for a piece.
+/// The state of a peer that receives a request for a piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// The piece is here.
+pub struct ResponderState {
+    /// The piece has arrived.
     pub has: bool,
     /// This node is fetching the piece for itself or for others already.
     pub fetching: bool,
-    /// It stands higher than who asks.
+    /// The peer ranks higher than the requester.
     pub higher: bool,
-    /// It gives disk and bandwidth to blobs that nobody on this node wants.
+    /// The peer uses disk and bandwidth for blobs that no client of its node needs.
     pub relays: bool,
-    /// As many requests wait here as may.
+    /// The maximum number of requests is waiting.
     pub full: bool,
-    /// [`QUEUE`] pieces or more wait for their turn to be sent.
+    /// [`QUEUE`] pieces or more wait to be sent.
     pub loaded: bool,
-    /// It is much slower than most others ([`super::speed`]), and the blob is still on its way: a leaf, for which none is to
-    /// wait. The next reader reads what it has read more quickly than it sends it.
+    /// The peer is much slower than most others ([`super::speed`]), and the blob is still arriving: it is a leaf,
+    /// which sends nothing. The next reader can read a segment faster than a leaf sends it.
     pub slow: bool,
 }
 
-/// What it answers.
+/// The answer to a request for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The bytes.
+    /// Sends the bytes.
     Send,
-    /// The bytes when they have come.
+    /// Sends the bytes when they have arrived.
     Wait,
-    /// It begins to fetch the piece for others, along its own way up.
+    /// Starts to fetch the piece for others, from its own parents.
     Relay,
-    /// It begins to read the segment upstream.
+    /// Starts to read the segment from the registry.
     Read,
-    /// Ask the next one.
+    /// Takes no part: use the next peer.
     NoPart,
-    /// Ask again a little later, or the next one.
+    /// Busy: retry a little later, or use the next peer.
     Busy,
 }
 
-/// Decides an answer.
-pub fn answer(role: Role, standing: &Standing) -> Answer {
-    if standing.slow {
+/// Decides the answer.
+pub fn answer(role: Role, state: &ResponderState) -> Answer {
+    if state.slow {
         return Answer::NoPart;
     }
-    if standing.has {
-        // The root and whoever reads it are the last to have it for certain.
-        return if standing.loaded && role == Role::Parent { Answer::NoPart } else { Answer::Send };
+    if state.has {
+        // The root and the reader of the segment are the last peers that certainly have the piece.
+        return if state.loaded && role == Role::Parent { Answer::NoPart } else { Answer::Send };
     }
-    // A request that does not climb could go round in a circle; a source asks nobody.
-    if role != Role::Source && !standing.higher {
+    // A request that does not climb could circle; a source sends no requests to peers.
+    if role != Role::Source && !state.higher {
         return Answer::NoPart;
     }
     match role {
-        _ if standing.full => Answer::Busy,
-        // What it waits for itself may be waiting for this very request: a source goes upstream.
-        Role::Source if standing.fetching || standing.relays => Answer::Read,
-        Role::Parent | Role::Root if standing.fetching => Answer::Wait,
-        Role::Root if standing.relays => Answer::Relay,
+        _ if state.full => Answer::Busy,
+        // A source reads from the registry: the piece that it waits for may be waiting for this very request.
+        Role::Source if state.fetching || state.relays => Answer::Read,
+        Role::Parent | Role::Root if state.fetching => Answer::Wait,
+        Role::Root if state.relays => Answer::Relay,
         Role::Parent | Role::Root | Role::Source => Answer::NoPart,
     }
 }
 
-/// The pieces of one blob that one node still has to ask for: in random order inside a window that slides with the first
-/// missing piece. In order enough to stream and to hash, random enough that nodes have different pieces to give.
+/// The pieces of one blob that a node still has to request: in random order inside a window that starts at the first
+/// missing piece. In order enough to stream and to hash, random enough that nodes have different pieces to share.
 #[derive(Clone, Debug)]
 pub struct Window {
     state: Vec<State>,
@@ -148,7 +149,7 @@ impl Window {
         Self { state: vec![State::Missing; pieces], first: 0, random: seed | 1 }
     }
 
-    /// A piece to ask for, if one is left in the window; it counts as asked from now on.
+    /// A piece to request, if one is left in the window; it counts as requested from now on.
     pub fn take(&mut self) -> Option<u64> {
         let end = (self.first + WINDOW).min(self.state.len() as u64);
         let missing = |piece: &u64| self.state_of(*piece) == Some(State::Missing);
@@ -166,7 +167,7 @@ impl Window {
         Some(piece)
     }
 
-    /// A particular piece is asked for now, because someone waits for it. Says whether it was missing.
+    /// Marks a particular piece as requested now, because a reader waits for it. Returns whether it was missing.
     pub fn ask(&mut self, piece: u64) -> bool {
         let missing = self.state_of(piece) == Some(State::Missing);
         if missing {
@@ -175,14 +176,14 @@ impl Window {
         missing
     }
 
-    /// Nobody brought it: it is to be asked for again.
+    /// The request failed: the piece is to be requested again.
     pub fn give_back(&mut self, piece: u64) {
         if self.state_of(piece) == Some(State::Asked) {
             self.set(piece, State::Missing);
         }
     }
 
-    /// It has arrived. Says whether it is new.
+    /// The piece has arrived. Returns whether it is new.
     pub fn arrived(&mut self, piece: u64) -> bool {
         let new = !self.has(piece);
         self.set(piece, State::Here);
@@ -192,7 +193,7 @@ impl Window {
         new
     }
 
-    /// Pieces that are not here: those of the window, and those asked for beyond it.
+    /// Pieces that have not arrived: those of the window, and those requested beyond it.
     pub fn open(&self) -> Vec<u64> {
         let end = self.first + WINDOW;
         let open = |piece: &u64| match self.state_of(*piece) {
@@ -203,12 +204,12 @@ impl Window {
         (self.first..self.state.len() as u64).filter(open).collect()
     }
 
-    /// Whether a piece is here.
+    /// Whether a piece has arrived.
     pub fn has(&self, piece: u64) -> bool {
         self.state_of(piece) == Some(State::Here)
     }
 
-    /// Whether all are.
+    /// Whether all pieces have arrived.
     pub fn is_complete(&self) -> bool {
         self.first == self.state.len() as u64
     }
@@ -231,70 +232,105 @@ mod tests {
 
     use super::*;
 
-    /// One with so many pieces.
+    /// A blob with this many pieces.
     fn layout(pieces: u64) -> Layout {
         Layout::new(pieces * Layout::new(0).piece())
     }
 
     #[test]
     fn answers_follow_the_rules() {
-        let none = Standing { higher: true, relays: true, ..Standing::default() };
+        let none = ResponderState { higher: true, relays: true, ..ResponderState::default() };
         let table = [
             (
-                "what is here is sent",
+                "a piece that has arrived is sent",
                 Role::Parent,
-                Standing { has: true, ..Standing::default() },
+                ResponderState { has: true, ..ResponderState::default() },
                 Answer::Send,
             ),
-            ("even when full", Role::Source, Standing { has: true, full: true, ..none }, Answer::Send),
-            ("a bystander takes no part", Role::Parent, none, Answer::NoPart),
-            ("but as the root it does", Role::Root, none, Answer::Relay),
-            ("unless it does not relay", Role::Root, Standing { relays: false, ..none }, Answer::NoPart),
+            ("even when full", Role::Source, ResponderState { has: true, full: true, ..none }, Answer::Send),
+            ("a peer that does not fetch the blob takes no part", Role::Parent, none, Answer::NoPart),
+            ("but it does as the root", Role::Root, none, Answer::Relay),
             (
-                "what is on its way is waited for",
+                "unless it does not relay",
+                Role::Root,
+                ResponderState { relays: false, ..none },
+                Answer::NoPart,
+            ),
+            (
+                "a piece that is arriving is waited for",
                 Role::Parent,
-                Standing { fetching: true, ..none },
+                ResponderState { fetching: true, ..none },
                 Answer::Wait,
             ),
             (
-                "not by whom it may itself wait for",
+                "not by a peer that it may itself wait for",
                 Role::Parent,
-                Standing { fetching: true, higher: false, ..none },
+                ResponderState { fetching: true, higher: false, ..none },
                 Answer::NoPart,
             ),
-            ("a source reads upstream", Role::Source, Standing { higher: false, ..none }, Answer::Read),
-            ("whatever else it waits for", Role::Source, Standing { fetching: true, ..none }, Answer::Read),
             (
-                "a loaded one sends the asker on",
-                Role::Parent,
-                Standing { has: true, loaded: true, ..none },
-                Answer::NoPart,
-            ),
-            ("but not as the root", Role::Root, Standing { has: true, loaded: true, ..none }, Answer::Send),
-            ("nor as the source", Role::Source, Standing { has: true, loaded: true, ..none }, Answer::Send),
-            (
-                "what is yet to come is waited for",
-                Role::Parent,
-                Standing { fetching: true, loaded: true, ..none },
-                Answer::Wait,
-            ),
-            (
-                "a slow one keeps nobody waiting",
+                "a source reads from the registry",
                 Role::Source,
-                Standing { fetching: true, slow: true, ..none },
+                ResponderState { higher: false, ..none },
+                Answer::Read,
+            ),
+            (
+                "whatever else it waits for",
+                Role::Source,
+                ResponderState { fetching: true, ..none },
+                Answer::Read,
+            ),
+            (
+                "a loaded peer redirects requests",
+                Role::Parent,
+                ResponderState { has: true, loaded: true, ..none },
                 Answer::NoPart,
             ),
-            ("nor sends anything", Role::Root, Standing { has: true, slow: true, ..none }, Answer::NoPart),
-            ("a full one says so", Role::Root, Standing { full: true, ..none }, Answer::Busy),
+            (
+                "but not as the root",
+                Role::Root,
+                ResponderState { has: true, loaded: true, ..none },
+                Answer::Send,
+            ),
+            (
+                "nor as the source",
+                Role::Source,
+                ResponderState { has: true, loaded: true, ..none },
+                Answer::Send,
+            ),
+            (
+                "a piece that has not arrived is waited for",
+                Role::Parent,
+                ResponderState { fetching: true, loaded: true, ..none },
+                Answer::Wait,
+            ),
+            (
+                "no peer waits for a slow one",
+                Role::Source,
+                ResponderState { fetching: true, slow: true, ..none },
+                Answer::NoPart,
+            ),
+            (
+                "nor sends anything",
+                Role::Root,
+                ResponderState { has: true, slow: true, ..none },
+                Answer::NoPart,
+            ),
+            (
+                "a peer with too many requests is busy",
+                Role::Root,
+                ResponderState { full: true, ..none },
+                Answer::Busy,
+            ),
         ];
-        for (name, role, standing, expected) in table {
-            assert_eq!(answer(role, &standing), expected, "{name}");
+        for (name, role, state, expected) in table {
+            assert_eq!(answer(role, &state), expected, "{name}");
         }
     }
 
     proptest! {
-        /// Requests of every node are followed through clusters in which peers are gone, take no part or do not
-        /// relay: each chain of waiting ends at an own way upstream, and never comes back to a node.
+        /// Follows the requests of every node through clusters in which peers are gone, take no part or do not relay:
+        /// each chain of waiting ends at a node that reads from the registry, and never returns to a node.
         #[test]
         fn every_chain_of_waiting_ends_and_none_is_a_circle(
             count in 1_u32..40, zones in 1_usize..4, piece in 0_u64..64, mask in proptest::collection::vec(0_u8..4, 40),
@@ -314,12 +350,12 @@ mod tests {
                     prop_assert!(steps <= count + 1, "it comes to an end");
                     for target in targets(&ranking, &subject, part, me, &fetchers) {
                         let Target::Peer(peer, role) = target else { break 'climb };
-                        // 0: gone. 1: a bystander. 2: does not relay. 3: fetches the blob.
+                        // 0: gone. 1: takes no part. 2: does not relay. 3: fetches the blob.
                         let kind = mask[peer as usize];
-                        let standing = Standing {
-                            fetching: kind == 3, relays: kind != 2, higher: height(peer) > height(me), ..Standing::default()
+                        let state = ResponderState {
+                            fetching: kind == 3, relays: kind != 2, higher: height(peer) > height(me), ..ResponderState::default()
                         };
-                        match answer(role, &standing) {
+                        match answer(role, &state) {
                             _ if kind == 0 => {}
                             Answer::Wait | Answer::Relay => {
                                 me = peer;
@@ -335,7 +371,7 @@ mod tests {
         }
 
         #[test]
-        fn every_piece_is_asked_for_once_and_never_past_the_window(pieces in 0_u64..200, seed in 0_u64..u64::MAX, lost in 0_u64..200) {
+        fn every_piece_is_requested_once_and_never_past_the_window(pieces in 0_u64..200, seed in 0_u64..u64::MAX, lost in 0_u64..200) {
             let mut window = Window::new(&layout(pieces), seed);
             let mut asked = Vec::new();
             let mut given_back = false;

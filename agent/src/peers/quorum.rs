@@ -1,9 +1,9 @@
-//! When peers may say what a tag resolves to: only together. Pure but for the salt.
+//! Decides when peers' answers about a tag count: only several together. Pure except for the salt.
 //!
-//! A digest protects content, but nothing protects a tag, so one peer's answer about a tag counts for nothing. While the
-//! registry cannot be read, a digest counts when enough of a node's own choice of peers report it. The choice hangs on
-//! a secret of this process: nobody can pick names, or wait for tags, that put more of their nodes into it. It goes by
-//! address, because under `peer.dns` peers name themselves.
+//! A digest protects content, but nothing protects a tag, so one peer's answer counts for nothing. While the registry
+//! cannot be read, a digest counts when enough peers of a random choice report it. The choice depends on a secret of
+//! this process: an attacker cannot pick names, or wait for tags, to get more nodes into it. It uses addresses,
+//! because with `peer.dns` peers choose their own names.
 
 use std::{
     collections::HashMap,
@@ -16,12 +16,12 @@ use crate::types::Digest;
 
 use crate::limits::peers::quorum::CHOSEN_PER_VOTE;
 
-/// What one peer last knew of a tag, confirmed to it by the registry or imported there.
+/// The last digest of a tag that one peer had, confirmed by the registry or imported there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vote {
     /// The manifest's digest.
     pub digest: Digest,
-    /// Since the registry confirmed it.
+    /// Time since the registry confirmed it.
     pub age: Duration,
 }
 
@@ -37,8 +37,9 @@ pub(super) fn chosen<'a>(
     all.into_iter().map(|(_, peer)| peer.clone()).collect()
 }
 
-/// What the votes come to: the digest with the most of them, when these are at least `quorum` and no other digest has
-/// as many. Its age is one that `quorum` of its voters vouch for, so that fewer cannot make it younger.
+/// The result of the votes: the digest with the most votes, if these are at least `quorum` and no other digest has as
+/// many. At least `quorum` voters report an age up to the returned one, so that fewer cannot make the digest look
+/// younger.
 pub fn agreed(votes: &[Vote], quorum: usize) -> Option<Vote> {
     let mut ages: HashMap<Digest, Vec<Duration>> = HashMap::new();
     for vote in votes {
@@ -70,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_digest_counts_when_enough_agree_and_no_other_has_as_many() {
-        // Each letter is one peer's vote; the n-th says that its digest is n seconds old.
+        // Each letter is one peer's vote; the n-th reports an age of n seconds.
         for (given, quorum, expected) in [
             ("", 2, None),
             ("a", 1, Some(('a', 1))),
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_is_bounded_stays_and_is_another_in_every_process() {
+    fn the_choice_is_bounded_stable_and_different_in_every_process() {
         let peers: Vec<_> = (1..=200)
             .map(|at| Peer {
                 name: format!("node-{at}"),

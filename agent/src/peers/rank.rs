@@ -1,4 +1,4 @@
-//! Who stands above whom, for every piece of every blob: pure, and equal on every platform and version.
+//! The ranking of peers, for every piece of every blob: pure, and equal on every platform and version.
 //!
 //! ```text
 //! key(kind, text) = first 8 bytes, big-endian, of SHA-256("hearth/" kind "/v1" 0x00 text)
@@ -14,22 +14,22 @@
 //! A digest is its text, `sha256:...`. Test vectors are in `tests/integration/peers/vectors.rs`. A weight takes two
 //! multiplications a round and no allocation, so that one look over 10,000 peers costs some 30 microseconds.
 //!
-//! For one piece, the peers of a zone, highest weight first, are a binary heap: rank `r` has its parent at
-//! `(r - 1) / 2`. The first of each zone, its leaders, are a heap over zones in the same way; the zones' order is that of
-//! the piece's slot. Everyone's [`Height`] is below its parent's, whatever else is known of the membership: a request that
-//! only climbs cannot go round in a circle.
+//! For one piece, the peers of a zone, highest weight first, are a binary heap: rank `r` has its parent at `(r - 1) /
+//! 2`. The first of each zone, its leaders, are a heap over zones in the same way; the zones' order is that of the
+//! piece's slot. Every peer's [`Height`] is below its parent's, also when nodes have different lists of peers: a
+//! request that only climbs cannot circle.
 //!
-//! Whoever may choose its name can rank first for anything. That gives it work, and costs others time within limits; it
-//! gives it no say in what content is (digests) or what a tag resolves to ([`super::quorum`]).
+//! A node that can choose its name can rank first for anything. That gives it work, and costs others time within
+//! limits; it cannot change content (digests) or the digest that a tag resolves to ([`super::quorum`]).
 //!
-//! A slot's fetcher is the first of its highest zone, where the roots of all its pieces are: a piece crosses into each
-//! other zone once. Who stands in for it is the next of all zones, so that one zone's trouble is not the slot's.
+//! A slot's reader is the first of its highest zone, where the roots of all its pieces are: a piece crosses into each
+//! other zone once. Its substitutes are the next of all zones, so that problems of one zone do not stop the slot.
 
 use std::cmp::Reverse;
 
 use sha2::{Digest as _, Sha256};
 
-/// Where a hash of text enters the ranking.
+/// The value of a text in the ranking.
 pub fn key(kind: &str, text: &str) -> u64 {
     let mut hasher = Sha256::new();
     for part in ["hearth/", kind, "/v1\0", text] {
@@ -60,14 +60,14 @@ pub struct Part {
     pub slot: u64,
 }
 
-/// How high a peer stands for one piece. Compared first by zone.
+/// The rank of a peer for one piece. Compared first by zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Height {
     zone: u64,
     peer: u64,
 }
 
-/// The subjects of one digest.
+/// The keys of one digest.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
     piece: u64,
@@ -76,12 +76,12 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Of a digest's text.
+    /// From a digest's text.
     pub fn of(digest: &str) -> Self {
         Self { piece: key("piece", digest), zones: key("zones", digest), segment: key("stripe", digest) }
     }
 
-    /// How high a peer stands for a piece; needs no membership.
+    /// The rank of a peer for a piece; needs no membership.
     pub fn height(&self, part: Part, peer: &str, zone: &str) -> Height {
         Height {
             zone: weight(self.zones, part.slot, key("zone", zone)),
@@ -90,7 +90,7 @@ impl Subject {
     }
 }
 
-/// The keys of a membership: computed once for each change of it.
+/// The keys of all peers: computed once for each change of the membership.
 #[derive(Clone, Debug, Default)]
 pub struct Ranking {
     membership: Vec<Ranked>,
@@ -107,7 +107,7 @@ struct Ranked {
 type Order = (u64, Reverse<u32>);
 
 impl Ranking {
-    /// Of peers, by name and zone, sorted by name. Indices below are places in this order.
+    /// From the peers' names and zones, sorted by name. Indices below refer to this order.
     pub fn new<'a>(membership: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut ranking = Self::default();
         for (name, zone) in membership {
@@ -122,17 +122,18 @@ impl Ranking {
         ranking
     }
 
-    /// How many peers there are.
+    /// Number of peers.
     pub fn len(&self) -> usize {
         self.membership.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no peers.
     pub fn is_empty(&self) -> bool {
         self.membership.is_empty()
     }
 
-    /// Whom to ask for a piece, nearest first, up to the root; empty for the root itself. Linear in the peers.
+    /// Where to request a piece, nearest first, up to the root; empty for the root itself. Linear in the number of
+    /// peers.
     pub fn ancestors(&self, subject: &Subject, part: Part, me: u32) -> Vec<u32> {
         let Some(own) = self.membership.get(me as usize) else { return Vec::new() };
         let mut path = Vec::with_capacity(32);
@@ -158,7 +159,7 @@ impl Ranking {
         zone(one) == zone(other)
     }
 
-    /// Peers of the same zone that stand higher.
+    /// Peers of the same zone that rank higher.
     fn above(&self, subject: &Subject, piece: u64, me: u32, own: Ranked) -> Vec<Order> {
         let mine = (weight(subject.piece, piece, own.key), Reverse(me));
         self.ranked(subject.piece, piece, own.zone).filter(|order| *order > mine).collect()
@@ -195,7 +196,7 @@ impl Ranking {
         self.ranked(subject.piece, piece, zone).max().map(|order| order.1.0)
     }
 
-    /// At most `most` peers for a slot: the fetcher, and who comes after it, highest weight first.
+    /// At most `most` peers for a slot: the reader and its substitutes, highest weight first.
     pub fn fetchers(&self, subject: &Subject, slot: u64, most: usize) -> Vec<u32> {
         let mut order = self.first(subject.segment, slot, most);
         if self.zones.len() > 1 {
@@ -210,7 +211,7 @@ impl Ranking {
         order
     }
 
-    /// The first `most` peers for a subject of its own (a manifest), highest weight first.
+    /// The first `most` peers for content that is not divided (a manifest), highest weight first.
     pub fn resolvers(&self, subject: u64, most: usize) -> Vec<u32> {
         self.first(subject, 0, most)
     }
@@ -241,7 +242,7 @@ mod tests {
         names
     }
 
-    /// The order of one zone, written down the slow way.
+    /// The order of one zone, computed the slow way.
     fn heap_path(order: &[u32], me: u32) -> Vec<u32> {
         let mut rank = order.iter().position(|at| *at == me).unwrap();
         let mut path = Vec::new();
@@ -254,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_path_is_the_heaps_and_always_climbs(count in 1_usize..60, zones in 1_usize..5, piece in 0_u64..1000) {
+        fn the_path_follows_the_heap_and_always_climbs(count in 1_usize..60, zones in 1_usize..5, piece in 0_u64..1000) {
             let part = Part { piece, slot: piece / 16 % 8 };
             let names = names(count);
             let zone = |at: usize| format!("zone-{}", at % zones);
@@ -271,7 +272,7 @@ mod tests {
                 let path = ranking.ancestors(&subject, part, me);
                 let mut below = height(me);
                 for above in &path {
-                    prop_assert!(height(*above) > below, "a parent stands higher");
+                    prop_assert!(height(*above) > below, "a parent ranks higher");
                     below = height(*above);
                 }
                 prop_assert_eq!(*path.last().unwrap_or(&me), root);
@@ -284,7 +285,7 @@ mod tests {
         }
 
         #[test]
-        fn a_weight_does_not_depend_on_who_else_is_there(count in 2_usize..40, gone in 0_usize..40, slot in 0_u64..8) {
+        fn a_weight_does_not_depend_on_the_other_peers(count in 2_usize..40, gone in 0_usize..40, slot in 0_u64..8) {
             let names = names(count);
             let subject = Subject::of("sha256:11");
             let all = Ranking::new(names.iter().map(|name| (name.as_str(), "")));
@@ -308,7 +309,7 @@ mod tests {
             let fetcher = ranking.fetchers(&subject, part.slot, 8)[0];
             let crossings = (0..60).filter(|me| {
                 let above = ranking.ancestors(&subject, part, *me).first().copied();
-                // The root has it from whoever reads it.
+                // The root gets it from the reader of the segment.
                 zone(above.unwrap_or(fetcher)) != zone(*me)
             });
             assert_eq!(crossings.count(), 2, "two zones besides the fetcher's");

@@ -1,9 +1,9 @@
-//! Whether this node is slow: what its link has ever carried lately, held against what other peers say of theirs.
+//! Whether this node is slow: the best recent rate of its link, compared with the rates that other peers report.
 //!
-//! A slow node that stands between others holds all of them up, and only the node itself can tell all of them the same. So
-//! each request for a piece says how fast the requesting node is, and a node that is much slower than most of those
-//! becomes a leaf ([`super::plan`]): it fetches for itself, and sends others elsewhere. What one peer claims counts no more
-//! than what any other does.
+//! A slow node between others delays all of them, and only the node itself can tell all of them the same. So each
+//! request for a piece contains the requester's rate, and a node that is much slower than most others becomes a leaf
+//! ([`super::plan`]): it fetches for itself, and redirects requests. What one peer reports counts as much as what any
+//! other does.
 
 use std::{
     collections::HashMap,
@@ -14,14 +14,14 @@ use crate::limits::peers::speed::{
     BURST, ENOUGH, HALF_LIFE, MEMORY, MOST, PAUSE, RENEW, SHARE, SILENT_PEERS, SILENT_SPAN, WINDOW, WINDOWS,
 };
 
-/// The memory.
+/// The rates of this node and its peers.
 #[derive(Debug, Default)]
 pub struct Speeds {
     own: Own,
     others: HashMap<String, (u64, Instant)>,
     median: Option<u64>,
     notes: u32,
-    /// Peers that seemed dead lately, and when.
+    /// Peers that seemed dead recently, and when.
     silent: HashMap<String, Instant>,
     slow: bool,
 }
@@ -32,7 +32,7 @@ struct Own {
     total: u64,
     window: Option<Window>,
     windows: u32,
-    /// Bytes a second, and when measured.
+    /// Bytes per second, and when measured.
     best: Option<(f64, Instant)>,
 }
 
@@ -57,7 +57,7 @@ impl Speeds {
         let window = match &mut own.window {
             Some(window) if now.duration_since(window.last) < PAUSE => window,
             window => {
-                // The bytes came before the window begins.
+                // The bytes arrived before the window starts.
                 *window = Some(Window { since: now, last: now, bytes: 0 });
                 return;
             }
@@ -78,19 +78,19 @@ impl Speeds {
     /// A peer seemed dead: no connection, or no answer in time.
     pub fn note_silent(&mut self, peer: &str, now: Instant) {
         self.silent.retain(|_, noted| now.duration_since(*noted) < SILENT_SPAN);
-        // More do not say more.
+        // More peers would not change the decision.
         if self.silent.len() < SILENT_PEERS || self.silent.contains_key(peer) {
             self.silent.insert(peer.to_owned(), now);
         }
         self.look(now);
     }
 
-    /// What this node tells others, in bytes a second; `None` before it knows.
+    /// The rate that this node reports to others, in bytes per second; `None` before it was measured.
     pub fn own(&self) -> Option<u64> {
         self.own.best.filter(|_| self.own.windows >= WINDOWS).map(|(rate, _)| rate as u64)
     }
 
-    /// A peer says how fast it is, in bytes a second.
+    /// A peer reported its rate, in bytes per second.
     pub fn note_peer(&mut self, peer: &str, rate: u64, now: Instant) {
         if self.others.len() >= MOST && !self.others.contains_key(peer) {
             return;
@@ -106,7 +106,7 @@ impl Speeds {
         self.look(now);
     }
 
-    /// Once slow, a node remains so until its link has carried more: with more patience no peer seems dead to it.
+    /// A slow node stays slow until its link has carried more: with its longer time limits, no peer seems dead.
     fn look(&mut self, now: Instant) {
         let below = match (self.own(), self.median) {
             (Some(own), Some(median)) => (own as f64) < SHARE * median as f64,
@@ -142,7 +142,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// One whose link carries `rate` bytes a second for some seconds.
+    /// A node whose link carries `rate` bytes per second for some seconds.
     fn fed(rate: u64, seconds: u64) -> (Speeds, Instant) {
         let (mut speeds, start) = (Speeds::default(), Instant::now());
         let now = |step| start + Duration::from_millis(step * 100);
@@ -166,7 +166,7 @@ mod tests {
             for (at, rate) in others.iter().enumerate() {
                 (0..RENEW).for_each(|_| speeds.note_peer(&format!("peer-{at}"), rate * MIB, now));
             }
-            assert!(!speeds.is_slow(), "all peers answer: it only waits for them");
+            assert!(!speeds.is_slow(), "all peers answer: the node only waits for them");
             (0..2).for_each(|_| speeds.note_silent("peer-0", now));
             assert!(!speeds.is_slow(), "one peer may be dead");
             speeds.note_silent("peer-1", now);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_speed_is_what_the_link_has_carried_without_pauses() {
+    fn a_speed_is_measured_without_the_pauses() {
         let (speeds, _) = fed(10 * MIB, 3);
         let near = |rate: u64| (8 * MIB..11 * MIB).contains(&rate);
         assert!(speeds.own().is_some_and(near), "{:?}", speeds.own());
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_has_become_slow_is_found_out_and_one_that_recovers_too() {
+    fn a_link_that_becomes_slow_or_recovers_is_noticed() {
         let (mut speeds, mut now) = fed(10 * MIB, 3);
         for _ in 0..6_000 {
             now += Duration::from_millis(100);

@@ -1,13 +1,12 @@
-//! Mutual TLS between peers: each shows a certificate that one authority signed for the name that all peers share, and
-//! asks the other for the same.
+//! Mutual TLS between peers: each presents a certificate for the name that all peers share, signed by one authority,
+//! and requires the same of the other side.
 //!
-//! Peers are met at addresses, which change and are in no certificate; so the name is the cluster's (that of the headless
-//! service, as a rule), and it is asked of both sides: an authority that signs for other services as well makes none
-//! of those a peer. Only TLS 1.3 is spoken, and sessions are not resumed, so that a certificate counts at every
-//! connection.
+//! Peers connect to addresses, which change and are in no certificate, so the name is that of the cluster (usually of
+//! the headless service), and both sides check it: an authority that also signs for other services does not make them
+//! peers. Only TLS 1.3 is used, and sessions are not resumed, so that the certificate is checked on every connection.
 //!
-//! The files are read again while the agent runs. New connections use what was read last; files that cannot be used change
-//! nothing and are complained about.
+//! The files are read again while the agent runs. New connections use the newest usable files; unusable files change
+//! nothing and are logged.
 
 use std::{
     fmt,
@@ -38,9 +37,9 @@ use crate::limits::peers::tls::RELOAD;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}`: {problem}")]
 pub struct TlsError {
-    /// The configuration's key that names it.
+    /// The configuration key of the file.
     pub key: &'static str,
-    /// Which file it is, and what is wrong with it.
+    /// The file's path, and what is wrong with it.
     pub problem: String,
 }
 
@@ -50,20 +49,20 @@ impl TlsError {
     }
 }
 
-/// Where a peer's identity lies, and whom it trusts.
+/// Where a peer's certificate, key and trusted authorities are.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// PEM: this peer's certificate, and those between it and the authority.
+    /// PEM: this peer's certificate, and the intermediate ones.
     pub certificate: PathBuf,
     /// PEM: its private key.
     pub key: PathBuf,
-    /// PEM: the authorities.
+    /// PEM: the trusted authorities.
     pub ca: PathBuf,
-    /// What every peer's certificate is valid for.
+    /// The name for which every peer's certificate must be valid.
     pub name: ServerName<'static>,
 }
 
-/// What the files say, ready for use.
+/// The content of the files, ready for use.
 struct Material {
     server: Arc<ServerConfig>,
     client: ClientConfig,
@@ -72,7 +71,7 @@ struct Material {
 /// A peer's side of mutual TLS.
 pub struct Tls {
     files: Files,
-    /// What the files held when they were read last, and what became of it.
+    /// The bytes of the files when they were read last, and the configuration made from them.
     current: Mutex<(Contents, Material)>,
 }
 
@@ -94,17 +93,17 @@ impl Tls {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The asking side of new connections.
+    /// The TLS configuration for outgoing connections.
     pub(super) fn client(&self) -> ClientConfig {
         self.current().1.client.clone()
     }
 
-    /// The accepting side of a new connection.
+    /// The TLS configuration for an incoming connection.
     pub fn server(&self) -> Arc<ServerConfig> {
         self.current().1.server.clone()
     }
 
-    /// Reads the files again; `true` when they have changed and are in use now.
+    /// Reads the files again; `true` when they have changed and are used now.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let contents = Contents::read(&self.files)?;
         if self.current().0 == contents {
@@ -115,7 +114,7 @@ impl Tls {
         Ok(true)
     }
 
-    /// Reads the files again and again until `stop`, and says when they have changed.
+    /// Reads the files regularly until `stop`, and reports changes.
     pub(super) async fn follow(self: Arc<Self>, changed: impl Fn(), stop: &CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(RELOAD)).await.is_some() {
             let this = self.clone();
@@ -123,10 +122,10 @@ impl Tls {
                 Ok(Ok(false)) => {}
                 Ok(Ok(true)) => {
                     changed();
-                    tracing::info!("certificates for peers were changed: new connections use them");
+                    tracing::info!("certificates for peers changed: new connections use them");
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "certificates for peers cannot be used: the ones from before stay");
+                    tracing::warn!(%error, "cannot use the changed certificates for peers: keeping the earlier ones");
                 }
                 Err(_) => return,
             }
@@ -164,16 +163,17 @@ impl Contents {
         let certificates = |key, path: &Path, pem: &[u8]| {
             let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
             let found = read.map_err(|error| wrong(key, path, format!("is not usable PEM: {error}")))?;
-            if found.is_empty() { Err(wrong(key, path, "holds no certificate".into())) } else { Ok(found) }
+            if found.is_empty() { Err(wrong(key, path, "contains no certificate".into())) } else { Ok(found) }
         };
         let chain = certificates("peer.tls.certificate", &files.certificate, &self.certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| wrong("peer.tls.key", &files.key, format!("holds no private key: {error}")))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| {
+            wrong("peer.tls.key", &files.key, format!("contains no private key: {error}"))
+        })?;
         let mut roots = RootCertStore::empty();
         for authority in certificates("peer.tls.ca", &files.ca, &self.ca)? {
-            roots
-                .add(authority)
-                .map_err(|error| wrong("peer.tls.ca", &files.ca, format!("is no authority: {error}")))?;
+            roots.add(authority).map_err(|error| {
+                wrong("peer.tls.ca", &files.ca, format!("is not a certificate authority: {error}"))
+            })?;
         }
         let own = chain[0].clone();
         valid_for(&own, &files.name).map_err(|error| {
@@ -222,7 +222,7 @@ fn valid_for(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<
     verify_server_name(&ParsedCertificate::try_from(certificate)?, name)
 }
 
-/// Signatures have nothing to do with names; both sides' traits ask the same of them.
+/// Signatures are independent of names; the traits of both sides need the same methods.
 macro_rules! signatures_as_usual {
     () => {
         fn verify_tls12_signature(
@@ -249,7 +249,7 @@ macro_rules! signatures_as_usual {
     };
 }
 
-/// The usual checks of a certificate, with the peers' name in place of the one that was dialled.
+/// The usual checks of a certificate, with the peers' common name instead of the dialled one.
 #[derive(Debug)]
 struct Peer<V: ?Sized> {
     name: ServerName<'static>,

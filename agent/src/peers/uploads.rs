@@ -1,7 +1,7 @@
-//! What this node gives to others: so many pieces at once, first come first served, and so many bytes a second.
+//! Limits on what this node sends to peers: pieces at once, in the order of their requests, and bytes per second.
 //!
-//! Few at once, because a piece that arrives whole is passed on at once, while many that arrive slowly side by side
-//! help nobody yet.
+//! Few pieces at once: a piece that has arrived completely can be forwarded, while many that arrive slowly side by
+//! side help no peer yet.
 
 use std::{
     sync::{
@@ -18,22 +18,22 @@ use tokio::{
 
 use crate::limits::peers::uploads::{BURST, SLOW, TIMES, WAITING};
 
-/// Limits of what this node gives. Cheap to clone.
+/// The limits on uploads. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Uploads {
     slots: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    /// Pieces that are being sent or wait for it: the references beyond the first.
+    /// Pieces that are being sent or wait for it: the number of references beyond the first.
     queue: Arc<()>,
-    /// What sending a piece takes as a rule, in microseconds.
+    /// The usual time to send a piece, in microseconds.
     typical: Arc<AtomicU64>,
     pace: Option<Arc<Pace>>,
 }
 
-/// The right to send one piece.
+/// A permit to send one piece.
 #[derive(Debug)]
 pub struct Upload {
-    /// Given back early when the receiver is slow: it hardly uses this node's link, and others wait.
+    /// Returned early when the receiver is slow: it hardly uses this node's link, and others wait.
     place: Option<Place>,
     began: Instant,
     typical: Arc<AtomicU64>,
@@ -60,14 +60,14 @@ fn is_slow(taken: Duration, typical: Duration) -> bool {
     taken >= SLOW.max(typical.saturating_mul(TIMES))
 }
 
-/// The right to wait.
+/// A permit to wait.
 #[derive(Debug)]
 pub struct Waiting(#[expect(dead_code, reason = "only its life counts")] OwnedSemaphorePermit);
 
 #[derive(Debug)]
 struct Pace {
     rate: u64,
-    /// When the next byte may leave.
+    /// When the next byte may be sent.
     next: Mutex<Instant>,
 }
 
@@ -78,12 +78,12 @@ impl Uploads {
         Self { slots, waiting, queue: Arc::default(), typical: Arc::default(), pace }
     }
 
-    /// A place among those who wait; `None` when there are too many.
+    /// A permit to wait; `None` when too many requests wait.
     pub fn wait(&self) -> Option<Waiting> {
         self.waiting.clone().try_acquire_owned().ok().map(Waiting)
     }
 
-    /// The right to send a piece, in the order of asking; `None` when it takes longer than `limit`.
+    /// A permit to send a piece, in the order of requests; `None` when it takes longer than `limit`.
     pub async fn acquire(&self, limit: Duration) -> Option<Upload> {
         let queued = self.queue.clone();
         let slot = tokio::time::timeout(limit, self.slots.clone().acquire_owned()).await.ok()?.ok()?;
@@ -91,16 +91,16 @@ impl Uploads {
         Some(Upload { place, began: Instant::now(), typical: self.typical.clone(), pace: self.pace.clone() })
     }
 
-    /// How many pieces are being sent or wait for their turn.
+    /// Number of pieces that are being sent or wait for it.
     pub fn queue(&self) -> usize {
         Arc::strong_count(&self.queue) - 1
     }
 }
 
 impl Upload {
-    /// Waits until so many more bytes may leave.
+    /// Waits until this many more bytes may be sent.
     pub async fn pass(&mut self, bytes: usize) {
-        // A limit of this node's own is no fault of the receiver.
+        // A delay by this node's own limit is not the receiver's fault.
         let typical = Duration::from_micros(self.typical.load(Ordering::Relaxed));
         if self.pace.is_none() && is_slow(self.began.elapsed(), typical) {
             self.place = None;
@@ -111,7 +111,7 @@ impl Upload {
 }
 
 impl Pace {
-    /// When bytes that are asked for at `now` may leave.
+    /// When bytes that are requested at `now` may be sent.
     fn take(&self, bytes: u64, now: Instant) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let leave = (*next).max(now.checked_sub(BURST).unwrap_or(now));
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn bytes_leave_no_faster_than_allowed() {
+    async fn bytes_are_sent_no_faster_than_allowed() {
         let now = Instant::now() + Duration::from_secs(10);
         let pace = Pace { rate: 1_000_000, next: Mutex::new(Instant::now()) };
         assert_eq!(pace.take(100_000, now), now, "a burst after a quiet time");
@@ -135,19 +135,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_is_waited_for_only_so_long() {
+    async fn the_wait_for_a_permit_is_limited() {
         let uploads = Uploads::new(1, None);
         let first = uploads.acquire(Duration::from_secs(1)).await.expect("it is free");
         assert_eq!(uploads.queue(), 1);
         assert!(uploads.acquire(Duration::from_millis(10)).await.is_none());
-        assert_eq!(uploads.queue(), 1, "who gave up waits no more");
+        assert_eq!(uploads.queue(), 1, "a request that timed out no longer counts");
         drop(first);
         assert_eq!(uploads.queue(), 0);
         assert!(uploads.acquire(Duration::from_millis(10)).await.is_some());
     }
 
     #[test]
-    fn a_receiver_is_slow_when_others_would_have_the_piece_long_ago() {
+    fn a_receiver_is_slow_when_others_would_have_finished_long_ago() {
         let seconds = Duration::from_secs;
         for (taken, usual, slow) in [(1, 0, false), (2, 0, true), (2, 1, false), (4, 1, true), (9, 5, false)]
         {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_receiver_keeps_nobody_from_sending_to_others() {
+    async fn a_slow_receiver_does_not_block_uploads_to_others() {
         let uploads = Uploads::new(1, None);
         let mut slow = uploads.acquire(SLOW).await.expect("it is free");
         slow.began = Instant::now().checked_sub(2 * SLOW).expect("the machine is up for longer");

@@ -3,24 +3,26 @@
 //! ```text
 //! GET /peer/v1/health                                          200 {"name":..,"zone":..}
 //! GET /peer/v1/pieces/<digest>/<index>?registry&repository&size&role&member&zone&whole[&speed]
-//!     200 the bytes of the piece; `hearth-piece-hash` is what they hash to, where the peer can say
-//!     202 on its way; `hearth-activity` changes for as long as whoever brings it is alive: ask again
-//!     404 takes no part, ask the next one         409 upstream knows no ranges: slot 0 reads everything
-//!     503 busy or not able to                     400 not understood           403 registry not served here
-//!     With `hearth-speed`, how fast the answering node is, in bytes a second, once it knows
+//!     200 the bytes of the piece; `hearth-piece-hash` is their hash, if the peer has it
+//!     202 arriving; `hearth-activity` changes while its source shows signs of life: retry
+//!     404 takes no part, use the next peer        409 the registry has no ranges: slot 0 reads everything
+//!     503 busy or not possible                    400 bad request              403 registry not served by this node
+//!     With `hearth-speed`: the rate of the answering node's link, in bytes per second, once measured
 //! GET /peer/v1/hashes/<digest>/<index>?registry&repository&size[&again]
-//!     200 {"<index>":"sha256:..",..}: hashes of the pieces of the segment of piece <index>, as far as the peer has read
+//!     200 {"<index>":"sha256:..",..}: hashes of the pieces of the segment of piece <index>, if the peer has read
 //!     them from the registry itself or has the verified blob. With `again` (`segment`, `piece`) a peer in the order of
-//!     the segment's readers reads that once more first; 503 while it does: ask again
+//!     the segment's readers reads it again first; 503 meanwhile: retry
 //! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
 //! GET /peer/v1/tags/<tag>?registry&repository[&known]          200 {"digest":..,"mediaType":..,"size":..,"ageMs":..}
-//!     404 upstream says that it does not exist    503 cannot say now
+//!     404 the registry says that it does not exist    503 cannot answer now
 //! ```
 //!
-//! `role` is `parent`, `root` or `source` ([`super::plan::Role`]); `member` and `zone` say who asks, so that a request
-//! that does not climb is refused; `whole` that upstream has no ranges; `speed` how fast the asker is, in bytes a second. With `known` only what is on the disk counts: upstream is not asked.
+//! `role` is `parent`, `root` or `source` ([`super::plan::Role`]); `member` and `zone` identify the requester, so
+//! that a request that does not climb is rejected; `whole` means that the registry has no ranges; `speed` is the rate
+//! of the requester's link, in bytes per second. With `known`, only the content of the disk counts, and no registry
+//! is requested.
 //!
-//! An unknown path or version is 404 with an error body, a bad request 400: nothing here is fatal for anyone.
+//! An unknown path or version is 404 with an error body, a bad request 400: neither breaks a client.
 
 use reqwest::Url;
 
@@ -30,25 +32,28 @@ use crate::types::{Digest, NameError, Repository, Tag};
 /// Version and prefix of all paths.
 const PREFIX: &str = "/peer/v1/";
 
-/// Longest name of a peer or zone that is taken.
+/// Longest name of a peer or zone that is accepted.
 const LONGEST: usize = 253;
 
-/// Header of 202: changes while the peer is alive. What follows its last full stop changes only while bytes arrive.
+/// Header of 202: changes while the source of the piece shows signs of life. The part after the last full stop
+/// changes only while bytes arrive.
 pub const ACTIVITY: http::HeaderName = http::HeaderName::from_static("hearth-activity");
 
 /// Header of 200: the hash of the piece; see [`PieceHash`].
 pub const PIECE_HASH: http::HeaderName = http::HeaderName::from_static("hearth-piece-hash");
 
-/// Header of every answer to a request for a piece: how fast the answering node's link is, in bytes a second. Absent before
-/// the node knows. What it says in requests does not arrive where a link is full; answers do.
+/// Header of every answer to a request for a piece: the rate of the answering node's link, in bytes per second.
+/// Absent before it was measured. On a full link requests with this value may not arrive, answers do.
 pub const SPEED: http::HeaderName = http::HeaderName::from_static("hearth-speed");
 
-/// What a peer announces of a piece that it sends: `sha256:..`, and ` own` after it when it knows that by itself.
+/// The hash of a piece that a peer sends: `sha256:..`, followed by ` own` when the peer has computed it from verified
+/// bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PieceHash {
     /// SHA-256 of the piece.
     pub hash: Digest,
-    /// The peer has read the piece from the registry, or has the verified blob. Otherwise another peer has told it.
+    /// The peer has read the piece from the registry, or has the verified blob. Otherwise it has the hash from
+    /// another peer.
     pub own: bool,
 }
 
@@ -77,48 +82,48 @@ pub fn movement(activity: &str) -> Option<&str> {
     activity.rsplit_once('.').map(|(_, moved)| moved)
 }
 
-/// A piece is wanted.
+/// A request for a piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PieceAsk {
-    /// Where upstream has the blob.
+    /// A repository that has the blob.
     pub repository: Repository,
-    /// Which blob.
+    /// Digest of the blob.
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// Which piece.
+    /// Index of the piece.
     pub piece: u64,
-    /// As what the peer is asked.
+    /// The role of the peer that receives the request.
     pub role: Role,
-    /// Who asks.
+    /// Name of the requester.
     pub peer: String,
-    /// The asker's zone.
+    /// Zone of the requester.
     pub zone: String,
-    /// The asker knows that upstream has no ranges: who reads it reads everything.
+    /// The requester has found that the registry has no ranges: the reader of the piece reads everything.
     pub whole: bool,
-    /// How fast the asker is, in bytes a second; `None` before it knows.
+    /// Rate of the requester's link, in bytes per second; `None` before it was measured.
     pub speed: Option<u64>,
 }
 
-/// The hashes of a segment's pieces are wanted.
+/// A request for the hashes of a segment's pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashesAsk {
-    /// Where upstream has the blob.
+    /// A repository that has the blob.
     pub repository: Repository,
-    /// Which blob.
+    /// Digest of the blob.
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
     /// A piece of the segment.
     pub piece: u64,
-    /// Whether the peer is to read from the registry first.
+    /// What the peer is to read from the registry first.
     pub again: Again,
 }
 
-/// What a peer is to read from the registry before it says what pieces hash to.
+/// What a peer is to read from the registry before it answers with the hashes of pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Again {
-    /// Nothing: it says what it knows.
+    /// Nothing: it answers with the hashes that it has.
     #[default]
     No,
     /// The segment.
@@ -142,7 +147,7 @@ impl Again {
 /// A request of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerRequest {
-    /// Who are you?
+    /// The identity of the peer.
     Health,
     /// A piece.
     Piece(PieceAsk),
@@ -150,34 +155,34 @@ pub enum PeerRequest {
     Hashes(HashesAsk),
     /// A manifest by digest.
     Manifest {
-        /// Where upstream has it.
+        /// A repository that has the manifest.
         repository: Repository,
-        /// Which.
+        /// Digest of the manifest.
         digest: Digest,
-        /// Only from the disk.
+        /// Whether to use only the disk.
         known: bool,
     },
-    /// What a tag means.
+    /// The digest that a tag resolves to.
     Tag {
-        /// Where.
+        /// Repository of the tag.
         repository: Repository,
-        /// Which.
+        /// The tag.
         tag: Tag,
-        /// Only what was known before.
+        /// Whether to use only the record on disk.
         known: bool,
     },
 }
 
-/// Why a request is none.
+/// Why a request is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// Another path or version.
-    #[error("unknown path: this agent speaks `/peer/v1/`")]
+    #[error("unknown path: this agent serves `/peer/v1/`")]
     Path,
     /// A parameter is missing or wrong.
     #[error("parameter `{0}` is missing or wrong")]
     Parameter(&'static str),
-    /// A name is none.
+    /// A name is invalid.
     #[error(transparent)]
     Name(#[from] NameError),
 }
@@ -276,7 +281,7 @@ fn role_of(name: Option<&str>) -> Option<Role> {
     [Role::Parent, Role::Root, Role::Source].into_iter().find(|role| Some(role_name(*role)) == name)
 }
 
-/// A base to read and write queries with; no request ever goes there.
+/// A base URL to read and write queries with; never used for a request.
 fn scratch() -> Url {
     Url::parse("http://peer/").expect("a fixed URL")
 }
@@ -372,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_protocol_is_refused_with_a_reason() {
+    fn requests_outside_of_the_protocol_are_rejected_with_a_reason() {
         for (target, expected) in [
             ("/peer/v2/health", WireError::Path),
             ("/peer/v1/", WireError::Path),
@@ -404,7 +409,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_the_parser_fall(path in ".{0,60}", query in ".{0,60}") {
+        fn no_text_makes_the_parser_panic(path in ".{0,60}", query in ".{0,60}") {
             let _ = PeerRequest::parse(&path, Some(&query));
             let _ = PeerRequest::parse(&format!("/peer/v1/{path}"), Some(&query));
         }

@@ -1,8 +1,9 @@
-//! Opens and closes cases against peers ([`super::evidence`]): a blob was wrong, and the right bytes are there.
+//! Handles blobs with a wrong digest: keeps the hashes that peers sent ([`super::evidence`]), and blames the peers
+//! whose hashes were wrong.
 
 use std::{io, sync::Arc};
 
-use super::{context::Inner, evidence::Case};
+use super::{context::Inner, evidence::WrongBlob};
 use crate::{
     download::Download,
     metrics::BlameLabels,
@@ -11,16 +12,16 @@ use crate::{
 };
 
 impl Inner {
-    /// A blob turned out wrong: the hashes that peers named of its pieces are remembered. Says whether what has come is
-    /// worth keeping, to be compared with a second read.
-    pub(super) fn open_case(&self, download: &Download, size: Option<u64>) -> bool {
+    /// A blob has the wrong digest: keeps the hashes that peers sent for its pieces. Returns whether to keep the
+    /// bytes that have arrived, to compare them with a second read.
+    pub(super) fn note_wrong_blob(&self, download: &Download, size: Option<u64>) -> bool {
         size.filter(|_| download.peer_requests.has_peers()).is_some_and(|size| {
-            self.evidence.note(download.digest(), Case::new(size, download.expected.claims()))
+            self.evidence.note(download.digest(), WrongBlob::new(size, download.expected.claims()))
         })
     }
 
-    /// The right bytes are there: peers that named wrong hashes are left out for a while.
-    pub(super) async fn close_case(&self, digest: &Digest, partial: &Arc<Partial>) {
+    /// The right bytes have arrived: peers that sent wrong hashes are quarantined.
+    pub(super) async fn blame_peers(&self, digest: &Digest, partial: &Arc<Partial>) {
         let Some(case) = self.evidence.take(digest) else { return };
         let partial = partial.clone();
         let closed = tokio::task::spawn_blocking(move || {
@@ -29,10 +30,10 @@ impl Inner {
         });
         let wrong = closed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let wrong = wrong.inspect_err(
-            |error| tracing::warn!(error = %chain(error), "cannot tell which peer named wrong hashes"),
+            |error| tracing::warn!(error = %chain(error), "cannot find the peer that sent wrong hashes"),
         );
         for (peer, piece) in wrong.unwrap_or_default() {
-            tracing::warn!(digest = %digest.short(), piece, peer, "peer named a wrong hash for a piece: skipped for a while");
+            tracing::warn!(digest = %digest.short(), piece, peer, "peer sent a wrong hash for a piece: quarantined");
             self.metrics.peer_wrong_pieces.get_or_create(&BlameLabels { peer: peer.clone() }).inc();
             self.peers.blame(&peer);
         }

@@ -1,4 +1,4 @@
-//! What all parts of the swarm share.
+//! The state that all parts of the swarm share.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     download::Fetcher, metrics::Metrics, peers::Peers, store::Store, task::Tasks, upstream::Upstream,
 };
 
-/// The other nodes as one source of blobs. Cheap to clone.
+/// The peers as one source of blobs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Swarm(pub(super) Arc<Inner>);
 
@@ -23,6 +23,6 @@ pub(super) struct Inner {
     pub(super) tasks: Tasks,
     pub(super) evidence: Evidence,
     pub(super) hashes: PieceHashes,
-    /// Pieces that a slow node fetches at once, of all blobs.
+    /// Permits of a slow node to fetch pieces, for all blobs together.
     pub(super) slow_turns: Semaphore,
 }

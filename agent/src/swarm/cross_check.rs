@@ -1,13 +1,14 @@
-//! Finding out which reader of a segment was wrong, after a blob turned out wrong although each piece had the hash that
-//! its reader named.
+//! Finds the reader of a segment that was wrong, when a blob has the wrong digest although each piece had the hash
+//! that its reader sent.
 //!
-//! The wrong bytes are kept. For each segment the next peer in the order of its readers reads it from the registry once
-//! more, for all who ask (`again=segment`), and its hashes are compared with what lies here. Where they differ a third one
-//! reads a single piece (`again=piece`): the reader that it agrees with is right. Only pieces that are wrong are given up,
-//! and fetched as usual. It costs one more read of the blob for the whole cluster, and is tried once.
+//! The wrong bytes are kept. For each segment the next peer in the order of its readers reads it from the registry
+//! again, for all requesters (`again=segment`), and its hashes are compared with the bytes on this node. Where they
+//! differ, a third peer reads a single piece (`again=piece`): the reader that it agrees with is right. Only wrong
+//! pieces are discarded and fetched again. The check costs one more read of the blob for the whole cluster, and is
+//! tried once.
 //!
-//! A peer that reads once more replaces what it has itself. Its requests cost a read at most once per segment, and only
-//! peers that stand in the order of its readers do it for others.
+//! A peer that reads a segment again also replaces its own bytes. It does so only if it is among the readers of the
+//! segment, so that a request costs at most one read per segment.
 
 use std::{io, ops::Range, sync::Arc};
 
@@ -33,11 +34,11 @@ use crate::limits::swarm::cross_check::{AT_ONCE, LONGEST, PAUSE, PIECE_READERS, 
 /// Which of two differing readers is right. Pure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
-    /// What lies here, and so the first reader.
+    /// The bytes on this node, and so the first reader.
     Here,
     /// The second reader.
     Second,
-    /// Nobody can say: neither is believed.
+    /// Not known: neither is used.
     Neither,
 }
 
@@ -50,10 +51,10 @@ fn right(here: &Digest, second: &Digest, third: Option<&Digest>) -> Right {
 }
 
 impl PieceContext {
-    /// Compares everything that came from peers with a second read, and gives up what is wrong.
+    /// Compares all bytes that came from peers with a second read, and discards the wrong pieces.
     pub(super) async fn cross_check(&self) -> Result<(), FetchError> {
         let digest = self.download().digest().short();
-        tracing::warn!(%digest, "blob from peers has a wrong digest: its segments are read once more by other peers and compared");
+        tracing::warn!(%digest, "blob from peers has a wrong digest: comparing its segments with a second read by other peers");
         let pieces = self.layout().pieces();
         let segments = (0..pieces).filter(|piece| self.layout().segment(*piece).start == *piece);
         let checks = stream::iter(segments).map(|segment| self.check_segment(segment));
@@ -67,7 +68,7 @@ impl PieceContext {
         Ok(())
     }
 
-    /// The pieces of a segment that are wrong here. What they must hash to is noted.
+    /// The wrong pieces of a segment on this node. Their expected hashes are noted.
     async fn check_segment(&self, segment: u64) -> Result<Vec<u64>, FetchError> {
         let here = self.hashes_here(segment).await?;
         let Some((second, hashes)) = self.second_read(segment).await else { return Ok(Vec::new()) };
@@ -97,7 +98,7 @@ impl PieceContext {
         hashed.await.map_err(StoreError::from)?.map_err(|error| FetchError::Disk(Arc::new(error)))
     }
 
-    /// The hashes of a segment by the first of its readers, beyond the one whose hashes were used, that reads it again.
+    /// The hashes of a segment from the next of its readers that reads it again.
     async fn second_read(&self, segment: u64) -> Option<(String, Vec<(u64, Digest)>)> {
         let first = self.first_reader(segment);
         for (at, peer) in self.readers_of(segment).into_iter().enumerate().take(SEGMENT_READERS) {
@@ -134,7 +135,7 @@ impl PieceContext {
         let (repository, digest) = (self.repository().clone(), *self.download().digest());
         let ask = HashesAsk { repository, digest, size: self.layout().size(), piece, again };
         if peer.name == self.me().name {
-            // This node stands in the order of readers itself.
+            // This node is in the order of readers itself.
             return self.swarm.read_again(&ask).await;
         }
         if !self.is_usable(peer) {
@@ -144,7 +145,7 @@ impl PieceContext {
             loop {
                 match self.peers().hashes(peer, &ask).await {
                     Some(Settled::Found(hashes)) => return hashes.into_iter().collect(),
-                    // A peer that refuses at once must not be asked in a tight loop.
+                    // A peer that rejects requests at once must not get them in a tight loop.
                     Some(Settled::NotNow) => tokio::time::sleep(PAUSE).await,
                     Some(Settled::Absent) | None => return Vec::new(),
                 }
@@ -155,7 +156,7 @@ impl PieceContext {
 }
 
 impl Swarm {
-    /// Whether this node is among those who read a piece once more for others.
+    /// Whether this node is among the readers that read a piece again for others.
     pub(super) fn reads_again(&self, ask: &HashesAsk, layout: &Layout) -> bool {
         let Some(membership) = self.0.peers.membership() else { return false };
         let most = match ask.again {
@@ -169,8 +170,8 @@ impl Swarm {
         readers.is_some_and(|readers| readers.iter().take(most).any(|reader| *reader == membership.me()))
     }
 
-    /// Reads pieces from the registry once more, replaces what is here, and says what they hash to. Ends when the caller
-    /// is dropped; what was read stays.
+    /// Reads pieces from the registry again, replaces the bytes on this node, and returns their hashes. Ends when the
+    /// caller is dropped; bytes that were read stay.
     pub(super) async fn read_again(&self, ask: &HashesAsk) -> Vec<(u64, Digest)> {
         let layout = Layout::new(ask.size);
         let pieces =
@@ -187,7 +188,7 @@ impl Swarm {
             match reread.piece(&ask.repository, piece).await {
                 Ok(hash) => hashes.push((piece, hash)),
                 Err(error) => {
-                    tracing::info!(digest = %ask.digest.short(), piece, error = %chain(&error), "piece cannot be read once more");
+                    tracing::info!(digest = %ask.digest.short(), piece, error = %chain(&error), "cannot read a piece again");
                     break;
                 }
             }
@@ -204,7 +205,7 @@ struct Reread<'a> {
 }
 
 impl Reread<'_> {
-    /// The hash of a piece as the registry has it, which is then here as well.
+    /// The registry's hash of a piece, whose bytes are then on this node as well.
     async fn piece(&self, repository: &Repository, piece: u64) -> Result<Digest, FetchError> {
         let (digest, vouched) = (self.download.digest(), &self.swarm.0.hashes);
         let bytes = self.layout.bytes(piece);

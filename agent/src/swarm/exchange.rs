@@ -1,8 +1,8 @@
-//! Filling a blob from the cluster: pieces in random order within a window, each along its own tree, the segments that
-//! are this node's to read from upstream; and the same for what other peers ask of it.
+//! Fills a blob from peers: requests pieces in random order within a window, each along its own tree, reads this
+//! node's segments from the registry, and fetches the pieces that other peers request.
 //!
-//! What peers do not bring (there are none, none answers, nothing arrives for `peer.wait`), [`crate::download`] reads from the
-//! registry.
+//! [`crate::download`] reads the rest from the registry (there are no peers, none answers, or nothing arrives for
+//! `peer.wait`).
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
@@ -24,7 +24,7 @@ use crate::limits::swarm::exchange::{
     ASKS, LEAF_ASKS, LEAF_WAIT, LINGER, PAUSE, PROBE, ROUNDS, TICK, URGENT,
 };
 
-/// Brings what peers can bring. `Ok` says that the downloader goes on; all may be there already.
+/// Fetches from peers. After `Ok` the downloader continues; all bytes may have arrived already.
 pub(super) async fn fill(
     swarm: Swarm,
     download: &Arc<Download>,
@@ -36,12 +36,12 @@ pub(super) async fn fill(
     };
     download.peer_requests.leave();
     download.segments.end();
-    // Whoever waits here for a piece looks again.
+    // Wakes requests that wait here for a piece.
     download.wrote();
     outcome
 }
 
-/// Asks peers for the last missing piece for which this node has a usable parent. Returns whether one gave it.
+/// Requests the last missing piece for which this node has a usable parent. Returns whether a parent sent it.
 pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>) -> bool {
     let distrust = download.distrust();
     let (Some(source), Some(size)) = (download.source(0), partial.size()) else { return false };
@@ -54,7 +54,7 @@ pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &
     asked.unwrap_or(false)
 }
 
-/// What there is to go by; `None` when this blob is this node's own business.
+/// The context of the exchange; `None` when this node fetches the blob without peers.
 async fn prepare(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>) -> Option<PieceContext> {
     swarm.0.peers.membership()?;
     let source = download.source(0)?;
@@ -77,17 +77,17 @@ async fn prepare(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>)
     let reading = swarm.0.fetcher.reading(download, partial);
     let context = PieceContext::new(swarm, reading, source, size)?;
     if check && let Err(error) = context.cross_check().await {
-        tracing::warn!(digest = %download.digest().short(), error = %chain(&error), "cannot compare a blob with a second read");
+        tracing::warn!(digest = %download.digest().short(), error = %chain(&error), "cannot compare a wrong blob with a second read");
     }
     Some(context)
 }
 
-/// All state of the work with peers.
+/// The state of a download's exchange with peers.
 struct Exchange {
     context: Arc<PieceContext>,
     window: Window,
     asks: FuturesUnordered<BoxedAsk>,
-    /// Of [`Self::asks`], those for the download's own sake.
+    /// The pieces among [`Self::asks`] that the download itself needs.
     own: HashSet<u64>,
     hashing: CatchUp,
     total: u64,
@@ -95,7 +95,7 @@ struct Exchange {
     last_news: Instant,
     rounds: u32,
     not_before: Option<Instant>,
-    /// This node turned out to be slow: it reads nothing for others.
+    /// This node is slow: it reads nothing for others.
     leaf: bool,
 }
 
@@ -123,7 +123,7 @@ impl Exchange {
         self.context.download().clone()
     }
 
-    /// Until every byte is there, or what was wanted, or nothing comes of it any more.
+    /// Runs until all bytes, or all requested bytes, have arrived, or peers cannot send more.
     async fn run(mut self) -> Result<(), FetchError> {
         let download = self.download();
         download.peer_requests.open();
@@ -139,16 +139,16 @@ impl Exchange {
             self.ask_for_peers();
             let wanted = self.ask_for_readers();
             if !wanted {
-                // Nobody here waits: for other peers' sake alone a download may well be silent for long.
+                // No client waits here: a download for other peers only may be silent for long.
                 self.last_news = Instant::now();
             }
             if self.is_over(wanted) {
                 return Err(FetchError::Parked);
             }
-            // On a slow link many requests fail although peers send: there only silence counts.
+            // On a slow link many requests fail although peers send: only silence counts there.
             let given_up = self.rounds >= ROUNDS && !self.leaf;
             if wanted && (given_up || self.is_stuck()) {
-                tracing::info!(digest = %download.digest().short(), have = self.total, "peers do not bring the rest: upstream is asked");
+                tracing::info!(digest = %download.digest().short(), have = self.total, "peers do not send the rest: fetching it from the registry");
                 return self.hashing.finish().await;
             }
             tokio::select! {
@@ -159,7 +159,7 @@ impl Exchange {
         }
     }
 
-    /// Pieces that are there now, whoever brought them.
+    /// Notes pieces that have arrived, from any source.
     fn note_arrivals(&mut self) {
         let total = self.context.partial().total();
         let activity = self.download().peer_requests.activity();
@@ -177,15 +177,15 @@ impl Exchange {
         (self.total, self.activity) = (total, activity);
     }
 
-    /// Peers come and go while a large blob travels.
+    /// Updates the peers: they change while a large blob is fetched.
     fn refresh_membership(&mut self) {
         if let Some(context) = self.context.refreshed() {
             self.context = Arc::new(context);
         }
     }
 
-    /// Peers that wait for what this node reads are sent to the next reader at once. Requests under way are aborted: more
-    /// than a few fill a slow link so that none ends, and connections cannot even be made.
+    /// Redirects peers that wait for a segment of this node to the next reader. Running requests are aborted: more
+    /// than a few fill a slow link so that none ends, and new connections fail.
     fn become_leaf_if_slow(&mut self) {
         let slow = self.context.is_slow();
         if slow && !self.leaf {
@@ -196,7 +196,7 @@ impl Exchange {
                 self.download().peer_requests.fail(piece);
             }
             self.download().wrote();
-            tracing::info!(digest = %self.download().digest().short(), "this node is much slower than its peers: it reads nothing from the registry for them");
+            tracing::info!(digest = %self.download().digest().short(), "this node is much slower than its peers: it stops reading from the registry for them");
             self.download().segments.end();
         }
         self.leaf = slow;
@@ -214,7 +214,8 @@ impl Exchange {
         }));
     }
 
-    /// What peers ask for comes at once and beside this node's own: their order is not this node's.
+    /// Pieces that peers request are fetched at once, in addition to this node's own: their order differs from this
+    /// node's.
     fn ask_for_peers(&mut self) {
         for (piece, source) in self.download().peer_requests.take() {
             if self.window.has(piece) {
@@ -227,7 +228,7 @@ impl Exchange {
         }
     }
 
-    /// Asks for what clients of this node need, the next bytes of each first. Says whether anything is wanted.
+    /// Requests pieces that clients of this node need, the next bytes of each first. Returns whether any are needed.
     fn ask_for_readers(&mut self) -> bool {
         let layout = *self.context.layout();
         let (wants, whole) = self.download().wants(layout.size());
@@ -238,7 +239,7 @@ impl Exchange {
             let pieces = layout.touched(want);
             let mut missing = pieces.filter(|piece| !self.window.has(*piece)).peekable();
             wanted |= missing.peek().is_some();
-            // Nothing is gained by another order where little comes at a time.
+            // Another order does not help where little arrives at a time.
             let most = if whole && !self.leaf { 2 } else { asks };
             let next: Vec<_> = missing.take(most).collect();
             for piece in next {
@@ -263,12 +264,12 @@ impl Exchange {
                 self.window.arrived(piece);
             }
             Err(NoPiece::Fatal(error)) => return Err(error),
-            Err(NoPiece::Nobody) => {
+            Err(NoPiece::NoSource) => {
                 self.window.give_back(piece);
                 let download = self.download();
                 download.peer_requests.fail(piece);
                 download.wrote();
-                // Those that were under way together are one round.
+                // Requests that ran at the same time are one round.
                 if own && !self.is_paused() {
                     self.rounds = (self.rounds + 1).min(ROUNDS);
                     self.not_before = Some(Instant::now() + PAUSE * self.rounds);
@@ -278,7 +279,8 @@ impl Exchange {
         Ok(())
     }
 
-    /// Nobody on this node wants more, nobody else has asked for a while, and nobody who comes now is missed.
+    /// Whether clients of this node need nothing more, peers have requested nothing for a while, and the download can
+    /// be closed.
     fn is_over(&self, wanted: bool) -> bool {
         let download = self.download();
         if wanted || !self.asks.is_empty() || download.peer_requests.is_of_interest(LINGER) {
@@ -298,7 +300,7 @@ impl Exchange {
 
     fn is_stuck(&self) -> bool {
         let (quiet, wait) = (self.last_news.elapsed(), self.context.wait());
-        // On a slow link that is full, other blobs come before this one; the registry is behind the same link.
+        // On a slow link that is full, other blobs come first; the registry is behind the same link.
         if self.leaf && self.context.peers().quiet_for() < wait {
             return quiet >= LEAF_WAIT;
         }

@@ -1,11 +1,11 @@
-//! The other nodes as one source of blobs: what this node fetches from peers, what it sends to them, and how it finds out
-//! which peer sent wrong bytes.
+//! The peers as one source of blobs: what this node fetches from peers, what it sends to them, and how it finds the
+//! peer that sent wrong bytes.
 //!
-//! `exchange` fills one download from peers; `piece` fetches one piece; `share` answers peers; `piece_hashes` are the
-//! hashes that this node vouches for; `evidence` and `cross_check` find the peer that was wrong. Who is here, who stands
-//! above whom, and the protocol are in [`crate::peers`].
+//! `exchange` fills one download from peers; `piece` fetches one piece; `share` answers requests of peers;
+//! `piece_hashes` holds the hashes that this node guarantees; `evidence` and `cross_check` find the peer that was
+//! wrong. The membership, the ranking and the protocol are in [`crate::peers`].
 //!
-//! [`crate::download`] knows all of it only as a `PeerSource`.
+//! [`crate::download`] uses all of it through the trait `PeerSource`.
 
 mod cases;
 mod context;
@@ -41,7 +41,7 @@ use crate::{
 use crate::limits::swarm::turns::SLOW_TURNS;
 
 impl Swarm {
-    /// Puts the parts together and becomes a source of `fetcher` for as long as it lives.
+    /// Creates the swarm and registers it as a source of `fetcher` for as long as it exists.
     pub fn new(
         fetcher: Fetcher,
         store: Store,
@@ -85,7 +85,7 @@ impl PeerSource for Inner {
     }
 
     fn found_wrong(self: Arc<Self>, download: &Download, size: Option<u64>) -> bool {
-        let kept = self.open_case(download, size);
+        let kept = self.note_wrong_blob(download, size);
         if !kept {
             self.hashes.forget(download.digest());
         }
@@ -93,6 +93,6 @@ impl PeerSource for Inner {
     }
 
     fn found_right<'a>(self: Arc<Self>, digest: &'a Digest, partial: &'a Arc<Partial>) -> BoxFuture<'a, ()> {
-        Box::pin(async move { self.close_case(digest, partial).await })
+        Box::pin(async move { self.blame_peers(digest, partial).await })
     }
 }

@@ -1,6 +1,7 @@
-//! The hashes of pieces that this node vouches for: of what it read from the registry itself, and of verified blobs.
+//! The hashes of pieces that this node guarantees: of bytes that it read from the registry itself, and of verified
+//! blobs.
 //!
-//! Computed when a peer first asks, one segment at a time, and remembered within [`MOST`].
+//! Computed when a peer first requests them, one segment at a time, and kept within [`MOST`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,18 +17,18 @@ use crate::{peers::layout::Layout, types::Digest};
 
 use crate::limits::swarm::piece_hashes::MOST;
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct PieceHashes {
     known: Mutex<Known>,
-    /// One computes at a time: requests for hashes are small, and what they cost is not.
+    /// One computation at a time: requests for hashes are small, but cost much.
     pub(super) turns: Semaphore,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     blobs: HashMap<Digest, HashMap<u64, Digest>>,
-    /// Of `blobs`, the oldest first.
+    /// The keys of `blobs`, the oldest first.
     order: VecDeque<Digest>,
     count: usize,
 }
@@ -61,7 +62,7 @@ impl PieceHashes {
         }
     }
 
-    /// What was read of a blob turned out to be wrong.
+    /// The bytes that were read of a blob were wrong.
     pub(super) fn forget(&self, digest: &Digest) {
         let mut known = self.known();
         known.order.retain(|other| other != digest);

@@ -1,4 +1,4 @@
-//! Answering peers: a piece from the disk, from a download under way, or from one that begins for their sake.
+//! Answers peers' requests for pieces: from the disk, from a running download, or from one that is started for them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,30 +10,30 @@ use crate::{
     peers::{
         HOLD,
         layout::Layout,
-        plan::{self, Answer, Role, Standing},
+        plan::{self, Answer, ResponderState, Role},
         rank::Subject,
         wire::{PieceAsk, PieceHash},
     },
     store::Partial,
 };
 
-/// What a peer is told.
+/// The answer to a peer.
 #[derive(Debug)]
 pub enum Share {
-    /// The bytes, how many, and what they hash to where this node can say.
+    /// The bytes, their number, and their hash if this node has it.
     Here(Box<ContentReader>, u64, Option<PieceHash>),
-    /// On its way.
+    /// The piece is arriving.
     Held {
         /// Rises with every sign of life.
         life: u64,
         /// Rises while bytes arrive.
         moved: u64,
     },
-    /// Ask the next one.
+    /// This node takes no part: use the next peer.
     NoPart,
-    /// Upstream has no ranges.
+    /// The registry has no ranges.
     NoRanges,
-    /// Busy, or it could not be had.
+    /// Busy, or the piece is not available.
     Unable,
     /// This node does not serve the registry.
     NotServed,
@@ -53,7 +53,7 @@ impl Swarm {
             return Share::NoPart;
         }
         let deadline = Instant::now() + HOLD;
-        // A download may end between being found and being asked.
+        // A download may end between the lookup and the request.
         for _ in 0..3 {
             match self.share_once(ask, &layout, deadline).await {
                 Some(share) => return share,
@@ -86,7 +86,7 @@ impl Swarm {
             });
         }
         let waiting = self.0.peers.uploads().wait();
-        let standing = Standing {
+        let state = ResponderState {
             has: false,
             fetching: download.as_ref().is_some_and(|download| download.wants_whole()),
             higher: self.is_higher(ask, layout),
@@ -95,7 +95,7 @@ impl Swarm {
             loaded: false,
             slow: self.0.peers.is_slow(),
         };
-        let source = match plan::answer(ask.role, &standing) {
+        let source = match plan::answer(ask.role, &state) {
             Answer::NoPart => return Some(Share::NoPart),
             Answer::Busy => return Some(Share::Unable),
             Answer::Read if ask.whole => PieceSource::WholeRegistry,
@@ -119,14 +119,14 @@ impl Swarm {
         Share::Here(Box::new(reader), bytes.end - bytes.start, hash)
     }
 
-    /// The piece is here, and others further up are to send it.
+    /// Whether the piece has arrived, but a peer further up should send it.
     fn is_too_loaded(&self, ask: &PieceAsk, slow: bool) -> bool {
         let loaded = self.0.peers.uploads().queue() >= plan::QUEUE;
-        let standing = Standing { has: true, loaded, slow, ..Standing::default() };
-        plan::answer(ask.role, &standing) != Answer::Send
+        let state = ResponderState { has: true, loaded, slow, ..ResponderState::default() };
+        plan::answer(ask.role, &state) != Answer::Send
     }
 
-    /// Upstream is known to have no ranges, and whoever asks does not know it yet.
+    /// Whether the registry has no ranges and the requester does not know it yet.
     fn reads_nothing_alone(&self, ask: &PieceAsk) -> bool {
         if ask.whole {
             self.0.upstream.note_no_ranges(&ask.repository.registry);
@@ -152,7 +152,7 @@ impl Swarm {
         let mut progress = download.progress();
         let before = match download.ask_piece(ask.piece, source) {
             Asked::Ended => return None,
-            Asked::ByNobody => return Some(Share::Unable),
+            Asked::Unhandled => return Some(Share::Unable),
             Asked::After(failures) => failures,
         };
         loop {
@@ -187,7 +187,7 @@ impl Swarm {
     }
 }
 
-/// The piece, when a download has it.
+/// The partial blob, when the piece has arrived.
 fn landed(download: &Download, ask: &PieceAsk, layout: &Layout) -> Option<Arc<Partial>> {
     let partial = download.partial().filter(|partial| partial.size() == Some(ask.size))?;
     let here = partial.gaps(layout.bytes(ask.piece)).is_empty();

@@ -1,4 +1,4 @@
-//! Tells peers what pieces hash to, as far as this node can vouch for it ([`super::piece_hashes`]).
+//! Answers peers' requests for hashes of pieces, if this node can guarantee them ([`super::piece_hashes`]).
 
 use std::{fs::File, io, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Swarm {
-    /// The hashes of a segment's pieces, as far as this node can vouch for them; `None` while it reads once more.
+    /// The hashes of a segment's pieces that this node can guarantee; `None` while it reads the segment again.
     pub async fn piece_hashes(&self, ask: &HashesAsk) -> Option<Vec<(u64, Digest)>> {
         let layout = Layout::new(ask.size);
         let mut hashes = Vec::new();
@@ -36,7 +36,7 @@ impl Swarm {
         Some(hashes)
     }
 
-    /// The hash of a piece that this node has verified or vouches for; `None` when it has no way to know.
+    /// The hash of a piece that this node has verified or can guarantee; `None` otherwise.
     pub(super) async fn hash_of(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<PieceHash> {
         match self.vouch(digest, layout, piece).await {
             Some(hash) => Some(PieceHash { hash, own: true }),

@@ -139,7 +139,7 @@ async fn a_blob_whose_beginning_was_wrong_is_not_completed_by_a_second_answer() 
     let resume = get(&path, &format!("range: bytes={have}-\r\n"));
     let answer = exchange(agent.mirror(), &resume, LIMIT).await.expect("an answer");
     assert_eq!(answer.status(), 503, "{}", answer.head);
-    assert!(String::from_utf8_lossy(&answer.body).contains("from its beginning"), "{answer:?}");
+    assert!(String::from_utf8_lossy(&answer.body).contains("from the beginning"), "{answer:?}");
 
     // Begun anew, it is whole; and a part of it may be resumed.
     let whole = super::when_available(|| agent.request(Method::GET, &path)).await;

@@ -1,11 +1,12 @@
-//! Which bytes the next connection should bring. Pure: values in, a decision out.
+//! Decides which bytes the next connection should fetch. Pure: values in, a decision out.
 //!
 //! A download has range requests, each one connection that fills a span from its start. The first request takes everything. As soon
 //! as several make the whole faster, the blob is handed out in strides from its beginning: the requests stay close
 //! together, so that hashing and streaming to a client go on beside the transfer instead of after it. Strides get
 //! shorter towards the end, where all requests should finish at once. What a waiting reader needs comes before everything
-//! else. A request that has gone silent or fell far behind is hedged: a second request for the rest of its span. The first
-//! of the two to bring bytes goes on, and the other is aborted ([`superseded`]), so that no byte is read twice.
+//! A request that is silent or far slower than others is hedged: a second request fetches the rest of its span. The
+//! first of the two to receive bytes continues, and the other is aborted ([`superseded`]), so that no byte is read
+//! twice.
 
 use std::{ops::Range, time::Duration};
 
@@ -17,26 +18,26 @@ pub(super) use crate::limits::download::schedule::{PIECE, SILENT};
 /// Why a request is hedged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hedge {
-    /// It brings nothing.
+    /// The request receives nothing.
     Silent,
-    /// It brings far less than another one did.
+    /// The request is far slower than another one was.
     Slow,
 }
 
 /// One request as the schedule sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RequestView {
-    /// Its next byte.
+    /// Offset of the next byte.
     pub(super) position: u64,
-    /// One past its last byte; `u64::MAX` while the size is not known.
+    /// One past the last byte; `u64::MAX` while the size is not known.
     pub(super) end: u64,
-    /// For how long it has waited for the network; zero before the answer's header.
+    /// For how long the request has waited for the network; zero before the response header.
     pub(super) silent: Duration,
-    /// Since when the answer's header is there; zero before.
+    /// Time since the response header; zero before it.
     pub(super) age: Duration,
-    /// What it brought on average, in bytes per second.
+    /// Average rate, in bytes per second.
     pub(super) rate: u64,
-    /// Another request is already after the same bytes.
+    /// Another request already fetches the same bytes.
     pub(super) hedged: bool,
 }
 
@@ -45,19 +46,19 @@ pub(super) struct RequestView {
 pub(super) struct View<'a> {
     /// The blob's size, once known.
     pub(super) size: Option<u64>,
-    /// What is there.
+    /// Bytes that have arrived.
     pub(super) have: &'a RangeSet,
-    /// What is on its way.
+    /// Running requests.
     pub(super) requests: &'a [RequestView],
-    /// What readers wait for, the longest waiting first.
+    /// Ranges that readers wait for, the longest waiting first.
     pub(super) wants: &'a [Range<u64>],
     /// Everything is to be fetched, not only what readers wait for.
     pub(super) whole: bool,
-    /// Requests that make the transfer fastest, as far as known.
+    /// Number of requests that makes the download fastest, as far as known.
     pub(super) target: usize,
     /// Most requests allowed.
     pub(super) most: usize,
-    /// What the request that filled its span last brought on average, in bytes per second.
+    /// Average rate of the request that finished last, in bytes per second.
     pub(super) pace: Option<u64>,
 }
 
@@ -77,9 +78,9 @@ pub(super) enum Step {
     },
     /// Wait for an event.
     Wait,
-    /// All bytes are there.
+    /// All bytes have arrived.
     Complete,
-    /// What was wanted is there; nobody wants the rest.
+    /// All requested ranges have arrived; no client needs the rest.
     Satisfied,
 }
 
@@ -89,7 +90,7 @@ impl Step {
     }
 }
 
-/// Decides; called again until it says something other than `Open`.
+/// Decides; to be called again until it returns something other than `Open`.
 pub(super) fn next(view: &View<'_>) -> Step {
     let Some(size) = view.size else {
         let start = view.have.end_from(0);
@@ -126,7 +127,7 @@ pub(super) fn next(view: &View<'_>) -> Step {
     }
 }
 
-/// How much a request is given at once: a fair share of what is missing, within limits.
+/// How many bytes a request gets at once: a fair share of the missing ones, within limits.
 fn stride(missing: u64, target: usize) -> u64 {
     if target <= 1 {
         return u64::MAX;
@@ -135,7 +136,7 @@ fn stride(missing: u64, target: usize) -> u64 {
     share.next_multiple_of(PIECE).clamp(STRIDE.0, STRIDE.1)
 }
 
-/// Where the first stride of a gap ends; a small remainder goes with it.
+/// Where the first stride of a gap ends; a small remainder is included.
 fn stride_end(gap: &Range<u64>, stride: u64) -> u64 {
     let end = gap.start.saturating_add(stride);
     let end = end - end % PIECE;
@@ -146,18 +147,18 @@ fn within(want: &Range<u64>, size: u64) -> Range<u64> {
     want.start.min(size)..want.end.min(size)
 }
 
-/// Missing bytes that no request is after.
+/// Missing bytes that no request fetches.
 fn free(missing: &[Range<u64>], requests: &[RequestView]) -> Vec<Range<u64>> {
     let claimed = RangeSet::from_ranges(requests.iter().map(|request| request.position..request.end));
     missing.iter().flat_map(|gap| claimed.gaps(gap.clone())).collect()
 }
 
-/// A request for the first reader whose next byte no request will bring soon.
+/// A request for the first reader whose next byte no running request will fetch soon.
 fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
     for want in view.wants {
         let Some(gap) = view.have.gaps(within(want, size)).into_iter().next() else { continue };
         let at = gap.start;
-        // The closest one: a hedged request and its hedge are after the same bytes.
+        // The closest request: a hedged request and its hedge fetch the same bytes.
         let requests = view.requests.iter().enumerate();
         let covering = requests
             .filter(|(_, request)| request.position <= at && at < request.end)
@@ -185,7 +186,7 @@ fn for_reader(view: &View<'_>, size: u64) -> Option<Step> {
     None
 }
 
-/// A second request for the rest of a request that brings nothing, or next to nothing.
+/// A second request for the rest of a request that receives nothing, or very little.
 fn hedge(view: &View<'_>) -> Option<Step> {
     let why = |request: &RequestView| {
         let why = if request.silent >= SILENT { Some(Hedge::Silent) } else { None };
@@ -197,13 +198,13 @@ fn hedge(view: &View<'_>) -> Option<Step> {
     Some(Step::Open { start: request.position, end: Some(request.end), cut: None, hedges: Some((at, why)) })
 }
 
-/// One of two requests after the same bytes has brought some: the index of the one to abort. `pairs` says of each request
-/// which request it hedges, by index; `at` is the request that brought bytes.
+/// One of two requests for the same bytes has received some: returns the index of the one to abort. `pairs` holds for
+/// each request the index of the request that it hedges; `at` is the request that received bytes.
 pub(super) fn superseded(pairs: &[Option<(usize, Hedge)>], at: usize) -> Option<usize> {
     if let Some((hedged, _)) = pairs.get(at).copied().flatten() {
         return Some(hedged);
     }
-    // A slow request brings bytes all the time: only its hedge decides.
+    // A slow request receives bytes all the time: only bytes of its hedge decide.
     pairs.iter().position(|pair| *pair == Some((at, Hedge::Silent)))
 }
 
@@ -213,7 +214,7 @@ fn is_far_behind(request: &RequestView, pace: Option<u64>) -> bool {
     slow && request.age >= SILENT && left / request.rate.max(1) > SILENT.as_secs()
 }
 
-/// The next stride of the request that has most left, or its later half.
+/// The next stride of the request that has most left, or its second half.
 fn split(view: &View<'_>, stride: u64) -> Option<Step> {
     let (at, request) = view
         .requests

@@ -130,7 +130,7 @@ fn the_schedule_follows_its_rules() {
             open(pieces(0..100), None, Some((0, Hedge::Silent))),
         ),
         (
-            "so does one that crawls while others run",
+            "a request that is far slower than others is hedged",
             Case {
                 requests: vec![RequestView { age: SILENT, rate: 1000, ..request(pieces(0..100)) }],
                 pace: Some(75_000_000),
@@ -139,7 +139,7 @@ fn the_schedule_follows_its_rules() {
             open(pieces(0..100), None, Some((0, Hedge::Slow))),
         ),
         (
-            "but not one that will be there soon",
+            "a slow request that will finish soon is not hedged",
             Case {
                 requests: vec![RequestView { age: SILENT, rate: PIECE, ..request(pieces(98..100)) }],
                 have: vec![pieces(0..98)],
@@ -149,7 +149,7 @@ fn the_schedule_follows_its_rules() {
             Step::Wait,
         ),
         (
-            "but only one",
+            "a request is hedged only once",
             Case {
                 requests: vec![RequestView { hedged: true, ..silent(pieces(0..100)) }],
                 ..Case::default()
@@ -180,7 +180,7 @@ fn the_schedule_follows_its_rules() {
             Step::Wait,
         ),
         (
-            "a reader of what is there needs nothing",
+            "a reader of bytes that have arrived needs nothing",
             Case {
                 requests: vec![request(pieces(10..100))],
                 have: vec![pieces(0..10)],
@@ -190,12 +190,12 @@ fn the_schedule_follows_its_rules() {
             Step::Wait,
         ),
         (
-            "only what is wanted, in whole pieces",
+            "only the requested ranges, in whole pieces",
             Case { whole: false, wants: vec![PIECE + 5..PIECE + 9], ..Case::default() },
             open(pieces(1..2), None, None),
         ),
         (
-            "and then no more",
+            "nothing after the requested ranges",
             Case {
                 whole: false,
                 wants: vec![PIECE + 5..PIECE + 9],
@@ -217,7 +217,7 @@ fn the_schedule_follows_its_rules() {
 }
 
 #[test]
-fn of_two_requests_for_the_same_bytes_the_first_to_bring_some_goes_on() {
+fn of_two_requests_for_the_same_bytes_the_first_to_receive_some_continues() {
     let (silent, slow) = (Some((1, Hedge::Silent)), Some((1, Hedge::Slow)));
     // Which request each request hedges; which request received bytes; which request is aborted.
     for (pairs, at, expected) in [
@@ -225,7 +225,7 @@ fn of_two_requests_for_the_same_bytes_the_first_to_bring_some_goes_on() {
         (vec![None, None, silent], 1, Some(2)),
         (vec![None, None, silent], 0, None),
         (vec![None, None, slow], 2, Some(1)),
-        // A slow request brings bytes all the time: that says nothing.
+        // A slow request receives bytes all the time: that decides nothing.
         (vec![None, None, slow], 1, None),
     ] {
         assert_eq!(superseded(&pairs, at), expected, "{pairs:?} {at}");
@@ -233,7 +233,7 @@ fn of_two_requests_for_the_same_bytes_the_first_to_bring_some_goes_on() {
 }
 
 proptest! {
-    /// Simulated requests that bring random amounts, stall or die: every byte arrives, and the number of requests
+    /// Simulated requests that receive random amounts, stall or fail: every byte arrives, and the number of requests
     /// stays in proportion.
     #[test]
     fn any_order_of_arrivals_ends_complete(
@@ -266,7 +266,7 @@ proptest! {
                     Step::Satisfied => prop_assert!(false, "everything is wanted"),
                 }
             }
-            prop_assert!(!requests.is_empty(), "waiting for nobody");
+            prop_assert!(!requests.is_empty(), "waiting without a request");
             let pick = pick % requests.len();
             match fate {
                 0 => { requests.remove(pick); }

@@ -4,21 +4,21 @@ use super::{
 };
 
 #[test]
-fn upstream_is_asked_when_the_record_is_old_and_left_alone_after_a_failure() {
+fn the_registry_is_requested_when_the_record_is_old_and_not_soon_after_a_failure() {
     let seconds = Duration::from_secs;
     let table = [
-        (None, false, None, Step::Ask),
+        (None, false, None, Step::Request),
         (Some(0), false, None, Step::Use),
         (Some(59), false, Some(1), Step::Use),
-        (Some(60), false, None, Step::Ask),
+        (Some(60), false, None, Step::Request),
         (Some(60), false, Some(1), Step::UseStale),
-        (Some(60), false, Some(10), Step::Ask),
-        (Some(601), false, Some(1), Step::Ask),
-        (None, false, Some(1), Step::Ask),
-        // What peers said is never fresh.
-        (Some(0), true, None, Step::Ask),
+        (Some(60), false, Some(10), Step::Request),
+        (Some(601), false, Some(1), Step::Request),
+        (None, false, Some(1), Step::Request),
+        // A digest that came from peers is never fresh.
+        (Some(0), true, None, Step::Request),
         (Some(0), true, Some(1), Step::UseStale),
-        (Some(601), true, Some(1), Step::Ask),
+        (Some(601), true, Some(1), Step::Request),
     ];
     for (age, unconfirmed, failed, expected) in table {
         let step = step(age.map(seconds), unconfirmed, failed.map(seconds), seconds(60), Some(seconds(600)));
@@ -28,7 +28,7 @@ fn upstream_is_asked_when_the_record_is_old_and_left_alone_after_a_failure() {
 }
 
 #[test]
-fn what_is_kept_by_hand_outlives_upstreams_no() {
+fn pinned_and_imported_tags_are_served_after_the_registrys_not_found() {
     let record = |pinned, imported| TagRecord {
         digest: crate::types::Digest::of(b""),
         media_type: "a/b".into(),

@@ -26,31 +26,31 @@ use crate::{
 
 use crate::limits::swarm::piece::{HOLDERS, LONGEST, PROBED, SEEKING, SOUGHT, SOUGHT_AT_ONCE};
 
-/// Why a piece was not brought.
+/// Why a piece could not be fetched.
 #[derive(Debug)]
 pub(super) enum NoPiece {
-    /// Nobody gave it.
-    Nobody,
-    /// The disk cannot take it, or the agent stops.
+    /// No source sent it.
+    NoSource,
+    /// The disk failed, or the agent is stopping.
     Fatal(FetchError),
 }
 
-/// Whose word is enough for what a piece must hash to.
+/// Which peers' hashes of a piece are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
-    /// That of the reader of its segment, or of two peers that agree.
+    /// Hashes from the reader of the segment, or from two peers that agree.
     Agreed,
-    /// Anyone's: there is no other way to the blob, whose digest protects it all the same.
+    /// Hashes from any peer: there is no other way to get the blob, and its digest still protects it.
     Any,
 }
 
-/// What one peer did about one piece.
+/// The result of requesting one piece from one peer.
 enum Attempt {
     Brought,
     Next,
 }
 
-/// Everything that bringing pieces of one download needs.
+/// Everything that fetching pieces of one download needs.
 pub(super) struct PieceContext {
     pub(super) swarm: Swarm,
     reading: Reading,
@@ -59,12 +59,12 @@ pub(super) struct PieceContext {
     subject: Subject,
     membership: Arc<Membership>,
     fetchers: Vec<Vec<u32>>,
-    /// Peers that were found to have the blob when nobody else could bring it.
+    /// Peers that were found to have the blob when all other sources had failed.
     holders: tokio::sync::OnceCell<Vec<Peer>>,
 }
 
 impl PieceContext {
-    /// `None` when there is nobody to share with.
+    /// `None` when there is no other peer.
     pub(super) fn new(swarm: Swarm, reading: Reading, repository: Repository, size: u64) -> Option<Self> {
         let membership = swarm.0.peers.membership()?;
         let subject = Subject::of(&reading.download.digest().to_string());
@@ -73,7 +73,7 @@ impl PieceContext {
         Some(Self { swarm, reading, repository, layout, subject, membership, fetchers, holders })
     }
 
-    /// The same with the peers of now, if they have changed.
+    /// The same with the current peers, if they have changed.
     pub(super) fn refreshed(&self) -> Option<Self> {
         let now = self.peers().membership()?;
         (!Arc::ptr_eq(&now, &self.membership)).then(|| {
@@ -119,12 +119,12 @@ impl PieceContext {
         self.peers().is_slow()
     }
 
-    /// For how long nothing may come of peers.
+    /// How long nothing may arrive from peers.
     pub(super) fn wait(&self) -> Duration {
         self.peers().config().wait
     }
 
-    /// Whether a piece is there.
+    /// Whether a piece has arrived.
     pub(super) fn has(&self, piece: u64) -> bool {
         self.partial().gaps(self.layout.bytes(piece)).is_empty()
     }
@@ -133,34 +133,34 @@ impl PieceContext {
         self.swarm.0.upstream.has_ranges(&self.repository.registry)
     }
 
-    /// Who reads a piece upstream: without ranges one peer reads everything.
+    /// Which peers read a piece from the registry: without ranges one peer reads everything.
     fn readers(&self, piece: u64, ranges: bool) -> &[u32] {
         let slot = if ranges { self.layout.slot(piece) } else { 0 };
         usize::try_from(slot).ok().and_then(|slot| self.fetchers.get(slot)).map_or(&[], Vec::as_slice)
     }
 
-    /// Brings a piece from whoever gives it first.
+    /// Fetches a piece from the first source that sends it.
     pub(super) async fn bring(&self, piece: u64) -> Result<(), NoPiece> {
         if self.is_slow() {
-            // Bytes that wait for their hash would fill the link in vain.
+            // Bytes that wait for their hash would use the link in vain.
             self.expected(piece).await;
         }
         let ranges = self.has_ranges();
         match self.try_all(piece, ranges).await {
-            // Learnt on the way: another peer reads it then.
-            Err(NoPiece::Nobody) if ranges && !self.has_ranges() => self.try_all(piece, false).await,
+            // The registry turned out to have no ranges: another peer reads everything then.
+            Err(NoPiece::NoSource) if ranges && !self.has_ranges() => self.try_all(piece, false).await,
             outcome => outcome,
         }
     }
 
-    /// `ranges` decides who reads a piece. When it turns out to be wrong nobody is asked to read any more: of those
-    /// who read segments each would read everything.
+    /// `ranges` decides which peer reads a piece. If it turns out to be wrong, no more readers are requested: each of
+    /// them would read the whole blob.
     async fn try_all(&self, piece: u64, ranges: bool) -> Result<(), NoPiece> {
         let (me, readers) = (self.membership.me(), self.readers(piece, ranges));
         let (ranking, part) = (self.membership.ranking(), self.layout.part(piece));
         let leaf = self.is_slow();
-        // Whoever comes to its own turn among the readers reads for those who ask it next. Not everything, though, for
-        // somebody's moment of weakness.
+        // A node that reaches its own place among the readers reads the segment, for the requests that reach it next;
+        // but not the whole blob because of a short failure of the reader before it.
         let segment = !leaf && if ranges { readers.contains(&me) } else { readers.first() == Some(&me) };
         let targets = if leaf { plan::targets_of_leaf } else { plan::targets };
         for target in targets(ranking, &self.subject, part, me, readers) {
@@ -168,7 +168,7 @@ impl PieceContext {
                 return Ok(());
             }
             if ranges && !self.has_ranges() {
-                return Err(NoPiece::Nobody);
+                return Err(NoPiece::NoSource);
             }
             match target {
                 Target::Peer(place, role) => {
@@ -180,8 +180,8 @@ impl PieceContext {
                         return Ok(());
                     }
                 }
-                // A slow link that is full loses answers of peers that are well. Only when nothing comes of them for several
-                // rounds does a slow node read from the registry what they have.
+                // A slow link that is full loses answers of healthy peers. A slow node reads from the registry only
+                // after several rounds without a byte from peers.
                 Target::Upstream if self.is_slow() => {}
                 Target::Upstream => match self.read(piece, segment, ranges).await {
                     Err(ReadError::Fatal(error)) => return Err(NoPiece::Fatal(error)),
@@ -193,8 +193,8 @@ impl PieceContext {
         self.ask_holders(piece).await
     }
 
-    /// Fetches one of the missing pieces from a peer that stands above this node in its tree. From the end, because the
-    /// registry sends what is before it meanwhile.
+    /// Fetches one of the missing pieces from a peer above this node in its tree. Starts at the end, because the
+    /// registry sends the pieces from the beginning meanwhile.
     pub(super) async fn bring_last_from_parent(&self) -> bool {
         let ranges = self.has_ranges();
         let missing = (0..self.layout.pieces()).rev().filter(|piece| !self.has(*piece));
@@ -220,17 +220,17 @@ impl PieceContext {
     fn is_to_be_asked(&self, peer: &Peer, role: Role) -> bool {
         let peers = self.peers();
         match role {
-            Role::Parent => peers.is_usable(peer) && !peers.passes_over(peer),
+            Role::Parent => peers.is_usable(peer) && !peers.skips(peer),
             Role::Root => peers.is_usable(peer),
             Role::Source => peers.is_trusted(peer),
         }
     }
 
-    /// The last resort beyond upstream: whoever has the blob, wherever it stands.
+    /// The last resort after the registry: any peer that has the blob, whatever its rank.
     async fn ask_holders(&self, piece: u64) -> Result<(), NoPiece> {
-        // Many answers at once are what a slow link cannot carry.
+        // A slow link cannot carry many answers at once.
         if self.is_slow() {
-            return Err(NoPiece::Nobody);
+            return Err(NoPiece::NoSource);
         }
         for peer in self.holders.get_or_init(|| self.seek(piece)).await {
             if self.peers().is_usable(peer)
@@ -240,10 +240,11 @@ impl PieceContext {
                 return Ok(());
             }
         }
-        Err(NoPiece::Nobody)
+        Err(NoPiece::NoSource)
     }
 
-    /// Who has a piece. Asked once for a download: what nobody had then, somebody is fetching at best.
+    /// The peers that have a piece. Searched once per download: later, other peers have it only if they are fetching
+    /// it now.
     async fn seek(&self, piece: u64) -> Vec<Peer> {
         let bytes = self.layout.bytes(piece);
         let ask = self.request(Role::Parent, piece, self.has_ranges());
@@ -268,12 +269,12 @@ impl PieceContext {
         holders
     }
 
-    /// Reads a piece upstream because a peer asked this node to. Not everything for someone who wanted a segment: he
-    /// is told, and turns to the one that reads everything (which does so whatever he knew).
+    /// Reads a piece from the registry because a peer requested it. Without ranges, a request for a segment fails,
+    /// and the peer then uses the node that reads everything.
     pub(super) async fn read_for_peers(&self, piece: u64, all: bool) -> Result<(), NoPiece> {
         let mut outcome = Err(ReadError::NoRanges);
         if self.is_slow() {
-            return Err(NoPiece::Nobody);
+            return Err(NoPiece::NoSource);
         }
         if self.has_ranges() {
             outcome = self.read(piece, true, true).await;
@@ -285,28 +286,29 @@ impl PieceContext {
         match outcome {
             Ok(()) => Ok(()),
             Err(ReadError::Fatal(error)) => Err(NoPiece::Fatal(error)),
-            Err(ReadError::NoRanges | ReadError::Failed) => Err(NoPiece::Nobody),
+            Err(ReadError::NoRanges | ReadError::Failed) => Err(NoPiece::NoSource),
         }
     }
 
-    /// `segment`: what belongs to the piece is read with it. Otherwise this is a last resort, for the piece alone.
+    /// `segment`: the rest of the segment is read with the piece. Otherwise this is a last resort, for the piece
+    /// only.
     async fn read(&self, piece: u64, segment: bool, ranges: bool) -> Result<(), ReadError> {
         let wanted = self.layout.bytes(piece);
         let bytes = match (ranges, segment) {
             (true, true) if self.readers(piece, true).first() == Some(&self.membership.me()) => {
                 self.layout.bytes_of(&self.layout.segment(piece))
             }
-            // What is before it, the one whose segment it is may have read already.
+            // The segment's reader may have read the bytes before the piece already.
             (true, true) => wanted.start..self.layout.bytes_of(&self.layout.segment(piece)).end,
             (true, false) => wanted.clone(),
             (false, true) => 0..self.layout.size(),
-            // Everything once more for one piece: the downloader does that when nothing else helps.
+            // Does not read everything again for one piece: the downloader does that when nothing else helps.
             (false, false) => return Err(ReadError::Failed),
         };
         self.reading.bring(bytes, wanted).await
     }
 
-    /// Asks one peer until it gives the piece, says that it will not, or shows no sign of life.
+    /// Requests a piece from one peer until the peer sends it, declines, or shows no sign of life.
     async fn ask(
         &self,
         peer: &Peer,
@@ -319,7 +321,7 @@ impl PieceContext {
         let began = Instant::now();
         let (mut activity, mut last_sign, mut silent) = (None, began, false);
         loop {
-            // Not while a peer waits for the piece itself: others may be there.
+            // Not while a peer waits for the piece itself: other peers may have other pieces.
             let turn = if self.is_slow() { self.swarm.0.slow_turns.acquire().await.ok() } else { None };
             match self.peers().piece(peer, &ask, bytes.end - bytes.start).await {
                 Ok(PieceAnswer::Body(body)) => return self.take(peer, (role, trust), *body, piece).await,
@@ -341,7 +343,8 @@ impl PieceContext {
                     self.swarm.0.upstream.note_no_ranges(&self.repository.registry);
                     return Ok(Attempt::Next);
                 }
-                // A packet lost on a full link. Another reader would read the whole segment upstream once more.
+                // A packet was lost on a full link. Another reader would read the whole segment from the registry
+                // again.
                 Err(error) if error.silent && role == Role::Source && !silent => silent = true,
                 // This node's own link is full.
                 Err(error) if error.silent && self.is_slow() => return Ok(Attempt::Next),

@@ -1,5 +1,5 @@
-//! Taking the bytes of a piece from a peer: written where nobody reads them yet, held against the hash that the reader of
-//! the piece's segment names, and then either there or the peer's fault.
+//! Receives the bytes of a piece from a peer: they are written where no reader sees them yet, compared with the hash
+//! from the reader of the piece's segment, and then either published or discarded, and the peer blamed.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use crate::{
 use crate::limits::swarm::take::{BATCH, CONFIRMING, GATHER, VOUCHING};
 
 impl PieceContext {
-    /// What a piece must hash to, from the peer that reads its segment.
+    /// The expected hash of a piece, from the peer that reads its segment.
     pub(super) async fn expected(&self, piece: u64) -> Option<Claim> {
         let expected = &self.download().expected;
         if let Some(claim) = expected.claim(piece) {
@@ -39,7 +39,7 @@ impl PieceContext {
             if !self.peers().is_usable(peer) || expected.is_useless(&peer.name) {
                 continue;
             }
-            // A peer that cannot be reached now may know it all the same.
+            // A peer that cannot be reached now may have the hash nevertheless.
             let Some(hashes) = self.hashes(peer, piece).await else { continue };
             expected.add(&peer.name, hashes);
             if expected.claim(piece).is_none() {
@@ -49,7 +49,7 @@ impl PieceContext {
         expected.claim(piece)
     }
 
-    /// Whether another peer that may have a piece by itself says the same of it as `sender`.
+    /// Whether another peer that may have the piece announces the same hash as `sender`.
     async fn is_confirmed(&self, sender: &Peer, piece: u64, announced: Option<&Digest>) -> bool {
         let Some(announced) = announced else { return false };
         let (ranking, part) = (self.membership.ranking(), self.layout.part(piece));
@@ -65,7 +65,7 @@ impl PieceContext {
         false
     }
 
-    /// `None` without an answer.
+    /// `None` without a response.
     async fn hashes(&self, peer: &Peer, piece: u64) -> Option<Vec<(u64, Digest)>> {
         let (repository, digest) = (self.repository.clone(), *self.download().digest());
         let ask = HashesAsk { repository, digest, size: self.layout.size(), piece, again: Again::No };
@@ -76,7 +76,7 @@ impl PieceContext {
         }
     }
 
-    /// Takes a piece from a peer, unless its bytes are not what they must be.
+    /// Receives a piece from a peer, unless its bytes have the wrong hash.
     pub(super) async fn take(
         &self,
         peer: &Peer,
@@ -86,21 +86,21 @@ impl PieceContext {
     ) -> Result<Attempt, NoPiece> {
         let (download, announced) = (self.download(), body.hash());
         if let Some(PieceHash { hash, own: true }) = announced.filter(|_| role == Role::Source) {
-            // It reads the segment, and need not be asked once more.
+            // The sender is the reader of the segment, so that no other request for its hash is needed.
             download.expected.add(&peer.name, [(piece, hash)]);
         }
         let announced = announced.map(|announced| announced.hash);
         let claim = self.expected(piece).await;
         let mut expected = claim.as_ref().map(|claim| &claim.hash);
         if expected.is_none() && trust == Trust::Agreed {
-            // What one peer says alone is not enough: a piece that its reader does not know yet may be made up.
+            // One peer's hash alone is not enough: a piece that the reader does not have yet may be made up.
             expected = announced.as_ref();
             if !self.is_confirmed(peer, piece, expected).await {
                 return Ok(Attempt::Next);
             }
         }
         if !is_worth_reading(expected, announced.as_ref()) {
-            tracing::debug!(digest = %download.digest().short(), piece, peer = peer.name, "peer announces another hash than the reader of the segment: skipped");
+            tracing::debug!(digest = %download.digest().short(), piece, peer = peer.name, "peer and reader of the segment announce different hashes of a piece: skipping the peer");
             if let Some(hash) = announced {
                 download.expected.note_conflict(piece, &peer.name, hash);
             }
@@ -140,14 +140,14 @@ impl PieceContext {
 
     fn blame(&self, peer: &Peer, piece: u64) {
         let digest = self.download().digest().short();
-        tracing::warn!(%digest, piece, peer = peer.name, "peer sent bytes that do not match the hash of the piece: skipped for a while");
+        tracing::warn!(%digest, piece, peer = peer.name, "peer sent bytes that do not match the hash of the piece: quarantined");
         let wrong = &self.swarm.0.metrics.peer_wrong_pieces;
         wrong.get_or_create(&BlameLabels { peer: peer.name.clone() }).inc();
         self.peers().blame(&peer.name);
     }
 
-    /// Moves a piece's bytes into the partial blob, where nobody reads them yet. `None` when others are much faster and
-    /// most of it is still to come: a parent is not the only one to have a piece.
+    /// Moves a piece's bytes into the partial blob, where no reader sees them yet. `None` when others are much faster
+    /// and most of the piece is missing: other peers have it too.
     async fn receive(
         &self,
         mut unverified: Unverified,
