@@ -1,8 +1,8 @@
-//! Images of sets that want them in the node's container runtime too.
+//! Loads images of sets into the node's container runtime.
 //!
-//! What was loaded is pinned there, as far as the runtime lets others pin, and let go of when no set wants it any more. Which
-//! images these are is known to this process only: what a set lost while no agent ran stays pinned until somebody removes
-//! it.
+//! Loaded images are pinned in the runtime, if it allows that, and unpinned when no set wants them any more.
+//! The list of loaded images is kept in memory only: an image of a set that was removed while no agent ran
+//! stays pinned until an administrator removes it.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use crate::{
     types::ImageName,
 };
 
-/// The way into the runtime.
+/// The access to the runtime.
 #[derive(Debug)]
 pub(super) struct Loader {
     runtime: Option<Runtime>,
@@ -27,7 +27,7 @@ impl Loader {
         Self { runtime, loaded: Mutex::default() }
     }
 
-    /// Why the runtime is not called any more, when that is so.
+    /// Why the agent does not call the runtime any more, if so.
     pub(super) fn stopped(&self) -> Option<Stopped> {
         self.runtime.as_ref()?.stopped()
     }
@@ -36,22 +36,22 @@ impl Loader {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Loads an image that is in the cache, so that the runtime finds it there.
+    /// Loads an image from the cache into the runtime.
     pub(super) async fn load(&self, image: &ImageName) -> Result<(), Problem> {
         let Some(runtime) = &self.runtime else {
-            let message = "it is in the agent's cache; the agent was not told of the node's container runtime: set `runtime.socket`";
+            let message = "the image is in the agent's cache, but the container runtime is not configured: set `runtime.socket`";
             return Err(Problem::new("NoRuntime", message));
         };
         let name = image.to_string();
         let loaded = runtime.load(&name, None).await.map_err(|error| problem(&error))?;
         if self.loaded().insert(name) {
             let pinned = loaded.pin == Pin::Held;
-            tracing::info!(%image, id = loaded.id, pinned, "image is in the container runtime");
+            tracing::info!(%image, id = loaded.id, pinned, "image loaded into the container runtime");
         }
         Ok(())
     }
 
-    /// Lets go of what is not wanted any more; `false` when that has to be tried again.
+    /// Unpins images that no set wants any more; `false` when that has to be retried.
     pub(super) async fn keep_only(&self, wanted: &BTreeSet<String>) -> bool {
         let Some(runtime) = &self.runtime else { return true };
         let unwanted: Vec<_> = self.loaded().difference(wanted).cloned().collect();
@@ -60,7 +60,7 @@ impl Loader {
             match runtime.release(&image).await {
                 Ok(()) => drop(self.loaded().remove(&image)),
                 Err(error) => {
-                    tracing::warn!(image, error = %error, "image stays pinned in the container runtime: tried again");
+                    tracing::warn!(image, error = %error, "cannot unpin an image in the container runtime: retrying");
                     done = false;
                 }
             }
@@ -73,6 +73,9 @@ fn problem(error: &RuntimeError) -> Problem {
     let reason = if matches!(error, RuntimeError::Stopped(_)) { "RuntimeStopped" } else { "RuntimeFailed" };
     Problem::new(
         reason,
-        format!("it is in the agent's cache, but not in the container runtime: {}", super::chain(error)),
+        format!(
+            "the image is in the agent's cache, but not in the container runtime: {}",
+            super::chain(error)
+        ),
     )
 }

@@ -1,41 +1,41 @@
-//! Images that are to be on this node before anyone asks for them.
+//! Pre-pulls images: caches them on this node before a pod needs them.
 //!
 //! ```text
 //! configuration file --sets--+
-//!                            +--> board (pure: what is due) --jobs--> pull --> fetch
+//!                            +--> queue (pure: what is due) --tasks--> pull --> fetch
 //! ImageSets ----------sets---+       |
 //!                                    +--> references that the store keeps, status, metrics
 //! ```
 //!
 //! | part | owns |
 //! | --- | --- |
-//! | `set` | what is wished for |
+//! | `set` | which images to cache, and how |
 //! | `schedule` | cron expressions in time zones (pure) |
-//! | `board` | what every image stands at and what is due (pure) |
-//! | `pull`, `platform` | bringing one whole image; which parts of an index are needed (pure) |
-//! | `load` | into the container runtime too |
-//! | `report` | how it stands, for people and the cluster |
+//! | `queue` | the state of every image and what is due (pure) |
+//! | `pull`, `platform` | pulling one complete image; which parts of an index are needed (pure) |
+//! | `load` | loading into the container runtime |
+//! | `report` | the state of the sets, for people and the cluster |
 //! | [`crd`] | the cluster's objects |
 //! | [`cluster`] | following `ImageSet`s, this node's `NodeCache` and taint, the leader |
 //! | [`spark`] | what Spark applications will need |
 //!
-//! The work is background work: it leaves a registry alone whose budget is at the reserve, and shares every transfer
-//! with waiting pods and with other nodes. Which references sets keep is exactly what the sets say: whatever no set
-//! names any more is let go, and eviction may take it. `<data>/prepull-v1` remembers what sets have brought, so that
-//! `Once` means once over restarts too; lost, the images are looked for again.
+//! This is background work: it stops requests to a registry when only the reserve of its rate limit is left,
+//! and shares every download with waiting pods and with other nodes. Exactly the references in the sets are
+//! kept: an image that no set names any more becomes evictable. `<data>/prepull-v1` records what was pulled for
+//! sets, so that `Once` is kept over restarts too; if it is lost, the images are resolved again.
 
-mod board;
 pub mod cluster;
 pub mod crd;
+mod jitter;
 mod load;
 mod platform;
 mod progress;
 mod pull;
+mod queue;
 mod report;
 mod schedule;
 mod set;
 pub mod spark;
-mod spread;
 
 use std::{
     collections::HashMap,
@@ -48,9 +48,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use board::{Board, Job, Key, News, Remembered};
 use load::Loader;
 use pull::{Problem, Pulled, pull};
+use queue::{Key, PullEvent, PullQueue, PullTask, Remembered};
 pub use report::{ImageReport, SetReport, State, document};
 pub use schedule::{Schedule, ScheduleError};
 pub use set::{Origin, PullPolicy, Set, SetName};
@@ -63,10 +63,10 @@ use crate::{
     types::{Digest, chain},
 };
 
-/// After the store could not be written to, it is tried again after this long.
+/// Wait before a failed write to the store is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How often what is under way is looked at: for those who are told of progress.
+/// How often the progress of running tasks is published.
 const PROGRESS: Duration = Duration::from_secs(2);
 
 /// What is to be pre-pulled, and how.
@@ -74,17 +74,17 @@ const PROGRESS: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Sets of the configuration file.
     pub sets: Vec<Set>,
-    /// Images under way at once.
+    /// Most images that are pulled at once.
     pub parallel: usize,
-    /// How often a set without a schedule asks what its tags mean.
+    /// How often the tags of a set without a schedule are resolved.
     pub interval: Duration,
     /// This node's name.
     pub node: String,
-    /// Whether there will be sets of a cluster.
+    /// Whether sets of a cluster will follow.
     pub in_cluster: bool,
 }
 
-/// Keeps the wished images on this node. Cheap to clone.
+/// Keeps the images of the sets on this node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prepuller(Arc<Inner>);
 
@@ -95,17 +95,17 @@ struct Inner {
     loader: Loader,
     store: Store,
     metrics: Metrics,
-    board: Mutex<Option<Board>>,
+    queue: Mutex<Option<PullQueue>>,
     /// Sets of the cluster; `None` until they were read once.
     cluster: watch::Sender<Option<Vec<Set>>>,
-    /// Counts changes of what [`Prepuller::report`] says.
+    /// Counts changes of [`Prepuller::report`].
     changes: watch::Sender<u64>,
 }
 
 type Done = (Key, Result<Pulled, Problem>);
 
 impl Prepuller {
-    /// Puts the parts together; nothing is pulled before [`Self::run`].
+    /// Pulls nothing before [`Self::run`].
     pub fn new(
         config: Config,
         fetcher: Fetcher,
@@ -114,51 +114,51 @@ impl Prepuller {
         metrics: Metrics,
     ) -> Self {
         let (cluster, changes) = (watch::Sender::default(), watch::Sender::default());
-        let (loader, board) = (Loader::new(runtime), Mutex::default());
-        Self(Arc::new(Inner { config, fetcher, loader, store, metrics, board, cluster, changes }))
+        let (loader, queue) = (Loader::new(runtime), Mutex::default());
+        Self(Arc::new(Inner { config, fetcher, loader, store, metrics, queue, cluster, changes }))
     }
 
-    /// From now on these are the sets of the cluster.
+    /// Replaces the sets of the cluster.
     pub(crate) fn follow_cluster(&self, sets: Vec<Set>) {
         self.0.cluster.send_replace(Some(sets));
     }
 
-    /// From now on these secrets of the cluster are credentials as well; gives what is wrong with them.
+    /// Replaces the cluster's secrets among the agent's credentials; returns their errors.
     pub(crate) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
         self.0.fetcher.use_secrets(documents)
     }
 
-    /// Why the container runtime is not called any more, when that is so.
+    /// Why the agent does not call the container runtime any more, if so.
     pub(crate) fn runtime_stopped(&self) -> Option<Stopped> {
         self.0.loader.stopped()
     }
 
-    /// Says when [`Self::report`] has changed.
+    /// A receiver that is notified when [`Self::report`] has changed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
     }
 
-    /// How every set stands.
+    /// The state of every set.
     pub fn report(&self) -> Vec<SetReport> {
         let transfers: HashMap<String, u64> =
             self.0.fetcher.status().into_iter().map(|transfer| (transfer.digest, transfer.have)).collect();
         let have = |digest: &Digest| transfers.get(&digest.to_string()).copied().unwrap_or(0);
-        self.board().as_ref().map(|board| board.report(&have)).unwrap_or_default()
+        self.queue().as_ref().map(|queue| queue.report(&have)).unwrap_or_default()
     }
 
-    /// Until told to stop.
+    /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let _ = stop.run_until_cancelled(self.work()).await;
     }
 
-    fn board(&self) -> MutexGuard<'_, Option<Board>> {
-        self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, Option<PullQueue>> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with_board<T>(&self, act: impl FnOnce(&mut Board) -> T) -> T {
-        let mut board = self.board();
+    fn with_queue<T>(&self, act: impl FnOnce(&mut PullQueue) -> T) -> T {
+        let mut queue = self.queue();
         let Config { interval, node, .. } = &self.0.config;
-        act(board.get_or_insert_with(|| Board::new(*interval, node, Remembered::default())))
+        act(queue.get_or_insert_with(|| PullQueue::new(*interval, node, Remembered::default())))
     }
 
     async fn work(&self) {
@@ -169,9 +169,9 @@ impl Prepuller {
         self.accept(cluster.borrow_and_update().as_deref());
         loop {
             let room = self.0.config.parallel.saturating_sub(running.len());
-            let (jobs, next) = self.with_board(|board| board.begin(Timestamp::now(), room));
-            for job in jobs {
-                running.push(Box::pin(self.do_job(job)));
+            let (tasks, next) = self.with_queue(|queue| queue.begin(Timestamp::now(), room));
+            for task in tasks {
+                running.push(Box::pin(self.run_task(task)));
             }
             if unsettled {
                 unsettled = !self.settle().await;
@@ -196,7 +196,7 @@ impl Prepuller {
         }
     }
 
-    /// What was remembered can be read, and what is pulled be kept, once the store is this process's own.
+    /// Records can be read, and images kept, only once this process has locked the store.
     async fn wait_for_store(&self) {
         while !self.0.store.is_owner() {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -204,62 +204,62 @@ impl Prepuller {
         let store = self.0.store.clone();
         let read = tokio::task::spawn_blocking(move || store.prepulled::<Remembered>()).await;
         let remembered = read.map_err(StoreError::from).and_then(|read| read).unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "what was pre-pulled before is not known: looked for again");
+            tracing::warn!(error = %chain(&error), "cannot read the records of earlier pre-pulls: resolving the images again");
             None
         });
         let Config { interval, node, .. } = &self.0.config;
-        *self.board() = Some(Board::new(*interval, node, remembered.unwrap_or_default()));
+        *self.queue() = Some(PullQueue::new(*interval, node, remembered.unwrap_or_default()));
     }
 
     fn accept(&self, cluster: Option<&[Set]>) {
         let sets = self.0.config.sets.iter().chain(cluster.unwrap_or_default()).cloned().collect();
-        self.with_board(|board| board.accept(sets, Timestamp::now()));
+        self.with_queue(|queue| queue.accept(sets, Timestamp::now()));
     }
 
-    async fn do_job(&self, job: Job) -> Done {
-        tracing::debug!(set = %job.key.set, image = job.key.image, reference = %job.reference, "pre-pull begins");
-        let outcome = pull(&self.0.fetcher, &self.0.loader, &job).await;
-        (job.key, outcome)
+    async fn run_task(&self, task: PullTask) -> Done {
+        tracing::debug!(set = %task.key.set, image = task.key.image, reference = %task.reference, "pre-pull started");
+        let outcome = pull(&self.0.fetcher, &self.0.loader, &task).await;
+        (task.key, outcome)
     }
 
-    /// Says whether what the store keeps may have to be different now.
+    /// Returns whether the references to keep may have changed.
     fn finish(&self, key: &Key, outcome: Result<Pulled, Problem>) -> bool {
-        let news = self.with_board(|board| board.finished(key, outcome, Timestamp::now()));
+        let news = self.with_queue(|queue| queue.finished(key, outcome, Timestamp::now()));
         let (set, image) = (&key.set, &key.image);
         let count = |outcome: &'static str| {
             self.0.metrics.prepulls.get_or_create(&PrepullLabels { outcome }).inc();
         };
         match news {
-            News::Here(digest) => {
+            PullEvent::Cached(digest) => {
                 count("here");
-                tracing::info!(%set, image, %digest, "pre-pulled image is here");
+                tracing::info!(%set, image, %digest, "image pre-pulled");
                 true
             }
-            News::Changed { from, to } => {
+            PullEvent::Changed { from, to } => {
                 count("changed");
-                tracing::info!(%set, image, %from, %to, "pre-pulled tag changed: the new image is here");
+                tracing::info!(%set, image, %from, %to, "pre-pulled tag changed: new image pre-pulled");
                 true
             }
-            News::Same => {
+            PullEvent::Same => {
                 count("same");
                 false
             }
-            News::Failed(problem) => {
+            PullEvent::Failed(problem) => {
                 count(problem.reason);
-                tracing::warn!(%set, image, reason = problem.reason, message = problem.message, "image not pre-pulled: tried again");
+                tracing::warn!(%set, image, reason = problem.reason, message = problem.message, "pre-pull failed: retrying later");
                 false
             }
-            News::Gone => false,
+            PullEvent::Gone => false,
         }
     }
 
-    /// Makes the store keep what the sets name and nothing else, and remembers what they brought. `false` when that
-    /// has to be tried again.
+    /// Makes the store keep exactly the references of the sets, and records what was pulled. `false` when that
+    /// has to be retried.
     async fn settle(&self) -> bool {
-        // Before the cluster's sets were read, what they kept is not let go.
+        // Before the cluster's sets were read, images of its earlier sets stay pinned.
         let known = !self.0.config.in_cluster || self.0.cluster.borrow().is_some();
         let (holds, remembered, loaded) =
-            self.with_board(|board| (board.holds(), board.remember(known), board.loaded()));
+            self.with_queue(|queue| (queue.holds(), queue.remember(known), queue.loaded()));
         let store = self.0.store.clone();
         let settled = tokio::task::spawn_blocking(move || {
             store.hold(&|fact| holds(fact) || (!known && fact.held))?;
@@ -268,7 +268,7 @@ impl Prepuller {
         let settled = settled.await.map_err(StoreError::from).and_then(|settled| settled);
         let settled = settled
             .inspect_err(|error| {
-                tracing::warn!(error = %chain(error), "what sets keep is not written down: tried again");
+                tracing::warn!(error = %chain(error), "cannot record the references of the sets: retrying");
             })
             .is_ok();
         settled & self.0.loader.keep_only(&loaded).await

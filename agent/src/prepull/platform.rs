@@ -4,18 +4,18 @@ use serde::Deserialize;
 
 use crate::types::{Digest, Platform};
 
-/// What a manifest turned out to be.
+/// The kind of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Chosen {
-    /// An image itself.
+    /// An image.
     Image,
-    /// An index: what is needed of it.
+    /// An index, and its manifests that are needed.
     Index {
-        /// Manifests for the platforms, each once.
+        /// Manifests for the wanted platforms, each once.
         manifests: Vec<Digest>,
-        /// Platforms that it has nothing for.
+        /// Wanted platforms that the index lacks.
         missing: Vec<Platform>,
-        /// Platforms that it has.
+        /// Platforms in the index.
         offered: Vec<Platform>,
     },
 }
@@ -57,7 +57,7 @@ pub(super) fn choose(document: &[u8], wanted: &[Platform]) -> Chosen {
     Chosen::Index { manifests, missing, offered }
 }
 
-/// Entries for a platform that is none (attestations) are left out; those that name none suit everyone.
+/// Entries with an invalid platform (attestations) are ignored; entries without a platform match all.
 fn read(entry: &RawEntry) -> Option<(Digest, Option<Platform>)> {
     let digest = entry.digest.parse().ok()?;
     match &entry.platform {

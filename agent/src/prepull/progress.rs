@@ -1,10 +1,10 @@
-//! How far one image has come.
+//! The progress of one image.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::types::Digest;
 
-/// Written by whoever pulls, read by whoever asks.
+/// Written by the pull task, read by reports.
 #[derive(Debug, Default)]
 pub(super) struct Progress(Mutex<Vec<Part>>);
 
@@ -12,7 +12,7 @@ pub(super) struct Progress(Mutex<Vec<Part>>);
 struct Part {
     digest: Digest,
     size: u64,
-    /// Bytes that came in slices.
+    /// Bytes that arrived in slices.
     come: u64,
 }
 
@@ -21,36 +21,36 @@ impl Progress {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A blob that the image needs.
+    /// Adds a blob that the image needs.
     pub(super) fn needs(&self, digest: Digest, size: u64) {
         self.parts().push(Part { digest, size, come: 0 });
     }
 
-    /// It is here.
+    /// A blob is complete.
     pub(super) fn came(&self, digest: &Digest) {
         for part in self.parts().iter_mut().filter(|part| part.digest == *digest) {
             part.come = part.size;
         }
     }
 
-    /// So many bytes of it are here.
+    /// This many bytes of a blob have arrived.
     pub(super) fn reached(&self, digest: &Digest, bytes: u64) {
         for part in self.parts().iter_mut().filter(|part| part.digest == *digest) {
             part.come = bytes.min(part.size);
         }
     }
 
-    /// Bytes that the image has in all, once its manifests were read.
+    /// Total size of the image in bytes, once its manifests were read.
     pub(super) fn total(&self) -> u64 {
         self.parts().iter().map(|part| part.size).sum()
     }
 
-    /// Whether something of it is known not to be here.
+    /// Whether some part of the image is missing, as far as known.
     pub(super) fn lacks_any(&self) -> bool {
         self.parts().iter().any(|part| part.come < part.size)
     }
 
-    /// From 0 to 99: 100 is said of what is whole only.
+    /// From 0 to 99: only a complete image has 100.
     pub(super) fn percent(&self, have: &dyn Fn(&Digest) -> u64) -> u8 {
         let parts = self.parts();
         let total: u64 = parts.iter().map(|part| part.size).sum();
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_and_what_is_on_its_way_count_and_a_hundred_is_for_the_end() {
+    fn complete_and_arriving_blobs_count_and_a_hundred_means_complete() {
         let progress = Progress::default();
         assert_eq!(progress.percent(&|_| 0), 0);
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));

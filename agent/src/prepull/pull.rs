@@ -1,8 +1,9 @@
-//! Brings one whole image into the store: what the tag means, the index, the manifests of the wanted platforms, their
-//! configurations and layers. What is here already costs nothing; what other nodes are fetching is shared with them.
+//! Pulls one complete image into the store: resolves the tag, then fetches the index, the manifests of the
+//! wanted platforms, their configurations and layers. Content in the store costs nothing; downloads are shared
+//! with other nodes.
 //!
-//! Before every step that asks a registry for something the budget is looked at: at its reserve the job ends with the
-//! reason `RateLimited` and is begun again when there is more.
+//! Before every step that needs a registry the rate limit is checked: when only its reserve is left, the task
+//! ends with the reason `RateLimited` and starts again later.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -10,10 +11,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 
 use super::{
-    board::Job,
     load::Loader,
     platform::{Chosen, choose},
     progress::Progress,
+    queue::PullTask,
 };
 use crate::{
     download::{FetchError, Fetcher},
@@ -22,28 +23,28 @@ use crate::{
     },
 };
 
-/// Blobs of one image under way at once, as container runtimes have it.
+/// Most blobs of one image at once, as in container runtimes.
 const BLOBS_AT_ONCE: usize = 3;
 
-/// Indexes within indexes that are followed.
+/// Deepest nesting of indexes.
 const MAX_DEPTH: u32 = 3;
 
-/// The least that a paced transfer asks for at once.
+/// The smallest range that a bandwidth-limited download requests.
 const LEAST_SLICE: u64 = 1 << 20;
 
-/// Longest wait for the budget before it is looked at again.
+/// Longest wait for the rate limit before the next check.
 const LONGEST_WAIT: Duration = Duration::from_mins(15);
 
-/// What was brought.
+/// A pulled image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pulled {
-    /// What the tag means.
+    /// The digest that the tag resolves to.
     pub(super) digest: Digest,
     /// Bytes of configurations and layers.
     pub(super) bytes: u64,
 }
 
-/// Why an image is not here: a word for programs and a text for people.
+/// Why an image could not be pulled: a reason for programs and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) reason: &'static str,
@@ -56,7 +57,7 @@ impl Problem {
         Self { reason, message: message.into(), retry_after: None }
     }
 
-    /// Whether something is wrong; a spent budget is nothing wrong.
+    /// Whether the problem is a failure; a spent rate limit is not.
     pub(super) fn counts(&self) -> bool {
         self.reason != RATE_LIMITED
     }
@@ -86,14 +87,14 @@ impl From<FetchError> for Problem {
     }
 }
 
-/// Does a job.
-pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, job: &Job) -> Result<Pulled, Problem> {
-    let repository = &job.image.repository;
+/// Runs a task.
+pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, task: &PullTask) -> Result<Pulled, Problem> {
+    let repository = &task.image.repository;
     if !fetcher.serves(repository) {
-        let message = format!("`{}` is not among the agent's `registries`", repository.registry);
+        let message = format!("`{}` is not one of the agent's `registries`", repository.registry);
         return Err(Problem::new("NotServed", message));
     }
-    let digest = match &job.reference {
+    let digest = match &task.reference {
         Reference::Digest(digest) => *digest,
         tag @ Reference::Tag(_) => {
             within_budget(fetcher, repository)?;
@@ -101,37 +102,37 @@ pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, job: &Job) -> Resul
         }
     };
     let here = [Platform::here()];
-    let platforms = if job.platforms.is_empty() { &here[..] } else { &job.platforms };
+    let platforms = if task.platforms.is_empty() { &here[..] } else { &task.platforms };
     let contents = manifests(fetcher, repository, digest, platforms).await?;
     for blob in &contents.blobs {
-        job.progress.needs(blob.digest, blob.size);
+        task.progress.needs(blob.digest, blob.size);
     }
-    let bring = |blob: Descriptor| bring(fetcher, repository, blob, job.bandwidth, &job.progress);
+    let bring = |blob: Descriptor| bring(fetcher, repository, blob, task.bandwidth, &task.progress);
     stream::iter(contents.blobs).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect::<()>().await?;
     if let Some(problem) = contents.lacking {
         return Err(problem);
     }
-    if job.runtime {
-        loader.load(&job.image).await?;
+    if task.runtime {
+        loader.load(&task.image).await?;
     }
-    Ok(Pulled { digest, bytes: job.progress.total() })
+    Ok(Pulled { digest, bytes: task.progress.total() })
 }
 
 fn within_budget(fetcher: &Fetcher, repository: &Repository) -> Result<(), Problem> {
     let Some(wait) = fetcher.background_wait(&repository.registry) else { return Ok(()) };
     let message = format!(
-        "`{}` allows little more for now, which is left to waiting pods: tried again when it has refilled",
+        "the rate limit of `{}` is nearly used up and the rest is reserved for waiting pods; retrying when it has recovered",
         repository.registry
     );
     let retry_after = Some(wait.min(LONGEST_WAIT));
     Err(Problem { retry_after, ..Problem::new(RATE_LIMITED, message) })
 }
 
-/// What of an image is needed.
+/// The parts of an image that are needed.
 #[derive(Default)]
 struct Contents {
     blobs: Vec<Descriptor>,
-    /// Platforms that it does not have: known at the end, when what it has is here.
+    /// Platforms that the image lacks: reported at the end, when the others are complete.
     lacking: Option<Problem>,
 }
 
@@ -162,7 +163,7 @@ async fn manifests(
                 let links = ManifestLinks::parse(&bytes)
                     .map_err(|error| Problem::new("Unsupported", format!("`{digest}`: {error}")))?;
                 for blob in links.descriptors {
-                    // Registries need not have foreign layers.
+                    // Registries do not have to store foreign layers.
                     let wanted = matches!(blob.role, Role::Config | Role::Layer);
                     if wanted && !contents.blobs.iter().any(|known| known.digest == blob.digest) {
                         contents.blobs.push(blob);
@@ -178,7 +179,7 @@ fn lacking(missing: &[Platform], offered: &[Platform]) -> Problem {
     let list = |platforms: &[Platform]| {
         platforms.iter().map(|platform| format!("`{platform}`")).collect::<Vec<_>>().join(", ")
     };
-    let message = format!("it has nothing for {}, only for {}", list(missing), list(offered));
+    let message = format!("the image has no manifest for {}, only for {}", list(missing), list(offered));
     Problem::new("PlatformMissing", message)
 }
 
@@ -200,8 +201,8 @@ async fn bring(
     Ok(())
 }
 
-/// Asks for one slice after the other, so that no more than `rate` bytes come in a second; what is left at the end is
-/// brought by the caller. A slice lasts a second at the blob's share of the rate.
+/// Requests one slice after the other, so that at most `rate` bytes arrive per second; the caller fetches the
+/// rest. A slice lasts one second at the blob's share of the rate.
 async fn bring_slowly(
     fetcher: &Fetcher,
     repository: &Repository,

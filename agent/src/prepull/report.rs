@@ -1,25 +1,25 @@
-//! How wished images stand, as people and the cluster see it.
+//! The state of the sets and their images, for people and the cluster.
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::set::SetName;
 
-/// Where an image stands.
+/// The state of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum State {
-    /// Not begun, or the registry's budget is spent.
+    /// Not started, or the registry's rate limit is used up.
     Waiting,
-    /// On its way.
+    /// Being pulled.
     Pulling,
-    /// Whole.
+    /// Complete.
     Ready,
-    /// The last attempt failed; what was whole before still is.
+    /// The last attempt failed; an older complete image stays.
     Failed,
 }
 
 impl State {
-    /// Its name.
+    /// The name of the state.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "Waiting",
@@ -34,28 +34,28 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageReport {
-    /// Its name, as the set has it.
+    /// The image's name, as in the set.
     pub image: String,
-    /// Where it stands.
+    /// The image's state.
     pub state: State,
-    /// What its tag means here.
+    /// The digest that the image's tag resolves to on this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// From 0 to 100.
     pub progress: u8,
-    /// Bytes of the last one that was whole.
+    /// Bytes of the last complete image.
     pub bytes: u64,
-    /// One is here, the newest or an older one.
+    /// Whether an image is complete, the newest or an older one.
     pub here: bool,
-    /// Why it is not ready: one word.
+    /// Why the image is not ready: one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     /// The same for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// When it came to this state.
+    /// When the image entered this state.
     pub since: Timestamp,
-    /// When it is tried again.
+    /// When the pull is retried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Timestamp>,
 }
@@ -70,13 +70,13 @@ pub struct SetReport {
 }
 
 impl SetReport {
-    /// Whether every image is here, the newest or an older one.
+    /// Whether every image is complete, the newest or an older one.
     pub fn is_here(&self) -> bool {
         self.images.iter().all(|image| image.here)
     }
 }
 
-/// As a JSON document, for the status page.
+/// The sets as a JSON document, for the status page.
 pub fn document(sets: &[SetReport]) -> serde_json::Value {
     let set = |set: &SetReport| serde_json::json!({ "set": set.name.to_string(), "images": set.images });
     sets.iter().map(set).collect()

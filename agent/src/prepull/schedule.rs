@@ -1,8 +1,9 @@
-//! When a set looks for changes: cron expressions of five fields and the usual short names, in a time zone. Pure.
+//! When a set checks for changed tags: cron expressions of five fields and the usual short names, in a time
+//! zone. Pure.
 //!
-//! The dialect is that of Kubernetes' CronJobs: lists, ranges, steps and English names; when both the day of the month
-//! and the day of the week are restricted, either is enough. A time that a clock change skips fires right after it,
-//! one that a clock change repeats fires once.
+//! The syntax is that of Kubernetes CronJobs: lists, ranges, steps and English names; when both the day of the
+//! month and the day of the week are restricted, either is enough. A time that a clock change skips fires right
+//! after it, and a repeated time fires once.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +13,7 @@ use jiff::{
     tz::TimeZone,
 };
 
-/// Years that are looked ahead: the 29th of February comes every eighth year at worst.
+/// Years that are searched: the 29th of February comes every eighth year at worst.
 const HORIZON_YEARS: i64 = 8;
 
 const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
@@ -52,7 +53,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// In a zone, by its name in the time zone database; UTC without one.
+    /// A schedule in a time zone of the time zone database; UTC without one.
     pub fn new(cron: &str, zone: Option<&str>) -> Result<Self, ScheduleError> {
         let zone = match zone {
             None => TimeZone::UTC,
@@ -63,7 +64,7 @@ impl Schedule {
         Ok(Self { cron: cron.parse()?, zone })
     }
 
-    /// The first time after `after`; nothing when it never comes (the 30th of February).
+    /// The first time after `after`; `None` when there is none (the 30th of February).
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let local = after.to_zoned(self.zone.clone()).datetime();
         let mut from = local.with().second(0).subsec_nanosecond(0).build().ok()?;
@@ -179,7 +180,7 @@ fn field(text: &str, least: u32, most: u32, names: &[&str]) -> Result<u64, Strin
         let (first, last) = match range.split_once('-') {
             _ if range == "*" || range == "?" => (least, most),
             Some((first, last)) => (number(first)?, number(last)?),
-            // `5/15` runs on to the end.
+            // `5/15` runs up to the greatest value.
             None => (number(range)?, if step.is_some() { most } else { number(range)? }),
         };
         if first > last {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_schedule_is_refused_with_the_reason() {
+    fn an_invalid_schedule_is_rejected_with_the_reason() {
         for (cron, reason) in [
             ("", "it has 0 fields"),
             ("* * * *", "it has 4 fields"),

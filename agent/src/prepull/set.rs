@@ -1,5 +1,5 @@
-//! A wish: which images are to be on this node, and how they come there. The same for a set of the configuration file
-//! and for an `ImageSet` of the cluster.
+//! A set: which images to cache on this node, and how. The same for the configuration file and for an
+//! `ImageSet` of the cluster.
 
 use std::{fmt, str::FromStr};
 
@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::schedule::Schedule;
 use crate::types::{ImageName, Platform};
 
-/// What is done when a tag means something else than before.
+/// What to do when a tag resolves to another digest than before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PullPolicy {
-    /// The new image is pulled beside the old one, which is let go when the new one is whole.
+    /// The new image is pulled beside the old one, which becomes evictable when the new one is complete.
     #[default]
     IfChanged,
-    /// The first meaning stays.
+    /// The first digest of the tag is kept.
     Once,
 }
 
@@ -43,9 +43,9 @@ pub enum Origin {
 /// The name of a set, unique on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SetName {
-    /// Whose name it is.
+    /// The source of the set.
     pub origin: Origin,
-    /// Unique there.
+    /// Unique within the source.
     pub name: String,
 }
 
@@ -58,33 +58,33 @@ impl fmt::Display for SetName {
     }
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Set {
     /// Its name.
     pub name: SetName,
     /// The images, each once.
     pub images: Vec<ImageName>,
-    /// Platforms of an index that are brought; none means the node's own.
+    /// Platforms of an index to pull; empty means the node's own.
     pub platforms: Vec<Platform>,
-    /// When tags are asked for again; without one, every so often.
+    /// When tags are resolved again; `None` means at a fixed interval.
     pub schedule: Option<Schedule>,
-    /// What a changed tag leads to.
+    /// What to do when a tag changes.
     pub policy: PullPolicy,
-    /// What was brought is never evicted.
+    /// Whether pulled images are never evicted.
     pub pin: bool,
-    /// Most bytes a second for one image.
+    /// Most bytes per second for one image.
     pub bandwidth: Option<u64>,
-    /// The image goes into the container runtime's own store as well.
+    /// Whether to load the image into the container runtime as well.
     pub runtime: bool,
-    /// It is this node's turn: other nodes may come first.
+    /// Whether it is this node's turn: other nodes may come first.
     pub admitted: bool,
-    /// What failed may be tried again.
+    /// Whether failed images may be retried.
     pub retries: bool,
 }
 
 impl Set {
-    /// One with nothing but its name and images.
+    /// A set with default settings.
     pub fn of(name: SetName, images: Vec<ImageName>) -> Self {
         Self {
             name,

@@ -1,7 +1,8 @@
-//! What one agent does for all: sums up, removes what is over, tells people, looks after Spark applications.
+//! The work of one agent for all: aggregates the status of sets, removes expired sets, publishes Events,
+//! creates sets for Spark applications.
 //!
-//! Each write of a set's status goes to every agent, since all watch the sets: it is written when it changed, and the
-//! more nodes there are, the less often.
+//! All agents watch the sets and so receive each write of a set's status: it is written only when it has
+//! changed, and less often with more nodes.
 
 use std::{
     collections::HashMap,
@@ -23,26 +24,26 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, lease::RENEW, sum::sum};
+use super::{Shared, aggregate::aggregate, lease::RENEW};
 use crate::{
     kubernetes::{Known, follow, has_code, within},
     prepull::{
         crd::{ImageSet, ImageSetStatus, NodeCache, NodeCacheStatus},
+        jitter::fraction,
         spark,
-        spread::fraction,
     },
 };
 
 /// Name of the lease.
 pub(super) const LEASE: &str = "hearth-leader";
 
-/// Who writes the status of sets.
+/// Field manager of the status of sets.
 const MANAGER: &str = "hearth-leader";
 
-/// Nodes for which one second more lies between two writes of a status.
+/// The interval between two writes of a status grows by one second per this many nodes.
 const NODES_A_SECOND: u32 = 100;
 
-/// Failures to renew after which somebody else may lead.
+/// Failed renewals after which another agent may be the leader.
 const MISSED: u32 = 2;
 
 type Nodes = watch::Sender<Known<NodeCacheStatus>>;
@@ -55,18 +56,18 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) {
         match within(elector.look(0)).await {
             Ok(None) => {
                 pause = RENEW;
-                tracing::info!(node = shared.config.node, "leads");
+                tracing::info!(node = shared.config.node, "this agent became the leader");
                 shared.leads.store(true, Ordering::Relaxed);
                 Box::pin(lead(shared, &mut elector)).await;
                 shared.leads.store(false, Ordering::Relaxed);
-                tracing::info!(node = shared.config.node, "leads no longer");
+                tracing::info!(node = shared.config.node, "lost the lease: another agent becomes the leader");
             }
             Ok(Some(rest)) => {
                 pause = RENEW;
                 tokio::time::sleep(rest).await;
             }
             Err(error) => {
-                tracing::debug!(%error, "the lease was not looked at: tried again");
+                tracing::debug!(%error, "cannot read the lease: retrying");
                 tokio::time::sleep(pause.mul_f64(0.5 + part)).await;
                 pause = (pause * 2).min(Duration::from_mins(2));
             }
@@ -74,7 +75,7 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) {
     }
 }
 
-/// Until the lease is lost.
+/// Runs until the lease is lost.
 async fn lead(shared: &Arc<Shared>, elector: &mut super::lease::Elector) {
     let nodes: Nodes = watch::Sender::default();
     let follow = follow::<NodeCache, _>(
@@ -91,13 +92,14 @@ async fn lead(shared: &Arc<Shared>, elector: &mut super::lease::Elector) {
     };
     tokio::select! {
         () = follow => {}
-        () = sum_up(shared, &nodes) => {}
+        () = write_statuses(shared, &nodes) => {}
         () = applications => {}
         () = renew(elector, &nodes) => {}
     }
 }
 
-/// Ends when somebody else leads, or when the server could not be asked for so long that somebody may.
+/// Ends when another agent is the leader, or when the API server has not answered for so long that another
+/// agent may be.
 async fn renew(elector: &mut super::lease::Elector, nodes: &Nodes) {
     let mut missed = 0;
     while missed <= MISSED {
@@ -107,15 +109,15 @@ async fn renew(elector: &mut super::lease::Elector, nodes: &Nodes) {
             Ok(None) => missed = 0,
             Ok(Some(_)) => return,
             Err(error) => {
-                tracing::debug!(%error, "the lease is not renewed: tried again");
+                tracing::debug!(%error, "cannot renew the lease: retrying");
                 missed += 1;
             }
         }
     }
 }
 
-async fn sum_up(shared: &Arc<Shared>, nodes: &Nodes) {
-    let mut teller = Teller::new(shared);
+async fn write_statuses(shared: &Arc<Shared>, nodes: &Nodes) {
+    let mut writer = StatusWriter::new(shared);
     loop {
         let count = u32::try_from(nodes.borrow().objects.len()).unwrap_or(u32::MAX);
         tokio::time::sleep(shared.config.interval.max(Duration::from_secs(1) * count / NODES_A_SECOND)).await;
@@ -123,7 +125,7 @@ async fn sum_up(shared: &Arc<Shared>, nodes: &Nodes) {
             continue;
         }
         let sets: Vec<ImageSet> = shared.sets.borrow().objects.values().cloned().collect();
-        teller.forget_all_but(&sets);
+        writer.forget_all_but(&sets);
         for set in sets {
             let outcome = if is_over(&set, Timestamp::now()) {
                 remove(shared, &set).await
@@ -131,20 +133,20 @@ async fn sum_up(shared: &Arc<Shared>, nodes: &Nodes) {
                 let status = {
                     let nodes = nodes.borrow();
                     let nodes = nodes.objects.iter().map(|(name, status)| (name.as_str(), status));
-                    sum(&set, nodes, &Time(Timestamp::now()))
+                    aggregate(&set, nodes, &Time(Timestamp::now()))
                 };
-                teller.tell(&set, status).await
+                writer.tell(&set, status).await
             };
             if let Err(error) = outcome {
-                tracing::warn!(set = set.metadata.name, %error, "the set's status is not written: tried again");
-                // A server that refuses is not asked for every other set at once.
+                tracing::warn!(set = set.metadata.name, %error, "cannot write the status of an ImageSet: retrying");
+                // After an error the other sets wait for the next round.
                 break;
             }
         }
     }
 }
 
-/// Whether a set's time is over. Pure.
+/// Whether a set has expired. Pure.
 fn is_over(set: &ImageSet, now: Timestamp) -> bool {
     let created = set.metadata.creation_timestamp.as_ref().map(|created| created.0);
     let end = created
@@ -156,27 +158,27 @@ fn is_over(set: &ImageSet, now: Timestamp) -> bool {
 async fn remove(shared: &Shared, set: &ImageSet) -> Result<(), kube::Error> {
     let sets: Api<ImageSet> = Api::all(shared.client.clone());
     let name = set.metadata.name.as_deref().unwrap_or_default();
-    // A set of the same name that was made anew stays.
+    // A new set with the same name is not removed.
     let preconditions = Preconditions { uid: set.metadata.uid.clone(), resource_version: None };
     let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match within(sets.delete(name, &parameters)).await {
         Err(error) if !has_code(&error, &[404, 409]) => Err(error),
         _ => {
-            tracing::info!(set = name, "an ImageSet's time is over: removed");
+            tracing::info!(set = name, "removed an expired ImageSet (`ttlSeconds`)");
             Ok(())
         }
     }
 }
 
-/// Writes what has changed, and tells people what is worth telling.
-struct Teller<'a> {
+/// Writes changed statuses, and publishes Events about changes.
+struct StatusWriter<'a> {
     shared: &'a Shared,
     recorder: Recorder,
-    /// What was written last, by the set's uid: the watch may lag behind.
+    /// The status written last, by the set's uid: the watch may lag behind.
     written: HashMap<String, ImageSetStatus>,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> StatusWriter<'a> {
     fn new(shared: &'a Shared) -> Self {
         let reporter =
             Reporter { controller: MANAGER.to_owned(), instance: Some(shared.config.node.clone()) };
@@ -207,16 +209,16 @@ impl<'a> Teller<'a> {
         };
         self.written.insert(uid, status);
         for event in events {
-            // An event that is lost is no reason to stop.
+            // A lost Event is only logged.
             if let Err(error) = within(self.recorder.publish(&event, &set.object_ref(&()))).await {
-                tracing::debug!(%error, "an event was not published");
+                tracing::debug!(%error, "cannot publish an Event");
             }
         }
         Ok(())
     }
 }
 
-/// Whether two say the same; the times of conditions follow from the rest.
+/// Whether two statuses are equal except for the times of conditions, which follow from the rest.
 fn same(a: &ImageSetStatus, b: &ImageSetStatus) -> bool {
     let timeless = |status: &ImageSetStatus| {
         let mut status = status.clone();
@@ -228,7 +230,7 @@ fn same(a: &ImageSetStatus, b: &ImageSetStatus) -> bool {
     timeless(a) == timeless(b)
 }
 
-/// What people are told when a status changes. Pure.
+/// The Events for a change of a status. Pure.
 fn news(before: Option<&ImageSetStatus>, now: &ImageSetStatus) -> Vec<Event> {
     let holds = |status: &ImageSetStatus, name: &str| {
         status.conditions.iter().any(|condition| condition.type_ == name && condition.status == "True")
@@ -246,13 +248,14 @@ fn news(before: Option<&ImageSetStatus>, now: &ImageSetStatus) -> Vec<Event> {
     };
     let mut events = Vec::new();
     if began("Progressing") {
-        let note = format!("images are being brought to {} nodes", now.nodes_desired - now.nodes_ready);
+        let note = format!("images are being pulled on {} nodes", now.nodes_desired - now.nodes_ready);
         events.push(event(EventType::Normal, "Pulling", Some(note)));
     }
     if began("Degraded") {
         events.push(event(EventType::Warning, "ImagesFailed", message("Degraded")));
     }
-    // A set without nodes is ready, which is no news; the node that comes then may be done before anyone looks.
+    // A set without nodes is ready, but not reported as complete; the first node may be ready before the next
+    // check.
     let complete = |status: &ImageSetStatus| holds(status, "Ready") && status.nodes_desired > 0;
     if complete(now) && !before.is_some_and(complete) {
         events.push(event(EventType::Normal, "Complete", message("Ready")));
@@ -263,7 +266,7 @@ fn news(before: Option<&ImageSetStatus>, now: &ImageSetStatus) -> Vec<Event> {
             status.digests.first().map(|first| first.digest.clone())
         };
         if let Some((from, to)) = old.and_then(first).zip(first(image)).filter(|(from, to)| from != to) {
-            let note = format!("`{}` means `{to}` on most nodes now, no longer `{from}`", image.image);
+            let note = format!("`{}` now resolves to `{to}` on most nodes, before to `{from}`", image.image);
             events.push(event(EventType::Normal, "TagChanged", Some(note)));
         }
     }
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn people_are_told_when_something_begins_and_not_again() {
+    fn an_event_is_published_once_when_something_begins() {
         let at = "2026-01-01T00:00:00Z";
         let of = |progressing, degraded, ready, digest: &str| {
             status(json!({
@@ -302,7 +305,11 @@ mod tests {
         assert_eq!(reasons(Some(&pulling), &ready), ["Complete"]);
         let idle = status(json!({"conditions": [condition("Ready", true, at)]}));
         assert_eq!(reasons(None, &idle), [""; 0], "a set without nodes");
-        assert_eq!(reasons(Some(&idle), &ready), ["Complete"], "whose node was done before it was looked at");
+        assert_eq!(
+            reasons(Some(&idle), &ready),
+            ["Complete"],
+            "the first node was ready before the next check"
+        );
         assert_eq!(reasons(Some(&ready), &of(true, true, false, "d1")), ["Pulling", "ImagesFailed"]);
         assert_eq!(reasons(Some(&ready), &of(false, false, true, "d2")), ["TagChanged"]);
         let later = status(json!({"conditions": [condition("Ready", true, "2027-01-01T00:00:00Z")]}));
@@ -310,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_with_a_time_to_live_is_over_when_that_has_passed() {
+    fn a_set_with_a_time_to_live_expires_after_that_time() {
         let set = |ttl: Option<u32>| -> ImageSet {
             serde_json::from_value(json!({
                 "apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet",

@@ -1,8 +1,9 @@
-//! Who leads: one lease among all agents. The decision is pure.
+//! Elects the leader among all agents with one lease. The decision is pure.
 //!
-//! Thousands of agents may not ask for one object every few seconds. The leader renews it; it also says in it how many
-//! nodes there are, and the others look at it so seldom that all of them together look about [`LOOKS_A_MINUTE`] times a
-//! minute, at times of their own. In a large cluster a vacancy is noticed as soon as in a small one.
+//! Thousands of agents must not read one object every few seconds. The leader renews the lease and writes the
+//! number of nodes into it. The others read it so rarely that all of them together read it about
+//! [`LOOKS_A_MINUTE`] times a minute, at different times. In a large cluster a vacancy is noticed as soon as in
+//! a small one.
 
 use std::time::Duration;
 
@@ -13,35 +14,35 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 
-use crate::prepull::spread::fraction;
+use crate::prepull::jitter::fraction;
 
-/// For how long a leader that is silent is waited for, in seconds.
+/// Seconds without a renewal after which another agent may take the lease.
 const DURATION_SECONDS: i32 = 30;
 
 /// How often the leader renews.
 pub(crate) const RENEW: Duration = Duration::from_secs(10);
 
-/// A leader that seems to be silent is looked at again after the lease's time.
+/// When to read the lease again if its last renewal seems to be long ago.
 const SILENT: Duration = Duration::from_secs(DURATION_SECONDS as u64 + 1);
 
-/// Looks at the lease by all who do not lead, in a minute.
+/// Reads of the lease per minute by all other agents together.
 const LOOKS_A_MINUTE: u32 = 60;
 
-/// Where the number of nodes is written.
+/// Annotation with the number of nodes.
 const NODES: &str = "hearth.dev/nodes";
 
-/// What to do about a lease.
+/// What to do with a lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Write this one: it makes us the leader or keeps us so.
+    /// Write this lease: this agent becomes or stays the leader.
     Write(Box<Lease>),
-    /// Someone else leads in a cluster of so many nodes; `silent` when his clock, held against ours, says that he has not
-    /// renewed for long: then it is worth looking again soon.
+    /// Another agent is the leader in a cluster of this many nodes; `silent` when by its clock the last renewal
+    /// is long ago: then the next read comes soon.
     Follow { nodes: u32, silent: bool },
 }
 
-/// Decides by the lease that is there. `held_since` is for how long it has looked the same to us: clocks of other
-/// machines count for nothing.
+/// Decides from the current lease. `held_since` is how long this agent has seen it unchanged: clocks of other
+/// machines do not count.
 pub(crate) fn decide(
     lease: Option<&Lease>,
     me: &str,
@@ -83,18 +84,18 @@ fn nodes_of(lease: &Lease) -> u32 {
     annotations.and_then(|all| all.get(NODES)).and_then(|nodes| nodes.parse().ok()).unwrap_or(0)
 }
 
-/// How long one that does not lead waits before it looks again; `part` is between 0 and 1. Pure.
+/// How long an agent that is not the leader waits before the next read; `part` is between 0 and 1. Pure.
 pub(crate) fn look_again(nodes: u32, part: f64) -> Duration {
     let all = Duration::from_mins(1) * nodes / LOOKS_A_MINUTE;
     all.max(RENEW).mul_f64(0.5 + part)
 }
 
-/// Follows one lease.
+/// Takes part in the election with one lease.
 pub(crate) struct Elector {
     leases: Api<Lease>,
     name: String,
     me: String,
-    /// Tells the times of our looks from those of others.
+    /// A fraction that spreads the reads of the agents.
     part: f64,
     seen: Option<(String, tokio::time::Instant)>,
 }
@@ -110,7 +111,8 @@ impl Elector {
         }
     }
 
-    /// One look: `None` when we lead, else after how long to look again. A lease that someone else has just taken is his.
+    /// Reads and perhaps writes the lease: `None` when this agent is the leader, else the wait before the next
+    /// read. A concurrent write of another agent wins.
     pub(crate) async fn look(&mut self, nodes: u32) -> Result<Option<Duration>, kube::Error> {
         let lease = self.leases.get_opt(&self.name).await?;
         let version =
@@ -140,7 +142,7 @@ impl Elector {
         }
     }
 
-    /// Lets go, so that the next one need not wait. Best effort: the lease runs out by itself.
+    /// Releases the lease, so that the next leader does not wait for it to expire. Best effort.
     pub(crate) async fn release(&self) {
         let Ok(Some(mut lease)) = self.leases.get_opt(&self.name).await else { return };
         let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&self.me))
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_taken_when_nobody_renews_it_and_kept_by_who_has_it() {
+    fn a_lease_is_taken_when_it_is_not_renewed_and_kept_by_its_holder() {
         let at = |seconds| Duration::from_secs(seconds);
         for (there, seen, transitions) in [
             (None, 0, Some(0)),
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_whose_last_renewal_lies_far_back_is_looked_at_again_soon() {
+    fn a_lease_whose_last_renewal_is_long_ago_is_read_again_soon() {
         let mut lease = lease("other");
         let now = Timestamp::from_second(1_000).unwrap();
         for (renewed, expected) in [(1_000, false), (911, false), (909, true), (2_000, false)] {
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn all_together_look_a_fixed_number_of_times_a_minute() {
+    fn all_agents_together_read_a_fixed_number_of_times_a_minute() {
         assert_eq!(look_again(0, 0.5), RENEW);
         for nodes in [1_000_u32, 5_000] {
             let each = look_again(nodes, 0.5).as_secs_f64();

@@ -1,28 +1,29 @@
-//! The agent as a member of a Kubernetes cluster.
+//! The agent in a Kubernetes cluster.
 //!
 //! ```text
 //! every agent:  ImageSets (watch) --selects this node--> sets --> Prepuller --reports--> its own NodeCache
 //!               its own Node: start-up taint, condition
-//! the leader:   NodeCaches (watch) --summed--> ImageSets' status;  expired sets removed;  Spark applications --> ImageSets
+//! the leader:   NodeCaches (watch) --aggregated--> ImageSets' status;  expired sets removed;  Spark applications --> ImageSets
 //! ```
 //!
 //! | part | owns |
 //! | --- | --- |
-//! | `select`, `translate`, `sum` | decisions (pure) |
+//! | `select`, `translate`, `aggregate` | decisions (pure) |
 //! | `node` | this node's sets and its `NodeCache` |
-//! | `secrets` | pull secrets that sets name |
-//! | `taint` | warming a node that joins |
-//! | `lease`, `leader` | who leads, and what only the leader does |
+//! | `secrets` | pull secrets of sets |
+//! | `taint` | start-up taint and condition of the node |
+//! | `lease`, `leader` | the election, and the work of the leader |
 //!
-//! Nothing here is needed to serve: with the API server gone, slow or refusing, what was known stays in force, every
-//! loop backs off, and the cache goes on. Until the sets were read once, nothing that earlier sets kept is let go.
+//! Nothing here is needed to serve images: while the API server is unreachable, slow or refusing, the last sets
+//! stay in force, every loop backs off, and the cache keeps working. Until the sets were read once, images of
+//! earlier sets stay pinned.
 
+mod aggregate;
 mod leader;
 mod lease;
 mod node;
 mod secrets;
 mod select;
-mod sum;
 mod taint;
 mod translate;
 
@@ -44,46 +45,46 @@ use crate::{
     store::Store,
 };
 
-/// Who writes, in objects' managed fields.
+/// Field manager of the agent's writes.
 const MANAGER: &str = "hearth-agent";
 
-/// How this agent takes part.
+/// The agent's configuration for the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The API server; without one, the cluster that this process runs in.
+    /// URL of the API server; `None` means the cluster in which this process runs.
     pub api: Option<String>,
     /// This node's name in the cluster.
     pub node: String,
-    /// Where the lease of the leader is.
+    /// Namespace of the leader's lease.
     pub namespace: String,
     /// Key of the start-up taint.
     pub taint: String,
-    /// After so long the taint goes whatever is here.
+    /// The start-up taint is removed after this time even if images are missing.
     pub deadline: Duration,
-    /// Least time between two writes of one object's status.
+    /// Shortest time between two writes of one object's status.
     pub interval: Duration,
-    /// How often the node is read when there is nothing to do.
+    /// How often the node is read when nothing changes.
     pub idle: Duration,
-    /// How Spark applications are looked after.
+    /// Settings for Spark applications; `None` when they are not watched.
     pub spark: Option<super::spark::Config>,
 }
 
-/// How far the pinned images of this node are here.
+/// How many of this node's pinned images are cached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Warmth {
+pub(crate) struct Readiness {
     pub(crate) here: usize,
     pub(crate) wanted: usize,
     /// The sets were read.
     pub(crate) known: bool,
 }
 
-impl Warmth {
-    pub(crate) fn is_warm(self) -> bool {
+impl Readiness {
+    pub(crate) fn is_ready(self) -> bool {
         self.known && self.here >= self.wanted
     }
 }
 
-/// This agent's part in the cluster.
+/// The agent's tasks in the cluster.
 #[derive(Debug)]
 pub struct Cluster {
     config: Config,
@@ -91,7 +92,7 @@ pub struct Cluster {
     store: Store,
 }
 
-/// What its tasks share.
+/// State that the tasks share.
 struct Shared {
     config: Config,
     prepuller: Prepuller,
@@ -99,17 +100,17 @@ struct Shared {
     client: Client,
     sets: watch::Sender<Known<ImageSet>>,
     leads: AtomicBool,
-    /// Sets that this node follows.
+    /// Sets that select this node.
     wanted: watch::Sender<Option<Vec<translate::Wanted>>>,
 }
 
 impl Cluster {
-    /// Puts the parts together; nobody is asked before [`Self::run`].
+    /// Sends no requests before [`Self::run`].
     pub fn new(config: Config, prepuller: Prepuller, store: Store) -> Self {
         Self { config, prepuller, store }
     }
 
-    /// Until told to stop.
+    /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let Some(client) = stop.run_until_cancelled(connect(self.config.api.as_deref(), "ImageSets")).await
         else {
@@ -119,7 +120,7 @@ impl Cluster {
         let (sets, wanted) = (watch::Sender::default(), watch::Sender::default());
         let shared =
             Arc::new(Shared { config, prepuller, store, client, sets, leads: AtomicBool::default(), wanted });
-        // A set is small, and what is of interest of it is nearly all.
+        // Sets are small and nearly all of their fields are needed, so they are watched in full.
         let follow = follow::<ImageSet, _>(
             Api::all(shared.client.clone()),
             watcher::Config::default(),
@@ -140,7 +141,7 @@ impl Cluster {
         };
         let _ = stop.run_until_cancelled(Box::pin(work)).await;
         if shared.leads.load(Ordering::Relaxed) {
-            // The next leader need not wait for the lease to run out.
+            // The next leader does not have to wait for the lease to expire.
             let _ = tokio::time::timeout(Duration::from_secs(2), shared.elector().release()).await;
         }
     }
@@ -149,14 +150,14 @@ impl Cluster {
 impl Shared {
     async fn guard_node(&self) {
         let Config { node, taint, deadline, idle, .. } = self.config.clone();
-        let warden = taint::Warden { client: self.client.clone(), node, taint, deadline, idle };
-        warden.run(|| self.warmth()).await;
+        let controller = taint::TaintController { client: self.client.clone(), node, taint, deadline, idle };
+        controller.run(|| self.readiness()).await;
     }
 
-    /// Sets that are for a while only, and those that pin nothing, are not waited for.
-    fn warmth(&self) -> Warmth {
+    /// Sets that expire, and sets that pin nothing, do not delay the removal of the taint.
+    fn readiness(&self) -> Readiness {
         let wanted = self.wanted.borrow();
-        let Some(wanted) = wanted.as_ref() else { return Warmth::default() };
+        let Some(wanted) = wanted.as_ref() else { return Readiness::default() };
         let counts = |report: &super::SetReport| match report.name.origin {
             Origin::File => true,
             Origin::Cluster => wanted.iter().any(|one| {
@@ -165,12 +166,12 @@ impl Shared {
         };
         let reports: Vec<_> = self.prepuller.report().into_iter().filter(counts).collect();
         let images = || reports.iter().flat_map(|report| &report.images);
-        // A set that was just read is not on the board yet.
+        // A set that was just read is not in the queue yet.
         let expected = wanted.iter().filter(|one| !one.passing).filter_map(|one| one.set.as_ref().ok());
         let expected: usize = expected.filter(|set| set.pin).map(|set| set.images.len()).sum();
         let of_file = reports.iter().filter(|report| report.name.origin == Origin::File);
         let expected = expected + of_file.map(|report| report.images.len()).sum::<usize>();
-        Warmth {
+        Readiness {
             here: images().filter(|image| image.here).count(),
             wanted: images().count().max(expected),
             known: true,

@@ -1,8 +1,7 @@
-//! This node's side: which sets are meant for it, and its own `NodeCache`.
+//! This node's part: which sets select it, and its own `NodeCache`.
 //!
-//! The `NodeCache` is written when what it says has changed, at most once per interval, at a time of this node's own:
-//! thousands of nodes that come to the same point together do not write together. Its owner is the node, so that it
-//! goes with it.
+//! The `NodeCache` is written when it has changed, at most once per interval, at times that differ by node, so
+//! that thousands of nodes do not write together. The node owns it, so that both are removed together.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,29 +27,29 @@ use crate::{
     kubernetes::{has_code, within},
     prepull::{
         crd::{DiskStatus, NodeCache, NodeCacheSpec, NodeCacheStatus},
+        jitter::{around, fraction},
         set::Set,
-        spread::{around, fraction},
     },
     runtime::{RuntimeError, Stopped},
 };
 
-/// How often the node's labels and taints are read anew.
+/// How often the node's labels and taints are read.
 const NODE_AGE: Duration = Duration::from_mins(5);
 
-/// First wait after a write or read failed; doubles with each further one.
+/// First wait after a failed write or read; doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest wait.
 const LONGEST_PAUSE: Duration = Duration::from_mins(2);
 
-/// Sizes are told in steps of this.
+/// Granularity of reported sizes.
 const STEP: u64 = 64 << 20;
 
 pub(super) async fn run(shared: &Arc<Shared>) {
     tokio::join!(follow_node(shared), write(shared));
 }
 
-/// Reads the node now and then and hands the sets that select it on.
+/// Reads the node regularly and publishes the sets that select it.
 async fn follow_node(shared: &Shared) {
     let nodes: Api<Node> = Api::all(shared.client.clone());
     let name = &shared.config.node;
@@ -64,7 +63,7 @@ async fn follow_node(shared: &Shared) {
                     (pause, read_at) = (FIRST_PAUSE, Instant::now() + around(NODE_AGE, fraction(name)));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, node = name, "the node cannot be read: tried again");
+                    tracing::warn!(%error, node = name, "cannot read the Node: retrying");
                     read_at = Instant::now() + around(pause, fraction(name));
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -108,14 +107,14 @@ fn hand_on(shared: &Shared, wanted: Vec<Wanted>) {
     });
     if changed {
         for (name, problem) in wanted.iter().filter_map(|one| Some((&one.name, one.set.as_ref().err()?))) {
-            tracing::warn!(set = name, problem, "an ImageSet cannot be followed");
+            tracing::warn!(set = name, problem, "cannot use an ImageSet");
         }
         let sets: Vec<Set> = wanted.into_iter().filter_map(|one| one.set.ok()).collect();
         shared.prepuller.follow_cluster(sets);
     }
 }
 
-/// Keeps the `NodeCache` current.
+/// Keeps the `NodeCache` up to date.
 async fn write(shared: &Shared) {
     let part = fraction(&format!("write {}", shared.config.node));
     let (mut wanted, mut reports) = (shared.wanted.subscribe(), shared.prepuller.changes());
@@ -135,14 +134,14 @@ async fn write(shared: &Shared) {
                     Some(shared.config.interval.mul_f64(0.5 + part))
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the NodeCache is not written: tried again");
+                    tracing::warn!(%error, "cannot write the NodeCache: retrying");
                     let rest = around(pause, part);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     Some(rest)
                 }
             },
         };
-        // What changes meanwhile is written together.
+        // Collects further changes for the same write.
         if let Some(rest) = rest {
             tokio::time::sleep(rest).await;
             continue;
@@ -156,7 +155,7 @@ async fn write(shared: &Shared) {
         if !changed.await {
             return;
         }
-        // The first change of several that come together is not written alone.
+        // Waits for further changes before the first write.
         tokio::time::sleep(shared.config.interval.mul_f64(part / 4.0)).await;
     }
 }
@@ -191,7 +190,7 @@ fn runtime_stopped(stopped: Stopped) -> Condition {
     }
 }
 
-/// Tells people once that the container runtime of this node is not called any more.
+/// Publishes one Event when the agent stops calling the container runtime of this node.
 async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut bool) {
     let Some(condition) = status.conditions.iter().find(|one| one.type_ == RUNTIME_USABLE) else { return };
     if *told {
@@ -205,7 +204,7 @@ async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut b
         action: "LoadImage".to_owned(),
         secondary: None,
     };
-    // Of the node: that is where people look when its runtime ends.
+    // About the node: that is where administrators look when its runtime fails.
     let node = ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Node".to_owned()),
@@ -236,12 +235,12 @@ async fn put(shared: &Shared, status: &NodeCacheStatus, made: &mut bool) -> Resu
         "apiVersion": "hearth.dev/v1alpha1", "kind": "NodeCache", "metadata": {"name": name}, "status": status,
     });
     let written = within(caches.patch_status(name, &parameters, &Patch::Apply(patch))).await;
-    // Somebody removed it: made again with the next attempt.
+    // The object was removed: the next attempt creates it again.
     *made = !written.as_ref().is_err_and(|error| has_code(error, &[404]));
     written.map(drop)
 }
 
-/// Without a status; owned by the node, when that can be read.
+/// Creates the object without a status; owned by the node, when the node can be read.
 async fn make(shared: &Shared) -> Result<NodeCache, kube::Error> {
     let nodes: Api<Node> = Api::all(shared.client.clone());
     let name = &shared.config.node;

@@ -1,6 +1,6 @@
-//! Pull secrets that the sets of this node name, or that their service accounts name: read from the cluster, where a role lets the agent, and used as
-//! credentials of the agent for registries whose `private` is `agent`. They are in force as long as a set names them,
-//! and are read again now and then, because they are rotated.
+//! The pull secrets of this node's sets and of their service accounts: read from the cluster, if a role allows
+//! it, and used as the agent's credentials for registries with `private: agent`. They are used as long as a set
+//! names them, and read again regularly, because they are rotated.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -12,14 +12,14 @@ use crate::{
     kubernetes::within,
     prepull::{
         crd::Reference,
-        spread::{around, fraction},
+        jitter::{around, fraction},
     },
 };
 
-/// How often they are read anew.
+/// How often the secrets are read.
 const AGE: Duration = Duration::from_mins(5);
 
-/// After a secret could not be read.
+/// Wait after a secret could not be read.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// The key of a secret of type `kubernetes.io/dockerconfigjson`.
@@ -36,10 +36,10 @@ pub(super) async fn run(shared: &Arc<Shared>) {
             let (documents, problems) = named.read(shared).await;
             whole = problems.is_empty();
             for (object, problem) in problems.iter().filter(|_| !complained) {
-                tracing::warn!(%object, problem, "a pull secret is not used: tried again");
+                tracing::warn!(%object, problem, "cannot read a pull secret: retrying");
             }
             for problem in shared.prepuller.use_secrets(&documents) {
-                tracing::warn!(problem, "a pull secret is not usable");
+                tracing::warn!(problem, "a pull secret is not valid");
             }
             complained = !whole;
         }
@@ -56,7 +56,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// What the sets of this node name.
+/// The secrets and service accounts in the sets of this node.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Named {
     secrets: BTreeSet<Reference>,
@@ -73,7 +73,7 @@ impl Named {
         named
     }
 
-    /// The secrets that can be read, those of the accounts among them, and what is wrong with the others.
+    /// The secrets that can be read, including those of the accounts, and the errors of the others.
     async fn read(&self, shared: &Shared) -> (Vec<Vec<u8>>, Vec<(String, String)>) {
         let (mut documents, mut problems, mut secrets) = (Vec::new(), Vec::new(), self.secrets.clone());
         for account in &self.accounts {
@@ -92,7 +92,7 @@ impl Named {
     }
 }
 
-/// The secrets with which a kubelet pulls for pods of this account.
+/// The secrets that a kubelet uses to pull for pods of this account.
 async fn secrets_of(shared: &Shared, account: &Reference) -> Result<Vec<Reference>, String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(shared.client.clone(), &account.namespace);
     let found = within(accounts.get(&account.name)).await.map_err(|error| error.to_string())?;

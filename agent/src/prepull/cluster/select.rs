@@ -1,11 +1,10 @@
-//! Whether a set is meant for a node: labels, affinity terms, taints. Pure.
+//! Whether a set selects a node: labels, affinity terms, taints. Pure.
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 
 use crate::prepull::crd::ImageSetSpec;
 
-/// Taints that come and go by themselves, or that are there because a node is starting: images are wanted on such
-/// nodes all the more.
+/// Temporary taints, and those of nodes that are starting: images are needed on such nodes even more.
 const PASSING: &[&str] = &[
     "node.kubernetes.io/",
     "node.cloudprovider.kubernetes.io/",
@@ -16,7 +15,7 @@ const PASSING: &[&str] = &[
     "hearth.dev/",
 ];
 
-/// Whether the set is meant for this node. `own_taint` is the agent's own start-up taint.
+/// Whether the set selects this node. `own_taint` is the agent's own start-up taint.
 pub(crate) fn selects(spec: &ImageSetSpec, node: &Node, own_taint: &str) -> bool {
     let label =
         |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
@@ -89,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_for_nodes_with_its_labels_and_terms_whose_taints_it_tolerates() {
+    fn a_set_selects_nodes_with_its_labels_and_terms_whose_taints_it_tolerates() {
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": "n1", "labels": {"pool": "spark", "cores": "16"}},
             "spec": {"taints": [

@@ -1,9 +1,9 @@
-//! A node that joins is warmed first: the start-up taint goes when the node's pinned sets are here, or after a deadline
-//! whatever happens; the condition `HearthImagesReady` says how it stands.
+//! Removes the start-up taint of a new node when the pinned images of its sets are cached, or after a deadline
+//! in any case, and keeps the condition `HearthImagesReady`.
 //!
-//! The node's taints are one value to the server, and others change them too: the list goes back as a JSON patch that
-//! tests the old one, and on a refusal the node is read again. The taint may come back (a node group that is
-//! reconfigured, a kubelet that registers anew), so the node is looked at as long as the agent runs.
+//! The API treats a node's taints as one value, and others change them too: a JSON patch tests the old list
+//! before it replaces it, and on a conflict the node is read again. The taint may come back (a node group is
+//! reconfigured, a kubelet registers again), so the node is checked as long as the agent runs.
 
 use std::time::Duration;
 
@@ -19,33 +19,33 @@ use kube::{
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::Warmth;
+use super::Readiness;
 use crate::kubernetes::{forbidden, within};
 
 /// The condition's type.
 pub(crate) const CONDITION: &str = "HearthImagesReady";
 
-/// How often the node is looked at while it warms.
+/// How often the node is read until its images are cached.
 const WARMING: Duration = Duration::from_secs(3);
 
-/// Refusals in a row that are answered at once; after that the next look decides.
+/// Conflicts in a row that are retried at once; after that the next check decides.
 const ATTEMPTS: u32 = 5;
 
-/// First wait after a refusal; half as long again with each further one.
+/// First wait after a conflict; grows by half with each further conflict.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What holds, and since when the taint has been there.
+/// The state of the images, and for how long the node has had the taint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
-    pub(crate) warmth: Warmth,
+    pub(crate) readiness: Readiness,
     pub(crate) tainted_for: Duration,
     pub(crate) deadline: Duration,
 }
 
-/// What is to become of a node.
+/// What to change on a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {
-    /// The taints that stay; nothing when they are right.
+    /// The remaining taints; `None` when nothing changes.
     pub(crate) taints: Option<Vec<Taint>>,
     /// The condition, when it is to be written.
     pub(crate) condition: Option<(bool, &'static str, String)>,
@@ -57,8 +57,8 @@ pub(crate) fn decide(node: &Node, key: &str, view: View) -> Change {
     let tainted = taints.iter().any(|taint| taint.key == key);
     let late = view.tainted_for >= view.deadline;
     let kept = || taints.iter().filter(|taint| taint.key != key).cloned().collect();
-    let release = tainted && (view.warmth.is_warm() || late);
-    let wanted = condition(view.warmth, tainted && late && !view.warmth.is_warm());
+    let release = tainted && (view.readiness.is_ready() || late);
+    let wanted = condition(view.readiness, tainted && late && !view.readiness.is_ready());
     let written = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let same = written.clone().any(|now: &NodeCondition| {
         now.type_ == CONDITION
@@ -66,8 +66,8 @@ pub(crate) fn decide(node: &Node, key: &str, view: View) -> Change {
             && now.reason.as_deref() == Some(wanted.1)
             && now.message.as_deref() == Some(wanted.2.as_str())
     });
-    // A deadline that has passed is remembered until the images are here.
-    let passed = !view.warmth.is_warm()
+    // A missed deadline stays in the condition until all images are cached.
+    let passed = !view.readiness.is_ready()
         && !tainted
         && written.into_iter().any(|now| now.type_ == CONDITION && now.reason.as_deref() == Some(DEADLINE));
     Change { taints: release.then(kept), condition: (!same && !passed).then_some(wanted) }
@@ -75,21 +75,21 @@ pub(crate) fn decide(node: &Node, key: &str, view: View) -> Change {
 
 const DEADLINE: &str = "DeadlinePassed";
 
-fn condition(warmth: Warmth, given_up: bool) -> (bool, &'static str, String) {
-    let Warmth { here, wanted, known } = warmth;
+fn condition(readiness: Readiness, given_up: bool) -> (bool, &'static str, String) {
+    let Readiness { here, wanted, known } = readiness;
     if !known {
-        return (false, "SetsUnknown", "the image sets were not read yet".to_owned());
+        return (false, "SetsUnknown", "the ImageSets have not been read yet".to_owned());
     }
-    let count = format!("{here} of {wanted} pinned images are here");
-    match (warmth.is_warm(), given_up) {
+    let count = format!("{here} of {wanted} pinned images are cached");
+    match (readiness.is_ready(), given_up) {
         (true, _) => (true, "Warm", count),
-        (false, true) => (false, DEADLINE, format!("{count}; pods are let in all the same")),
+        (false, true) => (false, DEADLINE, format!("{count}; the taint was removed after the deadline")),
         (false, false) => (false, "Warming", count),
     }
 }
 
-/// Carries changes out until the caller stops it.
-pub(crate) struct Warden {
+/// Applies the changes until the caller stops it.
+pub(crate) struct TaintController {
     pub(crate) client: Client,
     pub(crate) node: String,
     pub(crate) taint: String,
@@ -97,24 +97,24 @@ pub(crate) struct Warden {
     pub(crate) idle: Duration,
 }
 
-impl Warden {
-    /// `warmth` is asked before every look.
-    pub(crate) async fn run(self, warmth: impl Fn() -> Warmth) {
+impl TaintController {
+    /// `readiness` is called before every check.
+    pub(crate) async fn run(self, readiness: impl Fn() -> Readiness) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let (mut tainted_since, mut denied) = (None::<Instant>, false);
         loop {
-            let now = warmth();
+            let now = readiness();
             match self.look(&nodes, now, &mut tainted_since).await {
                 Ok(()) => denied = false,
                 Err(error) if forbidden(&error) => {
                     if !denied {
-                        tracing::warn!(%error, "the agent may not change its node: start-up taint and condition are left alone");
+                        tracing::warn!(%error, "the agent is not allowed to change its Node: start-up taint and condition stay as they are");
                     }
                     denied = true;
                 }
-                Err(error) => tracing::debug!(%error, "the node was not looked at: tried again"),
+                Err(error) => tracing::debug!(%error, "cannot read the Node: retrying"),
             }
-            let busy = !denied && (tainted_since.is_some() || !now.is_warm());
+            let busy = !denied && (tainted_since.is_some() || !now.is_ready());
             tokio::time::sleep(if busy { WARMING.min(self.idle) } else { self.idle }).await;
         }
     }
@@ -122,31 +122,31 @@ impl Warden {
     async fn look(
         &self,
         nodes: &Api<Node>,
-        warmth: Warmth,
+        readiness: Readiness,
         since: &mut Option<Instant>,
     ) -> Result<(), kube::Error> {
         let mut pause = PAUSE;
         for attempt in 1..=ATTEMPTS {
-            // The first look may be answered from the server's cache: the patch tests what was read.
+            // The first read may come from the server's cache: the patch tests the old value.
             let how = if attempt == 1 { GetParams::any() } else { GetParams::default() };
             let node = within(nodes.get_with(&self.node, &how)).await?;
             let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
             let tainted = taints.iter().any(|taint| taint.key == self.taint);
             *since = if tainted { Some(since.unwrap_or_else(Instant::now)) } else { None };
             let tainted_for = since.map_or(Duration::ZERO, |since| since.elapsed());
-            let change = decide(&node, &self.taint, View { warmth, tainted_for, deadline: self.deadline });
+            let change = decide(&node, &self.taint, View { readiness, tainted_for, deadline: self.deadline });
             if let Some((holds, reason, message)) = change.condition {
                 self.set_condition(nodes, holds, reason, &message).await?;
             }
             let Some(kept) = change.taints else { return Ok(()) };
             match self.set_taints(nodes, &taints, &kept).await {
                 Ok(()) => {
-                    tracing::info!(taint = self.taint, warm = warmth.is_warm(), waited = ?tainted_for, "start-up taint removed");
+                    tracing::info!(taint = self.taint, warm = readiness.is_ready(), waited = ?tainted_for, "start-up taint removed");
                     *since = None;
                     return Ok(());
                 }
                 Err(error) if attempt < ATTEMPTS && !forbidden(&error) => {
-                    tracing::debug!(%error, "the taints changed meanwhile: the node is read again");
+                    tracing::debug!(%error, "the taints changed meanwhile: reading the Node again");
                     tokio::time::sleep(pause).await;
                     pause = pause * 3 / 2;
                 }
@@ -197,7 +197,7 @@ mod tests {
         let conditions = if reason.is_empty() {
             Value::Null
         } else {
-            json!([{"type": CONDITION, "status": status, "reason": reason, "message": "2 of 2 pinned images are here"}])
+            json!([{"type": CONDITION, "status": status, "reason": reason, "message": "2 of 2 pinned images are cached"}])
         };
         serde_json::from_value(json!({
             "metadata": {"name": "n"}, "spec": {"taints": taints}, "status": {"conditions": conditions},
@@ -206,10 +206,10 @@ mod tests {
     }
 
     #[test]
-    fn the_taint_goes_when_the_images_are_here_or_the_deadline_passed_and_others_stay() {
+    fn the_taint_is_removed_when_the_images_are_cached_or_after_the_deadline_and_others_stay() {
         let minute = Duration::from_mins(1);
-        let warmth = |here, known| Warmth { here, wanted: 2, known };
-        // taints, condition so far, images here, sets known, tainted for; taints that are written, condition's reason
+        let readiness = |here, known| Readiness { here, wanted: 2, known };
+        // taints, condition before, cached images, sets known, tainted for; written taints, condition's reason
         for (taints, before, here, known, minutes, kept, reason) in [
             (&[KEY, "other"][..], "", 2, true, 0, Some(&["other"][..]), Some("Warm")),
             (&[KEY, KEY], "Warm", 2, true, 0, Some(&[]), None),
@@ -221,8 +221,11 @@ mod tests {
             (&[], "DeadlinePassed", 1, true, 0, None, None),
             (&[], "DeadlinePassed", 2, true, 0, None, Some("Warm")),
         ] {
-            let view =
-                View { warmth: warmth(here, known), tainted_for: minute * minutes, deadline: minute * 5 };
+            let view = View {
+                readiness: readiness(here, known),
+                tainted_for: minute * minutes,
+                deadline: minute * 5,
+            };
             let change = decide(&node(taints, before), KEY, view);
             let keys = change.taints.map(|kept| kept.into_iter().map(|taint| taint.key).collect::<Vec<_>>());
             assert_eq!(

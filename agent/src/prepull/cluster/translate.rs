@@ -1,34 +1,35 @@
-//! From an `ImageSet` to what this node is to do, and from what it did to its part of the `NodeCache`. Pure.
+//! Converts an `ImageSet` into a set for this node, and this node's reports into its part of the `NodeCache`.
+//! Pure.
 
 use std::collections::HashSet;
 
 use crate::{
     prepull::{
         crd::{ImageSet, NodeCacheStatus, NodeImageStatus, NodeSetStatus, Reference},
+        jitter::fraction,
         report::{ImageReport, SetReport, State},
         schedule::Schedule,
         set::{Origin, Set, SetName},
-        spread::fraction,
     },
     types::{ImageName, Platform, parse_size},
 };
 
-/// What the threshold of `maxParallelNodes` is counted in.
+/// The unit of the threshold of `maxParallelNodes`.
 pub(crate) const WHOLE: u32 = 1_000_000;
 
-/// A set that this node is to follow, or why it cannot.
+/// A set that this node is to follow, or the reason why it cannot.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Wanted {
     pub(crate) name: String,
     pub(crate) generation: i64,
-    /// Sets that are for a while only are nothing that a starting node waits for.
+    /// Whether the set expires (`ttlSeconds`): a starting node does not wait for it.
     pub(crate) passing: bool,
     pub(crate) secrets: Vec<Reference>,
     pub(crate) accounts: Vec<Reference>,
     pub(crate) set: Result<Set, String>,
 }
 
-/// Reads a set. What the schema let through and is wrong all the same is said in the node's status.
+/// Reads a set. Errors that the schema cannot detect are reported in the node's status.
 pub(crate) fn wanted(object: &ImageSet, node: &str) -> Wanted {
     let name = object.metadata.name.clone().unwrap_or_default();
     Wanted {
@@ -67,7 +68,7 @@ fn read(object: &ImageSet, name: &str, node: &str) -> Result<Set, String> {
     })
 }
 
-/// Whether it is this node's turn. Before the leader has said whose turn it is, it is nobody's.
+/// Whether it is this node's turn. Before the leader has set the threshold, no node has its turn.
 fn admitted(object: &ImageSet, name: &str, node: &str) -> bool {
     if object.spec.max_parallel_nodes.is_none() {
         return true;
@@ -76,7 +77,7 @@ fn admitted(object: &ImageSet, name: &str, node: &str) -> bool {
     share(name, node) < threshold
 }
 
-/// Whether nodes that failed may try again: they have no turn, and take the places that others leave.
+/// Whether failed nodes may retry: they have no turn, and use free places.
 fn retries(object: &ImageSet) -> bool {
     let Some((most, status)) = object.spec.max_parallel_nodes.zip(object.status.as_ref()) else {
         return true;
@@ -91,7 +92,7 @@ pub(crate) fn share(set: &str, node: &str) -> u32 {
     share
 }
 
-/// The part of the node's status that is about sets.
+/// The sets' part of the node's status.
 pub(crate) fn status(wanted: &[Wanted], reports: &[SetReport]) -> NodeCacheStatus {
     let of = |wanted: &Wanted| {
         let report = reports
@@ -124,7 +125,7 @@ fn image(report: &ImageReport) -> NodeImageStatus {
         image: report.image.clone(),
         state: report.state.as_str().to_owned(),
         here: report.here,
-        // In steps, so that a slow transfer is not a stream of writes.
+        // In steps, so that a slow download does not cause a stream of writes.
         progress: u32::from(if report.progress == 100 { 100 } else { report.progress / 10 * 10 }),
         digest: report.digest.clone(),
         reason: report.reason.map(str::to_owned),
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_read_and_what_is_wrong_is_said() {
+    fn a_set_is_read_and_errors_are_reported() {
         let spec = json!({"images": ["r.test/a:1", "r.test/a:1"], "bandwidth": "5MiB", "schedule": "0 3 * * *", "timeZone": "Europe/Berlin"});
         let read = wanted(&object(&spec, &json!(null)), "n");
         let set = read.set.unwrap();
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_limit_of_nodes_it_is_the_turn_of_those_below_the_threshold() {
+    fn with_a_limit_the_nodes_below_the_threshold_have_their_turn() {
         let turn = |status| {
             wanted(&object(&json!({"images": ["a"], "maxParallelNodes": 2}), &status), "n")
                 .set
@@ -187,6 +188,6 @@ mod tests {
                 .unwrap()
                 .retries
         };
-        assert!(!retries(4, 3) && retries(5, 3) && retries(0, 9), "while fewer than two are on their way");
+        assert!(!retries(4, 3) && retries(5, 3) && retries(0, 9), "while fewer than two are pulling");
     }
 }

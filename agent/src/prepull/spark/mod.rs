@@ -35,7 +35,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     crd::{ImageSet, ImageSetSpec},
-    spread::hex_name,
+    jitter::hex_name,
 };
 use crate::kubernetes::{Known, follow, within};
 use extract::Wish;

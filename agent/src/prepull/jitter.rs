@@ -1,17 +1,18 @@
-//! Numbers that differ from node to node and stay the same on each: so that thousands of agents do not act at once. Pure.
+//! Numbers that differ by node and stay the same on each, so that thousands of agents do not act at the same
+//! time. Pure.
 
 use std::time::Duration;
 
 use crate::types::Digest;
 
-/// From 0 to just below 1, decided by a text.
+/// From 0 to just below 1, derived from a text.
 pub(super) fn fraction(text: &str) -> f64 {
     let digest = Digest::of(text.as_bytes());
     let first = digest.as_bytes().iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
     f64::from(first) / (f64::from(u32::MAX) + 1.0)
 }
 
-/// Twelve hexadecimal digits, decided by a text.
+/// Twelve hexadecimal digits, derived from a text.
 pub(super) fn hex_name(text: &str) -> String {
     Digest::of(text.as_bytes()).hex().chars().take(12).collect()
 }
@@ -26,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_spread_over_the_whole_range() {
+    fn texts_map_to_the_whole_range() {
         let fractions: Vec<_> = (0..1_000).map(|n| fraction(&format!("node-{n}"))).collect();
         assert!(fractions.iter().all(|fraction| (0.0..1.0).contains(fraction)));
         let below = fractions.iter().filter(|fraction| **fraction < 0.5).count();

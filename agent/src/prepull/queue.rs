@@ -1,13 +1,13 @@
-//! What every wished image stands at, and what is to be done next. Pure: time and outcomes are handed in.
+//! The state of every image of the sets, and what to pull next. Pure: time and outcomes are passed in.
 //!
 //! ```text
-//! Waiting --its turn--> Pulling --whole--> Ready --changed tag, evicted--> Pulling
-//!                          |                                                 |
-//!                          +--------- Failed, tried again later <------------+   (what was whole stays meanwhile)
+//! Waiting --its turn--> Pulling --complete--> Ready --changed tag, evicted--> Pulling
+//!                          |                                                    |
+//!                          +------------ Failed, retried later <----------------+   (a complete image stays meanwhile)
 //! ```
 //!
-//! An image that is missing is pulled at once. Afterwards a tag is asked for again at the times of its set's schedule,
-//! or every interval; under `Once`, and for a digest, never.
+//! A missing image is pulled at once. Afterwards its tag is resolved again at the times of its set's schedule,
+//! or once per interval; with `Once`, and for a digest, never.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -19,21 +19,21 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    jitter::{around, fraction},
     progress::Progress,
     pull::{Problem, Pulled},
     report::{ImageReport, SetReport, State},
     set::{PullPolicy, Set, SetName},
-    spread::{around, fraction},
 };
 use crate::{
     store::{RefFact, RefName},
     types::{Digest, ImageName, Platform, Reference},
 };
 
-/// First wait after a failure; doubles with each further one.
+/// First wait after a failure; doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Longest wait after a failure that names no time.
+/// Longest wait after a failure without a time from the registry.
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
 /// An image of a set.
@@ -43,12 +43,12 @@ pub(super) struct Key {
     pub(super) image: String,
 }
 
-/// Something to pull.
+/// An image to pull.
 #[derive(Clone, Debug)]
-pub(super) struct Job {
+pub(super) struct PullTask {
     pub(super) key: Key,
     pub(super) image: ImageName,
-    /// The tag or digest to ask for; the remembered digest where the tag is not to be asked for.
+    /// The tag or digest to request; the recorded digest when the tag is not to be resolved.
     pub(super) reference: Reference,
     pub(super) platforms: Vec<Platform>,
     pub(super) bandwidth: Option<u64>,
@@ -56,22 +56,22 @@ pub(super) struct Job {
     pub(super) progress: Arc<Progress>,
 }
 
-/// What came of a job, worth telling.
+/// The result of a task, for logs and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum News {
-    /// It is here for the first time, or again.
-    Here(Digest),
-    /// The tag meant something else before; the new image is here.
+pub(super) enum PullEvent {
+    /// The image is complete for the first time, or again.
+    Cached(Digest),
+    /// The tag resolved to another digest before; the new image is complete.
     Changed { from: Digest, to: Digest },
-    /// As before.
+    /// Nothing has changed.
     Same,
-    /// It could not be brought.
+    /// The pull failed.
     Failed(Problem),
-    /// The set is gone.
+    /// The set was removed.
     Gone,
 }
 
-/// What is kept over restarts.
+/// The part of the queue that is kept over restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Remembered {
@@ -89,10 +89,10 @@ struct RememberedImage {
 #[derive(Clone, Debug)]
 struct Entry {
     image: ImageName,
-    /// The last one that was whole.
+    /// Digest of the last complete image.
     digest: Option<Digest>,
     bytes: u64,
-    /// When that was last seen to be so by this process.
+    /// When this process last found it complete.
     checked: Option<Timestamp>,
     failures: u32,
     not_before: Option<Timestamp>,
@@ -101,18 +101,18 @@ struct Entry {
     since: Timestamp,
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct PullQueue {
     sets: Vec<Set>,
     entries: BTreeMap<Key, Entry>,
     remembered: BTreeMap<(String, String), Digest>,
     interval: Duration,
-    /// This node's name: its waits differ from those of others.
+    /// This node's name: its waits differ from those of other nodes.
     node: String,
 }
 
-/// When something is due.
+/// When a pull is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     Now,
@@ -120,7 +120,7 @@ enum Due {
     Never,
 }
 
-impl Board {
+impl PullQueue {
     pub(super) fn new(interval: Duration, node: &str, remembered: Remembered) -> Self {
         let remembered = remembered
             .images
@@ -130,7 +130,7 @@ impl Board {
         Self { sets: Vec::new(), entries: BTreeMap::new(), remembered, interval, node: node.to_owned() }
     }
 
-    /// Takes the sets that hold from now on. What is not in them is forgotten.
+    /// Replaces the sets. Images that are in none of them are forgotten.
     pub(super) fn accept(&mut self, sets: Vec<Set>, now: Timestamp) {
         let mut entries = BTreeMap::new();
         for set in &sets {
@@ -167,22 +167,22 @@ impl Board {
         self.sets.iter().find(|set| set.name == *name)
     }
 
-    /// The jobs to start now, at most `room`, and when to look again.
-    pub(super) fn begin(&mut self, now: Timestamp, room: usize) -> (Vec<Job>, Option<Timestamp>) {
-        let (mut jobs, mut next) = (Vec::new(), None::<Timestamp>);
+    /// The tasks to start now, at most `room`, and when to check again.
+    pub(super) fn begin(&mut self, now: Timestamp, room: usize) -> (Vec<PullTask>, Option<Timestamp>) {
+        let (mut tasks, mut next) = (Vec::new(), None::<Timestamp>);
         let mut keys: Vec<_> = self.entries.keys().cloned().collect();
-        // What is not here at all goes before a look for something new.
+        // Missing images come before checks for changed tags.
         keys.sort_by_key(|key| self.entries[key].digest.is_some());
         for key in keys {
             let Some(set) = self.sets.iter().find(|set| set.name == key.set) else { continue };
             let entry = self.entries.get_mut(&key).expect("the keys are those of the entries");
             match due(set, entry, self.interval, now, share(&self.node, &key)) {
                 Due::At(at) => next = Some(next.map_or(at, |next| next.min(at))),
-                Due::Now if jobs.len() < room => {
+                Due::Now if tasks.len() < room => {
                     let progress = Arc::new(Progress::default());
                     entry.running = Some(progress.clone());
                     entry.since = now;
-                    jobs.push(Job {
+                    tasks.push(PullTask {
                         image: entry.image.clone(),
                         reference: wanted(set, entry),
                         platforms: set.platforms.clone(),
@@ -192,17 +192,22 @@ impl Board {
                         progress,
                     });
                 }
-                // The end of a running job wakes whoever waits for room.
+                // When a running task ends, waiting tasks start.
                 Due::Never | Due::Now => {}
             }
         }
-        (jobs, next)
+        (tasks, next)
     }
 
-    /// Takes what came of a job.
-    pub(super) fn finished(&mut self, key: &Key, outcome: Result<Pulled, Problem>, now: Timestamp) -> News {
+    /// Records the outcome of a task.
+    pub(super) fn finished(
+        &mut self,
+        key: &Key,
+        outcome: Result<Pulled, Problem>,
+        now: Timestamp,
+    ) -> PullEvent {
         let part = share(&self.node, key);
-        let Some(entry) = self.entries.get_mut(key) else { return News::Gone };
+        let Some(entry) = self.entries.get_mut(key) else { return PullEvent::Gone };
         entry.running = None;
         entry.since = now;
         match outcome {
@@ -213,9 +218,9 @@ impl Board {
                 (entry.checked, entry.failures, entry.problem, entry.not_before) = (Some(now), 0, None, None);
                 self.remembered.insert((key.set.to_string(), key.image.clone()), pulled.digest);
                 match before {
-                    Some(from) if from != pulled.digest => News::Changed { from, to: pulled.digest },
-                    Some(_) if !first => News::Same,
-                    _ => News::Here(pulled.digest),
+                    Some(from) if from != pulled.digest => PullEvent::Changed { from, to: pulled.digest },
+                    Some(_) if !first => PullEvent::Same,
+                    _ => PullEvent::Cached(pulled.digest),
                 }
             }
             Err(problem) => {
@@ -224,12 +229,12 @@ impl Board {
                 }
                 entry.not_before = now.checked_add(pause(entry.failures, problem.retry_after, part)).ok();
                 entry.problem = Some(problem.clone());
-                News::Failed(problem)
+                PullEvent::Failed(problem)
             }
         }
     }
 
-    /// Whether a reference is one that a set keeps: the tags that pinned sets name, and the images that they brought.
+    /// Whether a set keeps a reference: the tags in pinned sets, and the images that were pulled for them.
     pub(super) fn holds(&self) -> impl Fn(&RefFact) -> bool + use<> {
         let (mut tags, mut digests) = (HashSet::new(), HashSet::new());
         for (key, entry) in &self.entries {
@@ -257,7 +262,7 @@ impl Board {
         entries.map(|(_, entry)| entry.image.to_string()).collect()
     }
 
-    /// What to keep over restarts; unless all sets are known, also what was remembered of others.
+    /// What to keep over restarts. Unless all sets are known, this includes the records of unknown sets.
     pub(super) fn remember(&self, all_known: bool) -> Remembered {
         let of_others = self.remembered.iter().filter(|((set, image), _)| {
             !all_known && !self.entries.keys().any(|key| key.set.to_string() == *set && key.image == *image)
@@ -274,7 +279,7 @@ impl Board {
         Remembered { images: images.chain(of_others).collect() }
     }
 
-    /// How everything stands; `have` says how much of a blob that is under way has come.
+    /// The state of all sets; `have` returns how many bytes of a running download have arrived.
     pub(super) fn report(&self, have: &dyn Fn(&Digest) -> u64) -> Vec<SetReport> {
         let of = |set: &Set| SetReport {
             name: set.name.clone(),
@@ -294,7 +299,7 @@ impl Board {
 fn report(set: &Set, entry: &Entry, key: &Key, have: &dyn Fn(&Digest) -> u64) -> ImageReport {
     let failed = entry.problem.as_ref().is_some_and(Problem::counts);
     let state = match (&entry.running, entry.checked) {
-        // A look for something new, or one that is put off, takes nothing from an image that is here.
+        // A check for a changed tag, or a postponed one, does not change the state of a complete image.
         (Some(running), Some(_)) if !failed && !running.lacks_any() => State::Ready,
         (Some(_), _) => State::Pulling,
         (None, _) if failed => State::Failed,
@@ -324,7 +329,7 @@ fn report(set: &Set, entry: &Entry, key: &Key, have: &dyn Fn(&Digest) -> u64) ->
     }
 }
 
-/// What is asked for: the tag, unless its first meaning is to stay or it is not yet time to ask.
+/// The reference to pull: the tag, unless its first digest is to be kept or the next check is not due.
 fn wanted(set: &Set, entry: &Entry) -> Reference {
     let settled = set.policy == PullPolicy::Once || (set.schedule.is_some() && entry.checked.is_none());
     match entry.digest {
@@ -333,7 +338,7 @@ fn wanted(set: &Set, entry: &Entry) -> Reference {
     }
 }
 
-/// `part`, between 0 and 1, tells one image on one node from others.
+/// `part`, between 0 and 1, differs by image and node.
 fn due(set: &Set, entry: &Entry, interval: Duration, now: Timestamp, part: f64) -> Due {
     let failed = entry.problem.as_ref().is_some_and(Problem::counts);
     if entry.running.is_some() || !(if failed { set.retries } else { set.admitted }) {
@@ -342,7 +347,7 @@ fn due(set: &Set, entry: &Entry, interval: Duration, now: Timestamp, part: f64) 
     if let Some(at) = entry.not_before.filter(|at| *at > now) {
         return Due::At(at);
     }
-    // Seen whole by this process, and the last attempt did not fail.
+    // This process found the image complete, and the last attempt did not fail.
     let Some(checked) = entry.checked.filter(|_| entry.problem.is_none()) else { return Due::Now };
     if set.policy == PullPolicy::Once || matches!(entry.image.reference(), Reference::Digest(_)) {
         return Due::Never;
@@ -358,14 +363,14 @@ fn due(set: &Set, entry: &Entry, interval: Duration, now: Timestamp, part: f64) 
     }
 }
 
-/// How long to wait after so many failures.
+/// How long to wait after this many failures.
 fn pause(failures: u32, named: Option<Duration>, part: f64) -> Duration {
     let own = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     let own = around(own.min(LONGEST_PAUSE), part);
     named.map_or(own, |named| named.saturating_add(around(Duration::from_secs(5), part)).max(own))
 }
 
-/// The same for one image on one node.
+/// A fraction that differs by image and node.
 fn share(node: &str, key: &Key) -> f64 {
     fraction(&format!("{node} {} {}", key.set, key.image))
 }

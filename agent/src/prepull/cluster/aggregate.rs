@@ -1,4 +1,4 @@
-//! Many nodes' word on one set, put together to the set's status. Pure.
+//! Aggregates the reports of many nodes into the status of a set. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,28 +13,28 @@ use crate::prepull::{
     set::PullPolicy,
 };
 
-/// Failures that are listed with a node's name; more of the same kind are counted.
+/// Failures that are listed with a node's name; further nodes with the same failure are counted.
 const MAX_FAILURES: usize = 10;
 
-/// Meanings of a tag that are listed.
+/// Most digests of a tag that are listed.
 const MAX_DIGESTS: usize = 3;
 
-/// Longest message that is passed on.
+/// Longest message in a status.
 const MAX_MESSAGE: usize = 512;
 
 const READY: &str = "Ready";
 const FAILED: &str = "Failed";
 
-/// Where a node stands with a set.
+/// The state of a set on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum NodeState {
     Ready,
     Failed,
-    OnItsWay,
+    InProgress,
 }
 
-/// The status that a set is to have. `now` is noted where a condition changes.
-pub(crate) fn sum<'a>(
+/// The status of a set. `now` is used where a condition changes.
+pub(crate) fn aggregate<'a>(
     object: &ImageSet,
     nodes: impl Iterator<Item = (&'a str, &'a NodeCacheStatus)>,
     now: &Time,
@@ -46,16 +46,16 @@ pub(crate) fn sum<'a>(
         .collect();
     concerned.sort_by_key(|(node, _)| *node);
     let newest = newest(object, name, &concerned);
-    let standings: Vec<_> = concerned.iter().map(|(_, set)| standing(set, generation, &newest)).collect();
-    let count = |wanted: Standing| number(standings.iter().filter(|standing| **standing == wanted).count());
+    let states: Vec<_> = concerned.iter().map(|(_, set)| node_state(set, generation, &newest)).collect();
+    let count = |wanted: NodeState| number(states.iter().filter(|node_state| **node_state == wanted).count());
     let images = object.spec.images.iter().map(|image| image_status(image, &concerned)).collect::<Vec<_>>();
     let mut status = ImageSetStatus {
         observed_generation: generation,
         nodes_desired: number(concerned.len()),
-        nodes_ready: count(Standing::Ready),
-        nodes_failed: count(Standing::Failed),
+        nodes_ready: count(NodeState::Ready),
+        nodes_failed: count(NodeState::Failed),
         progress: mean(images.iter().map(|image| image.progress)),
-        admitted: object.spec.max_parallel_nodes.map(|most| admitted(name, &concerned, &standings, most)),
+        admitted: object.spec.max_parallel_nodes.map(|most| admitted(name, &concerned, &states, most)),
         failures: failures(&concerned),
         images,
         conditions: Vec::new(),
@@ -65,23 +65,23 @@ pub(crate) fn sum<'a>(
     status
 }
 
-fn standing(set: &NodeSetStatus, generation: i64, newest: &Newest<'_>) -> Standing {
+fn node_state(set: &NodeSetStatus, generation: i64, newest: &Newest<'_>) -> NodeState {
     if set.problem.is_some() || set.images.iter().any(|image| image.state == FAILED) {
-        return Standing::Failed;
+        return NodeState::Failed;
     }
     let current = set.observed_generation >= generation && !set.images.is_empty();
     let newest = |image: &NodeImageStatus| {
         newest.get(image.image.as_str()).is_none_or(|newest| image.digest.as_deref() == Some(newest))
     };
     if current && set.images.iter().all(|image| image.state == READY && newest(image)) {
-        Standing::Ready
+        NodeState::Ready
     } else {
-        Standing::OnItsWay
+        NodeState::InProgress
     }
 }
 
-/// What tags mean on the first node of the order that has them: where nodes take turns, the first ones look for changes,
-/// and who has something else is not done. Empty where they do not take turns.
+/// The digests of tags on the first node in order that has them. Where nodes take turns, the first ones check
+/// for changes, and nodes with other digests are not done. Empty where nodes do not take turns.
 type Newest<'a> = HashMap<&'a str, &'a str>;
 
 fn newest<'a>(object: &ImageSet, name: &str, nodes: &[(&'a str, &'a NodeSetStatus)]) -> Newest<'a> {
@@ -120,7 +120,7 @@ fn image_status(image: &str, nodes: &[(&str, &NodeSetStatus)]) -> ImageStatus {
     }
 }
 
-/// Names are compared as they are written and as they are meant: agents spell a missing registry or tag out.
+/// Compares names as written and as normalized: agents add a missing registry or tag.
 fn find<'a>(set: &'a NodeSetStatus, image: &str) -> Option<&'a NodeImageStatus> {
     let exact = set.images.iter().find(|one| one.image == image);
     exact.or_else(|| {
@@ -129,13 +129,13 @@ fn find<'a>(set: &'a NodeSetStatus, image: &str) -> Option<&'a NodeImageStatus> 
     })
 }
 
-/// The threshold below which nodes may bring something new: as many that are not done as are allowed at once, and none
-/// of the order after them, who would find what the first ones found and begin as well. When all are done, the first
-/// ones look for changes. Nodes that failed do not keep others waiting.
-fn admitted(name: &str, nodes: &[(&str, &NodeSetStatus)], standings: &[Standing], most: u32) -> u32 {
+/// The threshold below which nodes may pull: includes as many unfinished nodes as are allowed at once, and no
+/// later ones, which would find the same changes and pull as well. When all are done, the first ones check for
+/// changes. Failed nodes do not block others.
+fn admitted(name: &str, nodes: &[(&str, &NodeSetStatus)], states: &[NodeState], most: u32) -> u32 {
     let shares = |open: bool| {
-        let nodes = nodes.iter().zip(standings);
-        let chosen = nodes.filter(|(_, standing)| !open || **standing == Standing::OnItsWay);
+        let nodes = nodes.iter().zip(states);
+        let chosen = nodes.filter(|(_, node_state)| !open || **node_state == NodeState::InProgress);
         let mut shares: Vec<u32> = chosen.map(|((node, _), _)| share(name, node)).collect();
         shares.sort_unstable();
         shares
@@ -206,7 +206,7 @@ fn conditions(status: &ImageSetStatus, before: &[Condition], now: &Time) -> Vec<
             "Progressing",
             on_its_way > 0,
             if on_its_way > 0 { "Pulling" } else { "Idle" },
-            format!("{on_its_way} nodes are bringing images"),
+            format!("{on_its_way} nodes are pulling images"),
         ),
         (
             "Degraded",
@@ -268,11 +268,11 @@ mod tests {
         .unwrap()
     }
 
-    fn sum_of(object: &ImageSet, nodes: &[NodeCacheStatus]) -> ImageSetStatus {
+    fn aggregate_of(object: &ImageSet, nodes: &[NodeCacheStatus]) -> ImageSetStatus {
         let names: Vec<_> = (0..nodes.len()).map(|n| format!("n{n}")).collect();
         let pairs = names.iter().map(String::as_str).zip(nodes);
         let now: Time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-        sum(object, pairs, &now)
+        aggregate(object, pairs, &now)
     }
 
     fn condition(status: &ImageSetStatus, name: &str) -> (String, String) {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_are_counted_by_where_they_stand_and_failures_say_why() {
+    fn nodes_are_counted_by_state_and_failures_have_a_reason() {
         let object = object(&json!({"images": ["r.test/a:1"]}));
         let nodes = [
             node("Ready", 100, 2),
@@ -291,7 +291,7 @@ mod tests {
             node("Failed", 0, 2),
             NodeCacheStatus::default(),
         ];
-        let status = sum_of(&object, &nodes);
+        let status = aggregate_of(&object, &nodes);
         assert_eq!((status.nodes_desired, status.nodes_ready, status.nodes_failed), (5, 1, 2));
         assert_eq!((status.progress, status.observed_generation, status.admitted), (48, 2, None));
         assert_eq!(status.failures.len(), 1);
@@ -302,19 +302,19 @@ mod tests {
         assert_eq!(condition(&status, "Ready"), text(("False", "Incomplete")));
         assert_eq!(condition(&status, "Progressing"), text(("True", "Pulling")));
         assert_eq!(condition(&status, "Degraded"), text(("True", "ImagesFailed")));
-        let done = sum_of(&object, &[node("Ready", 100, 2)]);
+        let done = aggregate_of(&object, &[node("Ready", 100, 2)]);
         assert_eq!(condition(&done, "Ready"), text(("True", "Complete")));
-        assert_eq!(condition(&sum_of(&object, &[]), "Ready"), text(("True", "NoNodes")));
+        assert_eq!(condition(&aggregate_of(&object, &[]), "Ready"), text(("True", "NoNodes")));
     }
 
     #[test]
     fn a_condition_keeps_its_time_until_it_changes() {
         let mut object = object(&json!({"images": ["r.test/a:1"]}));
-        let first = sum_of(&object, &[node("Pulling", 0, 2)]);
+        let first = aggregate_of(&object, &[node("Pulling", 0, 2)]);
         object.status = Some(first.clone());
         let later: Time = serde_json::from_value(json!("2027-01-01T00:00:00Z")).unwrap();
         let ready = node("Ready", 100, 2);
-        let second = sum(&object, [("n0", &ready)].into_iter(), &later);
+        let second = aggregate(&object, [("n0", &ready)].into_iter(), &later);
         let time = |status: &ImageSetStatus, name: &str| {
             status.conditions.iter().find(|one| one.type_ == name).unwrap().last_transition_time.clone()
         };
@@ -323,10 +323,10 @@ mod tests {
     }
 
     #[test]
-    fn as_many_nodes_have_their_turn_as_are_allowed_and_failed_ones_do_not_block() {
+    fn as_many_nodes_pull_as_are_allowed_and_failed_ones_do_not_block() {
         let object = object(&json!({"images": ["r.test/a:1"], "maxParallelNodes": 2}));
         let turns = |nodes: &[NodeCacheStatus]| {
-            let threshold = sum_of(&object, nodes).admitted.unwrap();
+            let threshold = aggregate_of(&object, nodes).admitted.unwrap();
             let open = |n: &usize| nodes[*n].sets[1].images[0].state == "Waiting";
             (0..nodes.len()).filter(open).filter(|n| share("s", &format!("n{n}")) < threshold).count()
         };
@@ -334,30 +334,30 @@ mod tests {
         assert_eq!(turns(&[waiting(), waiting(), waiting(), waiting(), waiting()]), 2);
         assert_eq!(turns(&[waiting(), node("Ready", 100, 2), waiting(), waiting()]), 2);
         assert_eq!(turns(&[waiting(), node("Failed", 0, 2), node("Failed", 0, 2), waiting()]), 2);
-        assert_eq!(sum_of(&object, &[waiting()]).admitted, Some(share("s", "n0") + 1));
-        assert_eq!(sum_of(&object, &[]).admitted, Some(WHOLE));
-        // One has found something new: those after it, who are done, do not look.
+        assert_eq!(aggregate_of(&object, &[waiting()]).admitted, Some(share("s", "n0") + 1));
+        assert_eq!(aggregate_of(&object, &[]).admitted, Some(WHOLE));
+        // The first node has found a change: those after it, which are done, do not check.
         let mut nodes: Vec<_> = (0..5).map(|_| node("Ready", 100, 2)).collect();
         let first = (0..5).min_by_key(|n| share("s", &format!("n{n}"))).unwrap();
         nodes[first] = node("Pulling", 50, 2);
-        let threshold = sum_of(&object, &nodes).admitted.unwrap();
+        let threshold = aggregate_of(&object, &nodes).admitted.unwrap();
         assert_eq!((0..5).filter(|n| share("s", &format!("n{n}")) < threshold).collect::<Vec<_>>(), [first]);
-        // All done: two look for changes.
+        // All done: two nodes check for changes.
         let ready = || node("Ready", 100, 2);
-        let done = sum_of(&object, &[ready(), ready(), ready(), ready()]);
+        let done = aggregate_of(&object, &[ready(), ready(), ready(), ready()]);
         let looking = (0..4).filter(|n| share("s", &format!("n{n}")) < done.admitted.unwrap()).count();
         assert_eq!((done.nodes_ready, looking), (4, 2));
     }
 
     #[test]
-    fn where_nodes_take_turns_one_with_an_older_image_is_not_done() {
+    fn a_node_with_an_older_image_is_not_done_where_nodes_take_turns() {
         let object = object(&json!({"images": ["r.test/a:1"], "maxParallelNodes": 1}));
         let mut nodes = vec![node("Ready", 100, 2), node("Ready", 100, 2), node("Ready", 100, 2)];
         let first = (0..3).min_by_key(|n| share("s", &format!("n{n}"))).unwrap();
         nodes[first].sets[1].images[0].digest = Some("sha256:2".into());
-        let status = sum_of(&object, &nodes);
+        let status = aggregate_of(&object, &nodes);
         assert_eq!((status.nodes_ready, status.nodes_failed), (1, 0));
         let turns = (0..3).filter(|n| *n != first && share("s", &format!("n{n}")) < status.admitted.unwrap());
-        assert_eq!(turns.count(), 1, "the next one's turn");
+        assert_eq!(turns.count(), 1, "the turn of the next node");
     }
 }
