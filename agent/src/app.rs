@@ -1,8 +1,8 @@
-//! Wiring: the only file that names every module. `build` opens and binds, `run` starts loops and serves, in this
-//! order: store, upstream, download, listeners; and stops in the reverse one.
+//! The only file that uses every module. `build` opens and binds, `run` starts loops and serves, in this order:
+//! store, upstream, download, listeners; and stops in the reverse order.
 //!
-//! Stop: not ready -> no new connections -> open requests finish within the grace period -> downloads park -> use times
-//! written -> index closed.
+//! Shutdown: not ready -> no new connections -> open requests finish within the grace period -> downloads stop and
+//! keep their partial blobs -> times of last use written -> index closed.
 
 use std::{
     io,
@@ -28,13 +28,13 @@ use crate::{
     upstream::{SetupError, Upstream},
 };
 
-/// How often noted use times are written to the index.
+/// How often times of last use are written to the index.
 const USAGE_FLUSH: Duration = Duration::from_secs(10);
 
-/// Longest wait for another agent to take a byte. A slow one gives its place to others long before
+/// Longest wait until a peer reads a byte. A slow peer gives its place to others long before that
 /// ([`peers::Uploads`]).
 const PEER_WRITE: Duration = Duration::from_secs(15);
-/// How often a directory that another agent holds is tried again.
+/// How often a directory that another agent has locked is tried again.
 const OWN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the agent could not start.
@@ -54,29 +54,29 @@ pub enum AppError {
     Listen {
         /// The configuration's key.
         key: &'static str,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A background task failed to run at all.
+    /// A background task was aborted.
     #[error("a start-up task did not finish")]
     Task(#[from] tokio::task::JoinError),
 }
 
-/// Where the agent listens.
+/// The addresses of the listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// The mirror.
     pub mirror: SocketAddr,
-    /// Other agents, when there are any.
+    /// The peers' listener, if peers are configured.
     pub peer: Option<SocketAddr>,
     /// Probes and metrics.
     pub admin: SocketAddr,
 }
 
-/// An agent that has opened and bound everything, and runs nothing yet.
+/// An agent that has opened and bound everything, and has started nothing yet.
 #[derive(Debug)]
 pub struct App {
     config: Config,
@@ -95,7 +95,7 @@ pub struct App {
     tasks: Tasks,
     readiness: Readiness,
     starting: Latch,
-    /// Cancelled when downloads have to end.
+    /// Cancelled when downloads must stop.
     park: CancellationToken,
 }
 
@@ -165,7 +165,7 @@ impl App {
         })
     }
 
-    /// Where it listens.
+    /// The addresses of the listeners.
     pub fn addresses(&self) -> Addresses {
         Addresses {
             mirror: self.mirror.address(),
@@ -192,7 +192,7 @@ impl App {
             self.tasks.clone(),
             stop.clone(),
         );
-        // Probes are answered until the very end.
+        // Probes are answered until the end.
         let last = CancellationToken::new();
         let admin_task =
             self.tasks.spawn("admin", self.admin.serve_admin(admin, connections.clone(), last.clone()));
@@ -209,7 +209,7 @@ impl App {
         let directory_task =
             self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
         let tls = self.peers.config().tls.clone();
-        // Downloads use peers for as long as this lives.
+        // Downloads use peers as long as this exists.
         let swarm = self.swarm;
         let api = PeerApi::new(self.fetcher.clone(), swarm.clone(), self.peers, self.metrics.clone());
         let peer_task = self.peer.map(|server| {
@@ -252,8 +252,8 @@ impl App {
     }
 }
 
-/// Makes the store this process's own, then counts what is in it. At a rolling update the old agent holds it until it has
-/// drained; one that never lets go belongs to somebody else, and this agent ends.
+/// Locks the store for this process, then counts its blobs. During a rolling update the old agent holds the lock until
+/// it has drained. When the lock is not released, the directory belongs to another agent, and this agent stops.
 async fn own(store: Store, wait: Duration, stop: CancellationToken) -> Result<(), StoreError> {
     let deadline = Instant::now() + wait;
     let taken = || StoreError::Locked(store.directory().to_owned());
@@ -272,7 +272,7 @@ async fn own(store: Store, wait: Duration, stop: CancellationToken) -> Result<()
         }
     }
     if let Err(error) = tokio::task::spawn_blocking(move || store.rebuild_index_if_needed()).await? {
-        tracing::warn!(error = %anyhow::Error::from(error), "what is stored was not counted: tried again");
+        tracing::warn!(error = %anyhow::Error::from(error), "cannot count the stored blobs: retrying");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Talking to the API server: a client, limits on every wait, and following a kind of objects.
+//! Access to the API server: a client, time limits, and watching a kind of objects.
 //!
-//! kube's watcher lists in pages, watches from there, begins anew after 410, and backs off on errors (0.8 s up to 30 s);
-//! what was known stays in force meanwhile.
+//! kube's watcher lists in pages, watches from there, starts again after 410, and backs off on errors (0.8 s up to 30
+//! s); the last known objects stay in force meanwhile.
 
 use std::{collections::BTreeMap, fmt::Debug, future::Future, time::Duration};
 
@@ -16,28 +16,28 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-/// Longest wait for an answer; watches have limits of their own.
+/// Longest wait for a response; watches have limits of their own.
 const ANSWER: Duration = Duration::from_secs(15);
 
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Longest silence of a connection: longer than the server keeps a watch on which nothing happens (290 s), on a
-/// connection that was idle before (90 s). Without it a list that is never answered would be waited for for ever.
+/// Longest silence of a connection: longer than the server keeps an idle watch (290 s) on a connection that was idle
+/// before (90 s). Without it, a list that is never answered would block for ever.
 const SILENCE: Duration = Duration::from_secs(400);
 
-/// Pauses before a cluster that there is no way to talk to is looked for again.
+/// Pauses between attempts to create a client.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// A client, as soon as there is one; `what` is not to be had before.
+/// Returns a client as soon as there is one; `what` is what depends on it, for the log.
 pub(crate) async fn connect(url: Option<&str>, what: &str) -> Client {
     let mut pause = FIRST_PAUSE;
     loop {
         match client(url).await {
             Ok(client) => return client,
             Err(problem) => {
-                tracing::error!(problem, "no {what}: tried again");
+                tracing::error!(problem, "cannot connect to the API server for {what}: retrying");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -45,20 +45,21 @@ pub(crate) async fn connect(url: Option<&str>, what: &str) -> Client {
     }
 }
 
-/// A client for the server at `url`, without one for the cluster that this process runs in, or that `KUBECONFIG` names.
+/// A client for the server at `url`; without a URL for the cluster in which this process runs, or that in
+/// `KUBECONFIG`.
 async fn client(url: Option<&str>) -> Result<Client, String> {
     let mut config = match url {
         Some(url) => {
             Config::new(url.parse::<http::Uri>().map_err(|error| format!("`{url}` is not a URL: {error}"))?)
         }
-        None => Config::infer().await.map_err(|error| format!("there is no cluster to talk to: {error}"))?,
+        None => Config::infer().await.map_err(|error| format!("no cluster configuration found: {error}"))?,
     };
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
-    Client::try_from(config).map_err(|error| format!("no client for the API server: {error}"))
+    Client::try_from(config).map_err(|error| format!("cannot create a client for the API server: {error}"))
 }
 
-/// Gives a request up that is not answered in time.
+/// Aborts a request that is not answered in time.
 pub(crate) async fn within<T>(
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, kube::Error> {
@@ -66,17 +67,17 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(ANSWER, request).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// Whether the server refuses because of who asks.
+/// Whether the server denies the request for lack of permissions.
 pub(crate) fn forbidden(error: &kube::Error) -> bool {
     has_code(error, &[401, 403])
 }
 
-/// Whether the server answered with one of these.
+/// Whether the server answered with one of these status codes.
 pub(crate) fn has_code(error: &kube::Error, codes: &[u16]) -> bool {
     matches!(error, kube::Error::Api(status) if codes.contains(&status.code))
 }
 
-/// Objects of one kind by their name (`namespace/name`), as far as they are of interest.
+/// The objects of one kind by their name (`namespace/name`), reduced to the needed part.
 #[derive(Clone, Debug)]
 pub(crate) struct Known<T> {
     /// The first list is complete.
@@ -90,7 +91,7 @@ impl<T> Default for Known<T> {
     }
 }
 
-/// Follows a kind until it is dropped. `keep` says what of an object is of interest.
+/// Watches a kind until it is dropped. `keep` reduces an object to the needed part.
 pub(crate) async fn follow<K, T>(
     api: Api<K>,
     config: watcher::Config,
@@ -124,11 +125,12 @@ pub(crate) async fn follow<K, T>(
                 known.objects.remove(&name(&object));
             }),
             Err(error) => {
-                // Once, not with every attempt. A kind whose definition is not installed is nothing wrong.
+                // Logged once, not with every attempt. It is not an error if the definition of a kind is not
+                // installed.
                 if matches!(&error, watcher::Error::InitialListFailed(cause) if has_code(cause, &[404])) {
-                    tracing::debug!(%error, "a kind is not installed: looked for again");
+                    tracing::debug!(%error, "a kind of objects is not installed: retrying");
                 } else if !trouble {
-                    tracing::warn!(%error, kind = std::any::type_name::<K>(), "objects cannot be followed: what was known stays, tried again");
+                    tracing::warn!(%error, kind = std::any::type_name::<K>(), "cannot watch objects: keeping the last known ones and retrying");
                 }
                 trouble = true;
             }

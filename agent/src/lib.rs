@@ -9,30 +9,30 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`app`] | wiring, start and stop order; the only file that names every module |
-//! | [`cli`] | the commands beside `run`, over the admin API or on a stopped agent's data |
+//! | [`cli`] | the commands other than `run`, over the admin API or on a stopped agent's data |
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`download`] | one download per digest, growing reads, tag resolution |
-//! | [`swarm`] | other nodes as one source of blobs: fetches pieces from peers, serves pieces to them, detects corrupt peers |
+//! | [`swarm`] | the peers as one source of blobs: fetches pieces from peers, serves pieces to them, detects corrupt peers |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
-//! | [`scrub`] | the slow check of what is stored, and `verify` |
-//! | [`runtime`] | the container runtime's socket: loading images into it, pinned there |
-//! | [`setup`] | pointing the node's container runtimes at the agent, and taking that back |
+//! | [`scrub`] | the background check of stored blobs, and `verify` |
+//! | [`runtime`] | the container runtime's socket: loads images into it and pins them |
+//! | [`setup`] | configures the node's container runtimes to use the agent, and uninstalls that |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
-//! | [`prepull`] | images that are to be here before anyone asks: sets, schedules, what is due (pure), pulling |
-//! | [`peers`] | other agents: who is here, the cut of blobs and the ranking of peers (pure), asking one of them |
-//! | [`types`] | the protocol's words as types |
-//! | `kubernetes` | talking to the API server: a client, limits, following a kind of objects |
-//! | `limits` | the durations and counts of the data path that nobody configures |
-//! | [`metrics`], [`task`] | counters; the one place that starts tasks |
+//! | [`prepull`] | images to cache before a pod needs them: sets, schedules, what is due (pure), pulling |
+//! | [`peers`] | other agents: the membership, the division of blobs and the ranking of peers (pure), requests to a peer |
+//! | [`types`] | types for the terms of the protocol |
+//! | `kubernetes` | access to the API server: a client, time limits, watching a kind of objects |
+//! | `limits` | the durations and counts of the data path that are not configurable |
+//! | [`metrics`], [`task`] | counters; the only place that starts tasks |
 //!
 //! Invariants, each kept by the module that could break it:
-//! 1. A [`store::Blob`] exists only after its digest was checked.
-//! 2. The hit path takes no database, channel or global lock.
+//! 1. A [`store::Blob`] exists only after its digest was verified.
+//! 2. A cache hit uses no database, channel or global lock.
 //! 3. Nothing in the index is unique.
-//! 4. Each outside crate has one home (sled: `store/index.rs`).
+//! 4. Each outside crate is used in one place (sled: `store/index.rs`).
 //! 5. A request from another agent is answered from this node or along the tree, never towards a lower weight.
 //! 6. Decisions are pure functions; I/O sits beside them.
 

@@ -19,11 +19,11 @@ use hearth_agent::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Measured with 500 clients that read slowly: what they took is given back within seconds.
+/// Returns the memory of a burst of clients to the system within seconds (measured with 500 slow readers).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Wrong usage or configuration.
+/// Bad usage or configuration.
 const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -68,7 +68,7 @@ fn command() -> Command {
     let dry_run = Arg::new("dry-run")
         .long("dry-run")
         .action(ArgAction::SetTrue)
-        .help("Print what would go and why; remove nothing");
+        .help("Print what would be evicted and why; remove nothing");
     let more = cli::commands(&file);
     let verify_file = file.clone();
     let output = Arg::new("output")
@@ -76,7 +76,7 @@ fn command() -> Command {
         .value_name("FORM")
         .value_parser(["text", "json"])
         .default_value("text")
-        .help("How the result is printed");
+        .help("Output format");
     Command::new("hearth-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Registry mirror and image cache for one node")
@@ -91,7 +91,7 @@ fn command() -> Command {
         )
         .subcommand(
             Command::new("gc")
-                .about("Evict what the store's limits do not leave room for; for a stopped agent's directory (a running one does it itself)")
+                .about("Evict until the store is within its limits, in the data directory of a stopped agent (a running agent does this itself)")
                 .arg(file)
                 .arg(dry_run)
                 .args(config::flags())
@@ -100,22 +100,22 @@ fn command() -> Command {
         .subcommands(more)
         .subcommand(
             Command::new("verify")
-                .about("Check every stored blob now; bad ones are taken out and fetched again when they are wanted. Works beside a running agent")
+                .about("Check every stored blob now; damaged ones are quarantined, and fetched again at the next request. Works beside a running agent")
                 .arg(verify_file)
                 .arg(output)
                 .args(config::flags())
-                .after_help("Exit codes: 0 everything is right, 1 something was bad or could not be read, 2 wrong usage or configuration\n\nExample:\n  hearth-agent verify --output json --config /etc/hearth/agent.yaml"),
+                .after_help("Exit codes: 0 ok, 1 a blob is damaged or could not be read, 2 bad usage or configuration\n\nExample:\n  hearth-agent verify --output json --config /etc/hearth/agent.yaml"),
         )
         .subcommand(
             Command::new("crds")
                 .about("Print the definitions of the cluster's objects, `ImageSet` and `NodeCache`")
                 .after_help("Example:\n  hearth-agent crds | kubectl apply --server-side -f -"),
         )
-        .subcommand(Command::new("config").about("About the configuration").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
+        .subcommand(Command::new("config").about("Show the configuration keys").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
 }
 
 fn load(arguments: &ArgMatches, purpose: Purpose) -> Result<Config, config::ConfigError> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the environment")]
     let variable = |name: &str| std::env::var(name).ok();
     let flag = |path: &str| arguments.get_one::<String>(path).cloned();
     config::load(arguments.get_one::<PathBuf>("config").cloned(), variable, flag, purpose)
@@ -149,7 +149,7 @@ fn verify(config: &Config, json: bool) -> ExitCode {
     telemetry(&config.log);
     let verified = Store::visit(&config.store).and_then(|store| {
         scrub::verify(&store, |so_far, percent| {
-            // Progress is not what was asked for; nothing depends on it.
+            // Errors when printing progress are ignored.
             let _ = writeln!(
                 std::io::stderr(),
                 "{percent}%: {} blobs, {} bytes, {} bad",
@@ -175,7 +175,7 @@ fn verify(config: &Config, json: bool) -> ExitCode {
 
 fn run(config: Config) -> ExitCode {
     telemetry(&config.log);
-    // A small event interval keeps the first byte of small blobs quick beside bulk streams.
+    // A small event interval keeps small blobs fast beside bulk streams.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().event_interval(4).build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
     match outcome {
@@ -184,7 +184,7 @@ fn run(config: Config) -> ExitCode {
     }
 }
 
-/// Two agents on one directory are a mistake of the configuration.
+/// Two agents on one directory are a configuration error.
 fn code_of(error: &anyhow::Error) -> u8 {
     let taken = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Locked(_))));
     if taken { BAD_USAGE } else { 1 }
@@ -203,7 +203,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         if second {
-            anyhow::bail!("stopped by a second signal before everything had drained");
+            anyhow::bail!("stopped by a second signal before open requests had finished");
         }
         stop.cancel();
     }
@@ -225,7 +225,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {
-    // Nothing is left to do when even standard error is closed.
+    // If standard error is closed, there is no way to report that.
     let _ = writeln!(std::io::stderr(), "error: {text}");
     ExitCode::from(code)
 }

@@ -1,4 +1,4 @@
-//! Prometheus metrics, by name. One value handed to every part; nothing global.
+//! Prometheus metrics, by name. One value that is passed to every part; no globals.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub enum Kind {
     manifest,
     /// A blob.
     blob,
-    /// What a tag means.
+    /// The digest that a tag resolves to.
     tag,
     /// A tag list.
     tags,
@@ -26,21 +26,21 @@ pub enum Kind {
     referrers,
     /// A token endpoint.
     token,
-    /// Nothing that the API knows.
+    /// A path outside of the API.
     unknown,
 }
 
-/// Where an answer came from.
+/// Where the content of a response came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the variants are the label values")]
 pub enum Found {
-    /// This node had it.
+    /// This node's store.
     hit,
-    /// Upstream was asked for it.
+    /// The registry.
     miss,
-    /// A transfer or request under way was joined.
+    /// A running download or request was joined.
     joined,
-    /// Upstream could not answer; the last known answer was given.
+    /// The last known content, because the registry did not answer.
     stale,
 }
 
@@ -49,7 +49,7 @@ pub enum Found {
 pub struct RequestLabels {
     /// Part of the API.
     pub route: Kind,
-    /// HTTP status of the answer.
+    /// HTTP status of the response.
     pub status: u16,
 }
 
@@ -80,7 +80,7 @@ pub struct RegistryLabels {
     pub registry: String,
 }
 
-/// What a peer was asked for.
+/// The kind of a request to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the variants are the label values")]
 pub enum PeerWhat {
@@ -90,39 +90,39 @@ pub enum PeerWhat {
     hashes,
     /// A manifest.
     manifest,
-    /// What a tag means.
+    /// The digest that a tag resolves to.
     tag,
 }
 
-/// What came of asking a peer.
+/// The result of a request to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the variants are the label values")]
 pub enum PeerOutcome {
-    /// It gave it.
+    /// The peer sent the content.
     found,
-    /// It has it on its way.
+    /// The content is arriving at the peer.
     held,
-    /// It takes no part.
+    /// The peer takes no part.
     declined,
-    /// It is busy or not able to.
+    /// The peer is busy or cannot get the content.
     busy,
-    /// No answer, or a wrong one.
+    /// No response, or a wrong one.
     failed,
 }
 
 /// Labels of `hearth_peer_requests_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PeerLabels {
-    /// What was asked for.
+    /// Kind of the request.
     pub what: PeerWhat,
-    /// What came of it.
+    /// Result of the request.
     pub outcome: PeerOutcome,
 }
 
 /// Labels of counters by peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BlameLabels {
-    /// Its name.
+    /// Name of the peer.
     pub peer: String,
 }
 
@@ -143,14 +143,14 @@ pub struct TroubleLabels {
 /// Labels of `hearth_prepulls_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PrepullLabels {
-    /// `here`, `changed`, `same`, or why it failed.
+    /// `here`, `changed`, `same`, or the reason of a failure.
     pub outcome: &'static str,
 }
 
 /// Labels of `hearth_prepull_images`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PrepullStateLabels {
-    /// Where images stand.
+    /// State of the images.
     pub state: &'static str,
 }
 
@@ -158,55 +158,55 @@ pub struct PrepullStateLabels {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    /// Answers to clients.
+    /// Responses to clients.
     pub requests: Family<RequestLabels, Counter>,
-    /// Where content came from.
+    /// Where the content of responses came from.
     pub content: Family<ContentLabels, Counter>,
     /// Body bytes sent to clients.
     pub served_bytes: Counter,
-    /// Requests sent upstream, redirects and tokens included.
+    /// Requests to registries, including those for redirects and tokens.
     pub upstream_requests: Family<UpstreamLabels, Counter>,
-    /// Body bytes received from upstream.
+    /// Body bytes received from registries.
     pub upstream_bytes: Family<RegistryLabels, Counter>,
-    /// Transfers whose bytes did not match their digest.
+    /// Downloads whose bytes did not match their digest.
     pub mismatches: Family<RegistryLabels, Counter>,
-    /// What registries allow per window, where they say so.
+    /// Requests that registries allow per window, if they report it.
     pub rate_limit: Family<RegistryLabels, Gauge>,
-    /// What is left of it.
+    /// Requests that are left in the window.
     pub rate_remaining: Family<RegistryLabels, Gauge>,
-    /// Blobs under way.
+    /// Running downloads.
     pub downloads: Gauge,
     /// Open client connections of the mirror.
     pub connections: Gauge,
-    /// Clients of the mirror that were refused because all connections were in use.
+    /// Client connections of the mirror that were closed because the maximum number was open.
     pub connections_refused: Counter,
-    /// Peers of the cluster that this node knows of, itself among them.
+    /// Peers in the cluster, including this node.
     pub known_peers: Gauge,
-    /// Questions to peers.
+    /// Requests to peers.
     pub peer_requests: Family<PeerLabels, Counter>,
     /// Bytes of pieces received from peers.
     pub peer_received_bytes: Counter,
     /// Bytes of pieces sent to peers.
     pub peer_sent_bytes: Counter,
-    /// Pieces found to be wrong, by who sent them.
+    /// Pieces with wrong bytes, by the peer that sent them.
     pub peer_wrong_pieces: Family<BlameLabels, Counter>,
-    /// Tags that peers were asked about because the registry could not be, by whether enough of them agreed.
+    /// Tags that the registry could not confirm, by whether enough peers agreed on a digest.
     pub peer_tag_resolutions: Family<TagResolutionLabels, Counter>,
-    /// Blobs streamed from upstream to a client without being stored.
+    /// Blobs streamed to a client without caching.
     pub passed_through: Counter,
-    /// Content that the disk did not take.
+    /// Failed writes to the disk.
     pub store_errors: Family<TroubleLabels, Counter>,
-    /// Whether the disk takes content: 1 or 0.
+    /// Whether the store accepts writes: 1 or 0.
     pub store_writable: Gauge,
     /// Whether this process had to rebuild the index.
     pub index_rebuilt: Gauge,
-    /// Stored bytes that the slow check has read.
+    /// Stored bytes that the background check has read.
     pub checked_bytes: Counter,
-    /// Stored blobs that went bad and were taken out.
+    /// Stored blobs that were damaged and quarantined.
     pub bad_blobs: Counter,
-    /// Bytes that may be held now.
+    /// Bytes that the store may hold now.
     pub store_allowed: Gauge,
-    /// Bytes of blobs that the container runtime had already.
+    /// Bytes of blobs that were copied from the container runtime's content.
     pub runtime_bytes: Counter,
     /// Records of tags evicted.
     pub evicted_tags: Counter,
@@ -214,9 +214,9 @@ pub struct Metrics {
     pub evicted_images: Counter,
     /// Bytes that eviction freed.
     pub evicted_bytes: Counter,
-    /// Looks for images of sets, by what came of them.
+    /// Pulls for sets, by outcome.
     pub prepulls: Family<PrepullLabels, Counter>,
-    /// Images of sets, by where they stand.
+    /// Images of sets, by state.
     pub prepull_images: Family<PrepullStateLabels, Gauge>,
     /// Whole blobs in the store.
     pub store_blobs: Gauge,
@@ -228,19 +228,27 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("hearth");
         let requests = Family::default();
-        registry.register("http_requests", "Answers to clients of the mirror", requests.clone());
+        registry.register("http_requests", "Responses to clients of the mirror", requests.clone());
         let content = Family::default();
-        registry.register("content", "Where content came from", content.clone());
+        registry.register(
+            "content",
+            "Responses with content, by kind and source of the content",
+            content.clone(),
+        );
         let served_bytes = Counter::default();
         registry.register("served_bytes", "Body bytes sent to clients", served_bytes.clone());
         let upstream_requests = Family::default();
-        registry.register("upstream_requests", "Requests sent upstream", upstream_requests.clone());
+        registry.register(
+            "upstream_requests",
+            "Requests sent to registries, including redirects and tokens",
+            upstream_requests.clone(),
+        );
         let upstream_bytes = Family::default();
-        registry.register("upstream_bytes", "Body bytes received from upstream", upstream_bytes.clone());
+        registry.register("upstream_bytes", "Body bytes received from registries", upstream_bytes.clone());
         let mismatches = Family::default();
         registry.register(
             "digest_mismatch",
-            "Transfers whose bytes did not match their digest",
+            "Downloads whose bytes did not match their digest",
             mismatches.clone(),
         );
         let rate_limit = Family::default();
@@ -252,27 +260,23 @@ impl Default for Metrics {
         let rate_remaining = Family::default();
         registry.register(
             "ratelimit_remaining",
-            "Requests that the registry still allows",
+            "Requests that are left in the registry's current window",
             rate_remaining.clone(),
         );
         let downloads = Gauge::default();
-        registry.register("downloads", "Blobs under way", downloads.clone());
+        registry.register("downloads", "Running downloads", downloads.clone());
         let connections = Gauge::default();
         registry.register("mirror_connections", "Open client connections of the mirror", connections.clone());
         let connections_refused = Counter::default();
         registry.register(
             "mirror_connections_refused",
-            "Client connections of the mirror that were refused because all that may be open were",
+            "Client connections of the mirror that were closed because the maximum number was open",
             connections_refused.clone(),
         );
         let known_peers = Gauge::default();
-        registry.register(
-            "peers",
-            "Peers of the cluster that this node knows of, itself among them",
-            known_peers.clone(),
-        );
+        registry.register("peers", "Peers in the cluster, including this node", known_peers.clone());
         let peer_requests = Family::default();
-        registry.register("peer_requests", "Questions to peers", peer_requests.clone());
+        registry.register("peer_requests", "Requests to peers", peer_requests.clone());
         let peer_received_bytes = Counter::default();
         registry.register(
             "peer_received_bytes",
@@ -284,25 +288,29 @@ impl Default for Metrics {
         let peer_wrong_pieces = Family::default();
         registry.register(
             "peer_wrong_pieces",
-            "Pieces found to be wrong, by who sent them",
+            "Pieces with wrong bytes, by the peer that sent them",
             peer_wrong_pieces.clone(),
         );
         let peer_tag_resolutions = Family::default();
         registry.register(
             "peer_tag_resolutions",
-            "Tags that peers were asked about because the registry could not confirm them, by whether enough agreed",
+            "Tags that the registry could not confirm, by whether enough peers agreed on a digest",
             peer_tag_resolutions.clone(),
         );
         let passed_through = Counter::default();
         registry.register(
             "passed_through",
-            "Blobs streamed from upstream to a client without being stored",
+            "Blobs streamed from a registry to a client without caching",
             passed_through.clone(),
         );
         let store_errors = Family::default();
-        registry.register("store_errors", "Content that the disk did not take", store_errors.clone());
+        registry.register("store_errors", "Failed writes to the disk, by kind", store_errors.clone());
         let store_writable = Gauge::default();
-        registry.register("store_writable", "Whether the disk takes content", store_writable.clone());
+        registry.register(
+            "store_writable",
+            "Whether the store accepts writes (1) or not (0)",
+            store_writable.clone(),
+        );
         let index_rebuilt = Gauge::default();
         registry.register(
             "store_index_rebuilt",
@@ -312,13 +320,13 @@ impl Default for Metrics {
         let checked_bytes = Counter::default();
         registry.register(
             "store_checked_bytes",
-            "Stored bytes that the slow check of every blob has read",
+            "Stored bytes that the background check has read",
             checked_bytes.clone(),
         );
         let bad_blobs = Counter::default();
         registry.register(
             "store_bad_blobs",
-            "Stored blobs that went bad on disk and were taken out",
+            "Stored blobs that were damaged on disk and quarantined",
             bad_blobs.clone(),
         );
         let store_allowed = Gauge::default();
@@ -340,13 +348,13 @@ impl Default for Metrics {
         let evicted_bytes = Counter::default();
         registry.register("evicted_bytes", "Bytes freed by eviction", evicted_bytes.clone());
         let prepulls = Family::default();
-        registry.register("prepulls", "Looks for images of sets, by what came of them", prepulls.clone());
+        registry.register("prepulls", "Pulls for pre-pull sets, by outcome", prepulls.clone());
         let prepull_images = Family::default();
-        registry.register("prepull_images", "Images of sets, by where they stand", prepull_images.clone());
+        registry.register("prepull_images", "Images of pre-pull sets, by state", prepull_images.clone());
         let store_blobs = Gauge::default();
-        registry.register("store_blobs", "Whole, verified blobs in the store", store_blobs.clone());
+        registry.register("store_blobs", "Verified blobs in the store", store_blobs.clone());
         let store_bytes = Gauge::default();
-        registry.register("store_bytes", "Bytes of whole, verified blobs in the store", store_bytes.clone());
+        registry.register("store_bytes", "Bytes of verified blobs in the store", store_bytes.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -386,7 +394,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts where content came from.
+    /// Counts a response by the source of its content.
     pub fn count_content(&self, kind: Kind, result: Found) {
         self.content.get_or_create(&ContentLabels { kind, result }).inc();
     }
@@ -397,7 +405,7 @@ impl Metrics {
         self.peer_tag_resolutions.get_or_create(&TagResolutionLabels { outcome }).inc();
     }
 
-    /// Counts content that the disk did not take.
+    /// Counts a failed write to the disk.
     pub fn count_store_error(&self, kind: &'static str) {
         self.store_errors.get_or_create(&TroubleLabels { kind }).inc();
     }

@@ -1,4 +1,4 @@
-//! The one place that starts tasks: each has a name in the logs and is waited for at the end.
+//! The only place that starts tasks: each has a name in the logs and is awaited at shutdown.
 
 use std::future::Future;
 
@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-/// Starts tasks and knows when all of them have ended. Cheap to clone.
+/// Starts tasks and tracks when all of them have ended. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(TaskTracker);
 
@@ -21,7 +21,7 @@ impl Tasks {
         tokio::spawn(self.0.track_future(future.instrument(tracing::info_span!("task", name))))
     }
 
-    /// Waits until every task has ended; none may be started afterwards.
+    /// Waits until every task has ended; none may be started after that.
     pub async fn finished(&self) {
         self.0.close();
         self.0.wait().await;

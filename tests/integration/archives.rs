@@ -219,7 +219,7 @@ async fn broken_and_hostile_archives_are_refused_and_leave_nothing() {
     let schema_one = changed(|manifest, _| manifest["schemaVersion"] = json!(1));
     let cases = [
         ("cut short", tar(&whole())[..7_000].to_vec(), "cut short"),
-        ("wrong bytes", tar(&wrong), "hashes to"),
+        ("wrong bytes", tar(&wrong), "has the digest"),
         ("no layer", without(4), "is missing"),
         ("no configuration", without(3), "is missing"),
         ("no manifest", without(2), "is missing"),
@@ -234,9 +234,13 @@ async fn broken_and_hostile_archives_are_refused_and_leave_nothing() {
             changed(|_, index| index["manifests"][0]["size"] = json!(3)),
             "another size",
         ),
-        ("another type", changed(|_, index| index["manifests"][0]["mediaType"] = json!(INDEX)), "calls it"),
+        (
+            "another type",
+            changed(|_, index| index["manifests"][0]["mediaType"] = json!(INDEX)),
+            "its media type is",
+        ),
         ("no name", changed(|_, index| index["manifests"][0]["annotations"] = json!({})), "--name"),
-        ("no archive", random_bytes(1, 20 << 20), "no tar archive"),
+        ("no archive", random_bytes(1, 20 << 20), "not a tar archive"),
         ("xz", b"\xfd7zXZ\0".repeat(100), "xz"),
         ("nothing", Vec::new(), "cut short"),
     ];
@@ -315,7 +319,7 @@ async fn what_hearth_builds_is_taken_from_its_directory() {
     pull(&agent, "3.5.9-java17-python3.11").await.expect("the pull succeeds");
     let elsewhere = command(&agent, &["import", text(&dist), "--name", "other.test/x"]);
     let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
-    assert!(elsewhere.status.success() && said.contains("is not among `registries`"), "{said}");
+    assert!(elsewhere.status.success() && said.contains("is not in `registries`"), "{said}");
     let unnamed = complaint(&command(&agent, &["import", text(&dist)]));
     assert!(unnamed.contains("--name REGISTRY/REPOSITORY"), "{unnamed}");
 }

@@ -39,13 +39,13 @@ pub(super) fn commands() -> Vec<Command> {
                     .long("name")
                     .value_name("NAME")
                     .value_parser(value_parser!(ImageName))
-                    .help("What the image is called; without a tag: the repository of the archive's tags"),
+                    .help("The name of the image; without a tag: the repository for the tags in the archive"),
             )
             .arg(
                 Arg::new("pin")
                     .long("pin")
                     .action(ArgAction::SetTrue)
-                    .help("Keep the images from eviction: wise where no registry can bring them back"),
+                    .help("Protect the images from eviction; recommended when no registry has them"),
             )
             .after_help(
                 "Examples:\n  hearth-agent import --pin spark.tar.gz\n  \
@@ -100,7 +100,7 @@ pub(super) fn import(arguments: &ArgMatches, config: &Config) -> anyhow::Result<
     }
     for image in imported.images.iter().filter(|image| !image.served) {
         tracing::warn!(
-            "`{}` is not served: its registry is not among `registries` of the configuration",
+            "`{}` is not served: its registry is not in `registries` of the configuration",
             image.name
         );
     }
@@ -108,7 +108,7 @@ pub(super) fn import(arguments: &ArgMatches, config: &Config) -> anyhow::Result<
     print(&tell(&imported, as_json(arguments))?)
 }
 
-/// The archive as one stream, and its size if that is known.
+/// The archive as a stream, and its size if it is known.
 fn stream(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
     if path == Path::new("-") {
         return Ok((Box::new(io::stdin()), None));
@@ -118,18 +118,18 @@ fn stream(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
         let size = export.tar_size();
         return Ok((Box::new(piped(export)?), Some(size)));
     }
-    let file = File::open(path).context("it cannot be opened")?;
+    let file = File::open(path).context("cannot open the file")?;
     let size = file.metadata().ok().map(|metadata| metadata.len());
     Ok((Box::new(file), size))
 }
 
-/// A directory as a tar, written by a thread while it is read.
+/// A directory as a tar stream, written by a thread while it is read.
 fn piped(export: Export) -> anyhow::Result<io::PipeReader> {
     let (reader, mut writer) = io::pipe()?;
     std::thread::Builder::new().name("layout".to_owned()).spawn(move || {
-        // The reader sees a tar that ends early, and says so.
+        // The reader finds that the tar ends early, and reports that.
         if let Err(error) = export.write_tar(&mut writer) {
-            tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "the directory cannot be read");
+            tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "cannot read the directory");
         }
     })?;
     Ok(reader)
@@ -178,7 +178,7 @@ pub(super) fn export(arguments: &ArgMatches, config: &Config) -> anyhow::Result<
     Ok(())
 }
 
-/// Where an export goes.
+/// The target of an export.
 enum Target {
     Standard,
     Tar(PathBuf),
@@ -202,20 +202,22 @@ impl Target {
     fn take_tar(&self, mut reader: impl Read) -> anyhow::Result<()> {
         match self {
             Self::Directory(directory) => Ok(archive::unpack(reader, directory)?),
-            Self::Standard | Self::Tar(_) => {
-                self.write(|out| io::copy(&mut reader, out).map(drop).context("the agent's answer broke off"))
-            }
+            Self::Standard | Self::Tar(_) => self.write(|out| {
+                io::copy(&mut reader, out)
+                    .map(drop)
+                    .context("the agent closed the connection during the response")
+            }),
         }
     }
 
-    /// A file appears under its name when it is whole.
+    /// The file gets its name when it is complete.
     fn write(&self, fill: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let Self::Tar(path) = self else { return fill(&mut io::stdout().lock()) };
         let aside = path.with_extension("tar.partial");
         let mut file = File::create(&aside)?;
         let written = fill(&mut file).and_then(|()| Ok(file.sync_all()?));
         if written.is_err() {
-            // The cause is on its way to the user.
+            // The error is returned to the user.
             let _ = std::fs::remove_file(&aside);
         }
         written.and_then(|()| Ok(std::fs::rename(&aside, path)?))

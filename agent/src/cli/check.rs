@@ -19,15 +19,15 @@ use crate::{
     },
 };
 
-/// What became of one runtime's pull.
+/// The result of one runtime's pull.
 #[derive(Debug, serde::Serialize)]
 struct Checked {
     runtime: Runtime,
-    /// What it was asked to pull; nothing when there was nothing to ask it for.
+    /// The image that it pulled; `None` when no served registry fits the runtime.
     image: Option<String>,
-    /// Milliseconds, when the image arrived.
+    /// Milliseconds, when the pull succeeded.
     took: Option<u128>,
-    /// Why it did not.
+    /// Why the pull failed.
     problem: Option<String>,
 }
 
@@ -50,17 +50,17 @@ pub(super) fn run(
     match checked.iter().filter(|one| one.took.is_none()).count() {
         0 => Ok(()),
         failed => anyhow::bail!(
-            "requests of {failed} of {} container runtimes do not reach the agent at {}",
+            "{failed} of {} container runtimes do not pull through the agent at {}",
             checked.len(),
             job.mirror
         ),
     }
 }
 
-/// An error is the agent's; the runtime's are part of the answer.
+/// Returns the agent's errors; the runtime's errors are part of the result.
 fn one(runtime: Runtime, job: &Job, socket: Option<&Path>, client: &Client) -> anyhow::Result<Checked> {
     let Some(registry) = check::registry(runtime, &job.registries) else {
-        let problem = "the configuration names no registry whose images it could ask the agent for: name one in \
+        let problem = "the configuration has no registry that this runtime can pull from through the agent: add one to \
                        `registries` (Docker: `docker.io`)";
         return Ok(Checked { runtime, image: None, took: None, problem: Some(problem.to_owned()) });
     };
@@ -68,11 +68,11 @@ fn one(runtime: Runtime, job: &Job, socket: Option<&Path>, client: &Client) -> a
     let options = ImportOptions { name: Some(name.clone()), pin: false };
     let _: Imported = client
         .import(Cursor::new(archive), &options)
-        .context("the agent does not take the image that is to be pulled")?;
+        .context("cannot import the test image into the agent")?;
     let (pulled, took) = pull(runtime, job, socket, &name)?;
-    // Left behind it would be a few hundred bytes that are evicted with the next image.
+    // A test image that stays would only be a few hundred bytes until the next eviction.
     if let Err(error) = client.call::<serde_json::Value>(Method::DELETE, "/api/v1/images", &[&name]) {
-        tracing::warn!(error = %format!("{error:#}"), "`{name}` was not removed from the agent");
+        tracing::warn!(error = %format!("{error:#}"), "cannot remove the test image `{name}` from the agent");
     }
     let problem = pulled.err().map(|error| format!("{:#}", anyhow::Error::from(error)));
     let took = problem.is_none().then_some(took.as_millis());
@@ -107,7 +107,7 @@ fn describe(checked: &[Checked], plan: &Plan, job: &Job) -> String {
     if checked.iter().all(|one| one.took.is_some()) {
         return lines.join("\n") + "\n";
     }
-    // What stands in the way, most telling first.
+    // The obstacles, most likely first.
     for edit in &plan.edits {
         lines.push(format!("not set up: {}: run `hearth-agent setup` without --check first", edit.path));
     }
@@ -115,8 +115,8 @@ fn describe(checked: &[Checked], plan: &Plan, job: &Job) -> String {
     lines.extend(traps.map(|Finding { place, what, remedy, .. }| format!("TRAP: {place}: {what}: {remedy}")));
     if plan.edits.is_empty() && plan.findings.iter().all(|finding| !finding.trap) {
         lines.push(
-            "everything is set up as it should be: restart the runtime if it was configured since it started (Docker, \
-             k3s, RKE2, a changed `config_path`), reload CRI-O, and look whether it reads another configuration file"
+            "the configuration is correct: restart the runtime if it was configured after it started (Docker, \
+             k3s, RKE2, a changed `config_path`), reload CRI-O, and check whether it reads another configuration file"
                 .to_owned(),
         );
     }
@@ -129,7 +129,7 @@ mod tests {
     use crate::setup::Edit;
 
     #[test]
-    fn an_answer_says_what_arrived_and_otherwise_what_to_do() {
+    fn the_output_has_the_result_and_after_a_failure_the_remedy() {
         let job = Job {
             root: "/".into(),
             mirror: "127.0.0.1:5050".parse().unwrap(),

@@ -1,4 +1,4 @@
-//! The admin API as a client sees it. The other end is `http/api.rs`.
+//! The client of the admin API. `http/api.rs` is the server.
 
 use std::{
     io::Read,
@@ -23,16 +23,16 @@ use crate::{
     types::{ImageName, root_cause},
 };
 
-/// The agent is on this node: a longer wait for a connection brings nothing.
+/// The agent runs on this node: waiting longer for a connection does not help.
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// Longest wait for an answer; a list of 10,000 images takes a second or two.
 const ANSWER: Duration = Duration::from_mins(2);
 
-/// Longest time without a byte moving before an import is given up.
+/// Longest time without a byte sent before an import fails.
 const STANDSTILL: Duration = Duration::from_mins(15);
 
-/// Speaks to one agent.
+/// Sends requests to one agent.
 #[derive(Debug)]
 pub(super) struct Client {
     runtime: tokio::runtime::Runtime,
@@ -41,17 +41,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// `named` by the user, else where the configuration has it listen.
+    /// Uses the address from the user, or the listener of the configuration.
     pub(super) fn new(named: Option<&str>, listen: SocketAddr) -> anyhow::Result<Self> {
         let address = named.map_or_else(|| loopback(listen).to_string(), str::to_owned);
         let base = Url::parse(&format!("http://{address}/"))
-            .with_context(|| format!("`--agent {address}` is not HOST:PORT"))?;
+            .with_context(|| format!("`--agent {address}` is not of the form HOST:PORT"))?;
         let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).build()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { runtime, http, base })
     }
 
-    /// One request; its JSON answer.
+    /// Sends a request and returns its JSON response.
     pub(super) fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -77,12 +77,12 @@ impl Client {
         self.runtime.block_on(async {
             tokio::select! {
                 imported = sent => imported,
-                () = standstill(&pace) => bail!("the agent takes no bytes and gives no answer"),
+                () = standstill(&pace) => bail!("the agent reads no data and does not answer"),
             }
         })
     }
 
-    /// Receives images as a tar: its bytes, and how many they are.
+    /// Receives images as a tar stream, with its size.
     pub(super) fn export(&self, names: &[ImageName]) -> anyhow::Result<(impl Read, Option<u64>)> {
         let names: Vec<_> = names.iter().collect();
         let request = self.request(Method::GET, "/api/v1/archive", &names);
@@ -102,7 +102,7 @@ impl Client {
         self.http.request(method, url).header(COMMAND_HEADER, "1")
     }
 
-    /// The answer, if it is a success; else what the agent says is wrong.
+    /// The response of a successful request, or the agent's error.
     async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
         let response = match request.send().await {
             Ok(response) => response,
@@ -118,7 +118,7 @@ impl Client {
         match parsed.as_ref().and_then(|document| document["error"].as_str()) {
             Some(problem) => bail!("{problem}"),
             None => bail!(
-                "the agent answered {status}: is it another version, or something else that listens there?"
+                "unexpected response {status}: the agent has another version, or another program listens at this address"
             ),
         }
     }
@@ -127,18 +127,18 @@ impl Client {
         let place = self.base.authority();
         let reason = root_cause(error);
         anyhow!(
-            "no agent answers at `{place}` ({reason}): start it with `hearth-agent run`, say with `--agent` or \
-             `--config` where its admin listener is, or add `--offline` if it is stopped"
+            "no agent answers at `{place}` ({reason}): start it with `hearth-agent run`, give the address of \
+             its admin listener with `--agent` or `--config`, or add `--offline` if it is stopped"
         )
     }
 }
 
 async fn parse<T: DeserializeOwned>(response: Response) -> anyhow::Result<T> {
-    let bytes = response.bytes().await.context("the agent's answer broke off")?;
-    serde_json::from_slice(&bytes).context("the agent's answer is not understood: is it another version?")
+    let bytes = response.bytes().await.context("the agent closed the connection during the response")?;
+    serde_json::from_slice(&bytes).context("cannot parse the agent's response: it may have another version")
 }
 
-/// A request's body from what a thread reads. `pace` changes with every piece.
+/// A request body from data that a thread reads. `pace` changes with every chunk.
 fn body(mut archive: impl Read + Send + 'static, pace: Arc<AtomicU64>) -> reqwest::Body {
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
     std::thread::spawn(move || {
@@ -154,7 +154,7 @@ fn body(mut archive: impl Read + Send + 'static, pace: Arc<AtomicU64>) -> reqwes
             };
             let last = piece.is_err();
             pace.fetch_add(1, Ordering::Relaxed);
-            // The other end has its answer already when it takes no more.
+            // When the receiver stops reading, it has sent its response already.
             if sender.blocking_send(piece).is_err() || last {
                 return;
             }
@@ -178,7 +178,7 @@ async fn standstill(pace: &AtomicU64) {
     }
 }
 
-/// An answer's body as a reader.
+/// A response body as a reader.
 struct Download<'a> {
     runtime: &'a tokio::runtime::Runtime,
     response: Response,
@@ -188,7 +188,7 @@ struct Download<'a> {
 impl Read for Download<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while self.current.is_empty() {
-            // A timer can be made inside of a runtime only.
+            // Timers can only be created inside of a runtime.
             let _runtime = self.runtime.enter();
             let next = tokio::time::timeout(ANSWER, self.response.chunk());
             let late = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the agent stopped sending");
@@ -204,7 +204,7 @@ impl Read for Download<'_> {
     }
 }
 
-/// Where a listener is reached from the same node.
+/// The address at which a listener is reached from the same node.
 fn loopback(listen: SocketAddr) -> SocketAddr {
     let address = match listen {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),

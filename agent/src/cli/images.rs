@@ -18,21 +18,21 @@ use crate::{
 pub(super) fn commands() -> Vec<Command> {
     vec![
         Command::new("ls")
-            .about("List the images that are in the store")
+            .about("List the images in the store")
             .after_help(
                 "Examples:\n  hearth-agent ls\n  hearth-agent ls --output json | jq -r '.[] | select(.pinned) | .names[].name'\n  \
                  hearth-agent ls --offline --data-dir /var/lib/hearth",
             ),
         Command::new("pin")
-            .about("Keep images: they are never evicted, and their tags stay even when the registry forgets them")
+            .about("Pin images: they are never evicted, and their tags stay even when the registry deletes them")
             .arg(names())
             .after_help("Example:\n  hearth-agent pin registry.example.com/team/spark:3.5.9"),
         Command::new("unpin")
-            .about("Let images be evicted again")
+            .about("Unpin images, so that they can be evicted")
             .arg(names())
             .after_help("Example:\n  hearth-agent unpin registry.example.com/team/spark:3.5.9"),
         Command::new("rm")
-            .about("Remove images from the store; what other images need stays, what is pinned is refused")
+            .about("Remove images from the store; blobs that other images need stay, pinned images are not removed")
             .arg(names())
             .after_help(
                 "Examples:\n  hearth-agent rm registry.example.com/team/spark:3.5.8\n  \
@@ -58,7 +58,7 @@ pub(super) fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow
     print(&answer)
 }
 
-/// One after the other up to the first that fails; what went before it stays done.
+/// One after the other until one fails; earlier changes stay.
 fn each<T>(
     names: &[&ImageName],
     mut act: impl FnMut(&ImageName) -> anyhow::Result<T>,
@@ -91,7 +91,7 @@ impl Place {
         }
     }
 
-    /// Writes the index out, so that the agent need not count again.
+    /// Writes the index to disk, so that the agent does not have to rebuild it.
     pub(super) fn close(&self) {
         if let Self::Directory(store) = self {
             store.close();
@@ -105,10 +105,10 @@ fn show(images: &[Listed], json: bool) -> anyhow::Result<String> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let rows: Vec<_> = images.iter().flat_map(|image| rows(image, now)).collect();
-    Ok(table(&["IMAGE", "DIGEST", "SIZE", "OWN", "USED", "STATE"], &rows))
+    Ok(table(&["IMAGE", "DIGEST", "SIZE", "UNIQUE", "USED", "STATE"], &rows))
 }
 
-/// A line for each tag; for an image without one, a line with its digest.
+/// A line for each tag; for an image without tags, a line with its digest.
 fn rows(image: &Listed, now: u64) -> Vec<Vec<String>> {
     let tags: Vec<_> = image.names.iter().filter(|name| !name.name.contains('@')).collect();
     let names = if tags.is_empty() { image.names.iter().take(1).collect() } else { tags };
@@ -131,7 +131,7 @@ fn state(image: &Listed) -> String {
         out.push_str(", pinned");
     }
     if image.missing_images > 0 {
-        let _ = write!(out, ", {} other platforms not here", image.missing_images);
+        let _ = write!(out, ", {} other platforms not stored", image.missing_images);
     }
     out
 }
@@ -166,7 +166,7 @@ fn removed(all: &[Removed], json: bool) -> anyhow::Result<String> {
         }
         let _ = writeln!(out, "{} blobs removed, {} free", one.blobs, format_size(one.bytes));
         if one.in_use > 0 {
-            let _ = writeln!(out, "{} blobs are being read and go when room is needed", one.in_use);
+            let _ = writeln!(out, "{} blobs are being read and will be evicted later", one.in_use);
         }
     }
     Ok(out)
@@ -202,8 +202,8 @@ mod tests {
         assert_eq!(
             text.lines().skip(1).collect::<Vec<_>>(),
             [
-                "r.test/a:v1  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platforms not here",
-                "r.test/a:v2  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platforms not here",
+                "r.test/a:v1  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platforms not stored",
+                "r.test/a:v2  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platforms not stored",
                 "r.test/a     abababababab  3.0 MiB  10 B  2 h ago  incomplete",
             ]
         );

@@ -1,8 +1,8 @@
-//! Commands beside `run`: what people and scripts do to the images of a node.
+//! Commands other than `run`: management of the images on a node.
 //!
-//! They speak to the running agent on its admin listener; with `--offline` they work on the data directory of an agent
-//! that is stopped. Answers go to standard output as a table or as JSON, everything else to standard error. Exit codes:
-//! 0 done, 1 failed, 2 wrong usage or configuration.
+//! They send requests to the admin listener of the running agent; with `--offline` they work on the data directory of
+//! a stopped agent. Results go to standard output as a table or as JSON, everything else to standard error. Exit
+//! codes: 0 ok, 1 failed, 2 bad usage or configuration.
 
 mod archives;
 mod check;
@@ -37,7 +37,7 @@ pub fn commands(file: &Arg) -> Vec<Command> {
         .collect()
 }
 
-/// Runs one of [`commands`] and says what it comes to on standard output.
+/// Runs one of [`commands`] and prints the result on standard output.
 pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     match name {
         "import" => archives::import(arguments, config),
@@ -56,7 +56,7 @@ fn with_common(command: Command, file: &Arg) -> Command {
     let offline = Arg::new(OFFLINE)
         .long(OFFLINE)
         .action(ArgAction::SetTrue)
-        .help("Work on the data directory of an agent that is stopped");
+        .help("Work on the data directory of a stopped agent");
     with_config(command.args([agent, offline, output()]), file)
 }
 
@@ -66,7 +66,7 @@ fn output() -> Arg {
         .value_name("FORMAT")
         .value_parser(["table", "json"])
         .default_value("table")
-        .help("How the answer is written")
+        .help("Output format")
 }
 
 /// With the configuration file, and its keys as flags.
@@ -74,7 +74,7 @@ fn with_config(command: Command, file: &Arg) -> Command {
     command.arg(file.clone()).args(config::flags().map(|flag| flag.hide_short_help(true)))
 }
 
-/// Where images are: behind a running agent, or in a directory that is ours while we work.
+/// Where the images are: behind a running agent, or in a directory that this process has locked.
 enum Place {
     Agent(Client),
     Directory(Store),
@@ -88,17 +88,17 @@ impl Place {
         }
         let directory = config.store.data_dir.display();
         let store = Store::open(&config.store).with_context(|| {
-            format!("cannot work offline on `{directory}` (without `--offline` a running agent does it)")
+            format!("cannot work offline on `{directory}` (leave out `--offline` to use the running agent)")
         })?;
         Ok(Self::Directory(store))
     }
 }
 
-/// Writes to standard output; a closed pipe (`| head`) is no failure.
+/// Writes to standard output; a closed pipe (`| head`) is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write the answer")
+            Err(error).context("cannot write the output")
         }
         _ => Ok(()),
     }
@@ -114,5 +114,5 @@ fn names() -> Arg {
         .required(true)
         .num_args(1..)
         .value_parser(value_parser!(crate::types::ImageName))
-        .help("`registry/repository:tag` or `registry/repository@digest`, as pods name it")
+        .help("`registry/repository:tag` or `registry/repository@digest`, as in pods")
 }

@@ -1,7 +1,7 @@
-//! `hearth-agent prepare`: the data directory, given to the user that the agent runs as.
+//! `hearth-agent prepare`: gives the data directory to the user that the agent runs as.
 //!
-//! On a cluster the directory is the node's and its first maker is root; the agent is not. What lies in it may be an
-//! earlier agent's, which ran as someone else.
+//! On a cluster node root creates the directory first, and the agent does not run as root. Files in the directory may
+//! belong to the user of an earlier agent.
 
 use std::{
     fs, io,
@@ -26,7 +26,7 @@ pub(super) fn command(file: &Arg) -> Command {
         .value_name("UID:GID")
         .required(true)
         .value_parser(value_parser!(Owner))
-        .help("Whom the agent runs as, in numbers");
+        .help("User and group of the agent, as numbers");
     let command = Command::new(NAME)
         .about("Create the data directory and give it to the user that the agent runs as; needs root")
         .arg(owner)
@@ -64,12 +64,14 @@ impl FromStr for Owner {
         let parsed = text
             .split_once(':')
             .and_then(|(user, group)| Some(Self { user: user.parse().ok()?, group: group.parse().ok()? }));
-        parsed.ok_or_else(|| format!("`{text}` is not UID:GID in numbers, for example `65532:65532`"))
+        parsed.ok_or_else(|| {
+            format!("`{text}` is not of the form UID:GID with numbers, for example `65532:65532`")
+        })
     }
 }
 
-/// Says whether there was anything to do. The directory itself changes hands last: once it has, everything in it has, and
-/// root walks no directory that somebody else could change meanwhile.
+/// Returns whether anything was changed. The directory itself is changed last: once it has the new owner, everything
+/// in it has, and root never enters a directory that another user could change meanwhile.
 fn give(directory: &Path, owner: Owner) -> io::Result<bool> {
     fs::create_dir_all(directory)?;
     if owner.has(&fs::metadata(directory)?) {
@@ -80,7 +82,8 @@ fn give(directory: &Path, owner: Owner) -> io::Result<bool> {
         for entry in fs::read_dir(&next)? {
             let path = entry?.path();
             let metadata = fs::symlink_metadata(&path)?;
-            // A blob with several links is the container runtime's too (`store.runtimeLink`) and stays its own.
+            // A blob with several links also belongs to the container runtime (`store.runtimeLink`) and keeps its
+            // owner.
             let shared = metadata.is_file() && metadata.nlink() > 1;
             if !shared && !owner.has(&metadata) {
                 lchown(&path, Some(owner.user), Some(owner.group))?;
@@ -108,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_changes_hands_but_links_and_what_they_lead_to() {
+    fn everything_gets_the_owner_except_links_and_their_targets() {
         let home = tempfile::tempdir().unwrap();
         let (data, outside) = (home.path().join("data"), home.path().join("outside"));
         let own = fs::metadata(home.path()).unwrap();
@@ -133,6 +136,6 @@ mod tests {
         ] {
             assert!(expected.has(&fs::metadata(&path).unwrap()), "{}", path.display());
         }
-        assert!(!give(&data, agent).unwrap(), "again there is nothing to do");
+        assert!(!give(&data, agent).unwrap(), "a second run changes nothing");
     }
 }

@@ -1,4 +1,4 @@
-//! How far a long step is: a bar on a terminal, log lines elsewhere.
+//! The progress of a long step: a bar on a terminal, log lines elsewhere.
 
 use std::{
     io::{IsTerminal as _, Read},
@@ -9,10 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::types::format_size;
 
-/// Between two log lines.
+/// Interval of the log lines.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// A step that moves bytes; the bar goes when it is dropped.
+/// A step that moves bytes; the bar disappears when it is dropped.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     what: &'static str,

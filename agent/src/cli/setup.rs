@@ -25,35 +25,35 @@ pub(super) fn command(file: &Arg) -> Command {
         .value_name("DIRECTORY")
         .value_parser(value_parser!(PathBuf))
         .default_value("/")
-        .help("Where the node's file system is mounted");
+        .help("Where the node's root file system is mounted");
     let runtime = Arg::new(RUNTIME)
         .long(RUNTIME)
         .value_name("NAME")
         .value_parser(Runtime::ALL.map(Runtime::name))
         .value_delimiter(',')
         .action(ArgAction::Append)
-        .help("Which runtimes [default: those whose configuration is there]");
+        .help("Runtimes to configure [default: those whose configuration exists]");
     let uninstall = Arg::new(UNINSTALL)
         .long(UNINSTALL)
         .action(ArgAction::SetTrue)
-        .help("Take everything back, byte for byte");
+        .help("Restore all files byte for byte");
     let dry_run = Arg::new(DRY_RUN)
         .long(DRY_RUN)
         .action(ArgAction::SetTrue)
-        .help("Say what would be written and what stands in the way; write nothing");
+        .help("Show the changes and obstacles; write nothing");
     let check = Arg::new(CHECK)
         .long(CHECK)
         .action(ArgAction::SetTrue)
         .conflicts_with_all([UNINSTALL, DRY_RUN])
-        .help("Write nothing; have each runtime pull an image that only the running agent has, which proves that requests arrive");
+        .help("Write nothing; have each runtime pull an image that only the running agent has, which proves that it uses the agent");
     let socket = Arg::new(SOCKET)
         .long(SOCKET)
         .value_name("PATH")
         .value_parser(value_parser!(PathBuf))
         .requires(CHECK)
-        .help("Where the runtime listens, if not where it usually does");
+        .help("Socket of the runtime, if it is not the usual one");
     let command = Command::new(NAME)
-        .about("Point the node's container runtimes at the agent, for the registries of its configuration, or take that back")
+        .about("Configure the node's container runtimes to use the agent for its registries, or uninstall that configuration")
         .args([root, runtime, uninstall, dry_run, check, socket, output()])
         .after_help("Examples:\n  hearth-agent setup --config /etc/hearth/agent.yaml --dry-run\n  hearth-agent setup --config /etc/hearth/agent.yaml --root /host\n  hearth-agent setup --config /etc/hearth/agent.yaml --check\n  hearth-agent setup --uninstall --runtime containerd");
     with_config(command, file)
@@ -69,7 +69,7 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     };
     let undo = arguments.get_flag(UNINSTALL);
     if !undo && job.registries.is_empty() {
-        anyhow::bail!("the configuration names no `registries`: there is nothing to point at the agent");
+        anyhow::bail!("`registries` of the configuration is empty: there is nothing to set up");
     }
     let plan = setup::plan(&job, undo)?;
     if arguments.get_flag(CHECK) {
@@ -87,7 +87,7 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     }
 }
 
-/// Whoever listens on all addresses is reached on loopback.
+/// A listener on all addresses is reached on loopback.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     if !listen.ip().is_unspecified() {
         return listen;
@@ -113,7 +113,7 @@ fn describe(plan: &Plan, dry_run: bool) -> String {
         lines.push(format!("{path}: {would}{done}"));
     }
     if plan.edits.is_empty() {
-        lines.push("every file is as it should be".to_owned());
+        lines.push("all files are up to date".to_owned());
     }
     for Finding { trap, place, what, remedy } in &plan.findings {
         let word = if *trap { "TRAP" } else { "note" };
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_reads_as_what_is_done_and_what_is_left_to_do() {
+    fn the_output_lists_the_changes_and_the_findings() {
         let edit = |path: &str, before: Option<&str>, after: Option<&str>| Edit {
             path: path.into(),
             before: before.map(Into::into),
@@ -153,7 +153,7 @@ mod tests {
         );
         assert!(describe(&plan, true).contains("/a: would be created"));
         let nothing = Plan { runtimes: vec![Runtime::Crio], ..Plan::default() };
-        assert_eq!(describe(&nothing, false), "runtimes: crio\nevery file is as it should be\n");
+        assert_eq!(describe(&nothing, false), "runtimes: crio\nall files are up to date\n");
     }
 
     #[test]

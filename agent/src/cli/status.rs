@@ -1,4 +1,4 @@
-//! `status`: what the running agent does, and how the images of sets stand.
+//! `status`: the state of the running agent and of the images of sets.
 
 use clap::{Arg, ArgMatches, Command};
 use reqwest::Method;
@@ -14,7 +14,7 @@ pub(super) fn command(file: &Arg) -> Command {
         "The running agent's admin listener [default: `admin.listen` of the configuration, on loopback]",
     );
     let command = Command::new(NAME)
-        .about("What the running agent does: its store, transfers, registries, and the images of sets")
+        .about("Show the running agent's store, downloads, registries, and images of sets")
         .after_help("Examples:\n  hearth-agent status\n  hearth-agent status --output json | jq '.prepull[].images[] | select(.state == \"Failed\")'")
         .args([agent, output()]);
     with_config(command, file)
@@ -35,7 +35,7 @@ fn show(document: &Value) -> String {
     let count = |value: &Value| value.as_array().map_or(0, Vec::len);
     let store = &document["store"];
     let mut out = format!(
-        "store: {} blobs, {}{}\ntransfers: {}\n",
+        "store: {} blobs, {}{}\ndownloads: {}\n",
         store["blobs"],
         format_size(store["bytes"].as_u64().unwrap_or(0)),
         store["trouble"].as_str().map(|trouble| format!("; {trouble}")).unwrap_or_default(),
@@ -59,7 +59,7 @@ fn show(document: &Value) -> String {
         .collect();
     if !rows.is_empty() {
         out.push('\n');
-        out.push_str(&table(&["SET", "IMAGE", "STATE", "HERE", "DIGEST", "PROBLEM"], &rows));
+        out.push_str(&table(&["SET", "IMAGE", "STATE", "PROGRESS", "DIGEST", "PROBLEM"], &rows));
     }
     out
 }

@@ -1,6 +1,6 @@
 //! Tables on standard output.
 
-/// Columns as wide as their widest cell, two spaces between, no trailing ones.
+/// Columns are as wide as their widest cell, with two spaces between them and no trailing spaces.
 pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
     let lines = || std::iter::once(&heading).chain(rows);

@@ -1,9 +1,9 @@
-//! Keeps the store within its bounds: measures every few seconds, and evicts whole images when it holds too much, or
-//! when a transfer needs room ([`Collector::make_room`]). Nothing goes before everything on disk is counted. The records
-//! of tags have a bound of their own, for they take inodes rather than bytes.
+//! Keeps the store within its limits: measures every few seconds, and evicts whole images when the store is too
+//! large, or when a download needs space ([`Collector::make_room`]). Nothing is evicted before everything on disk is
+//! counted. The records of tags have a limit of their own, because they use inodes rather than bytes.
 //!
-//! The decision is [`plan()`]; this file gathers its facts and carries it out: references first, then blobs, so that a
-//! crash in between leaves blobs that nothing names, never a name without its blobs.
+//! The decision is [`plan()`]; this file collects its input and carries it out: references first, then blobs, so that
+//! a crash in between leaves unreferenced blobs, never a name without its blobs.
 
 mod plan;
 mod tags;
@@ -24,16 +24,17 @@ use crate::{
     types::chain,
 };
 
-/// How often the store is measured: a `statvfs` and a look at the unfinished transfers.
+/// How often the store is measured: a `statvfs` and a listing of the partial blobs.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often transfers that were given up are looked for while there is room.
+/// How often abandoned partial blobs are removed while there is space, in intervals.
 const ROUNDS_BETWEEN_SWEEPS: u32 = 120;
 
-/// How many records of tags are left when there were too many: an eighth less, so that it is not soon again.
+/// Records of tags that stay when there were too many: an eighth below the limit, so that it is not reached again
+/// soon.
 const TAGS_LEFT: usize = MOST_TAGS / 8 * 7;
 
-/// The loop, and whoever needs room. See the module's text. Cheap to clone.
+/// The eviction loop, and evictions on request. See the module documentation. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Collector(Arc<Inner>);
 
@@ -41,17 +42,17 @@ pub struct Collector(Arc<Inner>);
 struct Inner {
     store: Store,
     metrics: Metrics,
-    /// Held while images go, so that no two plans take the same bytes into account.
+    /// Held during an eviction, so that no two plans count the same bytes.
     collecting: Mutex<()>,
 }
 
 impl Collector {
-    /// Puts the parts together.
+    /// Evicts nothing before [`Self::run`] or [`Self::make_room`].
     pub fn new(store: Store, metrics: Metrics) -> Self {
         Self(Arc::new(Inner { store, metrics, collecting: Mutex::default() }))
     }
 
-    /// Until told to stop.
+    /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut round = 0_u32;
         while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
@@ -61,13 +62,13 @@ impl Collector {
             let collected = tokio::task::spawn_blocking(move || collector.0.collect(sweep, &stop)).await;
             match collected {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "eviction failed: tried again"),
-                Err(error) => tracing::error!(%error, "eviction failed: tried again"),
+                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "eviction failed: retrying"),
+                Err(error) => tracing::error!(%error, "eviction failed: retrying"),
             }
         }
     }
 
-    /// Evicts what a need asks for, if that is enough for it; returns the bytes freed. Blocking.
+    /// Evicts what a need requires, if that is enough for it; returns the bytes freed. Blocking.
     pub fn make_room(&self, need: Need) -> Result<u64, StoreError> {
         let Inner { store, metrics, .. } = &*self.0;
         if !store.is_counted() {
@@ -87,7 +88,7 @@ impl Collector {
             };
         }
         let freed = execute(store, metrics, &plan, &CancellationToken::new())?;
-        tracing::info!(?need, freed, "room made for a transfer");
+        tracing::info!(?need, freed, "evicted to make room for a download");
         Ok(freed)
     }
 }
@@ -101,13 +102,13 @@ impl Inner {
         let Self { store, metrics, .. } = self;
         store.probe();
         if !store.is_counted() {
-            // The count at the start failed or goes on.
+            // The count at the start has failed or is still running.
             store.rebuild_index_if_needed()?;
             return Ok(());
         }
         if let Err(error) = evict_tags(store, metrics) {
-            // Bytes are freed all the same.
-            tracing::warn!(error = %chain(&error), "records of tags cannot be evicted: tried again");
+            // Eviction of blobs continues.
+            tracing::warn!(error = %chain(&error), "cannot evict records of tags: retrying");
         }
         let _only = self.only();
         let (space, wanted) = store.space(&store.partials()?)?;
@@ -123,20 +124,20 @@ impl Inner {
                 allowed = space.allowed,
                 wanted,
                 freed,
-                "room made in the store"
+                "evicted to keep the store below its limit"
             );
         }
         if plan.freed < wanted {
             tracing::warn!(
                 short = wanted - plan.freed,
-                "the store holds more than it may, and the rest is pinned or in use"
+                "the store is above its limit, and the remaining images are pinned or in use"
             );
         }
         Ok(())
     }
 }
 
-/// Removes the records of tags that are too many. It takes no lock for longer than one removal: no pull waits for it.
+/// Removes surplus records of tags. Locks only for one removal at a time, so that pulls do not wait.
 fn evict_tags(store: &Store, metrics: &Metrics) -> Result<(), StoreError> {
     if !store.may_have_too_many_tags() {
         return Ok(());
@@ -154,12 +155,12 @@ fn evict_tags(store: &Store, metrics: &Metrics) -> Result<(), StoreError> {
         evictable,
         evicted,
         most = MOST_TAGS,
-        "records of tags evicted, the least recently confirmed first"
+        "evicted the least recently confirmed records of tags"
     );
     Ok(())
 }
 
-/// Carries a plan out; returns the bytes freed.
+/// Carries out a plan; returns the bytes freed.
 fn execute(
     store: &Store,
     metrics: &Metrics,
@@ -178,7 +179,7 @@ fn execute(
     Ok(freed)
 }
 
-/// What would go if room were made now.
+/// The plan if eviction ran now.
 pub fn make_plan(store: &Store) -> Result<Plan, StoreError> {
     let (_, wanted) = store.space(&store.partials()?)?;
     plan_for(store, wanted)
@@ -187,25 +188,25 @@ pub fn make_plan(store: &Store) -> Result<Plan, StoreError> {
 fn plan_for(store: &Store, wanted: u64) -> Result<Plan, StoreError> {
     store.flush_usage();
     let partials = store.partials()?;
-    // Without a need, only given-up transfers can go, and images need not be read.
+    // Without a need, only abandoned partial blobs can be removed, and images need not be read.
     let images = if wanted > 0 { images::all(store)? } else { Vec::new() };
     let blobs = if wanted > 0 { store.blobs()? } else { Vec::new() };
     Ok(plan(&View { now: unix_now(), wanted, blobs: &blobs, partials: &partials, images: &images }))
 }
 
-/// A plan in words, one line a step.
+/// A plan as text, one line per step.
 pub fn describe(plan: &Plan) -> String {
     let mut out = String::new();
     for step in &plan.steps {
         let _ = match step {
-            Step::Partial(digest) => writeln!(out, "transfer {digest}: given up"),
+            Step::Partial(digest) => writeln!(out, "partial download {digest}: abandoned"),
             Step::Orphan(digest) => writeln!(out, "blob {digest}: no image needs it"),
             Step::Image { digest, used, references, blobs } => {
                 let ago = Duration::from_secs(unix_now().saturating_sub(*used));
                 let names: Vec<_> = references.iter().map(ToString::to_string).collect();
                 writeln!(
                     out,
-                    "image {digest} ({}): not used for {ago:?}; {} blobs that only it needs",
+                    "image {digest} ({}): not used for {ago:?}; {} blobs that no other image needs",
                     names.join(", "),
                     blobs.len()
                 )
@@ -216,7 +217,7 @@ pub fn describe(plan: &Plan) -> String {
     out
 }
 
-/// Makes room once; with `dry_run` only says what would go. The store must be this process's own.
+/// Evicts once; with `dry_run` only makes the plan. This process must have locked the store.
 pub fn run_once(store: &Store, dry_run: bool) -> Result<Plan, StoreError> {
     let plan = make_plan(store)?;
     if !dry_run {
@@ -238,7 +239,7 @@ fn carry_out(store: &Store, metrics: &Metrics, step: &Step) -> Result<u64, Store
             for blob in blobs {
                 freed += store.remove_blob(blob)?.unwrap_or(0);
             }
-            // Tags that are remembered elsewhere may be among them.
+            // References that are cached elsewhere may be among them.
             store.note_reference_change();
             metrics.evicted_images.inc();
             tracing::info!(image = %digest.short(), used, blobs = blobs.len(), freed, "image evicted");

@@ -1,7 +1,7 @@
-//! What to evict. Pure.
+//! Decides what to evict. Pure.
 //!
-//! In this order, until enough is free: transfers that were given up; blobs that nothing names; whole images by least
-//! recent use. A blob goes with the last image that names it; what is pinned, open or in flight never goes.
+//! In this order, until enough is free: abandoned partial blobs; unreferenced blobs; whole images by least recent
+//! use. A blob is removed with the last image that references it; pinned, open and arriving content is never removed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,22 +11,22 @@ use crate::{
     types::Digest,
 };
 
-/// Transfers without a new byte for so long go whether room is needed or not: a day.
+/// Seconds without a new byte after which a partial blob is removed even if no space is needed: a day.
 const PARTIAL_AGE: u64 = 24 * 60 * 60;
 
-/// What nothing names may be named in a moment: ten minutes.
+/// Seconds for which an unreferenced blob stays, because its manifest may follow: ten minutes.
 const GRACE: u64 = 10 * 60;
 
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A transfer that was given up.
+    /// An abandoned partial blob.
     Partial(Digest),
-    /// A blob that nothing names.
+    /// An unreferenced blob.
     Orphan(Digest),
-    /// An image: its references, and the blobs that only it needed.
+    /// An image: its references, and the blobs that no other image needs.
     Image {
-        /// Which.
+        /// Digest of the image.
         digest: Digest,
         /// Second since 1970 of its last use.
         used: u64,
@@ -37,16 +37,16 @@ pub enum Step {
     },
 }
 
-/// Steps and what they free.
+/// Steps, and the bytes that they free.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// In this order.
+    /// The steps, in the order of execution.
     pub steps: Vec<Step>,
     /// Bytes that become free.
     pub freed: u64,
 }
 
-/// Everything that a decision rests on.
+/// The input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// Second since 1970.
@@ -55,7 +55,7 @@ pub struct View<'a> {
     pub wanted: u64,
     /// Whole blobs.
     pub blobs: &'a [BlobFact],
-    /// Unfinished transfers.
+    /// Partial blobs.
     pub partials: &'a [PartialFact],
     /// Images.
     pub images: &'a [Image],
@@ -139,7 +139,8 @@ fn take_images(view: &View<'_>, mut named: HashMap<Digest, u32>, plan: &mut Plan
     }
 }
 
-/// Its references, without a part's that another image needs as well: that one could not be pulled without.
+/// The image's references, except those to parts that another image needs as well: it could not be pulled without
+/// them.
 fn references_that_go(image: &Image, left: &HashMap<Digest, u32>) -> Vec<RefFact> {
     let needed =
         |digest: &Digest| *digest != image.digest && left.get(digest).is_some_and(|count| *count > 0);
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn orphans_go_before_images_and_shared_blobs_with_the_last_image() {
+    fn orphans_are_removed_before_images_and_shared_blobs_with_the_last_image() {
         let blobs = [blob(1, 1, 10), blob(2, 1, 20), blob(3, 50, 5), blob(4, 30, 10), blob(9, 7, 900)];
         let images = [image(&[1, 3, 4], false), image(&[2, 3], false)];
         for (wanted, expected) in [
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn given_up_transfers_go_after_a_day_and_at_once_when_room_is_needed() {
+    fn partial_blobs_are_removed_after_a_day_and_at_once_when_space_is_needed() {
         let partial = |n, age, held| PartialFact { digest: name(n), bytes: 10, modified: NOW - age, held };
         let partials = [partial(1, PARTIAL_AGE, false), partial(2, 5, false), partial(3, PARTIAL_AGE, true)];
         for (wanted, expected) in [(0, vec![1]), (15, vec![1, 2]), (100, vec![1, 2])] {
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_that_nothing_names_yet_has_a_grace() {
+    fn an_unreferenced_blob_stays_for_a_grace_period() {
         let blobs = [blob(1, 10, NOW - GRACE + 1)];
         let plan = plan(&View { now: NOW, wanted: 10, blobs: &blobs, partials: &[], images: &[] });
         assert_eq!(plan, Plan::default());
@@ -221,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_needed_goes_and_the_target_is_reached_when_it_can_be(
+        fn needed_blobs_stay_and_the_target_is_reached_when_possible(
             sizes in proptest::collection::vec((1_u64..100, 0_u64..2_000_000, proptest::bool::weighted(0.1)), 24),
             images in proptest::collection::vec(
                 (proptest::collection::btree_set(0_u8..24, 1..8), proptest::bool::weighted(0.2)), 0..8),
@@ -247,7 +248,7 @@ mod tests {
                 prop_assert!(image.content.iter().all(|digest| !set.contains(digest)), "pinned content stays");
             }
             if plan.freed < wanted {
-                // Whatever is left is held, young, or needed by an image that is pinned or busy.
+                // Remaining images are held, young, or needed by a pinned or busy image.
                 prop_assert!(evicted.len() <= images.len());
                 for blob in blobs.iter().filter(|blob| !set.contains(&blob.digest) && !blob.held) {
                     let named = images.iter().any(|image| image.content.contains(&blob.digest));

@@ -1,8 +1,9 @@
-//! Which records of tags go when there are too many. Pure.
+//! Decides which records of tags to remove when there are too many. Pure.
 //!
-//! The least recently confirmed go first. A tag in use is confirmed again and again, but not while its registry is down; so
-//! the tag of a manifest that is in use counts as confirmed at that use. Of several tags of one manifest only the most
-//! recently confirmed counts so: a client that goes through all of them must not displace those of others.
+//! The least recently confirmed are removed first. A tag in use is confirmed regularly, but not while its registry is
+//! down; so a tag counts as confirmed when its manifest was used. Of several tags of one manifest this applies only
+//! to the most recently confirmed one: a client that requests all tags of a manifest must not displace those of
+//! others.
 
 use std::{
     cmp::Reverse,
@@ -11,7 +12,8 @@ use std::{
 
 use crate::{store::TagFact, types::Digest};
 
-/// The records to remove so that `most` are left of those that may go; `used` says when a manifest was last used, in seconds since 1970.
+/// The records to remove so that `most` of the removable ones are left; `used` holds when a manifest was last used,
+/// in seconds since 1970.
 pub(super) fn surplus<'a>(tags: &'a [TagFact], used: &HashMap<Digest, u64>, most: usize) -> Vec<&'a TagFact> {
     let mut newest_first: Vec<_> = tags.iter().collect();
     newest_first.sort_by_key(|fact| Reverse(fact.confirmed));
@@ -34,7 +36,7 @@ mod tests {
     use crate::types::Repository;
 
     #[test]
-    fn the_least_recently_confirmed_go_and_neither_those_that_are_kept_nor_those_in_use() {
+    fn the_least_recently_confirmed_records_are_removed_unless_kept_or_in_use() {
         let repository = Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
         let tag = |name: &str, manifest: u8, confirmed, kept| TagFact {
             repository: repository.clone(),

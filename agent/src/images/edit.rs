@@ -1,4 +1,4 @@
-//! Pin, unpin, remove. What goes with a removed reference is a pure decision.
+//! Pins, unpins and removes images. The plan of a removal is pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,25 +8,25 @@ use crate::{
     types::{Digest, ImageName, Reference},
 };
 
-/// What was removed.
+/// The result of a removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Removed {
-    /// Names that are gone.
+    /// Removed names.
     pub names: Vec<String>,
-    /// Blobs that went with them.
+    /// Number of removed blobs.
     pub blobs: usize,
-    /// Bytes that are free now.
+    /// Bytes freed.
     pub bytes: u64,
-    /// Blobs that someone is reading: they go when room is needed.
+    /// Blobs that are being read: evicted when space is needed.
     pub in_use: usize,
 }
 
-/// Keeps an image from eviction, or lets it go again; gives the names that were pinned or unpinned.
+/// Pins or unpins an image; returns the changed names.
 pub fn pin(store: &Store, name: &ImageName, pinned: bool) -> Result<Vec<String>, ImageError> {
     let images = all(store)?;
     let (_, mut meant) = find(&images, name)?;
-    // A tag is pinned by its name only; a digest by its own record, unpinned by that alone too.
+    // A pin of a tag covers only this name; a pin of a digest is in the digest's own record.
     if matches!(name.reference(), Reference::Digest(_)) {
         meant.retain(|fact| fact.name == RefName::Digest);
     }
@@ -39,7 +39,7 @@ pub fn pin(store: &Store, name: &ImageName, pinned: bool) -> Result<Vec<String>,
     if changed.is_empty() { Err(ImageError::NotHere(name.to_string())) } else { Ok(changed) }
 }
 
-/// Removes a name, and with the last name of an image what only that image needed.
+/// Removes a name, and with the last name of an image the blobs that no other image needs.
 pub fn remove(store: &Store, name: &ImageName) -> Result<Removed, ImageError> {
     let images = all(store)?;
     let (image, meant) = find(&images, name)?;
@@ -68,8 +68,8 @@ struct Removal {
     blobs: Vec<Digest>,
 }
 
-/// What goes: the references that are meant; with a repository's last tag of the image its records of the manifests
-/// too, unless another image needs them; with the image's last reference the blobs that only it needs.
+/// The references to remove: the named ones; with a repository's last tag of the image also its records of the
+/// manifests, unless another image needs them. With the image's last reference, the blobs that no other image needs.
 fn plan(images: &[Image], image: &Image, meant: &[&RefFact]) -> Result<Removal, ImageError> {
     let doomed = |fact: &RefFact| meant.contains(&fact);
     let named = naming(images);
@@ -91,7 +91,7 @@ fn plan(images: &[Image], image: &Image, meant: &[&RefFact]) -> Result<Removal, 
     if let Some(held) = references.iter().find(|fact| fact.held) {
         return Err(ImageError::Held { name: held.to_string() });
     }
-    // Records of parts that another image needs do not keep this one.
+    // Records of parts that another image needs do not keep this image.
     let kept = left.iter().any(|fact| fact.digest == image.digest);
     let blobs = if kept { Vec::new() } else { image.own(&named).copied().collect() };
     Ok(Removal { references, blobs })
@@ -116,11 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_name_takes_the_records_and_the_blobs_with_it() {
+    fn the_last_name_is_removed_with_the_records_and_the_blobs() {
         let references = || vec![fact("r.test/a", "v1", 1), fact("r.test/a", "", 1), fact("r.test/a", "", 2)];
         let more = |fact: RefFact| references().into_iter().chain([fact]).collect::<Vec<_>>();
         let other = || image(&[5, 3], vec![fact("r.test/x", "v1", 5)]);
-        // the image's references, other images, references that go, blobs that go
+        // the image's references, other images, removed references, removed blobs
         for (references, others, gone, blobs) in [
             (references(), vec![], vec![0, 1, 2], vec![1, 2, 3]),
             (references(), vec![other()], vec![0, 1, 2], vec![1, 2]),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pinned_stays_and_another_name_of_it_may_go() {
+    fn a_pinned_name_stays_and_another_name_of_the_image_is_removed() {
         let mut references = vec![fact("r.test/a", "v1", 1), fact("r.test/a", "v2", 1)];
         references[0].pinned = true;
         let images = [image(&[1, 3], references.clone())];

@@ -1,4 +1,4 @@
-//! What `hearth-agent ls` shows.
+//! The list of images for `hearth-agent ls`.
 
 use std::collections::HashMap;
 
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 use super::{all, links, naming, whole};
 use crate::store::{Store, StoreError};
 
-/// An image as people see it.
+/// An image in the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Listed {
-    /// Its manifest or index.
+    /// Digest of its manifest or index.
     pub digest: String,
-    /// What it is called, tags first.
+    /// Its names, tags first.
     pub names: Vec<Name>,
-    /// It is never evicted.
+    /// Whether it is pinned.
     pub pinned: bool,
-    /// Everything that a container runtime needs is here.
+    /// Whether everything that a container runtime needs is stored.
     pub complete: bool,
-    /// Bytes of it that are here, those that it shares included.
+    /// Stored bytes of the image, including those shared with other images.
     pub bytes: u64,
-    /// Bytes that no other image shares: what its removal frees.
+    /// Bytes that no other image shares: its removal frees them.
     pub own_bytes: u64,
-    /// Blobs that are named by what is here and missing.
+    /// Blobs that stored manifests refer to and that are missing.
     pub missing_blobs: usize,
-    /// Images of an index (platforms, attestations) that are not here.
+    /// Images of an index (platforms, attestations) that are not stored.
     pub missing_images: usize,
     /// Second since 1970 of its last use.
     pub last_used: u64,
@@ -37,11 +37,11 @@ pub struct Listed {
 pub struct Name {
     /// `registry/repository:tag` or `registry/repository@digest`.
     pub name: String,
-    /// This name keeps the image.
+    /// Whether this name pins the image.
     pub pinned: bool,
 }
 
-/// Every image, by its first name.
+/// All images, sorted by their first name.
 pub fn list(store: &Store) -> Result<Vec<Listed>, StoreError> {
     store.flush_usage();
     let (images, blobs) = (all(store)?, store.blobs()?);

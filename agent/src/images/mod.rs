@@ -1,15 +1,15 @@
-//! Which images the store holds: references put together with what their manifests name.
+//! The images in the store: references combined with the content of their manifests.
 //!
-//! An image is a manifest (or index) that a repository is known to have, with everything it names. A manifest that is
-//! part of an index and has no tag of its own belongs to that index. References on disk are the truth; nothing is
-//! remembered here, every call looks anew. All functions block.
+//! An image is a manifest (or index) that a repository has, with everything it refers to. A manifest that is part of
+//! an index and has no tag of its own belongs to that index. References on disk are the truth; nothing is cached
+//! here, every call reads them again. All functions block.
 //!
 //! | part | owns |
 //! | --- | --- |
-//! | `whole` | what of an image is here and what is missing (pure) |
-//! | `list` | what people see |
+//! | `whole` | stored and missing parts of an image (pure) |
+//! | `list` | the list of images |
 //! | [`archive`] | import and export |
-//! | `edit` | pin, unpin, remove; what goes with a reference (pure) |
+//! | `edit` | pin, unpin, remove; the plan of a removal (pure) |
 
 pub mod archive;
 mod edit;
@@ -27,41 +27,41 @@ use crate::{
     types::{Digest, ImageName, ManifestLinks, Role},
 };
 
-/// Indexes within indexes that are followed.
+/// Deepest nesting of indexes.
 pub const MAX_DEPTH: u32 = 3;
 
 /// Why an image cannot be shown or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// No reference of this name.
-    #[error("`{0}` is not in the store; `hearth-agent ls` shows what is")]
+    #[error("`{0}` is not in the store; `hearth-agent ls` lists its images")]
     NotHere(String),
-    /// Kept by hand.
+    /// The image is pinned.
     #[error("`{name}` is pinned: `hearth-agent unpin {name}` first")]
     Pinned {
         /// The pinned reference.
         name: String,
     },
-    /// Kept by a set.
-    #[error("`{name}` is kept by a pre-pull set: take it out of the set first")]
+    /// The image belongs to a pre-pull set.
+    #[error("`{name}` is kept by a pre-pull set: remove it from the set first")]
     Held {
         /// The reference.
         name: String,
     },
-    /// Not an image of its own.
-    #[error("`{name}` is a part of `{whole}`: name that one")]
+    /// The name stands for a part of another image.
+    #[error("`{name}` is part of `{whole}`: use that name")]
     Part {
-        /// What was named.
+        /// The given name.
         name: String,
-        /// A name of what it is a part of.
+        /// A name of the image that it is part of.
         whole: String,
     },
-    /// Only a part of it is here.
-    #[error("`{name}` is not complete here, `{missing}` is missing: pull it through the mirror first")]
+    /// The image is stored only in part.
+    #[error("`{name}` is not complete in the store, `{missing}` is missing: pull it through the agent first")]
     Incomplete {
-        /// Which.
+        /// Name of the image.
         name: String,
-        /// The first thing that is missing.
+        /// The first missing digest.
         missing: String,
     },
     /// The store failed.
@@ -69,42 +69,43 @@ pub enum ImageError {
     Store(#[from] StoreError),
 }
 
-/// A manifest that is named, and everything that it names.
+/// A referenced manifest, and everything that it refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Its manifest or index.
     pub digest: Digest,
-    /// Who names it or a part of it.
+    /// The references to it or a part of it.
     pub references: Vec<RefFact>,
-    /// Itself, the manifests in it, configurations, layers; each once, here or not.
+    /// Itself, the manifests in it, configurations, layers; each once, stored or not.
     pub content: Vec<Digest>,
 }
 
 impl Image {
-    /// Second since 1970 of its last use. The use of a blob speaks for an image only when no other image needs it.
+    /// Second since 1970 of its last use. The use of a blob counts for an image only when no other image needs the
+    /// blob.
     pub fn last_use(&self, named: &HashMap<Digest, u32>, blobs: &HashMap<Digest, &BlobFact>) -> u64 {
         let root = blobs.get(&self.digest).map_or(0, |blob| blob.used);
         self.own(named).filter_map(|digest| blobs.get(digest)).map(|blob| blob.used).fold(root, u64::max)
     }
 
-    /// What no other image names.
+    /// The content that no other image refers to.
     pub fn own(&self, named: &HashMap<Digest, u32>) -> impl Iterator<Item = &Digest> {
         self.content.iter().filter(|digest| named.get(*digest) == Some(&1))
     }
 
-    /// Whether someone keeps it: by hand, or a pre-pull set.
+    /// Whether it is pinned, or belongs to a pre-pull set.
     pub fn is_pinned(&self) -> bool {
         self.references.iter().any(RefFact::is_kept)
     }
 
-    /// A name to call it by: a tag if it has one.
+    /// A name for messages: a tag if it has one.
     fn name(&self) -> String {
         let tagged = self.references.iter().find(|reference| reference.name.is_tag());
         tagged.or(self.references.first()).map_or_else(|| self.digest.to_string(), ToString::to_string)
     }
 }
 
-/// In how many images each digest is named.
+/// The number of images that refer to each digest.
 pub fn naming(images: &[Image]) -> HashMap<Digest, u32> {
     let mut named = HashMap::new();
     for digest in images.iter().flat_map(|image| &image.content) {
@@ -113,7 +114,7 @@ pub fn naming(images: &[Image]) -> HashMap<Digest, u32> {
     named
 }
 
-/// Every image: manifests that are named, without those that are part of another one and have no tag of their own.
+/// All images: referenced manifests, except those that are part of another one and have no tag of their own.
 pub fn all(store: &Store) -> Result<Vec<Image>, StoreError> {
     let mut named: HashMap<Digest, Vec<RefFact>> = HashMap::new();
     for reference in store.references()? {
@@ -126,7 +127,7 @@ fn links(store: &Store, digest: &Digest) -> Option<ManifestLinks> {
     ManifestLinks::parse(&store.read_small(digest)?).ok()
 }
 
-/// Puts references together to images. Pure but for `links`.
+/// Groups references into images. Pure except for `links`.
 fn group(
     mut named: HashMap<Digest, Vec<RefFact>>,
     links: &dyn Fn(&Digest) -> Option<ManifestLinks>,
@@ -140,7 +141,7 @@ fn group(
         })
         .collect();
     let tagged = |references: &[RefFact]| references.iter().any(|reference| reference.name.is_tag());
-    // A part's record goes and stays with the whole.
+    // A part's record belongs to the whole image.
     let mut parts: HashMap<Digest, Digest> = HashMap::new();
     for image in &images {
         for part in image.content.iter().skip(1) {
@@ -180,7 +181,7 @@ fn gather(
     }
 }
 
-/// The image that a name stands for, and the references that the name means.
+/// The image that a name stands for, and the references with this name.
 fn find<'a>(images: &'a [Image], name: &ImageName) -> Result<(&'a Image, Vec<&'a RefFact>), ImageError> {
     use crate::types::Reference;
     let meant = |fact: &RefFact| {

@@ -1,29 +1,29 @@
-//! What of an image is here. Pure but for its two looks at the store.
+//! Determines which parts of an image are stored. Pure except for its two functions that read the store.
 
 use std::collections::HashSet;
 
 use super::MAX_DEPTH;
 use crate::types::{Digest, ManifestLinks, Role};
 
-/// What of an image is here and what is missing.
+/// The stored and missing parts of an image.
 ///
-/// An index is there as soon as one of its images is: runtimes fetch their own platform only. Layers that are to be
-/// had elsewhere (`urls`, non-distributable types) may be missing.
+/// An index is complete as soon as one of its images is: runtimes fetch only their own platform. Layers with other
+/// sources (`urls`, non-distributable types) may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whole {
-    /// A runtime can be given the image.
+    /// Whether a runtime can pull the image from the store.
     pub complete: bool,
-    /// The image itself and every complete part of it that is here; each once.
+    /// The stored manifest and all stored complete parts of it; each once.
     pub content: Vec<Digest>,
-    /// Those of the content that are manifests.
+    /// The manifests among the content.
     pub manifests: Vec<Digest>,
-    /// Named by a manifest that is here, and not here, or of another size.
+    /// Content of a stored manifest that is missing, or has another size.
     pub missing: Vec<Digest>,
-    /// Images of an index that are not here.
+    /// Images of an index that are not stored.
     pub absent: Vec<Digest>,
 }
 
-/// Looks at an image. `links` reads a manifest that is here, `size` gives the size of content that is here.
+/// Examines an image. `links` reads a stored manifest, `size` returns the size of stored content.
 pub fn whole(
     root: &Digest,
     links: &dyn Fn(&Digest) -> Option<ManifestLinks>,
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn an_image_is_whole_with_everything_and_an_index_with_one_image() {
-        // what is here, complete, content, missing, absent
+        // stored digests, complete, content, missing, absent
         for (root, here, complete, content, missing, absent) in [
             (2, &[2, 4, 5][..], true, &[2, 4, 5][..], &[][..], &[][..]),
             (2, &[2, 4], false, &[2, 4], &[5], &[]),

@@ -16,24 +16,24 @@ use super::{Code, RuntimeError};
 /// Flag byte and length.
 const PREFIX: usize = 5;
 
-/// Larger answers are none to the calls that are made here.
+/// Larger responses do not occur for the calls in this file.
 const LARGEST_ANSWER: usize = 1024 * 1024;
 
 /// Longest wait for a socket of the same node.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// A method and what goes with it.
+/// A method and its parameters.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Method {
     /// `/package.Service/Method`.
     pub(super) path: &'static str,
-    /// containerd's own services look into one of its namespaces.
+    /// containerd's own services need one of its namespaces.
     pub(super) namespace: Option<&'static str>,
     /// Longest time for the whole call.
     pub(super) limit: Duration,
 }
 
-/// Calls and waits for the answer.
+/// Calls the method and waits for the response.
 pub(super) async fn call<Answer: Message + Default>(
     socket: &Path,
     method: Method,
@@ -75,7 +75,7 @@ async fn exchange(socket: &Path, method: Method, request: &impl Message) -> Resu
         let response = sender.send_request(request).await.map_err(|error| broke_off(method, &error))?;
         let (head, body) = response.into_parts();
         if !head.status.is_success() {
-            return Err(strange(method, &format!("it was answered with {}", head.status)));
+            return Err(strange(method, &format!("it has the HTTP status {}", head.status)));
         }
         let body = Limited::new(body, LARGEST_ANSWER).collect().await;
         let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
@@ -85,19 +85,19 @@ async fn exchange(socket: &Path, method: Method, request: &impl Message) -> Resu
         outcome(method, body.trailers(), &head.headers)?;
         Ok(body.to_bytes())
     };
-    // The connection lives inside of this call and ends with it.
+    // The connection exists only for this call.
     tokio::pin!(connection, asking);
     tokio::select! {
         answer = &mut asking => answer,
         ended = &mut connection => match ended {
-            // What was received before the end is still to be read.
+            // Data that arrived before the end is still to be read.
             Ok(()) => asking.await,
             Err(error) => Err(broke_off(method, &error)),
         },
     }
 }
 
-/// An error without a message has its outcome among the headers.
+/// A response without a message has its outcome in the headers.
 fn outcome(method: Method, trailers: Option<&HeaderMap>, headers: &HeaderMap) -> Result<(), RuntimeError> {
     let fields = trailers.filter(|trailers| trailers.contains_key("grpc-status")).unwrap_or(headers);
     let text = |name: &str| fields.get(name).and_then(|value| value.to_str().ok());

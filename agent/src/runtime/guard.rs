@@ -1,5 +1,5 @@
-//! Stops calling a container runtime that ends when it is called: a defect of ours or of the runtime must not end it over
-//! and over on every node of a cluster. Pure but for the lock.
+//! Stops calling a container runtime that crashes when it is called: a defect of the agent or of the runtime must not
+//! crash it over and over on every node of a cluster. Pure except for the lock.
 
 use std::{
     collections::HashMap,
@@ -9,28 +9,28 @@ use std::{
 
 use jiff::Timestamp;
 
-/// The end of a runtime counts when it comes this soon after the beginning of a call. A pull lasts longer, and an
-/// administrator may restart the runtime meanwhile.
+/// A crash counts when it comes this soon after the start of a call. A pull takes longer, and an administrator may
+/// restart the runtime meanwhile.
 const RIGHT_AFTER: Duration = Duration::from_secs(10);
 
-/// So many ends after the same call, with no answer to it in between, are no coincidence.
+/// This many crashes after the same call, without an answer to it in between, are not a coincidence.
 const MOST: u32 = 2;
 
-/// How a call ended, as far as the guard is concerned.
+/// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The runtime answered, with whatever.
+    /// The runtime answered, also with an error.
     Answered,
-    /// The connection ended in the middle of the call, and nothing answers at the socket any more.
+    /// The connection was closed during the call, and nothing listens at the socket any more.
     Gone,
-    /// Anything else: it says nothing about the runtime's health.
+    /// Anything else: it does not show whether the runtime crashed.
     Other,
 }
 
 /// Why the runtime is not called any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// The call that it ended after.
+    /// The call after which it crashed.
     pub method: &'static str,
     /// Since when it is not called.
     pub since: Timestamp,
@@ -42,7 +42,7 @@ struct State {
     stopped: Option<Stopped>,
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Guard(Mutex<State>);
 
@@ -56,7 +56,8 @@ impl Guard {
         self.state().stopped
     }
 
-    /// Takes the outcome of a call that took `elapsed`; says whether it was the last one.
+    /// Notes the outcome of a call that took `elapsed`; returns whether the runtime must not be called any more from
+    /// now on.
     pub(super) fn note(&self, method: &'static str, outcome: Outcome, elapsed: Duration) -> bool {
         let mut state = self.state();
         match outcome {
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_runtime_that_ended_twice_after_the_same_call_is_not_called_again() {
+    fn a_runtime_that_crashed_twice_after_the_same_call_is_not_called_again() {
         use Outcome::{Answered, Gone, Other};
         const SOON: Duration = Duration::from_secs(1);
         for (calls, expected) in [

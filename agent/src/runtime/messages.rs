@@ -1,6 +1,6 @@
-//! The messages that are used, with the field numbers of `runtime/v1/api.proto` of the container runtime interface and
-//! of containerd's `services/images/v1/images.proto`. Written out, because the bindings that exist are generated with
-//! `protoc`, which a machine that builds this need not have.
+//! The messages in use, with the field numbers of `runtime/v1/api.proto` of the container runtime interface and of
+//! containerd's `services/images/v1/images.proto`. Written by hand, because the existing bindings are generated with
+//! `protoc`, which a build machine need not have.
 
 use std::{collections::HashMap, fmt};
 
@@ -21,7 +21,7 @@ pub(super) struct ImageSpec {
     pub(super) image: String,
 }
 
-/// Its text never shows the password.
+/// Its debug output does not contain the password.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 pub(super) struct AuthConfig {
@@ -51,7 +51,7 @@ pub(super) struct PullImageResponse {
     pub(super) image_ref: String,
 }
 
-/// Of `ImageStatus` and of `RemoveImage`.
+/// For `ImageStatus` and `RemoveImage`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ImageRequest {
     #[prost(message, optional, tag = "1")]
@@ -79,8 +79,8 @@ pub(super) struct Image {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RemoveImageResponse {}
 
-/// An image's record in containerd. containerd from 1.7 on dereferences `target` without looking, also where the update
-/// mask leaves it out: a record without one ends the daemon. So a record is sent as it was received.
+/// An image's record in containerd. containerd since 1.7 dereferences `target` without a check, even if the update
+/// mask leaves it out: a record without one crashes the daemon. So a record is sent back as it was received.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
     #[prost(string, tag = "1")]
@@ -143,6 +143,6 @@ pub(super) struct UpdateImageRequest {
     pub(super) update_mask: Option<FieldMask>,
 }
 
-/// The record comes back; nobody reads it.
+/// The updated record, which is not used.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct UpdateImageResponse {}

@@ -1,16 +1,16 @@
-//! The node's container runtime, through its socket: loading images into it, pinned there where it lets others pin.
+//! The node's container runtime, through its socket: loads images into it and pins them if it supports that.
 //!
-//! The runtime is asked to pull by the interface that a kubelet uses (CRI `ImageService`), so the image arrives on the way
-//! on which a pod's would: the runtime asks its mirrors, this agent among them, unpacks, and records the image. A pin keeps
-//! it from the kubelet's collection of images:
+//! Pulls use the interface of the kubelet (CRI `ImageService`), so that the image arrives in the same way as for a
+//! pod: the runtime requests it from its mirrors, including this agent, unpacks it, and records it. A pin protects it
+//! from the kubelet's image garbage collection:
 //!
 //! | runtime | pin |
 //! | --- | --- |
 //! | containerd from 1.7 on | the label `io.cri-containerd.pinned` on the image's record, by containerd's own API |
-//! | containerd before | the label is set and not heeded: [`Pin::Unsupported`] |
+//! | containerd before | the label is set but ignored: [`Pin::Unsupported`] |
 //! | CRI-O | only by `pinned_images` in its configuration: [`Pin::Unsupported`] |
 //!
-//! Whoever may use the socket is root on the node: it is used only when the operator names it.
+//! Access to the socket is equivalent to root on the node: it is used only when the operator configures it.
 
 mod grpc;
 mod guard;
@@ -34,7 +34,7 @@ use messages::{
     UpdateImageRequest, UpdateImageResponse, VersionRequest, VersionResponse,
 };
 
-/// Where runtimes put their sockets, most usual first.
+/// The usual sockets of runtimes, most common first.
 pub const SOCKETS: [&str; 3] =
     ["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock"];
 
@@ -44,12 +44,12 @@ const PULL_LIMIT: Duration = Duration::from_hours(1);
 /// Longest time for calls that look something up or change a record. Removing an image waits for its files.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// A process that ends closes its connections and its listening socket at the same moment, in some order.
+/// A process that crashes closes its connections and its listening socket at the same time, in any order.
 const GONE_AFTER: Duration = Duration::from_millis(100);
 
 const PINNED: &str = "io.cri-containerd.pinned";
 
-/// The only one of containerd's namespaces that CRI looks into.
+/// The only namespace of containerd that CRI uses.
 const NAMESPACE: &str = "k8s.io";
 
 const VERSION: Method =
@@ -71,7 +71,7 @@ const LABEL: Method = Method {
     limit: CALL_LIMIT,
 };
 
-/// An outcome in gRPC's numbers.
+/// A gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code(pub u32);
 
@@ -80,68 +80,68 @@ impl Code {
     const UNIMPLEMENTED: Self = Self(12);
 }
 
-/// Why the runtime did not do it.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// Nothing answers at the socket.
-    #[error("no container runtime answers at `{}`: is it running, and may this process use the socket", socket.display())]
+    #[error("no container runtime answers at `{}`: check that it is running and that the agent has access to the socket", socket.display())]
     Unreachable {
-        /// Where.
+        /// Path of the socket.
         socket: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The runtime said no.
-    #[error("the container runtime refuses `{method}` (code {}): {message}", code.0)]
+    /// The runtime returned an error.
+    #[error("the container runtime failed `{method}` (gRPC code {}): {message}", code.0)]
     Refused {
-        /// Which call.
+        /// The call.
         method: &'static str,
-        /// In gRPC's numbers.
+        /// The gRPC status code.
         code: Code,
-        /// In its words.
+        /// The runtime's message.
         message: String,
     },
-    /// It took too long.
+    /// The call timed out.
     #[error("the container runtime did not answer `{method}` within {limit:?}")]
     TimedOut {
-        /// Which call.
+        /// The call.
         method: &'static str,
         /// The limit.
         limit: Duration,
     },
-    /// It ended during the call, or closed the connection.
+    /// The runtime crashed during the call, or closed the connection.
     #[error("the container runtime closed the connection during `{method}`: {cause}")]
     BrokeOff {
-        /// Which call.
+        /// The call.
         method: &'static str,
-        /// What was seen of it.
+        /// The cause.
         cause: String,
     },
-    /// It ended twice right after the same call.
+    /// The runtime crashed twice right after the same call.
     #[error(
-        "the container runtime ended twice right after `{}`: it is not called again before the agent restarts; see the \
+        "the container runtime stopped twice right after `{}`: it is not called again until the agent restarts; see the \
          runtime's log, and set `runtime: false` in the image sets if its version is not supported",
         .0.method
     )]
     Stopped(Stopped),
-    /// Something else than a container runtime.
-    #[error("the answer to `{method}` is not understood: {what}")]
+    /// The response is not that of a container runtime.
+    #[error("invalid response to `{method}`: {what}")]
     Protocol {
-        /// Which call.
+        /// The call.
         method: &'static str,
-        /// What is wrong.
+        /// What is wrong with the response.
         what: String,
     },
 }
 
 impl RuntimeError {
-    /// No registry has the image under this name, as far as the runtime could find out.
+    /// Whether no registry has the image with this name, as far as the runtime could find out.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code: Code::NOT_FOUND, .. })
     }
 }
 
-/// A name and a password for the registry. The runtime gives them to registries only that ask for them.
+/// A name and a password for the registry. The runtime sends them only to registries that require authentication.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Auth {
     /// The name.
@@ -156,26 +156,26 @@ impl fmt::Debug for Auth {
     }
 }
 
-/// Whether the kubelet will leave an image alone.
+/// Whether an image is protected from the kubelet's garbage collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pin {
     /// The runtime lists it as pinned.
     Held,
-    /// The runtime does not let others pin: its own configuration has to name the image.
+    /// The runtime does not support pins by clients: its own configuration has to list the image.
     Unsupported,
 }
 
 /// An image in the runtime, unpacked and ready for a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// The runtime's id of it.
+    /// The runtime's id of the image.
     pub id: String,
-    /// Whether it stays when the disk fills.
+    /// Whether the image is protected when the disk fills.
     pub pin: Pin,
 }
 
-/// A container runtime. Cheap to clone: every call has a connection of its own, so that a restart of the runtime costs
-/// the calls in flight and no more.
+/// A container runtime. Cheap to clone: every call has a connection of its own, so that a restart of the runtime only
+/// fails the running calls.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     socket: PathBuf,
@@ -183,22 +183,22 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// The runtime behind a socket; nothing is opened yet.
+    /// The runtime behind a socket; connects only when called.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self { socket: socket.into(), guard: Arc::default() }
     }
 
-    /// Its socket.
+    /// The path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Why it is not called any more, when that is so.
+    /// Why the runtime is not called any more, if so.
     pub fn stopped(&self) -> Option<Stopped> {
         self.guard.stopped()
     }
 
-    /// Calls it, unless it ended twice right after such a call.
+    /// Calls the runtime, unless it crashed twice right after such a call.
     async fn call<Answer: Message + Default>(
         &self,
         method: Method,
@@ -217,33 +217,33 @@ impl Runtime {
         if self.guard.note(method.path, outcome, began.elapsed()) {
             tracing::error!(
                 socket = %self.socket.display(), method = method.path,
-                "the container runtime ended twice right after this call: it is not called again before the agent restarts"
+                "the container runtime stopped twice right after this call: it is not called again until the agent restarts"
             );
         }
         answer
     }
 
-    /// Whether nothing listens at the socket, a moment after a connection broke off.
+    /// Whether nothing listens at the socket shortly after a connection was closed.
     async fn is_gone(&self) -> bool {
         tokio::time::sleep(GONE_AFTER).await;
         tokio::net::UnixStream::connect(&self.socket).await.is_err()
     }
 
-    /// Its name (`containerd`, `cri-o`): the answer to whether it is there at all.
+    /// The runtime's name (`containerd`, `cri-o`); fails when it does not answer.
     pub async fn name(&self) -> Result<String, RuntimeError> {
         let answer: VersionResponse = self.call(VERSION, &VersionRequest {}).await?;
         Ok(answer.runtime_name)
     }
 
-    /// Has it pull and unpack `image` and pins it there. When the image is there already and the tag has not moved, the
-    /// registry is asked about the tag alone. Dropping the future cancels the pull.
+    /// Pulls, unpacks and pins `image` in the runtime. When the image exists and the tag has not changed, only the
+    /// tag is resolved. Dropping the future cancels the pull.
     pub async fn load(&self, image: &str, auth: Option<Auth>) -> Result<Loaded, RuntimeError> {
         let id = self.pull(image, auth).await?;
         let pin = self.set_pin(image, true).await?;
         Ok(Loaded { id, pin })
     }
 
-    /// Has it pull and unpack `image`; gives the image's id.
+    /// Pulls and unpacks `image`; returns the image's id.
     pub async fn pull(&self, image: &str, auth: Option<Auth>) -> Result<String, RuntimeError> {
         let auth = auth.map(|Auth { username, password }| AuthConfig { username, password });
         let request = PullImageRequest { image: Some(named(image)), auth };
@@ -251,19 +251,19 @@ impl Runtime {
         Ok(answer.image_ref)
     }
 
-    /// Lets go of what [`Self::load`] pinned; the kubelet removes the image when it wants the space. One that is not
-    /// there is let go of already.
+    /// Removes the pin of [`Self::load`]; the kubelet removes the image when it needs the space. Succeeds when the
+    /// image does not exist.
     pub async fn release(&self, image: &str) -> Result<(), RuntimeError> {
         self.set_pin(image, false).await.map(drop)
     }
 
-    /// Removes an image and all its names. One that is not there is removed already.
+    /// Removes an image and all its names. Succeeds when it does not exist.
     pub async fn remove(&self, image: &str) -> Result<(), RuntimeError> {
         let request = ImageRequest { image: Some(named(image)) };
         self.call(REMOVE, &request).await.map(|RemoveImageResponse {}| ())
     }
 
-    /// Whether the image is there, unpacked.
+    /// Whether the image exists, unpacked.
     pub async fn has(&self, image: &str) -> Result<bool, RuntimeError> {
         Ok(self.status(image).await?.is_some())
     }
@@ -285,7 +285,7 @@ impl Runtime {
             Err(RuntimeError::Refused { code: Code::NOT_FOUND, .. }) => return Ok(Pin::Unsupported),
             Err(error) => return Err(error),
         }
-        // The runtime takes note of a changed record a moment later, if its version does so at all.
+        // The runtime updates its list from a changed record a moment later, if its version does so at all.
         for pause in PIN_PAUSES {
             tokio::time::sleep(pause).await;
             if self.status(image).await?.is_some_and(|image| image.pinned == pinned) {
@@ -295,7 +295,7 @@ impl Runtime {
         Ok(Pin::Unsupported)
     }
 
-    /// containerd's record of an image; `None` when there is none, and in runtimes that have no such service (CRI-O).
+    /// containerd's record of an image; `None` when there is none, or the runtime has no such service (CRI-O).
     async fn record(&self, name: &str) -> Result<Option<Record>, RuntimeError> {
         let request = GetImageRequest { name: name.to_owned() };
         match self.call(RECORD, &request).await {
@@ -306,16 +306,16 @@ impl Runtime {
     }
 }
 
-/// Sets or removes the pin of a complete record; the mask leaves the rest of it as it is.
+/// Sets or removes the pin in a complete record; the mask leaves its other fields unchanged.
 fn update(mut record: Record, pinned: bool) -> UpdateImageRequest {
-    // An empty label is removed.
+    // An empty value removes the label.
     let value = if pinned { "pinned" } else { "" };
     record.labels.insert(PINNED.to_owned(), value.to_owned());
     let mask = FieldMask { paths: vec![format!("labels.{PINNED}")] };
     UpdateImageRequest { image: Some(record), update_mask: Some(mask) }
 }
 
-/// When it is looked whether a pin is in force.
+/// Pauses before the checks of whether a pin is in force.
 const PIN_PAUSES: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1)];
 
@@ -323,7 +323,7 @@ fn named(image: &str) -> ImageSpec {
     ImageSpec { image: image.to_owned() }
 }
 
-/// The name of the record that stands for `image`: the same words, as the runtime writes them.
+/// The name of the record for `image`: the same name, as the runtime spells it.
 fn record_name<'a>(found: &'a Image, image: &str) -> Option<&'a str> {
     let all = || found.repo_tags.iter().chain(&found.repo_digests);
     all().find(|name| *name == image).or_else(|| all().next()).map(String::as_str)
@@ -350,14 +350,14 @@ mod tests {
         assert_eq!(record_name(&Image::default(), "a"), None);
     }
 
-    /// What containerd looks for in a record.
+    /// The field of a record that containerd dereferences.
     #[derive(Clone, PartialEq, prost::Message)]
     struct OnTheWire {
         #[prost(message, optional, tag = "3")]
         target: Option<messages::Target>,
     }
 
-    /// `Images/Update` without `target` ended containerd 1.7.24 and 2.1.9: a nil dereference in the daemon.
+    /// `Images/Update` without `target` crashed containerd 1.7.24 and 2.1.9: a nil dereference in the daemon.
     #[test]
     fn a_written_record_has_a_target_also_when_it_is_empty() {
         let target = messages::Target { digest: "sha256:1".into(), size: 7, ..messages::Target::default() };
@@ -378,7 +378,8 @@ mod tests {
         assert!(!format!("{auth:?} {request:?}").contains("secret"));
     }
 
-    /// Listens, reads the beginning of a request, and ends like a process that crashes: connection and listener close.
+    /// Listens, reads the beginning of a request, and ends like a process that crashes: connection and listener
+    /// close.
     async fn end_at_a_call(listener: tokio::net::UnixListener) {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut preface = [0; 24];
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_runtime_that_ends_twice_at_the_same_call_is_not_called_again() {
+    async fn a_runtime_that_crashes_twice_at_the_same_call_is_not_called_again() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("containerd.sock");
         let listen = || {
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_nobody_answers_is_named() {
+    async fn an_error_contains_the_socket_that_does_not_answer() {
         let error = Runtime::new("/nowhere/x.sock").load("a", None).await.unwrap_err();
         assert!(error.to_string().contains("/nowhere/x.sock") && !error.is_not_found(), "{error}");
     }

@@ -1,7 +1,7 @@
-//! A slow look at every stored blob: whether it still is what its name says.
+//! Slowly checks every stored blob against its digest.
 //!
-//! Goes through the store in the order of digests, at a bounded rate, once a week at most, and goes on where it was after
-//! a restart. A bad blob is taken out, counted and named in the log; the next client that wants it has it fetched again.
+//! Reads the store in the order of digests, at a limited rate, at most once a week, and continues after a restart. A
+//! damaged blob is quarantined, counted and logged; it is fetched again at the next request.
 
 mod verify;
 
@@ -20,16 +20,16 @@ use crate::{
 /// Bytes read at once.
 const CHUNK: usize = 1024 * 1024;
 
-/// From the beginning of one round to that of the next.
+/// From the start of one round to the start of the next.
 const ROUND: Duration = Duration::from_hours(7 * 24);
 
-/// How often the place is written down.
+/// How often the position is saved.
 const MARK_EVERY: Duration = Duration::from_mins(1);
 
 /// Pause while there is nothing to do, or nothing can be done.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Where a round is. Everything in earlier shards, and up to `last` in this one, was looked at.
+/// The position of a round. Everything in earlier shards, and up to `last` in this one, was checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     /// Second since 1970 at which the round began.
@@ -40,19 +40,19 @@ struct Mark {
 }
 
 impl Mark {
-    /// Whether a round is over and the next one not due. Pure.
+    /// Whether a round is complete and the next one not due. Pure.
     fn rests(&self, now: u64) -> bool {
         self.shard >= SHARDS && now.saturating_sub(self.began) < ROUND.as_secs()
     }
 
-    /// The place to go on from: this one, or the beginning of a new round. Pure.
+    /// The position to continue from: this one, or the start of a new round. Pure.
     fn resume(self, now: u64) -> Self {
         let began = if self.shard < SHARDS && self.began > 0 { return self } else { now };
         Self { began, ..Self::default() }
     }
 }
 
-/// The loop. See the module's text.
+/// The check loop. See the module documentation.
 #[derive(Debug)]
 pub struct Scrubber {
     store: Store,
@@ -65,12 +65,12 @@ pub struct Scrubber {
 }
 
 impl Scrubber {
-    /// Puts the parts together.
+    /// Checks nothing before [`Self::run`].
     pub fn new(store: Store, metrics: Metrics, rate: u64) -> Self {
         Self { store, metrics, rate, begun: Instant::now(), read: 0, marked: Instant::now() }
     }
 
-    /// Until told to stop.
+    /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         if self.rate == 0 {
             return;
@@ -78,7 +78,7 @@ impl Scrubber {
         let mut known: Option<Mark> = None;
         let mut idle = IDLE;
         while stop.run_until_cancelled(tokio::time::sleep(idle)).await.is_some() {
-            // Before everything is counted the disk has other things to do.
+            // While everything is being counted, the disk is busy.
             if !self.store.is_counted() {
                 continue;
             }
@@ -101,13 +101,13 @@ impl Scrubber {
             known = Some(mark);
             idle = IDLE;
             if let Some(Err(error)) = round {
-                tracing::warn!(error = %chain(&error), "check of stored blobs broken off: tried again");
+                tracing::warn!(error = %chain(&error), "check of stored blobs interrupted: retrying");
                 idle = MARK_EVERY;
             }
         }
     }
 
-    /// From the mark to the end of the store.
+    /// From the saved position to the end of the store.
     async fn round(&mut self, mark: &mut Mark) -> Result<(), StoreError> {
         while mark.shard < SHARDS {
             let shard = mark.shard;
@@ -125,7 +125,7 @@ impl Scrubber {
             }
             (mark.shard, mark.last) = (shard + 1, None);
         }
-        tracing::info!("every stored blob was checked");
+        tracing::info!("checked all stored blobs");
         Ok(())
     }
 
@@ -133,11 +133,11 @@ impl Scrubber {
         match self.read_through(digest).await {
             Ok(()) => Ok(()),
             Err(damage) if !damage.is_lasting() => {
-                tracing::warn!(%digest, error = %chain(&damage), "stored blob not checked");
+                tracing::warn!(%digest, error = %chain(&damage), "check of a stored blob aborted");
                 Ok(())
             }
             Err(damage) => {
-                tracing::error!(%digest, error = %chain(&damage), "stored blob is damaged: taken out, fetched again when wanted");
+                tracing::error!(%digest, error = %chain(&damage), "stored blob is damaged: quarantined, will be fetched again at the next request");
                 self.metrics.bad_blobs.inc();
                 blocking(&self.store, move |store| store.quarantine(&digest)).await
             }
@@ -165,7 +165,7 @@ impl Scrubber {
         self.marked = Instant::now();
         let mark = mark.clone();
         if let Err(error) = blocking(&self.store, move |store| store.set_check_mark(&mark)).await {
-            tracing::debug!(error = %chain(&error), "place of the check not written down");
+            tracing::debug!(error = %chain(&error), "cannot save the position of the check");
         }
     }
 }
@@ -175,7 +175,7 @@ fn advance(mut look: Look) -> Result<(Look, u64), Damage> {
     Ok((look, read))
 }
 
-/// How long to wait so that `read` bytes take as long as they should. Pure.
+/// How long to wait so that reading `read` bytes takes as long as the rate requires. Pure.
 fn pause(read: u64, rate: u64, elapsed: Duration) -> Duration {
     let micros = u128::from(read) * 1_000_000 / u128::from(rate.max(1));
     Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)).saturating_sub(elapsed)
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_round_is_gone_on_with_and_the_next_one_begins_a_week_after_it() {
+    fn a_round_is_continued_and_the_next_one_starts_a_week_after_it() {
         let week = ROUND.as_secs();
         let half = Mark { began: 1_000, shard: 7, last: Some("sha256:07".into()) };
         assert!(!half.rests(1_000 + 3 * week), "a slow round is finished first");

@@ -1,4 +1,4 @@
-//! `hearth-agent verify`: looks at every stored blob now, as fast as the disk gives them.
+//! `hearth-agent verify`: checks every stored blob now, as fast as the disk allows.
 
 use std::time::{Duration, Instant};
 
@@ -7,31 +7,31 @@ use serde::Serialize;
 use super::{CHUNK, chain};
 use crate::store::{Damage, SHARDS, Store, StoreError};
 
-/// How often progress is told.
+/// How often progress is reported.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// What was found.
+/// The result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// Blobs that were read through.
+    /// Blobs that were read completely.
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Blobs that are not what their names say; they were taken out of the store.
+    /// Blobs that did not match their digests; they were quarantined.
     pub bad: Vec<Bad>,
 }
 
-/// A bad blob.
+/// A damaged blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Bad {
-    /// Its name.
+    /// Its digest.
     pub digest: String,
     /// What is wrong with it.
     pub problem: String,
 }
 
-/// Looks at every blob and takes the bad ones out. `tell` hears of progress: what was found so far, and the share of the
-/// store that was seen, in percent. Blocking.
+/// Checks every blob and quarantines damaged ones. `tell` receives the progress: the result so far, and the checked
+/// share of the store in percent. Blocking.
 pub fn verify(store: &Store, mut tell: impl FnMut(&Verdict, usize)) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict::default();
     let mut told = Instant::now();

@@ -1,20 +1,20 @@
-//! A marked part of somebody else's text file: put in, found again, taken out so that not a byte of the rest differs.
+//! A marked part of a text file: inserts it, finds it, and removes it so that the rest stays the same byte for byte.
 
 const BEGIN: &str =
     "# hearth: begin (written by `hearth-agent setup`, removed by `hearth-agent setup --uninstall`)\n";
-/// The same, where the text before had no line end of its own.
+/// The same, where the text before did not end with a line end.
 const BEGIN_ADDED: &str = "# hearth: begin after an added line end (written by `hearth-agent setup`, removed by `hearth-agent setup --uninstall`)\n";
 const BEGIN_ANY: &str = "# hearth: begin";
 const END: &str = "# hearth: end\n";
 
-/// Markers that do not belong together: somebody edited them.
+/// Markers that are not a pair: the file was edited.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "its lines `# hearth: begin` and `# hearth: end` do not form one pair: remove what lies between by hand"
+    "its lines `# hearth: begin` and `# hearth: end` do not form one pair: remove them and the lines between them by hand"
 )]
 pub struct Torn;
 
-/// Puts `body` in at byte `at`, which begins a line or is the end.
+/// Inserts `body` at byte `at`, which is the start of a line or the end.
 pub fn insert(text: &str, at: usize, body: &str) -> String {
     let (before, after) = text.split_at(at);
     let added = !before.is_empty() && !before.ends_with('\n');
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_in_is_taken_out_byte_for_byte() {
+    fn an_inserted_part_is_removed_byte_for_byte() {
         for (text, at) in [
             ("", 0),
             ("a = 1\n[b]\n", 0),
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn torn_markers_are_not_guessed_at() {
+    fn unpaired_markers_are_an_error() {
         let whole = insert("a\n", 0, "x");
         for torn in [
             whole.replace(END, ""),

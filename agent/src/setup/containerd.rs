@@ -1,28 +1,28 @@
-//! containerd: `hosts.toml` per registry below `config_path`, read anew at every pull; and the traps in its own
-//! configuration, in which requests never arrive here (containerd documentation, "hosts.md"; measured behaviour of
-//! 1.6 to 2.3).
+//! containerd: a `hosts.toml` per registry below `config_path`, read at every pull; and the settings in its
+//! configuration with which requests never reach the agent (containerd documentation, "hosts.md"; measured behaviour
+//! of 1.6 to 2.3).
 
 use toml::{Table, Value};
 
 use super::{Finding, block};
 use crate::types::RegistryPattern;
 
-/// Where containerd looks unless told otherwise, and where files are written then.
+/// containerd's default directory, also used for new files.
 pub(super) const CERTS: &str = "/etc/containerd/certs.d";
 pub(super) const CONFIG: &str = "/etc/containerd/config.toml";
 
 /// Why a `hosts.toml` cannot be edited.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HostsError {
-    #[error("it is not TOML, and containerd ignores it in silence: {0}")]
+    #[error("it is not valid TOML, and containerd ignores it silently: {0}")]
     Toml(Box<toml::de::Error>),
     #[error(transparent)]
     Torn(#[from] block::Torn),
-    #[error("its hosts are written in a form that cannot be added to: write them as `[host.\"URL\"]` tables")]
+    #[error("its hosts have a form that setup cannot extend: write them as `[host.\"URL\"]` tables")]
     Form,
 }
 
-/// Names of the directories that containerd looks for a registry in, in its order.
+/// The directories in which containerd looks for a registry's file, in its order.
 pub(super) fn directories(pattern: &RegistryPattern) -> Vec<String> {
     match pattern {
         RegistryPattern::Any => vec!["_default".to_owned()],
@@ -34,7 +34,7 @@ pub(super) fn directories(pattern: &RegistryPattern) -> Vec<String> {
     }
 }
 
-/// The file with the agent as first host; equal to what there is when the agent is named there already.
+/// The file with the agent as the first host; unchanged when the agent is in it already.
 pub(super) fn with_agent(existing: &str, url: &str) -> Result<String, HostsError> {
     let original = block::remove(existing)?;
     let clean = original.as_deref().unwrap_or(existing);
@@ -45,7 +45,7 @@ pub(super) fn with_agent(existing: &str, url: &str) -> Result<String, HostsError
     let body =
         format!("[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"200ms\"\n\n");
     let edited = block::insert(clean, first_table(clean), &body);
-    // Nothing else may have changed its meaning.
+    // The other content must have kept its meaning.
     let mut after = parse(&edited).map_err(|_| HostsError::Form)?;
     let added = after.get_mut("host").and_then(Value::as_table_mut).and_then(|hosts| hosts.remove(url));
     if hosts(&after).is_some_and(Table::is_empty) && hosts(&before).is_none() {
@@ -54,7 +54,7 @@ pub(super) fn with_agent(existing: &str, url: &str) -> Result<String, HostsError
     if added.is_none() || after != before { Err(HostsError::Form) } else { Ok(edited) }
 }
 
-/// The file as it was before [`with_agent`]; `None` when nothing is left of it or nothing was there.
+/// The file as it was before [`with_agent`]; `None` when nothing is left of it or it did not exist.
 pub(super) fn without_agent(existing: &str) -> Result<Option<String>, HostsError> {
     let clean = block::remove(existing)?;
     Ok(match clean {
@@ -77,7 +77,7 @@ fn hosts(file: &Table) -> Option<&Table> {
     file.get("host").and_then(Value::as_table)
 }
 
-/// Byte at which the first table begins: hosts are tried in the order of the file, and keys before it are the file's own.
+/// Offset of the first table: hosts are tried in the order of the file, and keys before it belong to the file itself.
 fn first_table(text: &str) -> usize {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
@@ -89,20 +89,20 @@ fn first_table(text: &str) -> usize {
     text.len()
 }
 
-/// What containerd's configuration says of registries, put together from its files; later ones win.
+/// containerd's registry settings, merged from its files; later files win.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registries {
-    /// Any configuration was found.
+    /// Whether any configuration was found.
     pub(super) found: bool,
     pub(super) config_path: Option<String>,
-    /// Old keys (`mirrors`, `configs`, `auths`) that are set.
+    /// Old keys (`mirrors`, `configs`, `auths`) in use.
     pub(super) legacy: Vec<String>,
-    /// Pulls go the old way, which understands lists.
+    /// Pulls use the old implementation, which supports lists.
     pub(super) local_pull: bool,
 }
 
 impl Registries {
-    /// Takes another file into account.
+    /// Merges another file.
     pub(super) fn add(&mut self, config: &Table) {
         self.found = true;
         let plugins = config.get("plugins").and_then(Value::as_table);
@@ -134,7 +134,7 @@ impl Registries {
         first.unwrap_or(CERTS)
     }
 
-    /// Everything for which requests would not arrive, and what to do.
+    /// All settings with which requests would not reach the agent, and remedies.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let table = "[plugins.'io.containerd.cri.v1.images'.registry] (containerd 1: [plugins.'io.containerd.grpc.v1.cri'.registry])";
@@ -146,7 +146,7 @@ impl Registries {
             )),
             Some(list) if list.contains(':') && !self.local_pull => findings.push(Finding::trap(
                 CONFIG,
-                format!("`config_path` is a list (`{list}`): containerd 2.1 to 2.3 ignores it in silence when its transfer service pulls"),
+                format!("`config_path` is a list (`{list}`): containerd 2.1 to 2.3 ignores it silently when its transfer service pulls"),
                 format!("set `config_path = \"{}\"` in {table} and restart containerd", self.directory()),
             )),
             Some(_) => {}
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_edited_safely_is_left_alone() {
+    fn a_file_that_cannot_be_edited_safely_is_not_changed() {
         let by_hand = format!("[host.\"{URL}\"]\n");
         assert_eq!(with_agent(&by_hand, URL).unwrap(), by_hand);
         assert_eq!(without_agent(&by_hand).unwrap(), Some(by_hand));

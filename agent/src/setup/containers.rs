@@ -1,6 +1,6 @@
-//! CRI-O, podman, buildah and skopeo: one drop-in of `registries.conf` (containers-registries.conf.d(5)). They know no
-//! `ns`, so each registry is a path below the mirror. A later file's entry replaces an earlier one's whole, so what an
-//! entry said before is said again here, with the agent in front.
+//! CRI-O, podman, buildah and skopeo: one drop-in of `registries.conf` (containers-registries.conf.d(5)). They do not
+//! send `ns`, so each registry is a path below the mirror. An entry in a later file replaces an earlier one
+//! completely, so earlier entries are repeated here, with the agent as the first mirror.
 
 use toml::{Table, Value};
 
@@ -9,12 +9,12 @@ use crate::types::RegistryPattern;
 
 pub(super) const MAIN: &str = "/etc/containers/registries.conf";
 pub(super) const DROP_INS: &str = "/etc/containers/registries.conf.d";
-/// Sorts behind what people call their files.
+/// Sorts after the usual names of other files.
 pub(super) const OURS: &str = "zz-hearth.conf";
 
 const HEADER: &str = "# Written by `hearth-agent setup`; `hearth-agent setup --uninstall` removes it.\n";
 
-/// The drop-in, from what the other files say (path and text, in the order in which they are read).
+/// The drop-in, made from the other files (path and text, in the order in which they are read).
 pub(super) fn drop_in(
     files: &[(String, String)],
     mirror: &str,
@@ -30,9 +30,9 @@ pub(super) fn drop_in(
             findings.push(Finding::note(
                 DROP_INS,
                 format!(
-                    "`{pattern}` cannot be mirrored: registries.conf names one mirror location per registry"
+                    "`{pattern}` cannot be mirrored: registries.conf has one mirror location per registry"
                 ),
-                "name each registry of these nodes in `registries`".to_owned(),
+                "list each registry of these nodes in `registries`".to_owned(),
             ));
             continue;
         };
@@ -52,12 +52,12 @@ pub(super) fn drop_in(
 
 fn entries_of(path: &str, text: &str) -> Result<Vec<(String, Table)>, SetupError> {
     let file: Table =
-        text.parse().map_err(|error| problem(path, &error, "mend the file, then run setup again"))?;
+        text.parse().map_err(|error| problem(path, &error, "fix the file, then run setup again"))?;
     let entries = file.get("registry").and_then(Value::as_array).into_iter().flatten();
     Ok(entries.filter_map(Value::as_table).map(|entry| (path.to_owned(), entry.clone())).collect())
 }
 
-/// What an entry is for: its `prefix`, else its `location`.
+/// The key of an entry: its `prefix`, else its `location`.
 fn prefix(entry: &Table) -> Option<&str> {
     let text = |key: &str| entry.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     text("prefix").or_else(|| text("location"))
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_is_the_first_mirror_and_what_was_said_is_said_again() {
+    fn the_agent_is_the_first_mirror_and_earlier_entries_are_repeated() {
         let other = "[[registry]]\nlocation = \"r.test\"\nblocked = false\n[[registry.mirror]]\nlocation = \"m.test\"\n";
         let (text, findings) =
             drop_in(&[file("10-a.conf", other)], "127.0.0.1:5050", &patterns(&["r.test", "s.test:5000"]))
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_defeat_it_is_named() {
+    fn settings_that_disable_the_drop_in_are_reported() {
         let later = [file("zzz.conf", "[[registry]]\nprefix = \"r.test\"\nlocation = \"x.test\"\n")];
         let (_, findings) = drop_in(&later, "127.0.0.1:5050", &patterns(&["r.test"])).unwrap();
         assert!(findings[0].trap && findings[0].place.ends_with("zzz.conf"), "{findings:?}");

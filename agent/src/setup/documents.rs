@@ -1,5 +1,5 @@
-//! Docker's `daemon.json` and the `registries.yaml` of k3s and RKE2: documents that are read, changed and written
-//! anew. The original is kept beside them, so that it comes back byte for byte.
+//! Docker's `daemon.json` and the `registries.yaml` of k3s and RKE2: documents that are parsed, changed and
+//! rewritten. The original is kept beside them, to be restored byte for byte.
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ pub(super) const DOCKER: &str = "/etc/docker/daemon.json";
 pub(super) const K3S: &str = "/etc/rancher/k3s/registries.yaml";
 pub(super) const RKE2: &str = "/etc/rancher/rke2/registries.yaml";
 
-/// How a document is read, changed and written.
+/// The format of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Document {
     /// `registry-mirrors` of Docker (dockerd(8)): for one registry only.
@@ -24,7 +24,7 @@ impl Document {
         if text.trim().is_empty() {
             return Ok(Map::new());
         }
-        let remedy = "mend the file, then run setup again";
+        let remedy = "fix the file, then run setup again";
         match self {
             Self::Docker => serde_json::from_str(text).map_err(|error| problem(path, &error, remedy)),
             Self::Rancher => serde_saphyr::from_str::<Option<Map<String, Value>>>(text)
@@ -37,13 +37,13 @@ impl Document {
         match self {
             Self::Docker => serde_json::to_string_pretty(document)
                 .map(|text| text + "\n")
-                .map_err(|error| problem(path, &error, "this is a fault of hearth-agent")),
+                .map_err(|error| problem(path, &error, "this is a bug of hearth-agent")),
             Self::Rancher => serde_saphyr::to_string(document)
-                .map_err(|error| problem(path, &error, "this is a fault of hearth-agent")),
+                .map_err(|error| problem(path, &error, "this is a bug of hearth-agent")),
         }
     }
 
-    /// The document with the agent in front of every other mirror.
+    /// The document with the agent before all other mirrors.
     pub(super) fn with_agent(
         self,
         path: &str,
@@ -72,7 +72,7 @@ impl Document {
         self.write(path, &document)
     }
 
-    /// The mirror that stands first: the agent, perhaps at an address of before.
+    /// The first mirror: the agent, perhaps with an earlier address.
     pub(super) fn first(self, path: &str, text: &str) -> Result<Option<String>, SetupError> {
         let document = self.read(path, text)?;
         let lists: Vec<&Value> = match self {
@@ -85,7 +85,7 @@ impl Document {
         Ok(lists.into_iter().find_map(|list| list.get(0)?.as_str().map(str::to_owned)))
     }
 
-    /// The document without the agent, for when it was changed since and the kept original is out of date.
+    /// The document without the agent, for when it was edited after setup, so that the original is out of date.
     pub(super) fn without_agent(self, path: &str, text: &str, url: &str) -> Result<String, SetupError> {
         let mut document = self.read(path, text)?;
         match self {
@@ -105,7 +105,7 @@ impl Document {
 
 fn object<'a>(path: &str, key: &str, value: &'a mut Value) -> Result<&'a mut Map<String, Value>, SetupError> {
     value.as_object_mut().ok_or_else(|| {
-        problem(path, &format!("`{key}` is not a mapping"), "mend the file, then run setup again")
+        problem(path, &format!("`{key}` is not a mapping"), "fix the file, then run setup again")
     })
 }
 
@@ -113,13 +113,13 @@ fn put_first(path: &str, object: &mut Map<String, Value>, key: &str, url: &str) 
     take_out(object, key, url);
     let list = object.entry(key).or_insert_with(|| json!([]));
     let list = list.as_array_mut().ok_or_else(|| {
-        problem(path, &format!("`{key}` is not a list"), "mend the file, then run setup again")
+        problem(path, &format!("`{key}` is not a list"), "fix the file, then run setup again")
     })?;
     list.insert(0, url.into());
     Ok(())
 }
 
-/// An emptied list goes too.
+/// Removes a list that becomes empty.
 fn take_out(object: &mut Map<String, Value>, key: &str, url: &str) {
     if let Some(Value::Array(list)) = object.get_mut(key) {
         let before = list.len();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_with_its_place() {
+    fn an_invalid_document_is_an_error_with_its_path() {
         for (document, text) in [
             (Document::Docker, "{"),
             (Document::Docker, r#"{"registry-mirrors": 7}"#),

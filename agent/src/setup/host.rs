@@ -1,5 +1,4 @@
-//! The node's file system below the place where it is mounted: small text files, read with a limit, changed whole or not
-//! at all.
+//! The node's file system below its mount point: small text files, read with a limit, and replaced atomically.
 
 use std::{
     fs::{self, File},
@@ -9,7 +8,7 @@ use std::{
 
 use super::{Edit, SetupError, problem};
 
-/// Larger files are no configuration.
+/// Larger files are not configuration.
 const LARGEST: u64 = 4 * 1024 * 1024;
 
 #[derive(Debug)]
@@ -30,8 +29,8 @@ impl Host {
         Self { root: root.to_owned() }
     }
 
-    /// Where a path of the node lies. Links of the node that are absolute would lead out of the place where it is
-    /// mounted, into this container's own files.
+    /// The path on this machine. Absolute symbolic links of the node would lead out of its mount point, to this
+    /// container's own files.
     fn locate(&self, path: &str) -> Result<PathBuf, SetupError> {
         let root = fs::canonicalize(&self.root).map_err(failed("find", &self.root))?;
         let located = root.join(path.trim_start_matches('/'));
@@ -39,7 +38,11 @@ impl Host {
         if there.is_some_and(|there| there.starts_with(&root)) {
             Ok(located)
         } else {
-            Err(problem(path, &"a link leads out of the node's file system", "run setup on the node itself"))
+            Err(problem(
+                path,
+                &"a symbolic link leads out of the node's file system",
+                "run setup directly on the node",
+            ))
         }
     }
 
@@ -47,7 +50,7 @@ impl Host {
         Ok(self.locate(path)?.is_dir())
     }
 
-    /// A file's text; `None` when there is none.
+    /// A file's text; `None` when the file does not exist.
     pub(super) fn read(&self, path: &str) -> Result<Option<String>, SetupError> {
         let located = self.locate(path)?;
         let file = match File::open(&located) {
@@ -57,13 +60,13 @@ impl Host {
         let mut bytes = Vec::new();
         file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed("read", &located))?;
         if bytes.len() as u64 > LARGEST {
-            return Err(problem(path, &"it is too large for a configuration file", "look what it is"));
+            return Err(problem(path, &"it is too large for a configuration file", "check the file"));
         }
         let text = String::from_utf8(bytes);
-        text.map(Some).map_err(|error| problem(path, &error, "mend the file, then run setup again"))
+        text.map(Some).map_err(|error| problem(path, &error, "fix the file, then run setup again"))
     }
 
-    /// Names in a directory, sorted; none when there is no directory.
+    /// Names in a directory, sorted; empty when the directory does not exist.
     pub(super) fn list(&self, path: &str) -> Result<Vec<String>, SetupError> {
         let located = self.locate(path)?;
         let entries = match fs::read_dir(&located) {
@@ -72,7 +75,7 @@ impl Host {
         };
         let mut names = Vec::new();
         for entry in entries {
-            // What is not text is not a registry's or a drop-in's name.
+            // Names that are not UTF-8 are not those of registries or drop-ins.
             names.extend(entry.map_err(failed("list", &located))?.file_name().into_string());
         }
         names.sort();
@@ -91,7 +94,11 @@ impl Host {
 
     fn change(&self, edit: &Edit) -> Result<(), SetupError> {
         if self.read(&edit.path)? != edit.before {
-            return Err(problem(&edit.path, &"it was changed by someone else meanwhile", "run setup again"));
+            return Err(problem(
+                &edit.path,
+                &"it was changed by another program meanwhile",
+                "run setup again",
+            ));
         }
         let path = self.locate(&edit.path)?;
         match &edit.after {
@@ -102,7 +109,7 @@ impl Host {
     }
 }
 
-/// Carries a plan out, file by file. What is done stays done when a later one fails; the next run goes on from there.
+/// Carries out a plan, file by file. When a file fails, earlier changes stay, and the next run continues.
 pub fn apply(root: &Path, edits: &[Edit]) -> Result<(), SetupError> {
     let host = Host::new(root);
     edits.iter().try_for_each(|edit| host.change(edit))
@@ -118,18 +125,18 @@ fn replace(path: &Path, text: &str) -> Result<(), SetupError> {
     aside.write_all(text.as_bytes()).map_err(failed("write into", directory))?;
     let permissions = match fs::metadata(path) {
         Ok(metadata) => metadata.permissions(),
-        // Runtimes that do not run as root read it too.
+        // Runtimes that do not run as root read the file too.
         Err(_) => std::os::unix::fs::PermissionsExt::from_mode(0o644),
     };
     aside.as_file().set_permissions(permissions).map_err(failed("set the mode of", path))?;
     aside.as_file().sync_all().map_err(failed("sync", path))?;
-    // A link to the file is followed: the file that it leads to is the one that is changed.
+    // A symbolic link is followed: its target is replaced.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     aside.persist(&target).map_err(|error| failed("replace", &target)(error.error))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))
 }
 
-/// Removes a file, and its directory when nothing else is in it.
+/// Removes a file, and its directory when that is empty.
 fn remove(path: &Path) -> Result<(), SetupError> {
     fs::remove_file(path).map_err(failed("remove", path))?;
     let is_registry = path.ends_with("hosts.toml");

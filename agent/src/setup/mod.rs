@@ -1,15 +1,15 @@
-//! Pointing the node's container runtimes at the agent, and taking that back.
+//! Configures the node's container runtimes to use the agent, and uninstalls that configuration.
 //!
-//! What to write is decided by pure functions over what lies there (`containerd`, `containers`, `documents`), which
-//! also name the settings with which requests would never arrive. [`plan`] puts their answers together without
-//! touching anything; [`apply`] then changes file by file, each whole or not at all, and only if it still is what the
-//! plan saw. Doing it twice changes nothing; undoing it restores every file byte for byte:
+//! Pure functions over the existing files decide what to write (`containerd`, `containers`, `documents`), and report
+//! settings with which requests would never reach the agent. [`plan`] combines their results without a change;
+//! [`apply`] then replaces file by file, each atomically, and only if it is unchanged since the plan. A second run
+//! changes nothing; uninstalling restores every file byte for byte:
 //!
-//! | file | how it comes back |
+//! | file | how it is restored |
 //! | --- | --- |
-//! | containerd's `hosts.toml` | our part lies between two marker lines (`block`) |
-//! | `registries.conf.d/zz-hearth.conf` | all ours |
-//! | `daemon.json`, `registries.yaml` | the original lies beside it, with `.before-hearth` at the end of its name |
+//! | containerd's `hosts.toml` | the agent's part is between two marker lines (`block`) |
+//! | `registries.conf.d/zz-hearth.conf` | removed completely |
+//! | `daemon.json`, `registries.yaml` | the original is kept beside it, with the suffix `.before-hearth` |
 
 mod block;
 pub mod check;
@@ -31,22 +31,22 @@ pub use host::apply;
 
 use crate::types::RegistryPattern;
 
-/// End of the name under which a document's original is kept.
+/// Suffix of the name under which a document's original is kept.
 const BEFORE: &str = ".before-hearth";
 
-/// Kept instead of an original when there was no file; a file that was there and empty is kept as it was.
+/// Kept instead of an original when there was no file; an empty file is kept as it was.
 const NO_FILE: &str = "hearth: there was no file\n";
 
-/// What is to be set up.
+/// What to set up.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// Where the node's file system is mounted; `/` on the node itself.
     pub root: PathBuf,
-    /// Where the runtimes reach the mirror.
+    /// Address at which the runtimes reach the mirror.
     pub mirror: SocketAddr,
-    /// Which registries are served.
+    /// The registries that the agent serves.
     pub registries: Vec<RegistryPattern>,
-    /// Which runtimes; empty means those that are there.
+    /// The runtimes to configure; empty means all that are found.
     pub runtimes: Vec<Runtime>,
 }
 
@@ -70,7 +70,7 @@ impl Runtime {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Containerd, Self::Crio, Self::Docker, Self::K3s, Self::Rke2];
 
-    /// As it is named on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Containerd => "containerd",
@@ -81,7 +81,7 @@ impl Runtime {
         }
     }
 
-    /// The directory by which it is recognised.
+    /// The directory by which it is detected.
     fn home(self) -> &'static str {
         match self {
             Self::Containerd => "/etc/containerd",
@@ -93,14 +93,14 @@ impl Runtime {
     }
 }
 
-/// Something that people should know.
+/// Something that the administrator should know.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
-    /// Requests do not arrive as long as it is so.
+    /// Whether requests do not reach the agent because of it.
     pub trap: bool,
-    /// Which file or directory of the node.
+    /// The file or directory on the node.
     pub place: String,
-    /// What is so.
+    /// What was found.
     pub what: String,
     /// What to do.
     pub remedy: String,
@@ -116,54 +116,54 @@ impl Finding {
     }
 }
 
-/// A file to be changed.
+/// A change of a file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Edit {
     /// Its path on the node.
     pub path: String,
-    /// What lies there now.
+    /// The current content.
     #[serde(skip)]
     pub before: Option<String>,
-    /// What is to lie there; `None` removes it.
+    /// The new content; `None` removes the file.
     pub after: Option<String>,
 }
 
-/// What would be done, and what stands in the way.
+/// The planned changes and findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// Runtimes that were found or named.
     pub runtimes: Vec<Runtime>,
     /// Files to change, in this order.
     pub edits: Vec<Edit>,
-    /// What people should know.
+    /// What the administrator should know.
     pub findings: Vec<Finding>,
 }
 
-/// Why nothing can be set up.
+/// Why setup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A file that cannot be understood, or changed safely.
+    /// A file that cannot be parsed, or changed safely.
     #[error("`{path}`: {what}; {remedy}")]
     Problem {
-        /// Which file of the node.
+        /// The file on the node.
         path: String,
         /// What is wrong.
         what: String,
         /// What to do.
         remedy: String,
     },
-    /// The disk.
+    /// An operation on a file failed.
     #[error("cannot {action} `{}`", path.display())]
     Io {
-        /// What was attempted.
+        /// The operation.
         action: &'static str,
-        /// Where.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// Nothing to set up.
-    #[error("no container runtime found below `{}`: name one with --runtime", .0.display())]
+    /// No runtime was found.
+    #[error("no container runtime found below `{}`: select one with --runtime", .0.display())]
     NoRuntime(PathBuf),
 }
 
@@ -171,7 +171,7 @@ fn problem(path: &str, what: &dyn std::fmt::Display, remedy: &str) -> SetupError
     SetupError::Problem { path: path.to_owned(), what: what.to_string(), remedy: remedy.to_owned() }
 }
 
-/// Decides what to write; with `undo`, what to take back. Reads only.
+/// Decides what to write, or with `undo` what to restore. Only reads.
 pub fn plan(job: &Job, undo: bool) -> Result<Plan, SetupError> {
     let host = Host::new(&job.root);
     let mut planning =
@@ -243,13 +243,13 @@ impl Planning<'_> {
                 None => self.plan.findings.push(Finding::note(
                     &certs,
                     format!(
-                        "`{pattern}` cannot be mirrored: containerd knows whole names and `_default` only"
+                        "`{pattern}` cannot be mirrored: containerd supports only complete names and `_default`"
                     ),
-                    "name each registry of these nodes in `registries`, or `*`",
+                    "list each registry of these nodes in `registries`, or use `*`",
                 )),
             }
         }
-        // `_default` does not speak for registries that have a directory of their own.
+        // `_default` does not apply to registries that have a directory of their own.
         if names.iter().any(|name| name == "_default") {
             names.extend(present.iter().cloned());
         }
@@ -270,9 +270,8 @@ impl Planning<'_> {
         let mut imports = true;
         while let Some(path) = open.pop() {
             let Some(text) = self.host.read(&path)? else { continue };
-            let table: toml::Table = text
-                .parse()
-                .map_err(|error| problem(&path, &error, "mend the file, then run setup again"))?;
+            let table: toml::Table =
+                text.parse().map_err(|error| problem(&path, &error, "fix the file, then run setup again"))?;
             registries.add(&table);
             if std::mem::take(&mut imports) {
                 let named = table.get("imports").and_then(toml::Value::as_array).into_iter().flatten();
@@ -289,7 +288,7 @@ impl Planning<'_> {
     fn put_into_hosts(&mut self, path: String) -> Result<(), SetupError> {
         let before = self.host.read(&path)?;
         let after = containerd::with_agent(before.as_deref().unwrap_or_default(), &self.url())
-            .map_err(|error| problem(&path, &error, "mend the file, then run setup again"))?;
+            .map_err(|error| problem(&path, &error, "fix the file, then run setup again"))?;
         self.edit(path, before, Some(after));
         Ok(())
     }
@@ -297,18 +296,18 @@ impl Planning<'_> {
     fn take_out_of_hosts(&mut self, path: String) -> Result<(), SetupError> {
         let Some(before) = self.host.read(&path)? else { return Ok(()) };
         let after = containerd::without_agent(&before)
-            .map_err(|error| problem(&path, &error, "mend the file, then run setup again"))?;
+            .map_err(|error| problem(&path, &error, "fix the file, then run setup again"))?;
         self.edit(path, Some(before), after);
         Ok(())
     }
 
-    /// Files that are not ours to write are worth a word when containerd cannot read them.
+    /// Reports files that setup does not write and containerd cannot read.
     fn check_hosts(&mut self, path: &str) -> Result<(), SetupError> {
         if let Some(Err(error)) = self.host.read(path)?.map(|text| containerd::check_hosts(&text)) {
             self.note(Finding::note(
                 path,
                 error.to_string(),
-                "mend it: containerd goes straight upstream meanwhile",
+                "fix it: meanwhile containerd pulls directly from the registry",
             ));
         }
         Ok(())
@@ -336,7 +335,7 @@ impl Planning<'_> {
         if before.as_deref() != Some(&*text) {
             self.note(Finding::note(
                 &ours,
-                "a running CRI-O does not know it yet",
+                "a running CRI-O has not read it yet",
                 "`systemctl reload crio`; podman, buildah and skopeo read it at each run",
             ));
         }
@@ -352,8 +351,8 @@ impl Planning<'_> {
         if !self.undo && !served {
             self.note(Finding::note(
                 documents::DOCKER,
-                "Docker's `registry-mirrors` speak for `docker.io` alone, which the agent does not serve",
-                "add it to `registries` and as `defaultRegistry`, or leave Docker alone",
+                "Docker's `registry-mirrors` apply only to `docker.io`, which the agent does not serve",
+                "add it to `registries` and as `defaultRegistry`, or do not set up Docker",
             ));
             return Ok(());
         }
@@ -365,7 +364,7 @@ impl Planning<'_> {
             };
             self.note(Finding::note(
                 documents::DOCKER,
-                "a running Docker does not know it yet; only images of `docker.io` go through mirrors",
+                "a running Docker has not read it yet; only images of `docker.io` use mirrors",
                 remedy,
             ));
         }
@@ -383,7 +382,7 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// Plans a document and the original beside it; says whether the document changes.
+    /// Plans a document and the original beside it; returns whether the document changes.
     fn document(&mut self, kind: Document, path: &str) -> Result<bool, SetupError> {
         let url = self.url();
         let kept = format!("{path}{BEFORE}");
@@ -392,7 +391,7 @@ impl Planning<'_> {
             kind.with_agent(path, text.unwrap_or_default(), url, &self.job.registries)
         };
         let original = stored.as_deref().map(|text| Some(text).filter(|text| *text != NO_FILE));
-        // What was made from the kept original and not changed since, be it for another address.
+        // Created from the kept original and not changed since, perhaps with another address.
         let ours = match (original, &now) {
             (Some(original), Some(now)) => {
                 let before = kind.first(path, now)?.unwrap_or_else(|| url.clone());
@@ -416,7 +415,7 @@ impl Planning<'_> {
         }
         let after = from(base.as_deref(), &url)?;
         let changed = now.as_deref() != Some(&after);
-        // The original first: without it nothing could be taken back.
+        // The original first: without it the document could not be restored.
         self.edit(kept, stored, Some(base.unwrap_or_else(|| NO_FILE.to_owned())));
         self.edit(path.to_owned(), now, Some(after));
         Ok(changed)

@@ -52,7 +52,7 @@ const CONTAINERD: (&str, &str) = (
 );
 
 #[test]
-fn every_runtime_is_pointed_at_the_agent_and_comes_back_byte_for_byte() {
+fn every_runtime_is_configured_and_restored_byte_for_byte() {
     let root = node(&[
         CONTAINERD,
         ("etc/containerd/certs.d/r.test/hosts.toml", "server = \"https://r.test\" # mine"),
@@ -89,11 +89,11 @@ fn every_runtime_is_pointed_at_the_agent_and_comes_back_byte_for_byte() {
     assert_eq!(set_up(&job, false).edits, [], "again changes nothing");
     set_up(&job, true);
     assert_eq!(tree(root.path()), before);
-    assert_eq!(set_up(&job, true).edits, [], "nothing is left to take back");
+    assert_eq!(set_up(&job, true).edits, [], "nothing is left to restore");
 }
 
 #[test]
-fn a_file_that_was_empty_comes_back_empty_and_one_that_was_not_there_goes() {
+fn an_empty_file_is_restored_and_a_new_file_is_removed() {
     for empty in ["", " \n"] {
         let root = node(&[
             ("etc/docker/daemon.json", empty),
@@ -127,7 +127,7 @@ fn another_address_replaces_the_one_before() {
 }
 
 #[test]
-fn what_others_changed_since_is_kept() {
+fn changes_of_others_after_setup_are_kept() {
     let root = node(&[("etc/docker/daemon.json", "{\"debug\": true}")]);
     let job = job(root.path(), &["docker.io"]);
     set_up(&job, false);
@@ -175,7 +175,7 @@ fn traps_and_broken_files_are_named() {
 }
 
 #[test]
-fn nothing_is_written_over_what_changed_meanwhile_or_through_links_out_of_the_node() {
+fn files_that_changed_meanwhile_or_lie_outside_of_the_node_are_not_written() {
     let root = node(&[CONTAINERD, ("etc/containerd/certs.d/r.test/hosts.toml", "")]);
     let job = job(root.path(), &["r.test"]);
     let planned = plan(&job, false).unwrap();

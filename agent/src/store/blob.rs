@@ -1,7 +1,7 @@
-//! Reading whole blobs: one `open`, one `fstat`, then reads that do not leave the runtime's thread while the page
-//! cache has the bytes.
+//! Reads stored blobs: one `open`, one `fstat`, then reads that stay on the runtime's thread while the page cache has
+//! the bytes.
 //!
-//! `preadv2(RWF_NOWAIT)` answers from the page cache or says `EAGAIN`; only then the read moves to the blocking
+//! `preadv2(RWF_NOWAIT)` reads from the page cache or fails with `EAGAIN`; only then the read moves to the blocking
 //! pool. The buffers are those of `buffers`.
 
 use std::{
@@ -31,12 +31,12 @@ use crate::types::Digest;
 pub struct Blob {
     file: Arc<File>,
     size: u64,
-    /// Keeps it from eviction while it is open.
+    /// Protects the blob from eviction while it is open.
     _hold: Option<Arc<Hold>>,
 }
 
 impl Blob {
-    /// Wraps a file of the store; callers vouch for its verification.
+    /// Wraps a file of the store; callers must have verified it.
     pub(super) fn of(file: File) -> io::Result<Self> {
         let size = file.metadata()?.len();
         Ok(Self { file: Arc::new(file), size, _hold: None })
@@ -56,7 +56,7 @@ impl Blob {
         &self.file
     }
 
-    /// The whole content; for manifests and configurations, whose size is bounded.
+    /// The whole content; for manifests and configurations, whose size is limited.
     pub async fn read_all(&self) -> Result<Bytes, io::Error> {
         let mut all = Vec::with_capacity(usize::try_from(self.size).map_err(io::Error::other)?);
         let mut position = 0;
@@ -69,7 +69,7 @@ impl Blob {
     }
 }
 
-/// Opens a blob when it is there.
+/// Opens a blob if it exists.
 pub(super) async fn open(paths: &Paths, digest: &Digest) -> Result<Option<Blob>, StoreError> {
     let path = paths.blob(digest);
     let opened = match open_cached(&path) {
@@ -108,7 +108,7 @@ pub async fn read_chunk(file: &Arc<File>, position: u64, end: u64, size: ChunkSi
     }
 }
 
-/// The same read where it may wait for the disk; it also tells a real error from "not cached".
+/// The same read where it may wait for the disk; it also distinguishes an error from "not cached".
 async fn read_blocking(file: Arc<File>, position: u64, buffer: Buffer) -> io::Result<Bytes> {
     let read = tokio::task::spawn_blocking(move || read_now(&file, position, buffer));
     read.await.map_err(io::Error::other)?
@@ -122,7 +122,7 @@ fn read_now(file: &File, position: u64, mut buffer: Buffer) -> io::Result<Bytes>
     Ok(buffer.filled(read))
 }
 
-/// Whether a file lies in memory: `tmpfs` does not know reads that do not wait, for its own never do.
+/// Whether a file is in memory: `tmpfs` does not support `RWF_NOWAIT`, because its reads never wait.
 fn is_in_memory(file: &File) -> bool {
     const TMPFS: u64 = 0x0102_1994;
     rustix::fs::fstatfs(file).is_ok_and(|found| u64::try_from(found.f_type) == Ok(TMPFS))

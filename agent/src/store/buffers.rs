@@ -1,9 +1,9 @@
-//! Memory for content on its way from the disk to a socket.
+//! Memory for content between the disk and a socket.
 //!
-//! A client that does not take its bytes holds its buffers for as long as it may, and there may be thousands of such
-//! clients. So large buffers, which make a fast stream cheap, are few for the whole process; a reader that does not keep
-//! up, or comes while all of them are in use, gets small ones. A connection holds at most one large buffer and three
-//! small ones, because the HTTP side reads on only when little is left to send.
+//! A client that does not read its response holds its buffers until a timeout, and there may be thousands of such
+//! clients. So large buffers, which make a fast stream cheap, are limited for the whole process; a slow reader, or
+//! one that comes while all of them are in use, gets small ones. A connection holds at most one large buffer and
+//! three small ones, because the HTTP side reads more only when little is left to send.
 //!
 //! Buffers return here when their bytes have been sent. A few of each kind are kept for reuse; the rest is freed.
 
@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// Size of a large buffer: a read and a write of it cost little beside the copying.
+/// Size of a large buffer: a system call costs little compared with copying so many bytes.
 const LARGE: usize = 256 * 1024;
 
 /// Size of a small buffer.
@@ -26,12 +26,12 @@ const LARGE_KEPT: usize = 16;
 /// Small buffers kept for reuse: 2 MiB.
 const SMALL_KEPT: usize = 64;
 
-/// Which buffer a reader gets.
+/// The size of a reader's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkSize {
-    /// For readers that do not keep up, and those that have just begun.
+    /// For readers that are slow or have just started.
     Small,
-    /// For readers that take what they get; a small one while all large buffers are in use.
+    /// For fast readers; a small one while all large buffers are in use.
     Large,
 }
 
@@ -49,7 +49,7 @@ fn pool() -> MutexGuard<'static, Pool> {
 }
 
 impl Pool {
-    /// The size that a reader gets now, and a buffer of it if one is kept.
+    /// The size that a reader gets now, and a kept buffer of it if there is one.
     fn take(&mut self, size: ChunkSize, wanted: usize) -> (usize, Option<Box<[u8]>>) {
         if size == ChunkSize::Large && wanted > SMALL && self.large_in_use < LARGE_IN_USE {
             self.large_in_use += 1;
@@ -58,7 +58,7 @@ impl Pool {
         (SMALL, self.small.pop())
     }
 
-    /// Keeps a buffer, or gives it back to be freed.
+    /// Keeps a buffer, or returns it to be freed.
     fn put_back(&mut self, bytes: Box<[u8]>) -> Option<Box<[u8]>> {
         let (kept, most) = if bytes.len() == LARGE {
             self.large_in_use = self.large_in_use.saturating_sub(1);
@@ -74,7 +74,7 @@ impl Pool {
     }
 }
 
-/// Space for one read, handed to the HTTP side as [`Bytes`] and given back on drop.
+/// Memory for one read, passed to the HTTP side as [`Bytes`] and returned on drop.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Box<[u8]>,
@@ -82,7 +82,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Space for at most `wanted` bytes.
+    /// Memory for at most `wanted` bytes.
     pub(super) fn take(size: ChunkSize, wanted: usize) -> Self {
         let (size, kept) = pool().take(size, wanted);
         let bytes = kept.unwrap_or_else(|| vec![0; size].into_boxed_slice());
@@ -90,7 +90,7 @@ impl Buffer {
         Self { bytes, length }
     }
 
-    /// Where to read to.
+    /// The memory to read into.
     pub(super) fn space(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.length]
     }
@@ -110,7 +110,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Freed, if at all, after the lock is released.
+        // If it is freed, then after the lock is released.
         let surplus = pool().put_back(std::mem::take(&mut self.bytes));
         drop(surplus);
     }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn large_buffers_are_few_and_what_is_kept_is_bounded() {
         let mut pool = Pool { large: Vec::new(), small: Vec::new(), large_in_use: 0 };
-        assert_eq!(pool.take(ChunkSize::Large, SMALL).0, SMALL, "a large one would be mostly empty");
+        assert_eq!(pool.take(ChunkSize::Large, SMALL).0, SMALL, "a large buffer would be mostly empty");
         assert_eq!(pool.take(ChunkSize::Small, LARGE).0, SMALL);
         let taken = (0..500).map(|_| pool.take(ChunkSize::Large, LARGE).0);
         let taken: Vec<_> = taken.collect();

@@ -1,7 +1,8 @@
-//! Looking at what lies on the disk: whether a stored blob still is what its name says, and what becomes of one that is
-//! not. Layout: `<data>/quarantine-v1/<algorithm>-<hex>`, the last few bad files, for whoever wants to know why.
+//! Checks files on disk: whether a stored blob matches its digest, and quarantines it if not. Layout:
+//! `<data>/quarantine-v1/<algorithm>-<hex>`, the last few damaged files, for analysis.
 //!
-//! A look is no use: it does not keep a blob from eviction. What it reads is dropped from the page cache again.
+//! A check does not count as a use: it does not protect a blob from eviction. The bytes it reads are dropped from the
+//! page cache.
 
 use std::{
     fs, io,
@@ -12,13 +13,13 @@ use std::{
 use super::{Store, StoreError, refs, shards};
 use crate::types::{Digest, Hasher, Mismatch};
 
-/// Bad files that are kept.
+/// Most damaged files that are kept.
 const QUARANTINED: usize = 4;
 
-/// Parts that the store's blobs are listed in, in this order.
+/// Number of parts in which the store's blobs are listed, in order.
 pub const SHARDS: usize = shards::ALL_SHARDS;
 
-/// A stored blob that is being read through.
+/// A stored blob that is being read.
 #[derive(Debug)]
 pub struct Look {
     digest: Digest,
@@ -30,21 +31,21 @@ pub struct Look {
 /// What is wrong with a stored blob.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
-    /// Other bytes.
+    /// The bytes do not match the digest.
     #[error(transparent)]
     Mismatch(#[from] Box<Mismatch>),
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read")]
     Unreadable(#[from] io::Error),
 }
 
 impl Damage {
-    /// Whether the blob is lost. Else it is the agent that cannot look now: no descriptor left, no permission.
+    /// Whether the blob is lost. Otherwise only this check failed: no file descriptor left, no permission.
     pub fn is_lasting(&self) -> bool {
         use rustix::io::Errno;
         match self {
             Self::Mismatch(_) => true,
-            // What file systems answer for a bad block, and for a checksum of theirs that does not match.
+            // The errors of file systems for a bad block, or for a wrong checksum of their own.
             Self::Unreadable(error) => [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA]
                 .iter()
                 .any(|errno| error.raw_os_error() == Some(errno.raw_os_error())),
@@ -53,7 +54,7 @@ impl Damage {
 }
 
 impl Look {
-    /// Reads on for at most `bytes` and says for how many; zero at the end, where the digest matched. Blocking.
+    /// Reads at most `bytes` more and returns how many were read; zero at the end, when the digest matched. Blocking.
     pub fn advance(&mut self, bytes: usize) -> Result<u64, Damage> {
         let mut buffer = vec![0; bytes];
         let read = self.file.read_at(&mut buffer, self.position)?;
@@ -65,7 +66,7 @@ impl Look {
             return Ok(0);
         }
         self.hasher.update(&buffer[..read]);
-        // The advice is a courtesy to whoever needs the memory.
+        // Frees page cache; an error does not matter.
         let length = std::num::NonZeroU64::new(read as u64);
         let _ = rustix::fs::fadvise(&self.file, self.position, length, rustix::fs::Advice::DontNeed);
         self.position += read as u64;
@@ -82,7 +83,7 @@ impl Store {
         Ok(all)
     }
 
-    /// Opens a stored blob for a look; `None` when it is gone. Blocking.
+    /// Opens a stored blob for a check; `None` when it does not exist. Blocking.
     pub fn look(&self, digest: &Digest) -> Result<Option<Look>, Damage> {
         match fs::File::open(self.0.paths.blob(digest)) {
             Ok(file) => {
@@ -94,10 +95,10 @@ impl Store {
         }
     }
 
-    /// Takes a bad blob out of the store, so that it is fetched again when it is wanted. Readers that have it open keep
-    /// it. Blocking.
+    /// Moves a damaged blob out of the store, so that it is fetched again at the next request. Readers that have it
+    /// open keep it. Blocking.
     ///
-    /// Works beside a running agent too: the files are the truth, and its index learns of it in time.
+    /// Also works beside a running agent: the files are the truth, and the agent's index follows later.
     pub fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
         let directory = self.0.paths.quarantine();
         super::paths::make_directory(&directory)?;
@@ -112,12 +113,12 @@ impl Store {
         keep_newest(&directory)
     }
 
-    /// Where a slow check of everything has come to, if one was under way. Blocking.
+    /// The position of the background check, if one was running. Blocking.
     pub fn check_mark<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
         refs::read(&self.0.paths.check_mark()).ok().flatten()
     }
 
-    /// Remembers that over restarts. Blocking.
+    /// Saves the position over restarts. Blocking.
     pub fn set_check_mark<T: serde::Serialize>(&self, mark: &T) -> Result<(), StoreError> {
         self.owner()?;
         refs::write(&self.0.paths, &self.0.paths.check_mark(), mark)
@@ -141,7 +142,7 @@ mod tests {
     use super::{super::Config, *};
 
     #[test]
-    fn only_what_the_disk_has_lost_is_lost() {
+    fn only_errors_of_the_disk_count_as_damage() {
         let of = |errno: rustix::io::Errno| Damage::from(io::Error::from(errno)).is_lasting();
         assert!(of(rustix::io::Errno::IO) && of(rustix::io::Errno::UCLEAN));
         assert!(!of(rustix::io::Errno::MFILE) && !of(rustix::io::Errno::ACCESS));
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_blob_is_found_and_taken_out_and_a_few_are_kept() {
+    async fn a_damaged_blob_is_quarantined_and_only_the_last_few_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&Config::of(directory.path())).unwrap();
         let texts: Vec<_> = (0..6).map(|n| format!("blob {n}")).collect();

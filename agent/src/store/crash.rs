@@ -1,9 +1,10 @@
-//! Crashes between any two steps, for real: a workload runs under `strace`, which kills it with SIGKILL before its n-th
-//! write, fsync, rename, ..., for every n; then the directory must hold nothing but whole, right things. A power cut
-//! takes what was not synced besides: that nothing gets its name before it is synced is read in the order of the calls.
+//! Tests crashes between any two steps with real processes: a workload runs under `strace`, which kills it with
+//! SIGKILL before its n-th write, fsync, rename, ..., for every n; afterwards the directory may contain only complete
+//! and right files. A power cut also loses unsynced data: the order of the system calls shows that no file gets its
+//! name before it is synced.
 //!
-//! Each crash is a process or two, so one in four is tried by default, other ones in every run; `HEARTH_SEED` repeats a choice,
-//! and with `HEARTH_CRASHES=all` (`tests/run --all`) none is left out.
+//! Each crash costs one or two processes, so one in four is tried by default, different ones in every run;
+//! `HEARTH_SEED` repeats a choice, and `HEARTH_CRASHES=all` (`tests/run --all`) tries all of them.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use super::{Config, Finish, ManifestRecord, Store, TagRecord};
 use crate::types::{Digest, Repository, Tag};
 
-/// Where the workload of the child process takes place.
+/// The directory of the child process's workload.
 const DIRECTORY: &str = "HEARTH_CRASH_DIRECTORY";
 
 /// Calls that change a directory or a file.
@@ -109,7 +110,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Nothing, or whole and right; and what counts agrees with what is there.
+/// Every file is absent, or complete and right, and the totals match the files.
 fn assert_sound(directory: &Path, when: &str) {
     let blobs = files(&directory.join("blobs-v1"));
     for path in &blobs {
@@ -180,7 +181,7 @@ fn a_sample_is_about_a_quarter_and_another_one_for_another_seed() {
     assert_eq!(taken(Choice::All).len(), 1000);
 }
 
-/// The workload under a fault at the n-th call, for every n of the choice.
+/// Runs the workload with a fault at the n-th call, for every n of the choice.
 fn everywhere(fault: &str) {
     let (home, choice) = (tempfile::tempdir().unwrap(), Choice::of_this_run());
     let faults: usize = std::thread::scope(|scope| {
@@ -198,10 +199,10 @@ fn everywhere(fault: &str) {
     assert!(faults >= least, "only {faults} faults with {choice:?}");
 }
 
-/// The workload under a fault at the n-th call of one kind; says how often there was one.
+/// Runs the workload with a fault at the n-th call of one kind; returns the number of faults.
 fn at_every(call: &str, fault: &str, choice: Choice, home: &Path) -> usize {
     let mut faults = 0;
-    // Most of the later calls are the index's own, one like the other.
+    // Most of the later calls are similar calls of the index.
     let positions = std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 10));
     for nth in positions.filter(|nth| choice.takes(call, *nth)) {
         let when = format!("{fault} at {call} {nth}, {choice:?}");
@@ -213,7 +214,7 @@ fn at_every(call: &str, fault: &str, choice: Choice, home: &Path) -> usize {
         if ended.success() {
             break;
         }
-        // A sample's next one may lie past the end.
+        // In a sample, the next fault may be past the end.
         assert!(nth < 2_000, "{call} does not end");
         faults += 1;
     }
@@ -221,17 +222,17 @@ fn at_every(call: &str, fault: &str, choice: Choice, home: &Path) -> usize {
 }
 
 #[test]
-fn a_crash_before_any_step_leaves_nothing_or_what_is_whole_and_right() {
+fn a_crash_before_any_step_leaves_only_complete_and_right_files() {
     everywhere("signal=SIGKILL");
 }
 
-/// Whoever calls gives up at the first error; what counts is what it leaves.
+/// The workload stops at the first error; the test checks the files that it leaves.
 #[test]
-fn a_disk_error_at_any_step_leaves_nothing_or_what_is_whole_and_right() {
+fn a_disk_error_at_any_step_leaves_only_complete_and_right_files() {
     everywhere("error=EIO");
 }
 
-/// What a power cut could take: files with unsynced bytes, and names in directories that were not synced.
+/// What a power cut could lose: files with unsynced bytes, and names in directories that were not synced.
 #[derive(Default)]
 struct Unsynced {
     files: BTreeSet<String>,
@@ -239,7 +240,7 @@ struct Unsynced {
 }
 
 impl Unsynced {
-    /// Takes the next call of the trace; says what is wrong with it.
+    /// Processes the next call of the trace; returns an error if the order is wrong.
     fn take(&mut self, call: &str, arguments: &str) -> Option<String> {
         match call {
             "write" | "pwrite64" => {
@@ -277,12 +278,12 @@ fn quoted(arguments: &str) -> impl Iterator<Item = String> {
 }
 
 #[test]
-fn nothing_gets_its_name_before_it_is_synced_and_every_name_is_synced_itself() {
+fn files_are_synced_before_they_get_their_names_and_the_names_are_synced_too() {
     let home = tempfile::tempdir().unwrap();
     let (directory, log) = (home.path().join("data"), home.path().join("log"));
     fs::create_dir(&directory).unwrap();
     let options = ["-e".to_owned(), format!("trace={}", CALLS.join(","))];
-    // Names have to be given in full.
+    // Names must not be abbreviated.
     let options = [&options[..], &["-s".to_owned(), "4096".to_owned()]].concat();
     assert!(under_strace(&directory, &log, &options).success());
     let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();

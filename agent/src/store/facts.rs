@@ -1,4 +1,4 @@
-//! What is in the store, for those who decide what stays, and the ways to take it out. All functions block.
+//! The contents of the store, for decisions about eviction, and the functions that remove them. All functions block.
 
 use std::{
     fs,
@@ -21,11 +21,11 @@ pub struct BlobFact {
     pub size: u64,
     /// Second since 1970 of its last use.
     pub used: u64,
-    /// Someone reads it, or it is being transferred.
+    /// Whether the blob is being read or downloaded.
     pub held: bool,
 }
 
-/// By what a reference names a manifest.
+/// The name under which a reference points to a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RefName {
     /// A tag.
@@ -41,23 +41,23 @@ impl RefName {
     }
 }
 
-/// A repository's word that it has a manifest.
+/// A record that a repository has a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RefFact {
-    /// Where.
+    /// The repository.
     pub repository: Repository,
-    /// By what name.
+    /// The tag, or the digest.
     pub name: RefName,
-    /// Which manifest.
+    /// The manifest.
     pub digest: Digest,
-    /// Kept by hand.
+    /// Whether it is pinned.
     pub pinned: bool,
-    /// Kept by a pre-pull set.
+    /// Whether a pre-pull set keeps it.
     pub held: bool,
 }
 
 impl RefFact {
-    /// Never evicted, whoever wants it so.
+    /// Whether it is never evicted, for any reason.
     pub fn is_kept(&self) -> bool {
         self.pinned || self.held
     }
@@ -72,16 +72,16 @@ impl std::fmt::Display for RefFact {
     }
 }
 
-/// A transfer that has not finished.
+/// An unfinished download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialFact {
-    /// What will be there.
+    /// Digest of the blob.
     pub digest: Digest,
-    /// Bytes that it takes on disk.
+    /// Bytes on disk.
     pub bytes: u64,
     /// Second since 1970 of its last byte.
     pub modified: u64,
-    /// It goes on now.
+    /// Whether the download is running.
     pub held: bool,
 }
 
@@ -113,7 +113,7 @@ impl Store {
                 let algorithm = Algorithm::ALL.into_iter().find(|one| one.as_str() == algorithm)?;
                 Digest::from_parts(algorithm, hex)
             });
-            // It may have been finished since.
+            // It may have been finished since then.
             let (Some(digest), Ok(metadata)) = (digest, fs::metadata(&path)) else { continue };
             let modified = u64::try_from(metadata.mtime()).unwrap_or(0);
             let held = self.0.usage.is_open(&digest);
@@ -122,7 +122,7 @@ impl Store {
         Ok(found)
     }
 
-    /// How the store stands against its bounds, and how much has to go.
+    /// The space that the store uses and may use, and how much has to be evicted.
     pub fn space(&self, partials: &[PartialFact]) -> Result<(Space, u64), StoreError> {
         let file_system = space::file_system(self.0.paths.root())?;
         let used = self.totals().bytes + partials.iter().map(|partial| partial.bytes).sum::<u64>();
@@ -130,12 +130,12 @@ impl Store {
         Ok((space, self.0.limits.excess(space)))
     }
 
-    /// The bounds.
+    /// The configured limits.
     pub fn limits(&self) -> Limits {
         self.0.limits
     }
 
-    /// A manifest's bytes; `None` when it is not here or cannot be one.
+    /// A manifest's bytes; `None` when it is not stored or too large to be one.
     pub fn read_small(&self, digest: &Digest) -> Option<Vec<u8>> {
         let path = self.0.paths.blob(digest);
         let size = fs::metadata(&path).ok()?.len();
@@ -145,8 +145,8 @@ impl Store {
         fs::read(&path).ok().filter(|bytes| digest.verify(bytes).is_ok())
     }
 
-    /// Takes a blob out unless someone has it open: index, then file. A reader that comes in between keeps its file.
-    /// Returns its size; nothing when it was not removed.
+    /// Removes a blob unless it is open: first from the index, then the file. A concurrent reader keeps its open
+    /// file. Returns the size; `None` when the blob was not removed.
     pub fn remove_blob(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         self.owner()?;
         if self.0.usage.is_open(digest) {
@@ -155,7 +155,7 @@ impl Store {
         self.index().remove(&self.0.paths, digest)
     }
 
-    /// Takes a partial blob out unless its transfer goes on. Returns the bytes freed.
+    /// Removes a partial blob unless its download is running. Returns the bytes freed.
     pub fn remove_partial(&self, digest: &Digest) -> Result<u64, StoreError> {
         self.owner()?;
         if self.0.usage.is_open(digest) {
@@ -167,7 +167,7 @@ impl Store {
         refs::remove(&data).map(|()| bytes)
     }
 
-    /// Takes a reference out, and the directories that it leaves empty. One that means something else by now stays.
+    /// Removes a reference, and directories that become empty. A reference that has changed since stays.
     pub fn remove_reference(&self, reference: &RefFact) -> Result<(), StoreError> {
         self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
@@ -188,7 +188,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the references that `wanted` names the ones that sets keep, and no others. Says how many were changed.
+    /// Marks exactly the references that `wanted` selects as kept by sets. Returns how many were changed.
     pub fn hold(&self, wanted: &dyn Fn(&RefFact) -> bool) -> Result<usize, StoreError> {
         self.owner()?;
         let mut changed = 0;
@@ -201,7 +201,7 @@ impl Store {
         Ok(changed)
     }
 
-    /// Pins a reference, or takes its pin away. `false` when it is not there, or means something else by now.
+    /// Pins or unpins a reference. `false` when it does not exist, or has changed.
     pub fn set_pin(&self, reference: &RefFact, pinned: bool) -> Result<bool, StoreError> {
         self.owner()?;
         self.set_kept(reference, Some(pinned), None)
@@ -237,7 +237,7 @@ impl Store {
     }
 }
 
-/// What a sparse file takes: `st_blocks` counts units of 512 bytes on every file system (stat(3type)).
+/// Space of a sparse file: `st_blocks` counts units of 512 bytes on every file system (stat(3type)).
 fn on_disk(metadata: &fs::Metadata) -> u64 {
     metadata.blocks() * 512
 }
@@ -246,7 +246,7 @@ pub(super) fn remove_empty_above(paths: &Paths, path: &Path) {
     let root = paths.refs();
     let above = path.ancestors().skip(1).take_while(|directory| *directory != root);
     for directory in above {
-        // The first that is not empty ends it.
+        // Ends at the first directory that is not empty.
         if fs::remove_dir(directory).is_err() {
             return;
         }
@@ -302,7 +302,7 @@ fn references_in(
     Ok(())
 }
 
-/// Paths in a directory; none when it is gone.
+/// Paths in a directory; empty when it does not exist.
 pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     match fs::read_dir(directory) {
         Ok(entries) => entries

@@ -1,7 +1,7 @@
-//! Whether the disk does what the store asks of it: for those who decide whether to try, and for people.
+//! Whether the disk works: for decisions about whether to write, and for people.
 //!
-//! Trouble is noted by whoever had to do without the store, and is over with the next write that works: a transfer's
-//! or, in a quiet time, a probe's.
+//! An error is noted when content could not be stored, and cleared by the next successful write, of a download or, in
+//! quiet times, of a probe.
 
 use std::{
     fs, io,
@@ -12,27 +12,27 @@ use std::{
 
 use super::{Store, StoreError};
 
-/// After a write failed, nothing is tried for this long: a dying disk answers each try after seconds.
+/// Pause after a failed write: a failing disk may take seconds for each attempt.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What a probe writes, in bytes: more than a file system keeps within its inode.
+/// Bytes that a probe writes: more than a file system stores in an inode.
 const PROBE: [u8; 16 * 1024] = [0; 16 * 1024];
 
-/// Kinds of trouble.
+/// Kinds of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TroubleKind {
-    /// No space, or none that the store may take.
+    /// No space, or no space that the store may use.
     Full,
     /// The file system is mounted read-only.
     ReadOnly,
-    /// Another agent owns the directory.
+    /// Another agent has locked the directory.
     Taken,
-    /// Anything else that the system reports.
+    /// Any other error of the operating system.
     Failing,
 }
 
 impl TroubleKind {
-    /// As metrics and messages have it.
+    /// The name in metrics and messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -43,14 +43,14 @@ impl TroubleKind {
     }
 }
 
-/// Why content is streamed through without being stored.
+/// Why content is streamed without caching.
 #[derive(Clone, Debug)]
 pub struct Trouble {
-    /// Of what kind.
+    /// The kind of the error.
     pub kind: TroubleKind,
     /// The error and its cause.
     pub what: String,
-    /// Bytes for which there was no room, when that was the store's own decision.
+    /// Bytes for which there was no space, when the store's own limits were the reason.
     wanted: Option<u64>,
     at: Instant,
 }
@@ -63,16 +63,16 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A write has worked.
+    /// A write has succeeded.
     pub(super) fn recovered(&self) {
         if let Some(trouble) = self.state().take() {
-            tracing::info!(was = %trouble.what, "the store takes content again");
+            tracing::info!(was = %trouble.what, "the store accepts content again");
         }
     }
 }
 
 impl StoreError {
-    /// What kind of trouble with the disk this is, if it is any.
+    /// The kind of error of the disk, if it is one.
     pub fn trouble(&self) -> Option<TroubleKind> {
         match self {
             Self::NoRoom { .. } => Some(TroubleKind::Full),
@@ -88,7 +88,7 @@ impl StoreError {
 }
 
 impl Store {
-    /// Remembers that content could not be stored.
+    /// Notes that content could not be stored.
     pub fn note_trouble(&self, error: &StoreError) {
         let Some(kind) = error.trouble() else { return };
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -96,17 +96,17 @@ impl Store {
         let wanted = if let StoreError::NoRoom { wanted, .. } = error { Some(*wanted) } else { None };
         let mut state = self.0.health.state();
         if state.as_ref().is_none_or(|known| known.kind != kind) {
-            tracing::warn!(kind = kind.as_str(), error = %what, "the store takes nothing: content is streamed through");
+            tracing::warn!(kind = kind.as_str(), error = %what, "the store accepts no content: streaming without caching");
         }
         *state = Some(Trouble { kind, what, wanted, at: Instant::now() });
     }
 
-    /// Why content is not stored at the moment.
+    /// Why content is not stored now.
     pub fn trouble(&self) -> Option<Trouble> {
         self.0.health.state().clone()
     }
 
-    /// Whether a write failed a moment ago, or is not allowed, so that trying is not worth a client's time.
+    /// Whether a write failed recently, or is not allowed, so that an attempt would only delay a client.
     pub fn is_paused(&self) -> bool {
         if !self.is_owner() {
             return true;
@@ -115,7 +115,7 @@ impl Store {
         state.as_ref().is_some_and(|trouble| trouble.wanted.is_none() && trouble.at.elapsed() < PAUSE)
     }
 
-    /// When there is trouble, finds out whether it is over. Blocking.
+    /// After an error, checks whether writes work again. Blocking.
     pub fn probe(&self) {
         let Some(trouble) = self.trouble() else { return };
         let over = match trouble.wanted {
@@ -132,7 +132,7 @@ impl Store {
 
     fn try_write(&self) -> Result<(), StoreError> {
         self.owner()?;
-        // A start on a full disk may have had to do without them.
+        // A start on a full disk may have skipped creating them.
         for directory in self.0.paths.directories() {
             super::paths::make_directory(&directory)?;
         }

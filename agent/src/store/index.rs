@@ -1,14 +1,14 @@
-//! The index: sizes and last use of blobs, in sled. The only file that names sled.
+//! The index: sizes and last use of blobs, in sled. The only file that uses sled.
 //!
 //! Layout: tree `blobs`, key = algorithm byte and raw digest, value = size and last use (two big-endian u64);
 //! default tree, key `clean`: the totals, present only after a clean close.
 //!
-//! Disposable: nothing here is unique. Opening it can fail, and in sled 0.34 can panic, after a crash; both mean
-//! "move it aside, start empty, count again from the files". An operation that fails or panics later means the same at
-//! the next start, and none until then. Without any index (a full or read-only disk) the agent goes on.
+//! Disposable: it contains nothing unique. Opening it can fail, and in sled 0.34 can panic, after a crash; then it is
+//! moved aside, and an empty one is filled from the files. If an operation fails or panics later, the next start does
+//! the same, and the index is not used until then. Without any index (a full or read-only disk) the agent continues.
 //!
-//! Counting again goes shard by shard, each under the lock that changes take, so that what is stored and removed
-//! meanwhile is counted once. Hits take no part in any of this.
+//! The rebuild goes shard by shard, each under the lock that changes take, so that blobs that are stored and removed
+//! meanwhile are counted once. Cache hits do not use the index.
 
 use std::{
     collections::HashMap,
@@ -40,13 +40,13 @@ use crate::types::Digest;
 /// sled's page cache, in bytes. Its default of 1 GiB is larger than the agent.
 const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// For how long whoever closed the index may still have its files open, and how often that is looked at.
+/// How long the previous owner of the index may still have its files open, and how often that is checked.
 const RELEASE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(10));
 
 /// The file that sled locks.
 const DATABASE: &str = "db";
 
-/// How much is stored.
+/// The total number and size of stored blobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Whole, verified blobs.
@@ -58,11 +58,11 @@ pub struct Totals {
 #[derive(Debug)]
 pub(super) struct Index {
     trees: Option<Trees>,
-    /// An operation failed: nothing in the trees is believed or written any more.
+    /// An operation failed: the trees are neither read nor written any more.
     broken: AtomicBool,
-    /// Shards whose files are counted; held by whoever changes entries.
+    /// Number of shards whose files are counted; locked during changes of entries.
     counted: Mutex<usize>,
-    /// Held by whoever counts.
+    /// Locked during a rebuild.
     counting: Mutex<()>,
     blobs: AtomicU64,
     bytes: AtomicU64,
@@ -84,7 +84,7 @@ impl Index {
             if problem.disk {
                 return Err(problem);
             }
-            tracing::warn!(path = %directory.display(), error = %problem.text, "index cannot be opened: moved aside, will be rebuilt");
+            tracing::warn!(path = %directory.display(), error = %problem.text, "cannot open the index: moved it aside, rebuilding it from the files");
             move_aside(&directory).map_err(|error| Problem::of_disk(&error))?;
             open_trees(&directory)
         });
@@ -95,13 +95,13 @@ impl Index {
                 index
             }
             Err(problem) => {
-                tracing::warn!(path = %directory.display(), error = %problem.text, "no index: use times are not kept");
+                tracing::warn!(path = %directory.display(), error = %problem.text, "cannot create an index: times of last use are not saved");
                 Self::new(None)
             }
         }
     }
 
-    /// No index at all.
+    /// Without an index.
     pub(super) fn none() -> Self {
         Self::new(None)
     }
@@ -118,7 +118,7 @@ impl Index {
         }
     }
 
-    /// Does something with the trees; `None` without an index, and from the first failure or panic on.
+    /// Runs an operation on the trees; `None` without an index, and after the first failure or panic.
     fn with<T>(&self, work: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
         let trees = self.trees.as_ref().filter(|_| !self.broken.load(Ordering::Relaxed))?;
         let reason = match panic::catch_unwind(AssertUnwindSafe(|| work(trees))) {
@@ -127,7 +127,7 @@ impl Index {
             Err(_) => "sled panicked".to_owned(),
         };
         self.broken.store(true, Ordering::Relaxed);
-        tracing::warn!(error = %reason, "the index failed: use times are not kept until the next start rebuilds it");
+        tracing::warn!(error = %reason, "the index failed: times of last use are not saved until the next start rebuilds it");
         None
     }
 
@@ -135,8 +135,8 @@ impl Index {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Believes the stored entries only if the last process closed the index; takes the mark away for good before
-    /// anything is changed.
+    /// Uses the stored entries only if the last process closed the index; removes the mark before anything is
+    /// changed.
     fn take_clean_totals(&self) {
         let clean = self.with(|trees| {
             let clean = trees.database.remove(CLEAN)?;
@@ -153,7 +153,7 @@ impl Index {
         Totals { blobs: self.blobs.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
     }
 
-    /// Whether every file is counted.
+    /// Whether every file has been counted.
     pub(super) fn is_counted(&self) -> bool {
         *self.lock() == ALL_SHARDS
     }
@@ -163,24 +163,24 @@ impl Index {
         self.rebuilt.load(Ordering::Relaxed)
     }
 
-    /// Notes a blob whose file has just been put in its place.
+    /// Adds a blob whose file was just published.
     pub(super) fn insert(&self, digest: &Digest, size: u64) {
         let counted = self.lock();
         let entry = Entry { size, used: usage::now() };
         let known = self.with(|trees| trees.blobs.insert(key(digest), &encode(entry)));
-        // A shard that is still to be counted counts it then.
+        // If the shard has not been counted yet, the blob is counted with it.
         if known.flatten().is_none() && shard_of(digest) < *counted {
             self.blobs.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(size, Ordering::Relaxed);
         }
     }
 
-    /// Forgets a blob, then removes its file. Returns its size.
+    /// Removes a blob from the index, then its file. Returns its size.
     pub(super) fn remove(&self, paths: &Paths, digest: &Digest) -> Result<Option<u64>, StoreError> {
         self.take_out(paths, digest, refs::remove)
     }
 
-    /// Forgets a blob, then has its file taken away. Returns its size.
+    /// Removes a blob from the index, then calls `take` for its file. Returns its size.
     pub(super) fn take_out(
         &self,
         paths: &Paths,
@@ -194,7 +194,7 @@ impl Index {
         if size.is_some() {
             take(&path)?;
         }
-        // A file that someone else took away was counted all the same.
+        // A file that was removed by another process was counted nevertheless.
         let gone = size.or_else(|| Some(decode(&known?)?.size));
         if let Some(bytes) = gone.filter(|_| shard_of(digest) < *counted) {
             let less = |count: &AtomicU64, by: u64| {
@@ -207,7 +207,7 @@ impl Index {
         Ok(size)
     }
 
-    /// Every blob. Without an index the files themselves, and when they were made.
+    /// Every blob. Without an index, from the files and their modification times.
     pub(super) fn entries(&self, paths: &Paths) -> Result<Vec<(Digest, Entry)>, StoreError> {
         let indexed = self.with(|trees| {
             let known = trees.blobs.iter().map(|entry| {
@@ -226,7 +226,7 @@ impl Index {
         Ok(found)
     }
 
-    /// Writes use times, in one batch.
+    /// Writes times of last use, in one batch.
     pub(super) fn touch(&self, used: Vec<(Digest, u64)>) {
         if used.is_empty() {
             return;
@@ -244,8 +244,8 @@ impl Index {
         });
     }
 
-    /// Counts the files when the stored totals cannot be believed. Entries that are known keep their use time;
-    /// entries without a file go. One caller counts; another one returns at once.
+    /// Counts the files when the stored totals cannot be used. Known entries keep their time of use; entries without
+    /// a file are removed. Only one caller counts; others return at once.
     pub(super) fn rebuild_if_needed(&self, paths: &Paths) -> Result<(), StoreError> {
         let Ok(_counting) = self.counting.try_lock() else { return Ok(()) };
         let mut next = *self.lock();
@@ -277,12 +277,12 @@ impl Index {
             trees.database.flush()
         });
         if self.trees.is_some() && closed.is_none() {
-            tracing::warn!("index not closed cleanly: it will be rebuilt");
+            tracing::warn!("the index was not closed cleanly: the next start rebuilds it");
         }
     }
 }
 
-/// Makes a shard's entries say what its files say.
+/// Replaces a shard's entries according to its files.
 fn update_shard(trees: &Trees, shard: usize, files: Vec<(Digest, Entry)>) -> sled::Result<()> {
     let mut known: HashMap<sled::IVec, Option<Entry>> = HashMap::new();
     for entry in trees.blobs.scan_prefix(prefix(shard)) {
@@ -304,7 +304,7 @@ fn update_shard(trees: &Trees, shard: usize, files: Vec<(Digest, Entry)>) -> sle
     trees.blobs.apply_batch(batch)
 }
 
-/// Why the trees cannot be opened, and whether it is the disk's doing and not theirs.
+/// Why the trees cannot be opened, and whether the disk is the reason.
 struct Problem {
     text: String,
     disk: bool,
@@ -316,9 +316,8 @@ impl Problem {
     }
 }
 
-/// Opens the trees; a panic inside sled becomes an error.
-/// Waits until nobody has the database open. An agent that ends lets go of the data directory first, and sled's threads
-/// keep their files for some moments: who took that for a broken index would lose the times of use.
+/// Waits until no process has the database open. An agent that stops unlocks the data directory first, while sled's
+/// threads keep their files open a little longer: treating that as a broken index would lose the times of use.
 fn await_release(directory: &Path) {
     let Ok(file) = fs::File::open(directory.join(DATABASE)) else { return };
     let (most, step) = RELEASE;
@@ -330,6 +329,7 @@ fn await_release(directory: &Path) {
     }
 }
 
+/// Opens the trees; a panic inside sled becomes an error.
 fn open_trees(directory: &Path) -> Result<Trees, Problem> {
     await_release(directory);
     let opened = panic::catch_unwind(|| {
@@ -367,7 +367,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_an_index_the_files_say_what_there_is() {
+    fn without_an_index_the_blobs_are_found_by_their_files() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
         for directory in paths.directories() {
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(found, [(digest, 1)], "eviction finds blobs although their index cannot be opened");
     }
 
-    /// Lays a file down as a blob without a store: its bytes do not matter here.
+    /// Creates a blob file without a store: its bytes do not matter here.
     fn lay_down(paths: &Paths, n: u32) -> Digest {
         let digest = Digest::of(&n.to_be_bytes());
         let (aside, path) = (paths.root().join("aside"), paths.blob(&digest));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_while_files_are_counted_is_counted_once() {
+    fn blobs_that_are_added_and_removed_during_the_count_are_counted_once() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
         let there = blobs(&paths, 2_000);
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(index.entries(&paths).unwrap().len(), 2_000);
     }
 
-    /// The index of three blobs, counted and closed, by a user who still has its files open.
+    /// The index of three blobs, counted and closed, while its files are still open.
     fn closed(paths: &Paths) -> Index {
         blobs(paths, 3);
         let index = Index::open(paths);
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_its_last_user_still_has_open_is_waited_for() {
+    fn opening_waits_for_an_index_that_is_still_open() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
         let index = closed(&paths);
@@ -447,7 +447,7 @@ mod tests {
         let index = Index::open(&paths);
         assert!(index.is_counted() && !index.was_rebuilt());
         assert_eq!(index.totals(), Totals { blobs: 3, bytes: 12 });
-        // As after kill -9 at this very moment.
+        // As after kill -9 at this moment.
         let copy = directory.path().join("copy");
         fs::create_dir(&copy).unwrap();
         for file in ["conf", DATABASE] {

@@ -1,29 +1,29 @@
-//! Verified content on the node's disk. Owns everything under the data directory.
+//! Verified content on the node's disk. The only writer under the data directory.
 //!
 //! ```text
 //! <data>/format                                   "hearth-store-v1"
 //! <data>/lock                                     held while an agent uses the directory
-//! <data>/blobs-v1/sha256/ab/abcd...               whole, verified, read-only; the truth
+//! <data>/blobs-v1/sha256/ab/abcd...               complete, verified, read-only; the truth
 //! <data>/partial-v1/<algorithm>-<hex>.data .map   sparse file and its map; survives restarts, resumed
 //! <data>/refs-v1/<registry>/<repository>/
 //!     _tags/<tag>                                 digest, media type, when last confirmed; a bounded number
 //!     _manifests/<digest>                         this repository has it, with its media type
 //! <data>/index-v1/                                sled: sizes and last use; disposable, rebuilt from the above
-//! <data>/quarantine-v1/                           blobs that went bad on disk, the last few
-//! <data>/check-v1                                 how far the slow check of every blob has come
-//! <data>/prepull-v1                               which images sets have brought; lost, they are looked for again
+//! <data>/quarantine-v1/                           the last few damaged blobs
+//! <data>/check-v1                                 position of the background check
+//! <data>/prepull-v1                               images pulled for sets; if lost, they are resolved again
 //! <data>/tmp/                                     files being written; emptied at start
 //! ```
 //!
 //! Invariants:
-//! * A [`Blob`] exists only after its digest was checked: only [`Partial::commit`] and [`Store::put`] make files
+//! * A [`Blob`] exists only after its digest was verified: only [`Partial::commit`] and [`Store::put`] create files
 //!   under `blobs-v1`.
 //! * Write: aside on the same file system -> hash -> fsync -> rename -> fsync of the directory -> index. A crash at
-//!   any point leaves nothing or a whole verified blob.
-//! * A hit is one `open` and one `fstat`: no database, no channel, no global lock.
-//! * Nothing in the index is unique. Lost, broken or unreadable, it is moved aside and rebuilt.
+//!   any point leaves nothing or a complete verified blob.
+//! * A cache hit is one `open` and one `fstat`: no database, no channel, no global lock.
+//! * Nothing in the index is unique. If it is lost, broken or unreadable, it is moved aside and rebuilt.
 //!
-//! Not promised: that a file under `blobs-v1` was not damaged later by the disk or by someone else.
+//! Not guaranteed: that a file under `blobs-v1` was not damaged later by the disk or by another program.
 
 #![expect(clippy::disallowed_methods, reason = "the store is where files are touched")]
 
@@ -76,36 +76,36 @@ use own::Owned;
 use paths::Paths;
 use usage::UsageLog;
 
-/// Why the store could not do what was asked. A missing blob is not an error: it is `None`.
+/// Why an operation of the store failed. A missing blob is not an error: it is `None`.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A system call on one of our files failed.
+    /// A system call on a file of the store failed.
     #[error("cannot {action} `{}`", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// Two agents on one directory.
+    /// Another agent uses the directory.
     #[error("`{}` is in use by another agent: give each agent its own `dataDir`", .0.display())]
     Locked(PathBuf),
-    /// The directory was written by another kind of program or a later version.
+    /// The directory belongs to another program or a later version.
     #[error("`{}` holds `{found}` where `{expected}` was expected: use another `dataDir` or remove it", path.display())]
     Format {
-        /// The file that tells the format.
+        /// The file with the format's name.
         path: PathBuf,
-        /// What it says.
+        /// Its content.
         found: String,
-        /// What this version writes.
+        /// The expected content.
         expected: &'static str,
     },
-    /// The store's own limits leave no room, and nothing more can be evicted.
+    /// The store's limits leave no space, and nothing more can be evicted.
     #[error(
-        "no room for {wanted} bytes: the store may hold {allowed}, and what it holds is pinned, in use or needed"
+        "no space for {wanted} bytes: the store may hold {allowed} bytes, and the stored images are pinned or in use"
     )]
     NoRoom {
         /// Bytes to be stored.
@@ -113,7 +113,7 @@ pub enum StoreError {
         /// Bytes that may be held now.
         allowed: u64,
     },
-    /// Bytes do not hash to their name.
+    /// Bytes do not match their digest.
     #[error(transparent)]
     Mismatch(#[from] Box<Mismatch>),
     /// A background thread ended early.
@@ -133,20 +133,20 @@ impl StoreError {
     }
 }
 
-/// Where the store lives.
+/// The configuration of the store.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The data directory; made when missing.
+    /// The data directory; created when missing.
     pub data_dir: PathBuf,
     /// How much it may hold.
     pub limits: Limits,
-    /// Content of the container runtime that may be used, if any.
+    /// Content of the container runtime that may be used, if configured.
     pub runtime: Option<RuntimeContent>,
 }
 
 #[cfg(test)]
 impl Config {
-    /// With the limits that hold unless configured.
+    /// The default configuration.
     pub(crate) fn of(data_dir: &Path) -> Self {
         Self { data_dir: data_dir.to_owned(), limits: Limits::default(), runtime: None }
     }
@@ -160,22 +160,23 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     paths: Paths,
     owned: OnceLock<Owned>,
-    /// Stands in for the owner's index.
+    /// Used while this process is not the owner.
     no_index: Index,
     usage: Arc<UsageLog>,
     limits: Limits,
     runtime: Option<RuntimeContent>,
     health: Health,
-    /// Held while references are written or removed, so that none is written into a directory that is being removed.
+    /// Locked while references are written or removed, so that none is written into a directory that is being
+    /// removed.
     references: std::sync::Mutex<()>,
-    /// Counts changes of references that were not made for a client's request.
+    /// Counts changes of references other than by client requests.
     changes: AtomicU64,
-    /// How many records of tags there are; see `tags`.
+    /// Number of records of tags; see `tags`.
     tags: AtomicUsize,
 }
 
 impl Store {
-    /// Opens or makes the store, owns it, and counts what is in it. Blocking: call it off the runtime's threads.
+    /// Opens or creates the store, locks it, and reads the index. Blocking: call it on the blocking pool.
     pub fn open(config: &Config) -> Result<Self, StoreError> {
         let store = Self::attach(config)?;
         store.owner()?;
@@ -183,14 +184,14 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens or makes the store; while another process owns it, for reading. Blocking.
+    /// Opens or creates the store, for reading only while another process owns it. Blocking.
     pub fn attach(config: &Config) -> Result<Self, StoreError> {
         let store = Self::new(config);
         store.take_over()?;
         Ok(store)
     }
 
-    /// A store that is there, for a look at it beside whoever owns it. Blocking.
+    /// Opens an existing store for reading, beside its owner. Blocking.
     pub fn visit(config: &Config) -> Result<Self, StoreError> {
         let store = Self::new(config);
         store.expect_format()?;
@@ -212,7 +213,7 @@ impl Store {
         }))
     }
 
-    /// Its directory.
+    /// The data directory.
     pub fn directory(&self) -> &Path {
         self.0.paths.root()
     }
@@ -221,19 +222,19 @@ impl Store {
         self.0.owned.get().map_or(&self.0.no_index, |owned| &owned.index)
     }
 
-    /// Opens a blob for reading; `None` when it is not here.
+    /// Opens a blob for reading; `None` when it is not stored.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let found = blob::open(&self.0.paths, digest).await?;
         Ok(found.map(|blob| blob.held(self.0.usage.hold(digest))))
     }
 
-    /// Whether there may be blobs of the container runtime to use.
+    /// Whether blobs of the container runtime may be used.
     pub fn has_runtime(&self) -> bool {
         self.0.runtime.is_some()
     }
 
-    /// Stores content that is whole in memory (a manifest), after checking it. A file of that name with other bytes is
-    /// damaged, and replaced; those that read it keep theirs. Blocking.
+    /// Verifies and stores content in memory (a manifest). A damaged file with its name is replaced; open readers
+    /// keep the old file. Blocking.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         self.owner()?;
         digest.verify(bytes)?;
@@ -247,31 +248,31 @@ impl Store {
         Ok(())
     }
 
-    /// Opens the partial blob of a digest, resuming what an earlier flight or process left. Blocking.
+    /// Opens the partial blob of a digest, resuming an earlier download. Blocking.
     ///
-    /// At most one per digest at a time: the caller (one flight per digest) sees to that.
+    /// At most one per digest at a time: the caller must ensure that.
     pub fn partial(&self, digest: &Digest) -> Result<Partial, StoreError> {
         self.owner()?;
         Partial::open(self.clone(), digest)
     }
 
-    /// What is known of a tag.
+    /// The record of a tag.
     pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
         let path = self.0.paths.tag(repository, tag);
         tokio::task::spawn_blocking(move || refs::read(&path)).await?
     }
 
-    /// Notes that a manifest was used though it was not opened: a client asked what its tag means.
+    /// Notes the use of a manifest that was not opened: a client resolved its tag.
     pub fn note_use(&self, digest: &Digest) {
         self.0.usage.note(digest);
     }
 
-    /// Remembers what a tag means. Blocking.
+    /// Records the digest of a tag. Blocking.
     pub fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
         self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let path = self.0.paths.tag(repository, tag);
-        // A pin is the tag's, whatever upstream makes it mean.
+        // A pin belongs to the tag, whatever digest the registry returns.
         let old = refs::read::<TagRecord>(&path)?;
         if old.is_none() {
             self.count_new_tag();
@@ -282,7 +283,7 @@ impl Store {
         refs::write(&self.0.paths, &path, &record)
     }
 
-    /// Forgets a tag: upstream says that it does not exist. One that is kept by hand stays. Blocking.
+    /// Removes the record of a tag that the registry does not have. A pinned or imported tag stays. Blocking.
     pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
         self.owner()?;
         let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -291,7 +292,7 @@ impl Store {
         if kept { Ok(()) } else { refs::remove(&path) }
     }
 
-    /// What is known of a manifest within a repository; `None` when this repository is not known to have it.
+    /// The record of a manifest in a repository; `None` when there is none.
     pub async fn manifest(
         &self,
         repository: &Repository,
@@ -301,7 +302,7 @@ impl Store {
         tokio::task::spawn_blocking(move || refs::read(&path)).await?
     }
 
-    /// Remembers that a repository has a manifest. Blocking.
+    /// Records that a repository has a manifest. Blocking.
     pub fn set_manifest(
         &self,
         repository: &Repository,
@@ -318,22 +319,22 @@ impl Store {
         refs::write(&self.0.paths, &path, &record)
     }
 
-    /// Goes up whenever references were pinned, removed or imported: who remembers one looks again.
+    /// Rises when references were pinned, removed or imported: caches must read them again.
     pub fn reference_changes(&self) -> u64 {
         self.0.changes.load(Ordering::Acquire)
     }
 
-    /// Tells those who remember references that some are different now.
+    /// Notes such a change of references.
     pub fn note_reference_change(&self) {
         self.0.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// How much is stored, as far as the index has counted.
+    /// The total of stored blobs, as far as the index has counted.
     pub fn totals(&self) -> Totals {
         self.index().totals()
     }
 
-    /// Counts what is on disk when the index was lost or not closed cleanly. Blocking, seconds at most; hits are
+    /// Counts the files when the index was lost or not closed cleanly. Blocking, for seconds at most; cache hits are
     /// served meanwhile.
     pub fn rebuild_index_if_needed(&self) -> Result<(), StoreError> {
         if !self.is_owner() {
@@ -342,7 +343,7 @@ impl Store {
         self.index().rebuild_if_needed(&self.0.paths)
     }
 
-    /// Whether everything on disk is counted. Before that nothing may be evicted.
+    /// Whether everything on disk has been counted. Before that nothing may be evicted.
     pub fn is_counted(&self) -> bool {
         self.index().is_counted()
     }
@@ -352,14 +353,14 @@ impl Store {
         self.index().was_rebuilt()
     }
 
-    /// Writes noted use times to the index in one batch. Blocking.
+    /// Writes times of last use to the index in one batch. Blocking.
     pub fn flush_usage(&self) {
         if self.is_owner() {
             self.index().touch(self.0.usage.take());
         }
     }
 
-    /// Last write-out before the process ends. Blocking.
+    /// Saves everything before the process ends. Blocking.
     pub fn close(&self) {
         self.flush_usage();
         if let Some(owned) = self.0.owned.get() {
@@ -369,7 +370,7 @@ impl Store {
     }
 }
 
-/// Whether a file holds these bytes. One that cannot be read does not.
+/// Whether a file contains these bytes; `false` when it cannot be read.
 fn holds(path: &Path, bytes: &[u8]) -> bool {
     let same_size = std::fs::metadata(path).is_ok_and(|found| found.len() == bytes.len() as u64);
     same_size && std::fs::read(path).is_ok_and(|found| found == bytes)

@@ -1,16 +1,17 @@
-//! What the pre-puller remembers over restarts: one small JSON file. Lost or damaged, the images are looked for again.
+//! The pre-puller's records over restarts: one small JSON file. If it is lost or damaged, the images are resolved
+//! again.
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Store, StoreError, paths, refs};
 
 impl Store {
-    /// What was last remembered; nothing when there is none. Blocking.
+    /// The last record; `None` when there is none. Blocking.
     pub fn prepulled<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
         refs::read(&self.0.paths.prepulled())
     }
 
-    /// Remembers it. Blocking.
+    /// Writes the record. Blocking.
     pub fn remember_prepulled<T: Serialize>(&self, document: &T) -> Result<(), StoreError> {
         self.owner()?;
         let bytes = serde_json::to_vec(document).expect("plain fields are always valid JSON");

@@ -1,9 +1,9 @@
-//! Who owns the data directory: one agent at a time, by a lock on its file `lock`, which the kernel gives back when a
-//! process ends, however it ends.
+//! Ownership of the data directory: one agent at a time, by a lock on its file `lock`, which the kernel releases when
+//! a process ends for any reason.
 //!
-//! At a rolling update a new agent starts beside the old one, and the old one is told to end only when the new one is
-//! ready. So a store can be attached to a directory that another agent owns: it serves what is there (the files are the
-//! truth, and each is whole), writes nothing, and takes the directory over when the other one has let go of it.
+//! During a rolling update a new agent starts beside the old one, which is stopped only when the new one is ready. So
+//! a store can be attached to a directory that another agent owns: it serves the existing content (every file is
+//! complete), writes nothing, and takes the directory over when the other agent has unlocked it.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use super::{Store, StoreError, TroubleKind, facts, index::Index, paths, paths::P
 
 const FORMAT: &str = "hearth-store-v1";
 
-/// What only the owner has.
+/// State of the owner only.
 #[derive(Debug)]
 pub(super) struct Owned {
     pub(super) index: Index,
@@ -25,7 +25,7 @@ pub(super) struct Owned {
 impl Owned {
     pub(super) fn release(&self) {
         if let Err(error) = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock) {
-            tracing::warn!(%error, "directory not unlocked: the end of the process does it");
+            tracing::warn!(%error, "cannot unlock the data directory: it is unlocked when the process ends");
         }
     }
 }
@@ -41,14 +41,14 @@ impl Store {
         if self.is_owner() { Ok(()) } else { Err(StoreError::Locked(self.0.paths.root().to_owned())) }
     }
 
-    /// Fails unless there is a store of our format.
+    /// Fails unless the directory contains a store of this format.
     pub(super) fn expect_format(&self) -> Result<(), StoreError> {
         check_format(&self.0.paths)
     }
 
-    /// Becomes the owner unless another process is; `false` then. Blocking.
+    /// Locks the directory unless another process has; `false` then. Blocking.
     ///
-    /// A disk that takes nothing now does not keep the agent from serving what is there and from streaming the rest.
+    /// A disk that accepts no writes does not prevent the agent from serving stored content and streaming the rest.
     pub fn take_over(&self) -> Result<bool, StoreError> {
         if self.is_owner() {
             return Ok(true);
@@ -69,7 +69,7 @@ impl Store {
         tolerate(make_format(paths))?;
         tolerate(empty_directory(&paths.temporary()))?;
         tolerate(remove_lost_maps(&paths.partials()))?;
-        // Set once: only one process and one task of it take over.
+        // Set once: only one process, and one task in it, takes over.
         let _ = self.0.owned.set(Owned { index: Index::open(paths), lock });
         self.0.health.recovered();
         if let Some(error) = trouble {
@@ -83,7 +83,7 @@ impl Store {
 fn lock_directory(paths: &Paths) -> Result<Option<fs::File>, StoreError> {
     let path = paths.lock();
     let opened = match fs::File::options().create(true).truncate(false).write(true).open(&path) {
-        // The kernel locks files that are open for reading just as well.
+        // The kernel also locks files that are open for reading.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => fs::File::open(&path),
         opened => opened,
     };
@@ -117,7 +117,7 @@ fn empty_directory(directory: &Path) -> Result<(), StoreError> {
     facts::list(directory)?.iter().try_for_each(|path| refs::remove(path))
 }
 
-/// A crash between the last two steps of a transfer leaves a map without its bytes.
+/// A crash between the last two steps of a download leaves a map without its bytes.
 fn remove_lost_maps(directory: &Path) -> Result<(), StoreError> {
     let lost = |path: &&PathBuf| {
         !path.with_extension("data").exists() || path.extension().is_some_and(|ext| ext == "map-new")

@@ -1,4 +1,4 @@
-//! Every path of the store, and the one way to write a small file so that it is there whole or not at all.
+//! Every path of the store, and the atomic write of a small file.
 
 use std::{
     fs,
@@ -11,8 +11,8 @@ use std::{
 use super::StoreError;
 use crate::types::{Algorithm, Digest, Repository, Tag};
 
-/// Paths below one data directory. `tmp` must be on the same file system as the rest, which it is as long as
-/// nothing is mounted inside.
+/// Paths below one data directory. `tmp` must be on the same file system as the rest, which it is unless something is
+/// mounted inside.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
     root: PathBuf,
@@ -27,7 +27,7 @@ impl Paths {
         &self.root
     }
 
-    /// Directories that must exist before anything else.
+    /// Directories that must exist.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
         let mut all = vec![self.partials(), self.refs(), self.temporary()];
         all.extend(Algorithm::ALL.map(|algorithm| self.blobs(algorithm)));
@@ -87,7 +87,7 @@ impl Paths {
         self.root.join("refs-v1")
     }
 
-    /// Checked names cannot leave the directory: no part of a repository name is empty, `.` or `..`, and none
+    /// Validated names cannot leave the directory: no part of a repository name is empty, `.` or `..`, and none
     /// starts with an underscore.
     fn repository(&self, repository: &Repository) -> PathBuf {
         self.refs().join(repository.registry.as_str()).join(repository.name.as_str())
@@ -125,7 +125,7 @@ pub(super) fn write_atomically(
     let aside = paths.aside();
     let written = write_synced(&aside, bytes).and_then(|()| publish(&aside, target, mode));
     if written.is_err() {
-        // The cause is on its way to the caller; what stays behind is swept at the next start.
+        // The caller gets the error; a leftover file is removed at the next start.
         let _ = fs::remove_file(&aside);
     }
     written
@@ -149,7 +149,7 @@ pub(super) fn publish(from: &Path, target: &Path, mode: Mode) -> Result<(), Stor
     sync_directory(parent)
 }
 
-/// Makes a directory and those above it that are missing, each durable in the one above.
+/// Creates a directory and missing parents, each synced in its parent.
 pub(super) fn make_directory(directory: &Path) -> Result<(), StoreError> {
     if directory.is_dir() {
         return Ok(());

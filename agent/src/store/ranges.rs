@@ -1,4 +1,4 @@
-//! A set of byte ranges: which parts of a partial blob are there. Pure.
+//! A set of byte ranges: the parts of a partial blob that have arrived. Pure.
 
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ impl RangeSet {
         self.0.splice(from..to, [start..end]);
     }
 
-    /// Takes a range out.
+    /// Removes a range.
     pub fn remove(&mut self, range: &Range<u64>) {
         let parts = |have: Range<u64>| {
             let before = have.start..have.end.min(range.start);
@@ -40,7 +40,7 @@ impl RangeSet {
         self.0 = std::mem::take(&mut self.0).into_iter().flat_map(parts).collect();
     }
 
-    /// Where the unbroken run that holds `position` ends; `position` itself when that byte is missing.
+    /// End of the contiguous run that contains `position`; `position` itself when that byte is missing.
     pub fn end_from(&self, position: u64) -> u64 {
         let at = self.0.partition_point(|have| have.end <= position);
         self.0.get(at).filter(|have| have.start <= position).map_or(position, |have| have.end)

@@ -1,4 +1,4 @@
-//! Small JSON files that say what tags mean and which repository has which manifest.
+//! Small JSON files that record the digests of tags, and which repository has which manifest.
 
 use std::{fs, io, path::Path};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::types::Digest;
 
-/// What a tag meant when upstream was last asked.
+/// The digest that a tag resolved to at the last request to the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TagRecord {
@@ -21,24 +21,25 @@ pub struct TagRecord {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Second since 1970 at which upstream last confirmed it: to the peers that vouch for it, when it is `unconfirmed`.
+    /// Second since 1970 at which the registry last confirmed it: to the peers that reported it, when it is
+    /// `unconfirmed`.
     pub confirmed: u64,
-    /// Kept by hand: the image is never evicted.
+    /// Pinned: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
-    /// Kept because a pre-pull set wants it: the image is never evicted.
+    /// Kept for a pre-pull set: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
-    /// Brought by hand, and never confirmed by upstream since.
+    /// Imported, and not confirmed by the registry since then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub imported: bool,
-    /// Agreed on by peers while the registry could not confirm it; gone with the registry's next answer.
+    /// Agreed on by peers while the registry could not confirm it; removed at the registry's next answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unconfirmed: bool,
 }
 
 impl TagRecord {
-    /// Someone wants it here whatever upstream says of it.
+    /// Whether the record stays even if the registry does not have the tag.
     pub fn is_kept(&self) -> bool {
         self.pinned || self.held || self.imported
     }
@@ -48,25 +49,25 @@ impl TagRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestRecord {
-    /// Its media type, as upstream gave it.
+    /// Its media type, from the registry.
     pub media_type: String,
-    /// Kept by hand: the image is never evicted.
+    /// Pinned: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
-    /// Kept because a pre-pull set wants it: the image is never evicted.
+    /// Kept for a pre-pull set: the image is never evicted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
 }
 
 impl ManifestRecord {
-    /// A manifest that nobody pinned.
+    /// A record without a pin.
     pub fn new(media_type: &str) -> Self {
         Self { media_type: media_type.to_owned(), pinned: false, held: false }
     }
 }
 
-/// Reads a record. A file that is damaged (a crash before our fsync order existed, another program) counts as
-/// unknown: upstream is asked again and the file is replaced.
+/// Reads a record. A damaged file (from a crash of an early version, or another program) counts as missing: the
+/// registry is requested again and the file is replaced.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -76,7 +77,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreE
     match serde_json::from_slice(&bytes) {
         Ok(record) => Ok(Some(record)),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "reference file is damaged and counts as unknown");
+            tracing::warn!(path = %path.display(), %error, "reference file is damaged: ignoring it");
             Ok(None)
         }
     }

@@ -1,12 +1,12 @@
-//! The container runtime's own content on this node: blobs that need not be fetched again.
+//! The container runtime's content on this node: blobs that need not be fetched.
 //!
 //! ```text
 //! <directory>/blobs/<algorithm>/<hex>     containerd's `io.containerd.content.v1.content`
 //! ```
 //!
-//! Nothing there is believed, neither a name nor a size. A blob becomes one of ours by being hashed while it is copied
-//! or, when linking is allowed, by being linked aside, hashed, and moved to its place. The runtime may remove a file at
-//! any moment; then it is as if it had not been there. Nothing is ever written there.
+//! Neither names nor sizes there are trusted. A blob is taken over by hashing it while it is copied or, when linking
+//! is allowed, by linking it aside, hashing it, and moving it to its place. The runtime may remove a file at any
+//! time; then it counts as missing. The agent never writes there.
 
 use std::{
     fs::{self, File},
@@ -26,16 +26,16 @@ use crate::types::Digest;
 /// Bytes read at once.
 const BUFFER: usize = 256 * 1024;
 
-/// Where the runtime keeps blobs, and what may be done with them.
+/// Where the runtime keeps blobs, and whether they may be linked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeContent {
-    /// Has `blobs/sha256/...` in it.
+    /// The directory with `blobs/sha256/...`.
     pub directory: PathBuf,
-    /// A blob may be linked where both lie on one file system, so that it takes its room once.
+    /// A blob may be linked if both directories are on one file system, so that it takes space only once.
     pub link: bool,
 }
 
-/// A file of the runtime that may be a blob: open, regular, of the size that a manifest promises.
+/// A file of the runtime that may be a blob: open, regular, of the size in the manifest.
 #[derive(Debug)]
 pub struct RuntimeBlob {
     file: File,
@@ -45,35 +45,34 @@ pub struct RuntimeBlob {
 }
 
 impl Store {
-    /// What the runtime has under this name, if it has this size. Blocking.
+    /// The runtime's file with this name, if it has this size. Blocking.
     pub fn runtime_blob(&self, digest: &Digest, size: u64) -> Option<RuntimeBlob> {
         let content = self.0.runtime.as_ref()?;
         let path = content.directory.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
-        // Most blobs are not there, and a directory that cannot be read is as good as an empty one.
+        // Most blobs are missing there, and a directory that cannot be read counts as empty.
         let file = open_regular(&path).ok()?;
         let fits = file.metadata().is_ok_and(|found| found.len() == size);
         fits.then_some(RuntimeBlob { file, path, digest: *digest, size })
     }
 
-    /// Makes the runtime's file a blob of ours as well, without copying it. `None` when that cannot be: linking is not
-    /// allowed, the file lies on another file system or is mounted read-only, is not what its name says, or has gone.
-    /// Blocking.
+    /// Links the runtime's file into the store. `None` when that is not possible: linking is not allowed, the file is
+    /// on another file system or mounted read-only, does not match its digest, or was removed. Blocking.
     pub fn link_runtime_blob(&self, found: &RuntimeBlob) -> Option<Blob> {
         if !self.is_owner() || !self.0.runtime.as_ref()?.link {
             return None;
         }
         let aside = self.0.paths.aside();
         let linked = self.link(found, &aside);
-        // It has moved on when all went well; what cannot be removed is swept at the next start.
+        // After success it was moved; a leftover file is removed at the next start.
         let _ = fs::remove_file(&aside);
         linked.unwrap_or_else(|error| {
-            tracing::debug!(digest = %found.digest.short(), %error, "the runtime's blob cannot be linked: copied");
+            tracing::debug!(digest = %found.digest.short(), %error, "cannot link the container runtime's file: copying it");
             None
         })
     }
 
     fn link(&self, found: &RuntimeBlob, aside: &Path) -> Result<Option<Blob>, StoreError> {
-        // Linked first: what is hashed then stays, whatever happens to the runtime's own name.
+        // Linked first: the hashed file then stays, whatever happens to the runtime's own name.
         fs::hard_link(&found.path, aside).map_err(StoreError::io("link", &found.path))?;
         let file = open_regular(aside).map_err(StoreError::io("open", aside))?;
         let version = |file: &File| {
@@ -83,11 +82,11 @@ impl Store {
         let before = version(&file)?;
         let hash = hash(&file, &found.digest).map_err(StoreError::io("read", &found.path))?;
         if hash != found.digest || version(&file)? != before {
-            tracing::warn!(path = %found.path.display(), "the runtime's blob is not what its name says: passed over");
+            tracing::warn!(path = %found.path.display(), "the container runtime's file does not match its digest: skipped");
             return Ok(None);
         }
         let target = self.0.paths.blob(&found.digest);
-        // Its permissions are the runtime's and stay.
+        // The permissions are the runtime's and stay.
         paths::publish(aside, &target, Mode::Normal)?;
         let blob = Blob::of(file).map_err(StoreError::io("inspect", &target))?;
         self.index().insert(&found.digest, blob.size());
@@ -96,12 +95,12 @@ impl Store {
 }
 
 impl RuntimeBlob {
-    /// Its size in bytes, as a manifest promises it.
+    /// Its size in bytes, according to a manifest.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The next bytes at `position`, never past the promised size; none at the end, wherever that is. Blocking.
+    /// The next bytes at `position`, never past the expected size; empty at the end of the file. Blocking.
     pub fn read(&self, position: u64) -> io::Result<Vec<u8>> {
         let left = self.size.saturating_sub(position);
         let mut buffer = vec![0; usize::try_from(left).unwrap_or(BUFFER).min(BUFFER)];

@@ -1,16 +1,16 @@
-//! The blobs in parts: by the first byte of their digests, as the directories have them, and as the index's keys begin.
+//! Divides the blobs into shards: by the first byte of their digests, as in the directories and in the index's keys.
 
 use std::{fs, io};
 
 use super::{StoreError, paths::Paths};
 use crate::types::{Algorithm, Digest};
 
-/// Directories that the blobs of one algorithm lie in, by the first byte of their digest.
+/// Number of directories with the blobs of one algorithm, by the first byte of their digest.
 const SHARDS: usize = 256;
 
 pub(super) const ALL_SHARDS: usize = SHARDS * Algorithm::ALL.len();
 
-/// What the index knows of a blob.
+/// The entry of a blob in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) size: u64,
@@ -18,7 +18,7 @@ pub(super) struct Entry {
     pub(super) used: u64,
 }
 
-/// The blob files of a shard, with the second of their making as their last use. Foreign names are passed over.
+/// The blob files of a shard, with their modification time as the last use. Other names are skipped.
 pub(super) fn list_shard(paths: &Paths, shard: usize) -> Result<Vec<(Digest, Entry)>, StoreError> {
     let algorithm = Algorithm::ALL[shard / SHARDS];
     let directory = paths.blobs(algorithm).join(format!("{:02x}", shard % SHARDS));

@@ -1,59 +1,59 @@
-//! How much the store may hold. The decision is pure; the measuring is one `statvfs`.
+//! How much the store may hold. The decision is pure; the measurement is one `statvfs`.
 
 use std::path::Path;
 
 use super::StoreError;
 use crate::types::{Amount, share};
 
-/// The configuration's bounds.
+/// The configured limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most that is held.
+    /// Most bytes in the store.
     pub limit: Amount,
-    /// Space of the file system that is left to others.
+    /// Space of the file system that stays free for others.
     pub min_free: Amount,
-    /// Eviction begins above this share of what may be held, in percent.
+    /// Eviction starts above this share of the allowed size, in percent.
     pub high: u8,
-    /// And ends below this one.
+    /// Eviction ends below this share.
     pub low: u8,
 }
 
 impl Default for Limits {
-    /// No bounds at all.
+    /// Without limits.
     fn default() -> Self {
         Self { limit: Amount::Percent(100), min_free: Amount::Bytes(0), high: 95, low: 85 }
     }
 }
 
-/// A file system's size and what is left of it, in bytes.
+/// A file system's size and free space, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSystem {
     /// Its size.
     pub total: u64,
-    /// What may still be written.
+    /// Bytes that can be written.
     pub available: u64,
 }
 
-/// How the store stands against its bounds, in bytes.
+/// The used and allowed size of the store, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Held: whole blobs and partial ones.
+    /// Used: blobs and partial blobs.
     pub used: u64,
-    /// What may be held now.
+    /// Allowed now.
     pub allowed: u64,
 }
 
-/// Why room is asked for.
+/// Why space is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// So many bytes are about to be stored.
+    /// This many bytes are about to be stored.
     Room(u64),
-    /// The disk is full, whatever the limits say: so many bytes have to go.
+    /// The disk is full in spite of the limits: this many bytes must be freed.
     Freed(u64),
 }
 
 impl Limits {
-    /// What a store that holds `used` bytes may hold: the limit, or less when the floor of free space asks for it.
+    /// What a store that holds `used` bytes may hold: the limit, or less when the minimum of free space requires it.
     /// Pure.
     pub fn space(&self, file_system: FileSystem, used: u64) -> Space {
         let floor = self.min_free.of(file_system.total);
@@ -62,7 +62,7 @@ impl Limits {
         Space { used, allowed: by_floor.min(by_limit) }
     }
 
-    /// What has to go for a need: at least so much, and when anything goes, how much is worth it. Pure.
+    /// What to evict for a need: the minimum, and the amount that is worthwhile once anything is evicted. Pure.
     pub fn demand(&self, space: Space, need: Need) -> (u64, u64) {
         match need {
             Need::Freed(bytes) => (bytes, bytes),
@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn the_smaller_of_limit_and_floor_counts() {
+    fn the_smaller_of_limit_and_free_space_counts() {
         let disk = FileSystem { total: 100 * GIB, available: 30 * GIB };
         for (limit, min_free, used, allowed) in [
             (Amount::Percent(100), Amount::Bytes(0), 10 * GIB, 40 * GIB),
             (Amount::Percent(100), Amount::Percent(20), 10 * GIB, 20 * GIB),
             (Amount::Percent(15), Amount::Percent(20), 10 * GIB, 15 * GIB),
             (Amount::Bytes(GIB), Amount::Bytes(0), 10 * GIB, GIB),
-            // Others have filled the disk: even what is held is too much.
+            // Others have filled the disk: even the stored content is too much.
             (Amount::Percent(100), Amount::Percent(35), 10 * GIB, 5 * GIB),
             (Amount::Percent(100), Amount::Percent(90), 10 * GIB, 0),
         ] {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_made_down_to_the_low_watermark_and_only_when_there_is_none() {
+    fn space_is_freed_down_to_the_low_watermark_and_only_when_needed() {
         let limits = limits(Amount::Percent(100), Amount::Bytes(0));
         let space = Space { used: 90, allowed: 100 };
         for (need, demand) in [
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn eviction_begins_above_the_high_watermark_and_goes_to_the_low_one() {
+    fn eviction_starts_above_the_high_watermark_and_ends_at_the_low_one() {
         let limits = limits(Amount::Percent(100), Amount::Bytes(0));
         for (used, excess) in [(0, 0), (95, 0), (96, 11), (200, 115)] {
             assert_eq!(limits.excess(Space { used, allowed: 100 }), excess, "{used}");

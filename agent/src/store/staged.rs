@@ -1,4 +1,4 @@
-//! Content on its way in that must not be visible yet: an import is checked as a whole before anything of it is.
+//! Content of an import that must not be visible before the whole import was checked.
 
 use std::{
     fs,
@@ -15,18 +15,18 @@ use crate::types::{Algorithm, Digest, MAX_MANIFEST_BYTES};
 
 const BUFFER: usize = 256 * 1024;
 
-/// Why content could not be taken in.
+/// Why content could not be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
-    /// It cannot be read where it comes from.
+    /// The source cannot be read.
     #[error("the content cannot be read")]
     Read(#[source] io::Error),
-    /// It cannot be written here.
+    /// The store cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A file aside with content of a known digest. Dropped, it is gone.
+/// A temporary file with content of a known digest. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Staged {
     store: Store,
@@ -35,7 +35,7 @@ pub struct Staged {
     size: u64,
 }
 
-/// Keeps a blob from eviction.
+/// Protects a blob from eviction.
 #[derive(Debug)]
 pub struct Kept {
     store: Store,
@@ -45,12 +45,12 @@ pub struct Kept {
 }
 
 impl Store {
-    /// Writes content aside and hashes it. Blocking.
+    /// Writes content to a temporary file and hashes it. Blocking.
     pub fn stage(&self, algorithm: Algorithm, content: &mut dyn Read) -> Result<Staged, StageError> {
         self.owner()?;
         let path = self.0.paths.aside();
         let mut file = fs::File::create_new(&path).map_err(StoreError::io("make", &path))?;
-        // From here on dropping it removes the file.
+        // From here on, dropping removes the file.
         let mut staged = Staged { store: self.clone(), path, digest: Digest::of(b""), size: 0 };
         let mut hasher = algorithm.hasher();
         let mut buffer = vec![0; BUFFER];
@@ -69,9 +69,9 @@ impl Store {
         Ok(staged)
     }
 
-    /// Keeps a blob that is here from eviction; `None` when it is not. Blocking.
+    /// Protects a stored blob from eviction; `None` when it is not stored. Blocking.
     pub fn keep(&self, digest: &Digest) -> Result<Option<Kept>, StoreError> {
-        // Held first: what is found after that stays.
+        // Protected first: a blob that is found after that stays.
         let hold = self.0.usage.hold(digest);
         let path = self.0.paths.blob(digest);
         match fs::metadata(&path) {
@@ -85,7 +85,7 @@ impl Store {
 }
 
 impl Staged {
-    /// What it hashes to.
+    /// Digest of the content.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -95,7 +95,7 @@ impl Staged {
         self.size
     }
 
-    /// The content, for another look.
+    /// Opens the content for another read.
     pub fn open(&self) -> Result<fs::File, StoreError> {
         fs::File::open(&self.path).map_err(StoreError::io("open", &self.path))
     }
@@ -108,8 +108,8 @@ impl Staged {
         fs::read(&self.path).map(Some).map_err(StoreError::io("read", &self.path))
     }
 
-    /// Makes it a blob: fsync, rename, fsync of the directory, index. One that is here already is replaced by the
-    /// same bytes, so that no eviction in between matters.
+    /// Makes it a blob: fsync, rename, fsync of the directory, index. An existing blob is replaced by the same bytes,
+    /// so that an eviction in between does not matter.
     pub fn commit(self) -> Result<(), StoreError> {
         self.open()?.sync_all().map_err(StoreError::io("sync", &self.path))?;
         paths::publish(&self.path, &self.store.0.paths.blob(&self.digest), Mode::ReadOnly)?;
@@ -120,13 +120,13 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // Committed, it is not here any more; what cannot be removed is swept at the next start.
+        // After a commit the file was moved; a leftover file is removed at the next start.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Kept {
-    /// Which.
+    /// The digest.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn staged_content_is_nowhere_until_it_is_committed() {
+    async fn staged_content_is_invisible_until_it_is_committed() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&super::super::Config::of(directory.path())).unwrap();
         let digest = Digest::of(b"content");
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(store.blob(&digest).await.unwrap().unwrap().size(), 7);
         assert_eq!((aside(), store.totals().blobs), (0, 1));
         let kept = store.keep(&digest).unwrap().unwrap();
-        assert!(store.remove_blob(&digest).unwrap().is_none(), "it is kept");
+        assert!(store.remove_blob(&digest).unwrap().is_none(), "it is protected");
         assert_eq!(io::read_to_string(kept.open().unwrap()).unwrap(), "content");
         assert!(store.keep(&Digest::of(b"other")).unwrap().is_none());
     }

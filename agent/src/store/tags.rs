@@ -1,25 +1,25 @@
-//! The records of tags as a whole: how many there are, and the way to remove those that are too many.
+//! The records of tags as a whole: their number, and the removal of surplus ones.
 //!
-//! A record is a file of its own: an inode and a block. So their number is bounded, whatever clients request: see
-//! [`MOST_TAGS`]. The number is an estimate that is never too low: counted once after the start, and again when it seems
-//! to be over the bound; in between new records are added to it.
+//! A record is a file of its own: an inode and a block. So their number is limited, whatever clients request: see
+//! [`MOST_TAGS`]. The number is an estimate that is never too low: counted once after the start, and again when it
+//! seems to exceed the limit; new records are added to it in between.
 
 use std::sync::{PoisonError, atomic::Ordering};
 
 use super::{Store, StoreError, TagRecord, facts, refs};
 use crate::types::{Digest, Repository, Tag};
 
-/// Most records of tags, beside those that are kept: 64 MiB of disk with blocks of 4 KiB. Above it the least recently
-/// confirmed are removed; see `gc`.
+/// Most records of tags, in addition to the kept ones: 64 MiB of disk with blocks of 4 KiB. Above it the least
+/// recently confirmed are removed; see `gc`.
 pub const MOST_TAGS: usize = 16_384;
 
-/// The count of a process that has not counted: over the bound, so that it does.
+/// The initial number of a process: above the limit, so that it counts.
 pub(super) const UNCOUNTED: usize = MOST_TAGS + 1;
 
 /// The record of a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagFact {
-    /// Where.
+    /// The repository.
     pub repository: Repository,
     /// The tag.
     pub tag: Tag,
@@ -27,24 +27,24 @@ pub struct TagFact {
     pub digest: Digest,
     /// Second since 1970 at which the registry last confirmed it.
     pub confirmed: u64,
-    /// Pinned, held by a set or imported: never removed.
+    /// Pinned, kept for a set, or imported: never removed.
     pub kept: bool,
 }
 
 impl Store {
-    /// Whether there may be more records of tags than [`MOST_TAGS`], beside those that are kept.
+    /// Whether there may be more records of tags than [`MOST_TAGS`], in addition to the kept ones.
     pub fn may_have_too_many_tags(&self) -> bool {
         self.0.tags.load(Ordering::Relaxed) > MOST_TAGS
     }
 
-    /// One more record of a tag.
+    /// Counts a new record of a tag.
     pub(super) fn count_new_tag(&self) {
         self.0.tags.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Every record of a tag. One that cannot be read is left out, and logged.
+    /// Every record of a tag. Unreadable ones are left out and logged.
     pub fn tags(&self) -> Result<Vec<TagFact>, StoreError> {
-        // Those that are written meanwhile are counted, some of them twice.
+        // Records that are written meanwhile are counted, some of them twice.
         self.0.tags.store(0, Ordering::Relaxed);
         let found = self.read_tags();
         let count = |tags: &Vec<TagFact>| tags.iter().filter(|fact| !fact.kept).count();
@@ -72,7 +72,7 @@ impl Store {
                         kept: record.is_kept(),
                     }),
                     Ok(None) => {}
-                    Err(error) => tracing::warn!(%error, "tag's record cannot be read"),
+                    Err(error) => tracing::warn!(%error, "cannot read the record of a tag"),
                 }
             }
             Ok(())
@@ -80,8 +80,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes these records, and says how many. One that was changed or confirmed since it was read stays. Whoever
-    /// writes a record meanwhile waits for one removal at most. Blocking.
+    /// Removes these records, and returns how many. A record that was changed or confirmed since it was read stays.
+    /// Concurrent writers wait for one removal at most. Blocking.
     pub fn evict_tags(&self, tags: &[&TagFact]) -> Result<usize, StoreError> {
         self.owner()?;
         let mut removed = 0;
@@ -97,7 +97,7 @@ impl Store {
                 removed += 1;
             }
         }
-        // They are counted anew when there seem to be too many again.
+        // They are counted again when there seem to be too many.
         let _ = self
             .0
             .tags
@@ -115,7 +115,7 @@ mod tests {
     use crate::store::Config;
 
     #[tokio::test]
-    async fn records_that_were_pinned_or_confirmed_since_stay() {
+    async fn records_that_were_pinned_or_confirmed_meanwhile_stay() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&Config::of(directory.path())).unwrap();
         let repository = Repository { registry: "r.test".parse().unwrap(), name: "a/b".parse().unwrap() };
@@ -132,7 +132,7 @@ mod tests {
         let set = |tag: &str, record: &TagRecord| {
             store.set_tag(&repository, &tag.parse().unwrap(), record).unwrap();
         };
-        assert!(store.may_have_too_many_tags(), "nothing is counted yet");
+        assert!(store.may_have_too_many_tags(), "nothing has been counted yet");
         for tag in ["old", "pinned", "confirmed"] {
             set(tag, &record(1, false));
         }
@@ -143,7 +143,7 @@ mod tests {
         set("confirmed", &record(2, false));
         let changes = store.reference_changes();
         assert_eq!(store.evict_tags(&tags.iter().collect::<Vec<_>>()).unwrap(), 1);
-        assert!(store.reference_changes() > changes, "who remembers it looks again");
+        assert!(store.reference_changes() > changes, "caches read the records again");
         let mut left: Vec<_> = store.tags().unwrap().into_iter().map(|fact| fact.tag.to_string()).collect();
         left.sort();
         assert_eq!(left, ["confirmed", "pinned"]);

@@ -39,7 +39,7 @@ async fn content_that_is_damaged_on_disk_is_replaced_by_the_right_one() {
     store.put(&digest, b"hello").unwrap();
     let path = store.0.paths.blob(&digest);
     for damaged in [&b"jello"[..], b"hell", b""] {
-        // Stored blobs are read-only; rot does not ask.
+        // Stored blobs are read-only; damage ignores that.
         fs::remove_file(&path).unwrap();
         fs::write(&path, damaged).unwrap();
         store.put(&digest, b"hello").unwrap();
@@ -56,7 +56,7 @@ fn a_second_agent_on_the_same_directory_is_refused() {
 }
 
 #[test]
-fn a_directory_of_another_format_is_left_alone() {
+fn a_directory_of_another_format_is_rejected() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("format"), "hearth-store-v9").unwrap();
     let error = Store::open(&Config::of(directory.path())).unwrap_err();
@@ -64,7 +64,7 @@ fn a_directory_of_another_format_is_left_alone() {
 }
 
 #[tokio::test]
-async fn tags_are_remembered_over_a_restart_and_forgotten_when_removed() {
+async fn tags_are_kept_over_a_restart_until_they_are_removed() {
     let (directory, store) = store();
     let repository = Repository { registry: "r.test:5000".parse().unwrap(), name: "a/b".parse().unwrap() };
     let tag: Tag = "v1".parse().unwrap();

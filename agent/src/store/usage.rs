@@ -1,5 +1,5 @@
-//! Who uses blobs: when last, and whether one is open now. In memory, a short lock on one of sixteen shards; use
-//! times are written to the index in batches by someone else.
+//! Tracks the use of blobs: the last use, and whether one is open. In memory, with a short lock on one of sixteen
+//! shards; the times are written to the index in batches elsewhere.
 
 use std::{
     collections::HashMap,
@@ -11,14 +11,14 @@ use crate::types::Digest;
 
 const SHARDS: usize = 16;
 
-/// Holds one entry for each blob that is open or was used since the last flush.
+/// One entry for each blob that is open or was used since the last flush.
 #[derive(Debug, Default)]
 pub(super) struct UsageLog([Mutex<HashMap<Digest, Use>>; SHARDS]);
 
 #[derive(Debug, Default)]
 struct Use {
     open: u32,
-    /// Second of a use that the index does not know yet.
+    /// Second of a use that is not in the index yet.
     unwritten: Option<u64>,
 }
 
@@ -44,12 +44,12 @@ impl UsageLog {
         self.0[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a use now.
+    /// Notes a use.
     pub(super) fn note(&self, digest: &Digest) {
         self.shard(digest).entry(*digest).or_default().unwritten = Some(now());
     }
 
-    /// Notes a use now that lasts until the hold is dropped.
+    /// Notes a use that lasts until the hold is dropped.
     pub(super) fn hold(self: &Arc<Self>, digest: &Digest) -> Hold {
         let mut shard = self.shard(digest);
         let entry = shard.entry(*digest).or_default();
@@ -63,7 +63,7 @@ impl UsageLog {
         self.shard(digest).get(digest).is_some_and(|entry| entry.open > 0)
     }
 
-    /// Uses that the index does not know yet; forgets blobs that nobody has open.
+    /// Uses that are not in the index yet; removes entries of blobs that are not open.
     pub(super) fn take(&self) -> Vec<(Digest, u64)> {
         let mut all = Vec::new();
         for shard in &self.0 {
@@ -77,7 +77,7 @@ impl UsageLog {
     }
 }
 
-/// Seconds since 1970; zero when the clock stands before that.
+/// Seconds since 1970; zero when the clock is set before that.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

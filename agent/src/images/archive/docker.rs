@@ -1,6 +1,6 @@
-//! What `docker save` writes (`podman save`, `skopeo copy docker-archive:` likewise): `manifest.json` names, for each
-//! image, a configuration and layers by their paths. There is no manifest in it: one is made, always the same for the
-//! same content. What the configuration says of each layer (`diff_ids`) is the only proof of them, and is checked.
+//! The format of `docker save` (also of `podman save` and `skopeo copy docker-archive:`): `manifest.json` lists, for
+//! each image, the paths of a configuration and layers. It contains no manifest: the import creates one, always the
+//! same for the same content. The `diff_ids` in the configuration are the only proof of the layers, and are verified.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -40,7 +40,7 @@ struct RootFs {
     diff_ids: Option<Vec<String>>,
 }
 
-/// What the archive holds; an entry for each name. The manifests that are made join the intake.
+/// The images in the archive; an entry for each name. The created manifests are added to the intake.
 pub(super) fn entries(intake: &mut Intake, manifest: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
     let saved: Vec<Saved> = serde_json::from_slice(manifest)
         .map_err(|error| ArchiveError::document(DOCKER, error.to_string()))?;
@@ -63,17 +63,17 @@ pub(super) fn entries(intake: &mut Intake, manifest: &[u8]) -> Result<Vec<Entry>
 fn manifest_of(intake: &Intake, image: &Saved) -> Result<Vec<u8>, ArchiveError> {
     let file = |path: &str| {
         let missing =
-            || ArchiveError::document(DOCKER, format!("it names `{path}`, which is not in the archive"));
+            || ArchiveError::document(DOCKER, format!("it refers to `{path}`, which is not in the archive"));
         intake.file(path).ok_or_else(missing)
     };
     let config = file(&image.config)?;
-    let too_large = || ArchiveError::document(&image.config, "it is too large for a configuration");
+    let too_large = || ArchiveError::document(&image.config, "it is too large for an image configuration");
     let bytes = config.read_small()?.ok_or_else(too_large)?;
     let parsed: Config = serde_json::from_slice(&bytes)
         .map_err(|error| ArchiveError::document(&image.config, error.to_string()))?;
     let diff_ids = parsed.rootfs.diff_ids.unwrap_or_default();
     if diff_ids.len() != image.layers.len() {
-        let reason = format!("it names {} layers, the archive {}", diff_ids.len(), image.layers.len());
+        let reason = format!("it has {} layers, `manifest.json` has {}", diff_ids.len(), image.layers.len());
         return Err(ArchiveError::document(&image.config, reason));
     }
     let mut layers = Vec::new();
@@ -97,7 +97,7 @@ fn manifest_of(intake: &Intake, image: &Saved) -> Result<Vec<u8>, ArchiveError> 
     Ok(serde_json::to_vec(&manifest).expect("a document of plain values is always valid JSON"))
 }
 
-/// The layer's media type, if its content is what the configuration says.
+/// The layer's media type, if its content matches the configuration.
 fn layer_type(layer: &Staged, diff_id: &Digest) -> Result<Option<String>, ArchiveError> {
     if layer.digest() == diff_id {
         return Ok(Some(LAYER.to_owned()));

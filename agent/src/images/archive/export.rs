@@ -1,5 +1,5 @@
-//! Writing images as an OCI layout: a tar with the documents first, so that it can be imported in one pass, or a
-//! directory, in which the index comes last, so that it is whole once it is a layout.
+//! Writes images as an OCI layout: a tar with the documents first, so that it can be imported in one pass, or a
+//! directory, whose index is written last, so that a layout is always complete.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,7 +25,7 @@ use crate::{
 
 const BLOCK: u64 = 512;
 
-/// A layout that can be written: everything it needs is held in the store meanwhile.
+/// A layout to be written: its blobs are protected from eviction meanwhile.
 #[derive(Debug)]
 pub struct Export {
     members: Vec<Member>,
@@ -62,7 +62,7 @@ impl Content {
     }
 }
 
-/// Gathers images for a layout; each must be complete here. Blocking.
+/// Collects images for a layout; each must be complete in the store. Blocking.
 pub fn export(store: &Store, names: &[ImageName]) -> Result<Export, ImageError> {
     let images = all(store)?;
     let mut blobs: HashMap<Digest, Kept> = HashMap::new();
@@ -71,7 +71,7 @@ pub fn export(store: &Store, names: &[ImageName]) -> Result<Export, ImageError> 
         let (_, meant) = find(&images, name)?;
         let digest = meant[0].digest;
         let state = whole(&digest, &|digest| links(store, digest), &|digest| {
-            // Only a look; what is exported is kept below, and then it must still be here.
+            // This only checks; the exported blobs are protected below, and must still exist then.
             store.keep(digest).ok()?.map(|kept| kept.size())
         });
         if !state.complete {
@@ -96,7 +96,7 @@ pub fn export(store: &Store, names: &[ImageName]) -> Result<Export, ImageError> 
     Ok(Export { members })
 }
 
-/// The index: each image by its whole name, and by its tag where that tells the images apart.
+/// The index: each image with its whole name, and with its tag if that is unambiguous.
 fn index(store: &Store, images: &[(&ImageName, Digest, u64)]) -> Value {
     let reference = |name: &ImageName| name.reference().to_string();
     let mut tags: HashMap<String, u32> = HashMap::new();
@@ -161,7 +161,7 @@ impl Export {
         write(out, &[0; 1024])
     }
 
-    /// Writes a directory, which must be empty or not be there.
+    /// Writes a directory, which must be empty or not exist.
     pub fn write_directory(&self, directory: &Path) -> Result<(), ArchiveError> {
         let mut writer = DirectoryWriter::new(directory)?;
         for member in &self.members {
@@ -171,12 +171,12 @@ impl Export {
     }
 }
 
-/// Writes the layout of a tar, which an agent sent, to a directory. Contents are checked once more.
+/// Writes the layout in a tar from an agent to a directory. Verifies the contents again.
 pub fn unpack(reader: impl Read, directory: &Path) -> Result<(), ArchiveError> {
     let mut writer = DirectoryWriter::new(directory)?;
     stream::read(reader, |name, kind, content| match kind {
         Kind::File(size) => writer.take(name, size, content),
-        Kind::Link(_) => Err(ArchiveError::member(name, "no links are expected here")),
+        Kind::Link(_) => Err(ArchiveError::member(name, "links are not allowed in an exported layout")),
     })?;
     writer.finish()
 }
@@ -188,7 +188,7 @@ fn copy(member: &Member, out: &mut dyn Write) -> Result<(), ArchiveError> {
     while left > 0 {
         let read = content.read(&mut buffer).map_err(ArchiveError::Read)?;
         if read == 0 {
-            return Err(ArchiveError::member(&member.name, "it became shorter while it was read"));
+            return Err(ArchiveError::member(&member.name, "it was truncated while it was read"));
         }
         out.write_all(&buffer[..read]).map_err(ArchiveError::Write)?;
         left -= read as u64;
@@ -231,7 +231,7 @@ fn headers(member: &Member) -> Vec<u8> {
     out
 }
 
-/// A layout in a directory in the making.
+/// A layout that is being written to a directory.
 struct DirectoryWriter {
     directory: PathBuf,
     index: Option<Vec<u8>>,
@@ -256,7 +256,7 @@ impl DirectoryWriter {
         }
         let digest = oci::blob_of(name);
         if digest.is_none() && name != LAYOUT {
-            return Err(ArchiveError::member(name, "it does not belong into a layout"));
+            return Err(ArchiveError::member(name, "it is not part of an OCI layout"));
         }
         let path = self.directory.join(name);
         if let Some(parent) = path.parent().filter(|parent| self.made.insert(parent.to_path_buf())) {
@@ -281,10 +281,7 @@ impl DirectoryWriter {
             return Err(ArchiveError::Truncated);
         }
         if hasher.map(crate::types::Hasher::finish) != digest {
-            return Err(ArchiveError::member(
-                name,
-                "its content is damaged: `hearth-agent verify` tells more",
-            ));
+            return Err(ArchiveError::member(name, "its content is damaged: run `hearth-agent verify`"));
         }
         Ok(())
     }

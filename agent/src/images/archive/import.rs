@@ -1,4 +1,4 @@
-//! Taking an archive's images into the store.
+//! Imports the images of an archive into the store.
 
 use std::{
     cell::RefCell,
@@ -31,45 +31,45 @@ pub enum Source<'a> {
     Directory(PathBuf),
 }
 
-/// How images are taken in.
+/// Options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// What they are called, when that is not what the archive says.
+    /// The name of the image, if not that in the archive.
     pub name: Option<ImageName>,
-    /// They are never evicted.
+    /// Whether to pin the images.
     pub pin: bool,
 }
 
-/// What came in.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Imported {
-    /// Each image by its name.
+    /// The imported images.
     pub images: Vec<ImportedImage>,
 }
 
-/// An image that came in.
+/// An imported image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportedImage {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// Its manifest or index.
+    /// Digest of its manifest or index.
     pub digest: String,
-    /// Its manifests, configurations and layers.
+    /// Number of its manifests, configurations and layers.
     pub blobs: usize,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// It is never evicted.
+    /// Whether it is pinned.
     pub pinned: bool,
-    /// Images of an index (platforms, attestations) that the archive does not hold.
+    /// Images of an index (platforms, attestations) that are not in the archive.
     pub missing_images: usize,
-    /// The agent speaks for its registry; otherwise nobody gets to see it.
+    /// Whether the agent serves its registry; otherwise no client can pull it.
     pub served: bool,
 }
 
 impl Imported {
-    /// Notes which images belong to registries that the agent does not speak for.
+    /// Notes which images belong to registries that the agent does not serve.
     pub fn note_served(&mut self, serves: impl Fn(&RegistryHost) -> bool) {
         for image in &mut self.images {
             let name: Result<ImageName, _> = image.name.parse();
@@ -78,7 +78,7 @@ impl Imported {
     }
 }
 
-/// Takes images in, all or none. Blocking.
+/// Imports images, all or none. Blocking.
 pub fn import(store: &Store, source: Source<'_>, options: &ImportOptions) -> Result<Imported, ArchiveError> {
     let mut intake = Intake::new(store.clone());
     let (space, _) = store.space(&store.partials()?)?;
@@ -105,7 +105,7 @@ fn take_directory(intake: &mut Intake, directory: &Path, limit: u64) -> Result<(
         let mut file = fs::File::open(&path).map_err(ArchiveError::Read)?;
         let metadata = file.metadata().map_err(ArchiveError::Read)?;
         if !metadata.is_file() {
-            return Err(ArchiveError::member(&name, "it is no file"));
+            return Err(ArchiveError::member(&name, "it is not a file"));
         }
         left = left.checked_sub(metadata.len()).ok_or_else(|| too_large(limit))?;
         intake.take(&name, metadata.len(), &mut file)?;
@@ -113,7 +113,7 @@ fn take_directory(intake: &mut Intake, directory: &Path, limit: u64) -> Result<(
     Ok(())
 }
 
-/// Everything that a manifest of the image names is there, of the right size, and can be served.
+/// Checks that everything in the image's manifests exists, has the right size, and can be served.
 fn check(intake: &Intake, name: &ImageName, entry: &Entry) -> Result<Whole, ArchiveError> {
     let wrong = RefCell::new(None);
     let links = |digest: &Digest| {
@@ -138,20 +138,20 @@ fn check(intake: &Intake, name: &ImageName, entry: &Entry) -> Result<Whole, Arch
         return Err(ArchiveError::Incomplete { image: name.to_string(), missing });
     }
     if entry.size.is_some_and(|promised| size(&entry.digest) != Some(promised)) {
-        let reason = format!("the index gives another size for `{}`", entry.digest);
+        let reason = format!("the index has another size for `{}`", entry.digest);
         return Err(ArchiveError::document(INDEX, reason));
     }
     check_type(intake, entry)?;
     Ok(state)
 }
 
-/// A document that names its own media type must be what the index says it is.
+/// A document that contains its media type must match the index.
 fn check_type(intake: &Intake, entry: &Entry) -> Result<(), ArchiveError> {
     let named = intake.small(&entry.digest).and_then(|bytes| named_media_type(&bytes));
     match named {
         Some(named) if named != entry.media_type => {
             let reason = format!(
-                "it is a `{}` and the index calls it a `{}`",
+                "its media type is `{}`, and that in the index is `{}`",
                 named.as_str(),
                 entry.media_type.as_str()
             );
@@ -161,7 +161,7 @@ fn check_type(intake: &Intake, entry: &Entry) -> Result<(), ArchiveError> {
     }
 }
 
-/// Blobs first, then which repository has which manifest, then tags: at no moment is there a name without its content.
+/// Blobs first, then the records of manifests, then tags: no name ever exists without its content.
 fn publish(
     store: &Store,
     mut intake: Intake,

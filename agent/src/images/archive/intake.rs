@@ -1,4 +1,4 @@
-//! Taking an archive in: every content is staged and hashed, the few documents that say what it means are remembered.
+//! Reads an archive: every content is staged and hashed, and the few documents that describe it are kept in memory.
 //! Nothing is decided here.
 
 use std::{
@@ -23,7 +23,7 @@ pub(super) const DOCKER: &str = "manifest.json";
 /// Links that are followed for one name.
 const MAX_LINKS: usize = 16;
 
-/// Everything that came in.
+/// The contents of an archive.
 #[derive(Debug)]
 pub(super) struct Intake {
     store: Store,
@@ -64,11 +64,11 @@ impl Intake {
         }
     }
 
-    /// Takes one file in.
+    /// Reads one file.
     pub(super) fn take(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<(), ArchiveError> {
         if matches!(name, LAYOUT | INDEX | DOCKER) {
             if size > MAX_MANIFEST_BYTES {
-                return Err(ArchiveError::document(name, format!("it has {size} bytes")));
+                return Err(ArchiveError::document(name, format!("it is too large ({size} bytes)")));
             }
             let mut bytes = Vec::new();
             content.read_to_end(&mut bytes).map_err(ArchiveError::Read)?;
@@ -77,7 +77,7 @@ impl Intake {
         }
         let promised = oci::blob_of(name);
         if promised.is_none() && name.starts_with("blobs/") {
-            // What a tool left there that was killed; no image can name it.
+            // A leftover of an interrupted tool; no image can refer to it.
             return Ok(());
         }
         let algorithm = promised.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
@@ -87,14 +87,14 @@ impl Intake {
         }
         let digest = *staged.digest();
         if promised.is_some_and(|promised| promised != digest) {
-            return Err(ArchiveError::member(name, &format!("its content hashes to `{digest}`")));
+            return Err(ArchiveError::member(name, &format!("its content has the digest `{digest}`")));
         }
         self.files.insert(name.to_owned(), digest);
         self.staged.insert(digest, staged);
         Ok(())
     }
 
-    /// Adds a document of our own making.
+    /// Adds a document that the import has created.
     pub(super) fn add(&mut self, bytes: &[u8]) -> Result<Digest, ArchiveError> {
         let staged = self.store.stage(Algorithm::Sha256, &mut &*bytes)?;
         let digest = *staged.digest();
@@ -110,7 +110,7 @@ impl Intake {
         self.staged.get(digest)
     }
 
-    /// A content by its name in the archive, behind links.
+    /// A content by its name in the archive, with links resolved.
     pub(super) fn file(&self, name: &str) -> Option<&Staged> {
         let mut name = name;
         for _ in 0..MAX_LINKS {
@@ -122,12 +122,12 @@ impl Intake {
         None
     }
 
-    /// A manifest's or configuration's bytes; nothing when it is not there or too large to be one.
+    /// The bytes of a manifest or configuration; `None` when it does not exist or is too large.
     pub(super) fn small(&self, digest: &Digest) -> Option<Vec<u8>> {
         self.content(digest)?.read_small().ok()?
     }
 
-    /// Hands a content over for good.
+    /// Removes and returns a content.
     pub(super) fn remove(&mut self, digest: &Digest) -> Option<Staged> {
         self.staged.remove(digest)
     }
@@ -135,13 +135,13 @@ impl Intake {
 
 pub(super) fn too_large(limit: u64) -> ArchiveError {
     ArchiveError::TooLarge(format!(
-        "it unpacks to more than the {} that the store may hold: raise `store.limit`, lower `store.minFree`, or make \
+        "it unpacks to more than the {} that the store is allowed to hold: raise `store.limit`, lower `store.minFree`, or make \
          room on the disk",
         crate::types::format_size(limit)
     ))
 }
 
-/// Undoes the compression that the first bytes show.
+/// Decompresses a stream according to its first bytes.
 fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ArchiveError> {
     let mut magic = Vec::new();
     reader.by_ref().take(6).read_to_end(&mut magic).map_err(ArchiveError::Read)?;
@@ -157,7 +157,7 @@ fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>, Ar
     })
 }
 
-/// What a layer's content hashes to without its compression.
+/// The digest of a layer's content without its compression.
 pub(super) fn uncompressed_digest(content: &Staged) -> Result<Digest, ArchiveError> {
     let mut reader = decompressed(content.open()?)?;
     let mut hasher = Algorithm::Sha256.hasher();
@@ -170,7 +170,7 @@ pub(super) fn uncompressed_digest(content: &Staged) -> Result<Digest, ArchiveErr
     }
 }
 
-/// Fails past its limit: a small archive may unpack to more than any disk holds.
+/// Fails beyond its limit: a small archive may unpack to more than any disk holds.
 struct Bounded<R> {
     inner: R,
     left: u64,

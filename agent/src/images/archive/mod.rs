@@ -1,18 +1,18 @@
-//! Images in and out of the store as files, for networks without a registry.
+//! Imports and exports images as files, for networks without a registry.
 //!
-//! In: an OCI image layout (a directory, or a tar of one, also gzip or zstd) or what `docker save` writes; a tar is read
-//! once, front to back. Out: an OCI image layout, as a directory or a tar.
+//! Import: an OCI image layout (a directory, or a tar, also gzip or zstd) or a `docker save` archive; a tar is read
+//! once from start to end. Export: an OCI image layout, as a directory or a tar.
 //!
-//! An import is checked as a whole before anything of it can be seen: contents are staged beside the store, hashed,
-//! held against the manifests that name them, and only then published, blobs first and names last. It fails as a
-//! whole too; a crash leaves at most blobs that nothing names. No path of an archive is ever used as a path here.
+//! An import is checked as a whole before any of it is visible: contents are staged beside the store, hashed,
+//! compared with the manifests that refer to them, and only then published, blobs first and names last. It also fails
+//! as a whole; a crash leaves at most unreferenced blobs. No path in an archive is used as a path on disk.
 //!
 //! | part | owns |
 //! | --- | --- |
 //! | `tar` | hostile tar streams |
 //! | `intake` | staging of contents and documents |
-//! | `oci`, `docker` | what the two formats say (pure) |
-//! | `naming` | what imported images are called (pure) |
+//! | `oci`, `docker` | the two formats (pure) |
+//! | `naming` | the names of imported images (pure) |
 //! | `import`, `export` | the two directions |
 
 #![expect(clippy::disallowed_methods, reason = "these are the user's files, not the store's")]
@@ -35,7 +35,7 @@ use crate::{
     types::Digest,
 };
 
-/// Why an archive cannot be taken in or written.
+/// Why an archive cannot be imported or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// Reading it failed.
@@ -44,48 +44,48 @@ pub enum ArchiveError {
     /// Writing failed.
     #[error("the archive cannot be written")]
     Write(#[source] io::Error),
-    /// A directory that holds something.
-    #[error("`{}` is not empty: name a new directory", .0.display())]
+    /// The target directory is not empty.
+    #[error("`{}` is not empty: use a new directory", .0.display())]
     NotEmpty(std::path::PathBuf),
-    /// It ends before its end mark.
+    /// The archive ends before its end mark.
     #[error("the archive is cut short")]
     Truncated,
-    /// It is no archive, or a broken one.
+    /// It is not an archive, or a damaged one.
     #[error("the archive is damaged: {0}")]
     Damaged(String),
-    /// A member that is not taken.
-    #[error("the archive's member `{member}` is refused: {reason}")]
+    /// A member that is not accepted.
+    #[error("archive member `{member}` is not accepted: {reason}")]
     Member {
         /// Its name.
         member: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// More than is taken.
-    #[error("the archive is refused: {0}")]
+    /// A limit is exceeded.
+    #[error("the archive is not accepted: {0}")]
     TooLarge(String),
-    /// Its compression is not known.
+    /// The compression is not supported.
     #[error("the archive is compressed with {0}: unpack it first, or use gzip or zstd")]
     Compression(&'static str),
-    /// It is neither of the two formats.
+    /// The archive has neither of the two formats.
     #[error(
-        "this is neither an OCI image layout (`oci-layout`, `index.json`) nor what `docker save` writes (`manifest.json`)"
+        "the archive is neither an OCI image layout (`oci-layout`, `index.json`) nor a `docker save` archive (`manifest.json`)"
     )]
     Unknown,
-    /// A document that says what is in it.
-    #[error("`{document}` of the archive is not usable: {reason}")]
+    /// A document that describes the archive is not usable.
+    #[error("`{document}` in the archive is not usable: {reason}")]
     Document {
-        /// Which.
+        /// Name of the document.
         document: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// What a manifest names is not there.
+    /// Content of a manifest is missing.
     #[error("image `{image}` is not complete in the archive: {} is missing{}", missing[0], others(missing.len() - 1))]
     Incomplete {
-        /// Which.
+        /// Name of the image.
         image: String,
-        /// What is missing; at least one.
+        /// The missing digests; at least one.
         missing: Vec<Digest>,
     },
     /// Images without usable names.

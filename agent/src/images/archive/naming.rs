@@ -1,4 +1,4 @@
-//! What imported images are called. Pure.
+//! Decides the names of imported images. Pure.
 
 use std::collections::HashMap;
 
@@ -10,30 +10,30 @@ use crate::types::{Digest, ImageName, MediaType, Reference, Tag};
 pub(super) struct Entry {
     /// Its manifest or index.
     pub(super) digest: Digest,
-    /// The size that the archive gives for it.
+    /// The size in the archive's index.
     pub(super) size: Option<u64>,
     /// Its media type.
     pub(super) media_type: MediaType,
-    /// What the archive calls it, best first.
+    /// Its names in the archive, best first.
     pub(super) names: Vec<String>,
 }
 
-/// Decides on names: those of the archive, or what the user gave. Every image has a name in the end; entries without
-/// any are left out when others have one (signatures and the like).
+/// Assigns names: those in the archive, or the one from the user. Every image gets a name; entries without one are
+/// left out when others have one (signatures, for example).
 pub(super) fn assign(
     entries: &[Entry],
     given: Option<&ImageName>,
 ) -> Result<Vec<(ImageName, Entry)>, ArchiveError> {
     let wrong = |problem: String| Err(ArchiveError::Name(problem));
     if entries.is_empty() {
-        return wrong("the archive holds no image".to_owned());
+        return wrong("the archive contains no image".to_owned());
     }
     let named: Vec<(ImageName, Entry)> = match given {
         Some(name) if name.reference.is_some() => match entries {
             [only] => vec![(name.clone(), only.clone())],
             _ => {
                 return wrong(format!(
-                    "the archive holds {} images and `{name}` can name one only: give `--name {}` without a tag",
+                    "the archive contains {} images and `{name}` can name only one: use `--name {}` without a tag",
                     entries.len(),
                     name.repository
                 ));
@@ -46,13 +46,12 @@ pub(super) fn assign(
     };
     if named.is_empty() {
         return wrong(match (given, entries[0].names.first()) {
-            (Some(name), _) => format!("the archive names no tag: give one, `--name {name}:TAG`"),
+            (Some(name), _) => format!("the image has no tag in the archive: use `--name {name}:TAG`"),
             (None, Some(tag)) => {
-                format!("the archive names only the tag `{tag}`: say of what, `--name REGISTRY/REPOSITORY`")
+                format!("the image has only the tag `{tag}` in the archive: use `--name REGISTRY/REPOSITORY`")
             }
             (None, None) => {
-                "the archive does not say what its image is called: say it, `--name REGISTRY/REPOSITORY:TAG`"
-                    .to_owned()
+                "the image has no name in the archive: use `--name REGISTRY/REPOSITORY:TAG`".to_owned()
             }
         });
     }
@@ -64,13 +63,13 @@ pub(super) fn assign(
             return wrong(format!("`{name}` is not the digest of the image, which is `{}`", entry.digest));
         }
         if seen.insert(name.to_string(), entry.digest).is_some_and(|other| other != entry.digest) {
-            return wrong(format!("the archive calls two different images `{name}`"));
+            return wrong(format!("the archive has two different images with the name `{name}`"));
         }
     }
     Ok(named)
 }
 
-/// The given repository with the tag that the archive has for it.
+/// The user's repository with the tag from the archive.
 fn tagged(given: &ImageName, entry: &Entry) -> Option<ImageName> {
     let tag = entry.names.iter().find_map(|name| {
         let whole = name.parse::<ImageName>().ok().filter(|_| name.contains([':', '/']));
@@ -83,7 +82,7 @@ fn tagged(given: &ImageName, entry: &Entry) -> Option<ImageName> {
     Some(ImageName { repository: given.repository.clone(), reference: Some(Reference::Tag(tag)) })
 }
 
-/// Whole names only: a tag alone does not say of what.
+/// Whole names only: a tag alone has no repository.
 fn own_names(entry: &Entry) -> Option<(ImageName, Entry)> {
     let mut whole = entry.names.iter().filter(|name| name.contains([':', '/']));
     let name = whole.find_map(|name| name.parse::<ImageName>().ok())?;
@@ -111,14 +110,14 @@ mod tests {
             (vec![entry(1, &["r.test/a:v1", "v1"])], None, Ok(vec!["r.test/a:v1"])),
             (vec![entry(1, &["spark:3.5"])], None, Ok(vec!["docker.io/library/spark:3.5"])),
             (vec![entry(1, &["r.test/a"])], None, Ok(vec!["r.test/a:latest"])),
-            (vec![entry(1, &["v1"])], None, Err("names only the tag `v1`")),
-            (vec![entry(1, &[])], None, Err("does not say")),
-            (vec![], None, Err("holds no image")),
+            (vec![entry(1, &["v1"])], None, Err("has only the tag `v1`")),
+            (vec![entry(1, &[])], None, Err("has no name")),
+            (vec![], None, Err("contains no image")),
             (tags(), None, Ok(vec!["r.test/b:v2"])),
             (tags(), Some("r.test/x"), Ok(vec!["r.test/x:v1", "r.test/x:v2"])),
-            (tags(), Some("r.test/x:v1"), Err("holds 3 images")),
+            (tags(), Some("r.test/x:v1"), Err("contains 3 images")),
             (vec![entry(1, &[])], Some("r.test/x:v1"), Ok(vec!["r.test/x:v1"])),
-            (vec![entry(1, &[])], Some("r.test/x"), Err("names no tag")),
+            (vec![entry(1, &[])], Some("r.test/x"), Err("has no tag")),
             (vec![entry(1, &["v1"]), entry(2, &["v1"])], Some("r.test/x"), Err("two different images")),
             (vec![entry(1, &[])], Some(&by_digest), Ok(vec![by_digest.as_str()])),
             (vec![entry(2, &[])], Some(&by_digest), Err("is not the digest")),

@@ -20,7 +20,7 @@ pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd's and Docker's annotation with the whole name.
 pub(super) const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// The blob that a path in a layout stands for.
+/// The blob of a path in a layout.
 pub(super) fn blob_of(path: &str) -> Option<Digest> {
     let (algorithm, hex) = path.strip_prefix("blobs/")?.split_once('/')?;
     let algorithm = Algorithm::ALL.into_iter().find(|one| one.as_str() == algorithm)?;
@@ -54,13 +54,13 @@ struct RawEntry {
     annotations: BTreeMap<String, String>,
 }
 
-/// What a layout holds. Pure.
+/// The images in a layout. Pure.
 pub(super) fn entries(layout: Option<&[u8]>, index: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
     let layout = layout.ok_or_else(|| ArchiveError::document(LAYOUT, "it is missing"))?;
     let layout: Layout =
         serde_json::from_slice(layout).map_err(|error| ArchiveError::document(LAYOUT, error.to_string()))?;
     if layout.version != "1.0.0" {
-        let reason = format!("version `{}` of the layout is not known", layout.version);
+        let reason = format!("version `{}` of the layout is not supported", layout.version);
         return Err(ArchiveError::document(LAYOUT, reason));
     }
     let index: Index =
@@ -72,13 +72,13 @@ fn entry(raw: &RawEntry) -> Result<Entry, ArchiveError> {
     let wrong = |reason: String| ArchiveError::document(INDEX, reason);
     let digest = raw.digest.parse::<Digest>().map_err(|error| wrong(error.to_string()))?;
     let media_type = MediaType::parse(&raw.media_type)
-        .ok_or_else(|| wrong(format!("`{}` is no media type", raw.media_type)))?;
+        .ok_or_else(|| wrong(format!("`{}` is not a media type", raw.media_type)))?;
     let names = [IMAGE_NAME, REF_NAME].iter().filter_map(|key| raw.annotations.get(*key).cloned()).collect();
     Ok(Entry { digest, size: Some(raw.size), media_type, names })
 }
 
-/// The files of a layout in a directory that an import needs: the documents, then what they name, as far as it is
-/// there.
+/// The files of a layout in a directory that an import needs: the documents, then the existing blobs that they refer
+/// to.
 pub(super) fn directory_members(directory: &Path) -> Result<Vec<(String, PathBuf)>, ArchiveError> {
     let read = |name: &str| read_bounded(&directory.join(name));
     let index = read(INDEX).map_err(|error| match error {
@@ -109,7 +109,7 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, ArchiveError> {
     let metadata = fs::metadata(path).map_err(ArchiveError::Read)?;
     if !metadata.is_file() || metadata.len() > MAX_MANIFEST_BYTES {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        return Err(ArchiveError::document(&name, "it is no file, or too large for a manifest"));
+        return Err(ArchiveError::document(&name, "it is not a file, or too large for a manifest"));
     }
     fs::read(path).map_err(ArchiveError::Read)
 }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_index_says_what_is_there_and_by_what_names() {
+    fn an_index_lists_the_images_and_their_names() {
         let digest = Digest::of(b"m");
         let index = format!(
             r#"{{"schemaVersion":2,"manifests":[

@@ -1,10 +1,10 @@
-//! Reading tar streams whose origin nobody vouches for, member by member, in one pass and with bounds.
+//! Reads untrusted tar streams, member by member, in one pass and with limits.
 //!
-//! Understood: ustar, GNU and pax names, sizes and links (`tar(5)`, POSIX.1-2001 "pax Interchange Format"). The `tar`
-//! crate reads headers here, not streams: it takes extended headers of any length into memory.
+//! Supported: ustar, GNU and pax names, sizes and links (`tar(5)`, POSIX.1-2001 "pax Interchange Format"). The `tar`
+//! crate only parses headers here: its stream reader reads extended headers of any length into memory.
 //!
-//! Refused: names and links that lead out of the archive, devices, sparse files, members that come twice, more
-//! members or bytes than allowed, and a stream that ends before its end mark.
+//! Rejected: names and links that lead out of the archive, devices, sparse files, duplicate members, more members or
+//! bytes than allowed, and a stream that ends before its end mark.
 
 use std::{
     collections::HashSet,
@@ -23,10 +23,10 @@ const MAX_EXTENDED: u64 = 1024 * 1024;
 /// Most members: an archive of a thousand images has some ten thousand.
 const MAX_MEMBERS: usize = 200_000;
 
-/// What a member is.
+/// The type of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A file of so many bytes.
+    /// A file of this many bytes.
     File(u64),
     /// Another name of a member: a symbolic or a hard link, its target from the archive's root.
     Link(String),
@@ -42,7 +42,9 @@ pub fn read<R: Read>(
     while let Some(header) = next_header(&mut reader)? {
         let size = match extended.size.take() {
             Some(size) => size,
-            None => header.entry_size().map_err(|_| ArchiveError::damaged("a member's size is no number"))?,
+            None => header
+                .entry_size()
+                .map_err(|_| ArchiveError::damaged("the size of a member is not a number"))?,
         };
         let kind = header.entry_type();
         if extended.read(kind, size, &mut reader)? {
@@ -59,13 +61,13 @@ pub fn read<R: Read>(
                 _ => {
                     return Err(ArchiveError::member(
                         &name,
-                        "only files, directories and links are expected",
+                        "only files, directories and links are supported",
                     ));
                 }
             };
             if let Some(member) = member {
                 if !seen.insert(name.clone()) {
-                    return Err(ArchiveError::member(&name, "it comes twice"));
+                    return Err(ArchiveError::member(&name, "it occurs twice"));
                 }
                 if seen.len() > MAX_MEMBERS {
                     return Err(ArchiveError::TooLarge(format!("it has more than {MAX_MEMBERS} members")));
@@ -79,7 +81,7 @@ pub fn read<R: Read>(
     Ok(())
 }
 
-/// What `each` left unread.
+/// Skips what `each` has not read.
 fn finish(content: &mut io::Take<impl Read>, size: u64) -> Result<(), ArchiveError> {
     io::copy(content, &mut io::sink()).map_err(ArchiveError::Read)?;
     if content.limit() > 0 && size > 0 { Err(ArchiveError::Truncated) } else { Ok(()) }
@@ -100,16 +102,16 @@ fn next_header(reader: &mut impl Read) -> Result<Option<Header>, ArchiveError> {
     if header.as_bytes().iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
-    // The sum of all bytes, with the field itself taken as spaces.
+    // The sum of all bytes, with the checksum field counted as spaces.
     let bytes = header.as_bytes();
     let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum();
     if header.cksum().ok() != Some(sum + 8 * u32::from(b' ')) {
-        return Err(ArchiveError::damaged("this is no tar archive, or a header in it is damaged"));
+        return Err(ArchiveError::damaged("it is not a tar archive, or a header is damaged"));
     }
     Ok(Some(header))
 }
 
-/// What extended headers say of the next member.
+/// The values of extended headers for the next member.
 #[derive(Default)]
 struct Extended {
     path: Option<Vec<u8>>,
@@ -118,7 +120,7 @@ struct Extended {
 }
 
 impl Extended {
-    /// Takes in an extended header; `false` when the member is none.
+    /// Reads an extended header; `false` when the member is not one.
     fn read(&mut self, kind: EntryType, size: u64, reader: &mut impl Read) -> Result<bool, ArchiveError> {
         let known = matches!(
             kind,
@@ -154,8 +156,8 @@ impl Extended {
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => {
                     let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-                    let number =
-                        number.ok_or_else(|| ArchiveError::damaged("a member's size is no number"))?;
+                    let number = number
+                        .ok_or_else(|| ArchiveError::damaged("the size of a member is not a number"))?;
                     self.size = Some(number);
                 }
                 key if key.starts_with(b"GNU.sparse.") => {
@@ -186,7 +188,7 @@ fn text(bytes: Vec<u8>) -> Result<String, ArchiveError> {
     })
 }
 
-/// A path from the archive's root, without `.` parts; nothing for the root itself.
+/// A path from the archive's root, without `.` parts; `None` for the root itself.
 fn inside(path: &str, member: &str) -> Result<Option<String>, ArchiveError> {
     if path.starts_with('/') {
         return Err(ArchiveError::member(member, "an absolute path is not allowed"));
@@ -198,7 +200,7 @@ fn inside(path: &str, member: &str) -> Result<Option<String>, ArchiveError> {
     Ok((!parts.is_empty()).then(|| parts.join("/")))
 }
 
-/// Where a symbolic link leads, when that lies in the archive.
+/// The target of a symbolic link, if it is inside of the archive.
 fn symlink_target(name: &str, target: &str) -> Result<String, ArchiveError> {
     let refuse = || ArchiveError::member(name, "it is a link that leads out of the archive");
     if target.starts_with('/') || target.is_empty() {
@@ -222,7 +224,7 @@ mod tests {
 
     fn header(name: &str, kind: EntryType, size: u64, link: &str) -> Header {
         let mut header = Header::new_gnu();
-        // Not `set_path`, which refuses what hostile archives hold.
+        // Not `set_path`, which rejects names of hostile archives.
         header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
         header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(kind);
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn members_have_their_names_and_contents_whatever_the_dialect() {
+    fn members_have_their_names_and_contents_in_every_tar_format() {
         let long = format!("{}/x", "d".repeat(200));
         let mut built = tar::Builder::new(Vec::new());
         let mut gnu = Header::new_gnu();
@@ -268,7 +270,7 @@ mod tests {
         pax.extend(archive(&[("PaxHeaders/x", EntryType::XHeader, record.as_bytes(), "")]));
         pax.truncate(pax.len() - 2 * BLOCK);
         let mut file = archive(&[("short", EntryType::Regular, &content, "")]);
-        // The size in the header itself is not the one that counts.
+        // The size in the header itself must be ignored.
         let mut zero = header("short", EntryType::Regular, 0, "");
         zero.set_cksum();
         file[..BLOCK].copy_from_slice(zero.as_bytes());
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_inside_only_and_directories_passed_over() {
+    fn links_are_followed_inside_only_and_directories_skipped() {
         let found = members(&archive(&[
             ("./", EntryType::Directory, b"", ""),
             ("a/", EntryType::Directory, b"", ""),

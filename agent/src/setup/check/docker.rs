@@ -1,4 +1,5 @@
-//! Docker's own API on its socket: pull an image, remove it (Docker Engine API, "Create an image", "Remove an image").
+//! Docker's own API on its socket: pulls an image, removes it (Docker Engine API, "Create an image", "Remove an
+//! image").
 
 use std::{path::Path, time::Duration};
 
@@ -15,14 +16,14 @@ const LARGEST_ANSWER: usize = 1024 * 1024;
 
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Has Docker pull `repository:tag`.
+/// Pulls `repository:tag` with Docker.
 pub(super) async fn pull(socket: &Path, repository: &str, tag: &str) -> Result<(), CheckError> {
     let path = format!("/images/create?fromImage={}&tag={tag}", repository.replace('/', "%2F"));
     let answer = call(socket, Method::POST, &path).await?;
     problem(&answer).map_or(Ok(()), |problem| Err(CheckError::Refused(problem)))
 }
 
-/// Has Docker remove what it pulled.
+/// Removes the pulled image with Docker.
 pub(super) async fn remove(socket: &Path, repository: &str, tag: &str) -> Result<(), CheckError> {
     call(socket, Method::DELETE, &format!("/images/{repository}:{tag}?force=true")).await.map(drop)
 }
@@ -56,7 +57,7 @@ async fn call(socket: &Path, method: Method, path: &str) -> Result<String, Check
     }
 }
 
-/// The answer to a pull is 200 and a line of JSON per step; what went wrong is one of the lines.
+/// The response to a pull has the status 200 and a line of JSON per step; an error is one of the lines.
 fn problem(answer: &str) -> Option<String> {
     let lines = answer.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let mut said =
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_went_wrong_is_found_among_the_steps() {
+    fn an_error_is_found_among_the_steps() {
         let steps = "{\"status\":\"Pulling from a/b\",\"id\":\"v1\"}\r\n{\"errorDetail\":{\"message\":\"manifest unknown\"},\"error\":\"manifest unknown\"}\r\n";
         assert_eq!(problem(steps).as_deref(), Some("manifest unknown"));
         assert_eq!(problem("{\"status\":\"Download complete\"}\r\n"), None);

@@ -1,5 +1,5 @@
-//! The image that is pulled to prove that requests arrive: one file that nobody has seen before, for this machine's
-//! processor, under a name that no registry knows. Whoever can pull it has it from the agent.
+//! The test image: one new file, for this machine's architecture, with a name that no registry has. A runtime that
+//! can pull it has it from the agent.
 
 use std::{
     io, process,
@@ -12,17 +12,17 @@ use crate::types::{Digest, ImageName, NameError};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Its archive, and what it is called.
+/// The archive and name of a test image.
 #[derive(Debug)]
 pub struct Probe {
-    /// In the registry that is checked.
+    /// A name in the registry that is checked.
     pub name: ImageName,
     /// A tar of an OCI layout.
     pub archive: Vec<u8>,
 }
 
 impl Probe {
-    /// A new one for a registry.
+    /// A new test image for a registry.
     pub fn new(registry: &str) -> Result<Self, ProbeError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos());
         let nonce = Digest::of(format!("{registry} {now} {}", process::id()).as_bytes()).to_string();
@@ -32,14 +32,14 @@ impl Probe {
     }
 }
 
-/// Why it cannot be made.
+/// Why the test image cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The registry's name makes no image's name.
+    /// The registry's name is not valid in an image name.
     #[error(transparent)]
     Name(#[from] NameError),
     /// Writing into memory failed.
-    #[error("cannot write the image that is to be pulled")]
+    #[error("cannot create the test image")]
     Write(#[from] io::Error),
 }
 
@@ -80,7 +80,7 @@ fn tar<'a>(files: impl IntoIterator<Item = (String, &'a [u8])>) -> io::Result<Ve
     tar.into_inner()
 }
 
-/// This machine's processor in the words of the image specification.
+/// This machine's architecture, as in the image specification.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_new_and_belongs_to_the_registry() {
+    fn each_test_image_is_new_and_belongs_to_the_registry() {
         let (one, other) = (Probe::new("r.test:5000").unwrap(), Probe::new("r.test:5000").unwrap());
         assert_ne!(one.name, other.name);
         assert_ne!(one.archive, other.archive);

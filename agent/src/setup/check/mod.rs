@@ -1,7 +1,7 @@
-//! Proof that requests reach the agent: each runtime pulls, by its own means, an image that only the agent has
-//! ([`Probe`]). What was pulled is removed again.
+//! Proves that requests reach the agent: each runtime pulls, by its own means, an image that only the agent has
+//! ([`Probe`]). The image is removed afterwards.
 //!
-//! | runtime | asked to pull through |
+//! | runtime | pulls through |
 //! | --- | --- |
 //! | containerd, k3s, RKE2 | CRI on its socket |
 //! | CRI-O | CRI on its socket; else podman, else skopeo, which read the same configuration |
@@ -25,39 +25,39 @@ use crate::{
     types::{ImageName, RegistryPattern},
 };
 
-/// Longest time for a pull of a few hundred bytes. A runtime that does not reach the agent goes to the registry, and some
-/// try that several times.
+/// Longest time for a pull of a few hundred bytes. A runtime that does not reach the agent uses the registry, and
+/// some retry that.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// Most of what a program says that is passed on.
+/// Most bytes of a program's output in an error.
 const MOST_SAID: usize = 2000;
 
 /// Why a runtime did not get the image.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// By its CRI.
+    /// Error of a CRI runtime.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// Docker's socket.
+    /// Docker's socket does not answer.
     #[error("Docker does not answer at `{}`: {what}", socket.display())]
     Unreachable {
-        /// Where.
+        /// Path of the socket.
         socket: PathBuf,
-        /// Why.
+        /// The cause.
         what: String,
     },
-    /// The runtime said no.
+    /// The runtime returned an error.
     #[error("{0}")]
     Refused(String),
-    /// Nothing to ask.
+    /// There is no way to run the check.
     #[error("{0}")]
     NoWay(String),
-    /// It took too long.
+    /// The check timed out.
     #[error("no answer within {LIMIT:?}")]
     TimedOut,
 }
 
-/// Where a runtime is asked.
+/// How a runtime is called.
 #[derive(Debug, PartialEq, Eq)]
 enum Way {
     Cri(PathBuf),
@@ -65,23 +65,23 @@ enum Way {
     Program(&'static str),
 }
 
-/// The registry whose images the runtime is to ask the agent for, if there is one. Pure.
+/// A registry for which the runtime uses the agent, if there is one. Pure.
 pub fn registry(runtime: Runtime, registries: &[RegistryPattern]) -> Option<String> {
     const HUB: &str = "docker.io";
     let mut found = registries.iter().filter_map(|pattern| match pattern {
         RegistryPattern::Exact(host) => Some(host.to_string()),
         RegistryPattern::Any => Some(HUB.to_owned()),
-        // Any name below it: only the mirror is asked where it is.
+        // Any name below it: where this name exists, only the mirror is requested.
         RegistryPattern::Under(_) if runtime == Runtime::Crio => {
             pattern.to_string().strip_prefix('*').map(|domain| format!("hearth-check{domain}"))
         }
         RegistryPattern::Under(_) => None,
     });
-    // Docker asks mirrors for one registry only.
+    // Docker uses mirrors for one registry only.
     found.find(|name| runtime != Runtime::Docker || name == HUB)
 }
 
-/// Has the runtime pull the image, and remove it again. `socket` is where the user says that it listens.
+/// Pulls the image with the runtime, and removes it again. `socket` is the user's path of its socket.
 pub async fn pull(
     runtime: Runtime,
     root: &Path,
@@ -126,13 +126,13 @@ fn way(
     }
     if root != Path::new("/") {
         let what =
-            format!("CRI-O does not listen at `{}`: run the check on the node itself", place.display());
+            format!("CRI-O does not listen at `{}`: run the check directly on the node", place.display());
         return Err(CheckError::NoWay(what));
     }
     let program = ["podman", "skopeo"].into_iter().find(|program| on_path(program));
     program.map(Way::Program).ok_or_else(|| {
         CheckError::NoWay(format!(
-            "there is neither CRI-O at `{}` nor podman nor skopeo: name CRI-O's socket with --socket",
+            "found neither CRI-O at `{}` nor podman nor skopeo: give CRI-O's socket with --socket",
             place.display()
         ))
     })
@@ -150,11 +150,10 @@ async fn by_docker(socket: &Path, image: &ImageName) -> Result<(), CheckError> {
     docker::remove(socket, &repository, &tag).await
 }
 
-/// Into a storage of its own, which is removed. Not below `$TMPDIR`: podman before 5.1 refuses a run root with more than
-/// 50 characters.
+/// Uses a temporary storage. Not below `$TMPDIR`: podman before 5.1 rejects a run root with more than 50 characters.
 async fn by_program(program: &str, image: &ImageName) -> Result<(), CheckError> {
     let home = tempfile::tempdir_in("/tmp")
-        .map_err(|error| CheckError::NoWay(format!("no temporary directory can be made: {error}")))?;
+        .map_err(|error| CheckError::NoWay(format!("cannot create a temporary directory: {error}")))?;
     let mut command = Command::new(program);
     match program {
         "podman" => command
@@ -182,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registry_is_chosen_that_the_runtime_asks_the_agent_for() {
+    fn a_registry_is_chosen_for_which_the_runtime_uses_the_agent() {
         for (runtime, registries, expected) in [
             (Runtime::Containerd, &["r.test:5000", "docker.io"][..], Some("r.test:5000")),
             (Runtime::Docker, &["r.test", "docker.io"], Some("docker.io")),
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn each_runtime_is_asked_where_it_listens() {
+    fn each_runtime_is_called_at_its_socket() {
         let root = Path::new("/");
         let found = |runtime, root, socket: Option<&str>, there: bool, program: &str| {
             way(runtime, root, socket.map(Path::new), |_| there, |name| name == program).ok()

@@ -1,4 +1,4 @@
-//! What is known of a partial blob, as it lies on disk beside its bytes: one JSON object.
+//! The description of a partial blob, on disk beside its bytes: one JSON object.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ pub(super) struct Map {
 }
 
 impl Map {
-    /// A missing or damaged map means that nothing is there; ranges past the file's end are not believed.
+    /// A missing or damaged map means that no bytes have arrived; ranges past the file's end are ignored.
     pub(super) fn read(path: &Path, length: u64) -> Self {
         let map = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
         let Some(map) = map else { return Self::default() };
@@ -25,7 +25,7 @@ impl Map {
         if sane { map } else { Self { size: map.size, ..Self::default() } }
     }
 
-    /// Replaces the one that lies there, whole or not at all.
+    /// Replaces the map atomically.
     pub(super) fn write(&self, path: &Path) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(self).expect("numbers and strings are always valid JSON");
         let aside = path.with_extension("map-new");

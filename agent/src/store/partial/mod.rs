@@ -1,15 +1,13 @@
-//! A blob that is still arriving: a sparse file, the set of byte ranges that are in it, and the hash of its
-//! unbroken beginning.
+//! A blob that is arriving: a sparse file, the set of byte ranges in it, and the hash of its contiguous beginning.
 //!
-//! Written from several places in any order. The map is saved each time another piece's worth of bytes has landed,
-//! so that after a crash less than one piece per connection has to be asked for again. The map is not synced:
-//! after a power cut it may promise bytes that never reached the disk, which the final hash finds out, and then
-//! everything is fetched again.
+//! Ranges are written in any order. The map is saved each time another piece's worth of bytes has arrived, so that
+//! after a crash less than one piece per connection is fetched again. The map is not synced: after a power cut it may
+//! list bytes that never reached the disk, which the final hash detects, and then everything is fetched again.
 //!
-//! Bytes from a peer are written by [`Unverified`]: they count as there only when they hash to what the piece must hash to.
+//! Bytes from a peer are written by [`Unverified`]: they count only when they have the expected hash of the piece.
 //!
-//! Giving up what is there (another size, another version) begins a new epoch in one step with respect to writes and to
-//! the hash: a write of the epoch before, as an aborted request may still have under way, changes nothing.
+//! Discarding bytes (another size, another version) starts a new epoch atomically with respect to writes and the
+//! hash: a write of an earlier epoch, which an aborted request may still be doing, changes nothing.
 //!
 //! All functions block and belong on the blocking pool, except [`Partial::end_from`] and [`Partial::size`].
 
@@ -43,13 +41,13 @@ use crate::types::{Digest, Hasher, Mismatch, Validator};
 /// Bytes after which the map is saved again: one piece.
 const SAVE_EVERY: u64 = 4 * 1024 * 1024;
 
-/// Senders whose versions are remembered; more than any registry has endpoints and storage hosts behind them.
+/// Senders whose versions are recorded; more than any registry has endpoints and storage hosts.
 const MAX_VALIDATORS: usize = 16;
 
-/// Bytes read at once when the hash catches up from the file.
+/// Bytes read at once when the hash is updated from the file.
 const READ_BACK: usize = 256 * 1024;
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug)]
 pub struct Partial {
     store: Store,
@@ -59,15 +57,15 @@ pub struct Partial {
     file: Arc<File>,
     state: Mutex<State>,
     hash: Mutex<Running>,
-    /// Held while bytes are written, so that no byte is ever written twice: what was hashed from memory is what
-    /// lies in the file.
+    /// Locked during writes, so that no byte is written twice: bytes that were hashed from memory are those in the
+    /// file.
     writing: Mutex<()>,
-    /// Held while the map is saved: two lanes may have reason to at once.
+    /// Locked while the map is saved: two requests may want to at once.
     saving: Mutex<()>,
     changes: AtomicU64,
-    /// What [`Unverified`] writers are at.
+    /// Ranges of the current [`Unverified`] writers.
     unverified: Mutex<Vec<Range<u64>>>,
-    /// Keeps the digest from eviction while the transfer goes on, and from the moment it is whole.
+    /// Protects the digest from eviction while the download runs, and from the moment the blob is complete.
     _hold: Hold,
 }
 
@@ -77,9 +75,9 @@ struct State {
     size: Option<u64>,
     validators: Vec<Validator>,
     unsaved: u64,
-    /// Rises whenever everything is given up.
+    /// Rises whenever everything is discarded.
     epoch: u64,
-    /// Published, or about to be: nothing may be given up any more.
+    /// Published, or about to be: nothing may be discarded any more.
     sealed: bool,
 }
 
@@ -90,14 +88,14 @@ struct Running {
     epoch: u64,
 }
 
-/// How a complete partial blob ended.
+/// The result of verifying a complete partial blob.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Finish {
     /// The digest matched.
     Verified,
-    /// It did not; the bytes must not be used.
+    /// The digest did not match; the bytes must not be used.
     Mismatch {
-        /// What the bytes hash to.
+        /// Digest of the bytes.
         found: Digest,
     },
 }
@@ -143,7 +141,7 @@ impl Partial {
         })
     }
 
-    /// The digest that the bytes will have to match.
+    /// The digest that the bytes have to match.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -158,34 +156,34 @@ impl Partial {
         guard(&self.state).size
     }
 
-    /// Up to where the bytes from `position` on are there without a gap.
+    /// End of the contiguous bytes from `position` on.
     pub fn end_from(&self, position: u64) -> u64 {
         guard(&self.state).have.end_from(position)
     }
 
-    /// What is missing of `within`.
+    /// The missing parts of `within`.
     pub fn gaps(&self, within: Range<u64>) -> Vec<Range<u64>> {
         guard(&self.state).have.gaps(within)
     }
 
-    /// What is there.
+    /// The ranges that have arrived.
     pub fn have(&self) -> RangeSet {
         guard(&self.state).have.clone()
     }
 
-    /// Bytes of the unbroken beginning that are not hashed yet; zero while another thread is at it.
+    /// Contiguous bytes that are not hashed yet; zero while another thread hashes.
     pub fn unhashed(&self) -> u64 {
         let position = self.hash.try_lock().map(|running| running.position);
         position.map_or(0, |position| self.end_from(position) - position)
     }
 
-    /// Bytes that are there.
+    /// Number of bytes that have arrived.
     pub fn total(&self) -> u64 {
         guard(&self.state).have.total()
     }
 
-    /// Sets the size that upstream names. A different size than before means that the bytes so far belong to
-    /// something else: they are given up.
+    /// Sets the size according to the registry. If it differs from an earlier size, the bytes belong to other content
+    /// and are discarded.
     pub fn set_size(&self, size: u64) -> Result<(), StoreError> {
         let _writing = guard(&self.writing);
         {
@@ -195,11 +193,11 @@ impl Partial {
                 return Ok(());
             }
         }
-        tracing::warn!(digest = %self.digest.short(), size, "size of a partial blob changed upstream: starting over");
+        tracing::warn!(digest = %self.digest.short(), size, "the registry sent another size of a partial blob: starting over");
         self.start_over(Some(size))
     }
 
-    /// Gives up everything. The caller holds `writing`.
+    /// Discards everything. The caller holds `writing`.
     fn start_over(&self, size: Option<u64>) -> Result<(), StoreError> {
         let epoch = {
             let mut state = guard(&self.state);
@@ -215,22 +213,22 @@ impl Partial {
         self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))
     }
 
-    /// Rises before bytes that are there are given up or replaced: what was read meanwhile may be of either.
+    /// Rises before bytes are discarded or replaced: bytes that were read meanwhile may be old or new.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Names what is there now, for [`Self::write_in`].
+    /// The current epoch, for [`Self::write_in`].
     pub fn epoch(&self) -> u64 {
         guard(&self.state).epoch
     }
 
-    /// Which versions of the content its bytes are of, by who sent them.
+    /// The versions of the content that its bytes come from, by sender.
     pub fn validators(&self) -> Vec<Validator> {
         guard(&self.state).validators.clone()
     }
 
-    /// Remembers a version; the first one of each sender, for as long as its bytes are kept.
+    /// Records a version; only the first one of each sender, while its bytes are kept.
     pub fn note_validator(&self, validator: &Validator) {
         let mut state = guard(&self.state);
         let known = state.validators.iter().any(|known| known.origin == validator.origin);
@@ -239,20 +237,20 @@ impl Partial {
         }
     }
 
-    /// Forgets everything, the size too: nothing that was said of this content can be trusted.
+    /// Discards everything including the size, after contradictory information about the content.
     pub fn forget(&self) -> Result<(), StoreError> {
         let _writing = guard(&self.writing);
         self.start_over(None)?;
         self.save_map()
     }
 
-    /// Writes bytes at their place, except those that are there already. Readers see them as soon as this returns.
+    /// Writes bytes at their position, except those that have arrived already. Readers see them when this returns.
     pub fn write(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
         self.write_in(self.epoch(), offset, chunks, |_| ())
     }
 
-    /// The same, unless everything has been given up since `epoch`. `written` is told which bytes are this write's, before
-    /// anyone else can see them.
+    /// The same, unless everything was discarded since `epoch`. `written` receives the ranges that this call writes,
+    /// before they become visible.
     pub fn write_in(
         &self,
         epoch: u64,
@@ -279,7 +277,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Adds a range to what is there. Says whether the map is due to be saved.
+    /// Adds a range. Returns whether the map is due to be saved.
     fn note(&self, range: Range<u64>) -> bool {
         let mut state = guard(&self.state);
         state.unsaved += range.end - range.start;
@@ -291,14 +289,14 @@ impl Partial {
         due
     }
 
-    /// The map is a convenience of the next process; the transfer does not fail for it.
+    /// The map only helps the next process; an error does not fail the download.
     fn save_if(&self, due: bool) {
         if due && let Err(error) = self.save_map() {
-            tracing::warn!(digest = %self.digest.short(), %error, "map of a partial blob not saved");
+            tracing::warn!(digest = %self.digest.short(), %error, "cannot save the map of a partial blob");
         }
     }
 
-    /// Gives up a part of what is there.
+    /// Discards a range.
     pub fn give_up(&self, range: Range<u64>) -> Result<(), StoreError> {
         let _writing = guard(&self.writing);
         let restart = {
@@ -314,7 +312,7 @@ impl Partial {
         self.save_map()
     }
 
-    /// The hash begins anew when it has passed a place where bytes have changed.
+    /// Restarts the hash when it has passed a position where bytes have changed.
     fn hash_again_from(&self, (place, epoch): (u64, u64)) {
         let mut running = guard(&self.hash);
         if running.position > place {
@@ -322,7 +320,7 @@ impl Partial {
         }
     }
 
-    /// Puts bytes in their place, whatever is there. Says whether others were.
+    /// Writes bytes even if others have arrived. Returns whether there were different ones.
     pub fn replace(&self, offset: u64, bytes: &Bytes) -> Result<bool, StoreError> {
         let range = offset..offset + bytes.len() as u64;
         let _writing = guard(&self.writing);
@@ -367,8 +365,8 @@ impl Partial {
         Ok(())
     }
 
-    /// Adds bytes to the hash straight from memory when they continue it. When another thread is at it, it or
-    /// [`Self::finish`] reads these bytes back later.
+    /// Adds bytes in memory to the hash when they continue it. When another thread hashes, that thread or
+    /// [`Self::finish`] reads these bytes from the file later.
     fn hash_written(&self, epoch: u64, offset: u64, chunks: &[Bytes]) {
         let Ok(mut running) = self.hash.try_lock() else { return };
         if (running.epoch, running.position) == (epoch, offset) {
@@ -379,7 +377,7 @@ impl Partial {
         }
     }
 
-    /// Hashes what follows without a gap from the file (the page cache, as a rule).
+    /// Hashes further contiguous bytes from the file (usually from the page cache).
     pub fn hash_forward(&self) -> Result<(), StoreError> {
         let mut running = guard(&self.hash);
         loop {
@@ -391,7 +389,7 @@ impl Partial {
         }
     }
 
-    /// Adds what lies in the file up to `end` to a hash.
+    /// Adds the file's bytes up to `end` to a hash.
     fn read_back(&self, running: &mut Running, end: u64) -> Result<(), StoreError> {
         let length = |left: u64| usize::try_from(left).unwrap_or(READ_BACK).min(READ_BACK);
         let mut buffer = vec![0; length(end.saturating_sub(running.position))];
@@ -406,7 +404,7 @@ impl Partial {
         Ok(())
     }
 
-    /// The hash of everything before `position`, for whoever goes on elsewhere; `None` when not all of that is there.
+    /// The hash of everything before `position`, to continue elsewhere; `None` when bytes are missing.
     pub fn hash_up_to(&self, position: u64) -> Result<Option<Hasher>, StoreError> {
         if self.end_from(0) < position {
             return Ok(None);
@@ -425,7 +423,7 @@ impl Partial {
         Ok(Some(running.hasher))
     }
 
-    /// Checks the digest of the complete content. On a mismatch the bytes are the caller's to discard.
+    /// Verifies the digest of the complete content. After a mismatch the caller discards the bytes.
     pub fn finish(&self) -> Result<Finish, StoreError> {
         self.hash_forward()?;
         let found = guard(&self.hash).hasher.clone().finish();
@@ -434,7 +432,7 @@ impl Partial {
 
     /// Publishes verified content: fsync, rename, fsync of the directory, index.
     ///
-    /// The digest is checked once more against the running hash, so that no order of calls can publish anything else.
+    /// The digest is verified again with the running hash, so that no order of calls can publish other content.
     pub fn commit(&self) -> Result<Blob, StoreError> {
         let _writing = guard(&self.writing);
         let found = guard(&self.hash).hasher.clone().finish();
@@ -454,19 +452,19 @@ impl Partial {
         Ok(blob)
     }
 
-    /// Removes the files; readers that hold them are not disturbed.
+    /// Removes the files; open readers keep them.
     pub fn discard(&self) -> Result<(), StoreError> {
         remove_if_there(&self.map_path)?;
         remove_if_there(&self.data_path)
     }
 
-    /// Saves the map so that a later process can continue; an empty partial leaves nothing behind.
+    /// Saves the map so that a later process can continue; an empty partial blob is removed.
     pub fn park(&self) -> Result<(), StoreError> {
         if self.total() == 0 { self.discard() } else { self.save_map() }
     }
 
     fn save_map(&self) -> Result<(), StoreError> {
-        // Before the snapshot, so that an older one never replaces a newer one.
+        // Locked before the snapshot, so that an older map never replaces a newer one.
         let _saving = guard(&self.saving);
         let map = {
             let state = guard(&self.state);

@@ -1,4 +1,4 @@
-//! What lies in a partial blob, and what is said of it.
+//! The contents and the reported ranges of a partial blob.
 
 use super::{super::Config, *};
 
@@ -72,7 +72,7 @@ fn a_byte_that_is_there_is_never_written_again() {
 }
 
 #[test]
-fn what_is_given_up_or_replaced_is_hashed_again() {
+fn discarded_or_replaced_bytes_are_hashed_again() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
     let partial = store.partial(&Digest::of(b"abcdef")).unwrap();
@@ -81,8 +81,8 @@ fn what_is_given_up_or_replaced_is_hashed_again() {
     assert!(matches!(partial.finish().unwrap(), Finish::Mismatch { .. }));
     partial.give_up(1..2).unwrap();
     assert_eq!(partial.gaps(0..6), [1..2]);
-    assert!(!partial.replace(1, &Bytes::from_static(b"b")).unwrap(), "nothing was there");
-    assert!(!partial.replace(4, &Bytes::from_static(b"ef")).unwrap(), "the same was there");
+    assert!(!partial.replace(1, &Bytes::from_static(b"b")).unwrap(), "no bytes were there");
+    assert!(!partial.replace(4, &Bytes::from_static(b"ef")).unwrap(), "the same bytes were there");
     assert!(partial.replace(2, &Bytes::from_static(b"cd")).unwrap());
     assert_eq!(partial.finish().unwrap(), Finish::Verified);
     partial.commit().unwrap();
@@ -92,7 +92,7 @@ fn what_is_given_up_or_replaced_is_hashed_again() {
 }
 
 #[test]
-fn many_lanes_save_the_map_at_once_and_none_fails() {
+fn many_requests_save_the_map_at_once_and_none_fails() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
     let content = Bytes::from(bytes(1_000));
@@ -116,7 +116,7 @@ fn many_lanes_save_the_map_at_once_and_none_fails() {
     assert_eq!(partial.finish().unwrap(), Finish::Verified);
 }
 
-/// The size changes while aborted requests still write: what is said to be verified is what lies in the file.
+/// The size changes while aborted requests still write: the verified bytes must be those in the file.
 #[test]
 fn a_new_size_in_the_middle_of_a_write_leaves_no_hole_behind_the_hash() {
     let directory = tempfile::tempdir().unwrap();
@@ -153,7 +153,7 @@ fn a_new_size_in_the_middle_of_a_write_leaves_no_hole_behind_the_hash() {
 }
 
 #[test]
-fn a_map_that_promises_more_than_the_file_holds_is_not_believed() {
+fn a_map_with_more_than_the_file_contains_is_ignored() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
     let digest = Digest::of(b"x");

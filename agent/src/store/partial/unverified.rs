@@ -1,7 +1,8 @@
-//! A piece on its way from a peer: written beside what is there, and there only once its hash was found right.
+//! A piece that is arriving from a peer: written beside the existing bytes, and published only when its hash is
+//! right.
 //!
-//! Invariants: bytes that are there are never overwritten; of two writers of the same bytes there is at most one at a
-//! time; what hashes wrongly leaves nothing but bytes in a gap of a sparse file, which the next writer overwrites.
+//! Invariants: existing bytes are never overwritten; the same bytes have at most one writer at a time; a piece with a
+//! wrong hash leaves only bytes in a gap of the sparse file, which the next writer overwrites.
 
 use std::{ops::Range, sync::Arc};
 
@@ -13,7 +14,7 @@ use crate::{
     types::{Algorithm, Digest, Hasher},
 };
 
-/// See the module's text. Dropping it gives its bytes up.
+/// See the module documentation. Dropping it discards its bytes.
 #[derive(Debug)]
 pub struct Unverified {
     partial: Arc<Partial>,
@@ -30,7 +31,7 @@ impl Drop for Unverified {
 }
 
 impl Partial {
-    /// Begins to write `range` from its start; `None` while someone else writes a part of it.
+    /// Starts to write `range`; `None` while another writer writes a part of it.
     pub fn unverified(self: &Arc<Self>, range: Range<u64>) -> Option<Unverified> {
         let mut writers = guard(&self.unverified);
         if writers.iter().any(|other| other.start < range.end && range.start < other.end) {
@@ -48,7 +49,7 @@ impl Partial {
 }
 
 impl Unverified {
-    /// Writes the next bytes, except those that have come from elsewhere meanwhile. Blocking.
+    /// Writes the next bytes, except those that have arrived from elsewhere meanwhile. Blocking.
     pub fn write(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
         let end = self.position + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         {
@@ -66,12 +67,12 @@ impl Unverified {
         Ok(())
     }
 
-    /// The SHA-256 of what was written; `None` before all of it was.
+    /// The SHA-256 of the written bytes; `None` before all were written.
     pub fn hash(&self) -> Option<Digest> {
         (self.position == self.range.end).then(|| self.hasher.clone().finish())
     }
 
-    /// Counts the bytes as there from now on. Says whether they are: not when everything has been given up since. Blocking.
+    /// Publishes the bytes. Returns whether they count: not when everything was discarded since the start. Blocking.
     pub fn accept(self) -> bool {
         let due = {
             let _writing = guard(&self.partial.writing);
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_accepted_is_not_there() {
+    fn bytes_that_are_not_accepted_do_not_count() {
         let directory = tempfile::tempdir().unwrap();
         let partial = partial(&directory);
         let mut wrong = partial.unverified(0..5).unwrap();
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_from_elsewhere_meanwhile_stays() {
+    fn bytes_that_arrived_from_elsewhere_meanwhile_stay() {
         let directory = tempfile::tempdir().unwrap();
         let partial = partial(&directory);
         let mut slow = partial.unverified(0..10).unwrap();
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_before_everything_was_given_up_is_never_there() {
+    fn a_write_from_before_everything_was_discarded_never_counts() {
         let directory = tempfile::tempdir().unwrap();
         let partial = partial(&directory);
         let mut old = partial.unverified(0..10).unwrap();
