@@ -1,20 +1,20 @@
-//! Amounts of disk space as people write them in configuration: a size (`200GiB`) or a share of the file system (`50%`).
+//! Amounts of disk space in the configuration: a size (`200GiB`) or a share of the file system (`50%`).
 
 use std::str::FromStr;
 
 use super::parse_size;
 
-/// Bytes, or a share of something whose size is known later.
+/// Bytes, or a share of a size that is known later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u64),
-    /// So many hundredths.
+    /// A percentage.
     Percent(u8),
 }
 
 impl Amount {
-    /// In bytes, of a whole of `total` bytes.
+    /// The amount in bytes, for a total of `total` bytes.
     pub fn of(self, total: u64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -23,7 +23,7 @@ impl Amount {
     }
 }
 
-/// So many hundredths of a number, without overflow.
+/// A percentage of a number, without overflow.
 pub fn share(total: u64, percent: u8) -> u64 {
     let product = u128::from(total) * u128::from(percent) / 100;
     u64::try_from(product).unwrap_or(u64::MAX)

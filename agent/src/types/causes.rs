@@ -1,4 +1,4 @@
-//! An error and what lies behind it, as text.
+//! Errors and their causes as text.
 
 use std::{error::Error, fmt::Write as _};
 
@@ -15,7 +15,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The innermost cause alone: what the system said.
+/// The innermost cause, for example the error of the operating system.
 #[must_use]
 pub fn root_cause(error: &dyn Error) -> String {
     let mut innermost = error;

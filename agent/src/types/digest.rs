@@ -100,7 +100,7 @@ impl Digest {
         }
     }
 
-    /// Checks bytes that are whole in memory against this digest.
+    /// Verifies bytes in memory against this digest.
     pub fn verify(&self, bytes: &[u8]) -> Result<(), Box<Mismatch>> {
         let mut hasher = self.algorithm().hasher();
         hasher.update(bytes);
@@ -167,17 +167,17 @@ fn is_algorithm_name(text: &str) -> bool {
         .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
 }
 
-/// Bytes that do not hash to the name they came under.
+/// Bytes whose digest is not the expected one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("content hashes to `{found}`, not to `{expected}`")]
+#[error("content has the digest `{found}`, expected `{expected}`")]
 pub struct Mismatch {
-    /// The digest asked for.
+    /// The requested digest.
     pub expected: Digest,
     /// The digest of the bytes.
     pub found: Digest,
 }
 
-/// A hash under way.
+/// A running hash.
 #[derive(Clone, Debug)]
 pub enum Hasher {
     /// SHA-256.

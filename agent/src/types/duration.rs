@@ -1,4 +1,4 @@
-//! Durations as people write them in configuration: `200ms`, `5s`, `10m`, `6h`, `30d`.
+//! Durations in the configuration: `200ms`, `5s`, `10m`, `6h`, `30d`.
 
 use std::time::Duration;
 

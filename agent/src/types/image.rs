@@ -1,26 +1,27 @@
-//! Image names as people write them: `registry.example.com/team/app:v1`, `spark@sha256:...`.
+//! Image names as in pods and on the command line: `registry.example.com/team/app:v1`, `spark@sha256:...`.
 
 use std::{fmt, str::FromStr};
 
 use super::{Digest, NameError, Reference, RegistryHost, Repository, Tag};
 
-/// The registry that a name without one means, by the rule that image references have used from the start.
+/// The registry of a name without one, by the traditional rule of image references.
 const DOCKER_HUB: &str = "docker.io";
 
-/// The tag that a name without one means.
+/// The tag of a name without one.
 const LATEST: &str = "latest";
 
-/// An image's name. With neither tag nor digest it names a repository.
+/// The name of an image. Without a tag or digest, it is the name of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ImageName {
-    /// Where.
+    /// The image's repository.
     pub repository: Repository,
-    /// Which; nothing when the name ends before it. A digest wins over a tag, as container runtimes have it.
+    /// The tag or digest; `None` when there is none. A digest has priority over a tag, as in container
+    /// runtimes.
     pub reference: Option<Reference>,
 }
 
 impl ImageName {
-    /// The tag or digest; `latest` when neither is named.
+    /// The tag or digest; `latest` when there is none.
     pub fn reference(&self) -> Reference {
         self.reference.clone().unwrap_or_else(|| {
             Reference::Tag(LATEST.parse::<Tag>().expect("`latest` is a tag by the specification's grammar"))

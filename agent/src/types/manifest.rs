@@ -1,4 +1,5 @@
-//! What the agent reads in a manifest: its media type and the content it names. It never writes one.
+//! The parts of a manifest that the agent reads: its media type and the content it refers to. It never writes
+//! one.
 
 use serde::Deserialize;
 
@@ -8,7 +9,8 @@ use super::Digest;
 /// "Pushing manifests": at least 4 MiB must be taken).
 pub const MAX_MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
 
-/// `Accept` of every manifest request upstream. One fixed value, so that an answer can be given to every client.
+/// `Accept` of every manifest request to a registry. One fixed value, so that a response can be used for every
+/// client.
 pub const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.artifact.manifest.v1+json, */*;q=0.1";
@@ -21,12 +23,12 @@ const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub struct MediaType(String);
 
 impl MediaType {
-    /// As it stands in a header.
+    /// As in a header.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Takes `Content-Type`, drops parameters; nothing when it could not be sent on as a header.
+    /// Parses `Content-Type` and drops parameters; `None` when it would not be a valid header value.
     pub fn parse(value: &str) -> Option<Self> {
         let bare = value.split(';').next().unwrap_or_default().trim();
         let ok = bare.len() <= 255 && bare.contains('/') && bare.bytes().all(|b| b.is_ascii_graphic());
@@ -34,31 +36,31 @@ impl MediaType {
     }
 }
 
-/// What content is for, as the manifest that names it says.
+/// The role of content, according to the manifest that refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// An image configuration: small, and parsed by the client before anything else.
     Config,
     /// A layer, or any other blob.
     Layer,
-    /// A layer that registries need not have: it names other places to get it from, or may not be distributed.
+    /// A layer that registries need not have: it lists other sources, or may not be distributed.
     Foreign,
     /// Another manifest, in an index.
     Manifest,
 }
 
-/// Content named by a manifest.
+/// Content that a manifest refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Its digest.
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// What it is for.
+    /// Its role.
     pub role: Role,
 }
 
-/// Everything a manifest names.
+/// Everything that a manifest refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ManifestLinks {
     /// In the manifest's order: configuration, layers, child manifests.
@@ -103,7 +105,7 @@ struct RawDescriptor {
 }
 
 impl RawDescriptor {
-    /// Descriptors with digests that we cannot check are left out: they are no content of ours.
+    /// Descriptors with unsupported digests are left out: the agent could not verify the content.
     fn known(&self, role: Role) -> Option<Descriptor> {
         Some(Descriptor { digest: self.digest.parse().ok()?, size: self.size, role })
     }
@@ -133,8 +135,8 @@ impl ManifestLinks {
     }
 }
 
-/// The media type that the document itself names or implies (OCI image specification, "Media Types"); used when a
-/// registry sends none that is of use.
+/// The media type in or implied by the document (OCI image specification, "Media Types"); used when a registry
+/// sends none that is usable.
 pub fn media_type_of(bytes: &[u8]) -> Option<MediaType> {
     if let Some(named) = named_media_type(bytes) {
         return Some(named);
@@ -143,7 +145,7 @@ pub fn media_type_of(bytes: &[u8]) -> Option<MediaType> {
     MediaType::parse(if raw.manifests.is_some() { OCI_INDEX } else { OCI_MANIFEST })
 }
 
-/// The media type that the document itself names.
+/// The media type in the document.
 pub fn named_media_type(bytes: &[u8]) -> Option<MediaType> {
     let raw: RawManifest = serde_json::from_slice(bytes).ok()?;
     MediaType::parse(&raw.media_type?)
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_names_its_config_and_layers() {
+    fn a_manifest_refers_to_its_config_and_layers() {
         let text = format!(
             r#"{{"schemaVersion":2,"config":{{"digest":"{}","size":7}},"layers":[{{"digest":"{}","size":9,"urls":["x"]}}]}}"#,
             digest("a"),
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_names_its_manifests() {
+    fn an_index_refers_to_its_manifests() {
         let text = format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":7}}]}}"#, digest("c"));
         assert_eq!(ManifestLinks::parse(text.as_bytes()).unwrap().descriptors[0].role, Role::Manifest);
         assert_eq!(media_type_of(text.as_bytes()).unwrap().as_str(), OCI_INDEX);

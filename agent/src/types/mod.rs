@@ -1,5 +1,5 @@
-//! Words of the protocol as types: whatever is a string on the wire is parsed once, at the edge, and cannot be
-//! mixed up afterwards. Nothing here does I/O.
+//! Types for the terms of the protocol: strings of the network are parsed once, when they arrive, so that they
+//! cannot be confused afterwards. Nothing here does I/O.
 
 mod amount;
 mod causes;

@@ -25,7 +25,7 @@ pub enum NameError {
     /// Not a pattern of registry hosts.
     #[error("`{0}` is not a registry pattern: expected a host, `*.example.com` or `*`")]
     Pattern(String),
-    /// A digest that is none.
+    /// An invalid digest.
     #[error(transparent)]
     Digest(#[from] DigestError),
 }
@@ -39,7 +39,7 @@ fn shortened(text: &str) -> String {
 pub struct RepoName(String);
 
 impl RepoName {
-    /// As it stands in a request path.
+    /// As in a request path.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,7 +77,7 @@ fn is_path_component(part: &str) -> bool {
 pub struct Tag(String);
 
 impl Tag {
-    /// As it stands in a request path.
+    /// As in a request path.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -95,12 +95,12 @@ impl FromStr for Tag {
     }
 }
 
-/// What a manifest is asked by.
+/// How a manifest is requested.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
-    /// By name: can move.
+    /// By tag, which can change.
     Tag(Tag),
-    /// By content: cannot.
+    /// By digest, which cannot.
     Digest(Digest),
 }
 
@@ -121,7 +121,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// A registry as image references name it: host in lower case, optional port.
+/// A registry as in image references: host in lower case, optional port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegistryHost(String);
 
@@ -131,8 +131,8 @@ impl RegistryHost {
         &self.0
     }
 
-    /// Whether the first part of a path is meant as a host, by the rule that image references have used from the
-    /// start: it holds a dot or a colon, or is `localhost`.
+    /// Whether the first part of a path is a host, by the traditional rule of image references: it contains a
+    /// dot or a colon, or is `localhost`.
     pub fn looks_like_host(segment: &str) -> bool {
         segment == "localhost" || segment.contains(['.', ':'])
     }
@@ -185,10 +185,10 @@ fn is_host(host: &str) -> bool {
         })
 }
 
-/// Which registries an entry of the configuration speaks for.
+/// The registries that an entry of the configuration applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistryPattern {
-    /// This one.
+    /// One registry.
     Exact(RegistryHost),
     /// Every host under a domain: the stored text starts with the dot.
     Under(String),
@@ -197,7 +197,7 @@ pub enum RegistryPattern {
 }
 
 impl RegistryPattern {
-    /// How closely it names `host`: nothing when it does not, otherwise larger is closer.
+    /// How closely the pattern matches `host`: `None` when it does not, otherwise larger is closer.
     pub fn closeness(&self, host: &RegistryHost) -> Option<usize> {
         match self {
             Self::Exact(exact) => (exact == host).then_some(usize::MAX),
@@ -236,10 +236,10 @@ impl fmt::Display for RegistryPattern {
     }
 }
 
-/// A repository of a registry: where content is asked for.
+/// A repository of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
-    /// The registry, as references name it.
+    /// The registry, as in image references.
     pub registry: RegistryHost,
     /// The repository within it.
     pub name: RepoName,

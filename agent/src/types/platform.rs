@@ -1,11 +1,11 @@
-//! Platforms as people write them: `linux/amd64`, `linux/arm64/v8`.
+//! Platforms in the configuration and in sets: `linux/amd64`, `linux/arm64/v8`.
 
 use std::{fmt, str::FromStr};
 
-/// Longest part that is read; the longest known one has nine characters.
+/// Longest accepted part; the longest known one has nine characters.
 const LONGEST: usize = 32;
 
-/// For which machines an image is.
+/// The machines that an image is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Platform {
     os: String,
@@ -21,7 +21,7 @@ pub struct Platform {
 pub struct PlatformError(String);
 
 impl Platform {
-    /// This machine's.
+    /// The platform of this machine.
     pub fn here() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -32,7 +32,7 @@ impl Platform {
         Self { os: std::env::consts::OS.to_owned(), architecture: architecture.to_owned(), variant: None }
     }
 
-    /// From the fields of an index; nothing for `unknown/unknown` (attestations) and the like.
+    /// From the fields of an index; `None` for `unknown/unknown` (attestations) and other invalid values.
     pub fn of(os: &str, architecture: &str, variant: Option<&str>) -> Option<Self> {
         let known = |part: &str| is_part(part) && part != "unknown";
         (known(os) && known(architecture)).then(|| Self {
@@ -42,8 +42,8 @@ impl Platform {
         })
     }
 
-    /// How well an image for `offered` suits this wish: 2 exactly, 1 when one of them leaves the variant open, else
-    /// nothing. An `arm64` without a variant is `v8`, as container runtimes have it.
+    /// How well an image for `offered` matches this platform: 2 exactly, 1 when one of them has no variant,
+    /// else `None`. An `arm64` without a variant is `v8`, as in container runtimes.
     pub fn closeness(&self, offered: &Self) -> Option<u8> {
         if self.os != offered.os || self.architecture != offered.architecture {
             return None;

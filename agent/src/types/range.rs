@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// A `Range` header as far as it concerns us.
+/// A `Range` header, reduced to what the agent supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeHeader {
     /// None, another unit, malformed, or several ranges ([`RangeHeader::parse_several`]): all of these may be answered
@@ -12,19 +12,19 @@ pub enum RangeHeader {
     One(ByteRange),
 }
 
-/// One range, not yet held against a size.
+/// One range, not yet compared with a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteRange {
     /// `first-` and `first-last` (inclusive).
     From {
-        /// First byte wanted.
+        /// First requested byte.
         first: u64,
-        /// Last byte wanted, inclusive.
+        /// Last requested byte, inclusive.
         last: Option<u64>,
     },
     /// `-length`: the end of the content.
     Suffix {
-        /// Bytes wanted, counted from the end.
+        /// Number of requested bytes at the end.
         length: u64,
     },
 }
@@ -45,7 +45,7 @@ impl RangeHeader {
     }
 }
 
-/// Most ranges of one request that are answered one by one.
+/// Most ranges in one request that are answered separately.
 pub const MOST_RANGES: usize = 1_024;
 
 fn parse_set(value: &str) -> Option<Vec<ByteRange>> {
@@ -74,7 +74,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 impl ByteRange {
-    /// The bytes meant in content of `size` bytes, or nothing when none of them exists (416).
+    /// The requested bytes of content of `size` bytes, or `None` when none of them exists (416).
     pub fn within(self, size: u64) -> Option<Range<u64>> {
         match self {
             Self::From { first, last } => {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_exactly_one_range_means_the_whole() {
+    fn anything_but_exactly_one_range_means_the_whole() {
         for header in [
             "bytes=0-1,3-4",
             "bytes=5-3",

@@ -1,4 +1,4 @@
-//! Sizes as people write them in configuration: `512`, `64KiB`, `4MiB`, `100GiB`, `2TiB`.
+//! Sizes in the configuration: `512`, `64KiB`, `4MiB`, `100GiB`, `2TiB`.
 
 /// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,12 +23,12 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
-/// A size for people: one digit behind the point, in the largest unit below it.
+/// A size for people: one decimal, in the largest unit that is not larger than the size.
 pub fn format_size(bytes: u64) -> String {
     let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.into_iter().find(|(_, shift)| bytes >> shift > 0) {
         Some((unit, shift)) => {
-            // Rounded down, so that nothing is ever said to be larger than it is.
+            // Rounded down, so that a size never looks larger than it is.
             let tenths = (u128::from(bytes) * 10) >> shift;
             format!("{}.{} {unit}", tenths / 10, tenths % 10)
         }

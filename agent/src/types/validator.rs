@@ -1,25 +1,26 @@
-//! Which version of a content a server last sent, so that a later part of it can be asked for on that condition.
+//! The version of content that a server sent last, so that a later part can be requested with it as a
+//! condition.
 
 use serde::{Deserialize, Serialize};
 
-/// A strong entity tag and who sent it: it means nothing to any other server (RFC 9110, 8.8.3).
+/// A strong entity tag and the server that sent it: it is meaningless for any other server (RFC 9110, 8.8.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Validator {
-    /// The server, as bodies name their origin.
+    /// The server, as in the origin of bodies.
     pub origin: String,
     /// The tag, with its quotes.
     pub etag: String,
 }
 
 impl Validator {
-    /// Only strong tags may stand in `If-Range` (RFC 9110, 13.1.5).
+    /// Only strong tags are allowed in `If-Range` (RFC 9110, 13.1.5).
     pub fn of(origin: &str, etag: &str) -> Option<Self> {
         let strong = etag.len() >= 2 && etag.len() <= MAX_TAG && etag.starts_with('"') && etag.ends_with('"');
         strong.then(|| Self { origin: origin.to_owned(), etag: etag.to_owned() })
     }
 }
 
-/// Longer tags are not worth keeping, in bytes.
+/// Longer tags are ignored, in bytes.
 const MAX_TAG: usize = 256;
 
 #[cfg(test)]

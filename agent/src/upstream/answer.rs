@@ -1,4 +1,4 @@
-//! What upstream gives.
+//! The responses of a registry.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -9,7 +9,7 @@ use crate::types::{Digest, MediaType, Validator};
 /// A manifest, complete and verified.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// What it hashes to.
+    /// Its digest.
     pub digest: Digest,
     /// Its media type.
     pub media_type: MediaType,
@@ -17,7 +17,7 @@ pub struct Manifest {
     pub bytes: Bytes,
 }
 
-/// What upstream says of a manifest without sending it.
+/// A registry's response to a HEAD request for a manifest.
 #[derive(Clone, Debug)]
 pub struct ManifestHead {
     /// The digest, when the registry sends one.
@@ -28,7 +28,7 @@ pub struct ManifestHead {
     pub size: Option<u64>,
 }
 
-/// A listing that is passed on as it is.
+/// A listing that is forwarded unchanged.
 #[derive(Clone, Debug)]
 pub struct Listing {
     /// `Content-Type`, `Link` and `OCI-Filters-Applied`, as far as present.
@@ -37,16 +37,16 @@ pub struct Listing {
     pub bytes: Bytes,
 }
 
-/// Part of a blob on its way.
+/// A part of a blob that is arriving.
 #[derive(Debug)]
 pub struct BlobBody {
-    /// Where its first byte belongs.
+    /// Offset of its first byte in the blob.
     pub offset: u64,
-    /// The whole blob's size in bytes, when upstream says so.
+    /// The whole blob's size in bytes, if the registry sent it.
     pub size: Option<u64>,
-    /// The host that sends the bytes, for blame.
+    /// The host that sends the bytes, to be blamed for wrong ones.
     pub origin: String,
-    /// Which version of the content this is, when the host says so.
+    /// The version of the content, if the host sent it.
     pub validator: Option<Validator>,
     pub(super) reply: Reply,
 }
@@ -61,8 +61,8 @@ impl BlobBody {
 /// Endpoints, by their names in [`BlobBody::origin`], that sent wrong bytes for a blob.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Distrust {
-    /// Asked when all others have failed.
+    /// Endpoints that are used when all others have failed.
     pub last: Vec<String>,
-    /// Not asked.
+    /// Endpoints that are not used.
     pub never: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Requests without their endpoint, and where the bytes of an answer belong. Pure.
+//! Requests without their endpoint, and the position of the bytes in a response. Pure.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::{
     types::{Digest, MANIFEST_ACCEPT, Reference, RepoName, Validator},
 };
 
-/// Which bytes of a blob are asked for.
+/// The requested bytes of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// First byte.
@@ -19,7 +19,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// Everything.
+    /// The whole blob.
     pub const WHOLE: Self = Self { start: 0, end: None };
 }
 
@@ -29,8 +29,8 @@ impl From<Range<u64>> for Span {
     }
 }
 
-/// Where a body's bytes belong and how large the blob is, or why the answer cannot be used. The rules are those of
-/// RFC 9110, 14.4 and 15.3.7.
+/// The position of a body's bytes and the size of the blob, or why the response cannot be used. The rules are
+/// those of RFC 9110, 14.4 and 15.3.7.
 pub(super) fn place_answer(
     status: StatusCode,
     content_range: Option<&str>,
@@ -41,17 +41,17 @@ pub(super) fn place_answer(
         return Ok((0, length));
     }
     if span == Span::WHOLE {
-        return Err("a part was sent although everything was asked for".into());
+        return Err("the response is partial although the whole blob was requested".into());
     }
     let parsed = content_range.and_then(parse_content_range);
     let Some((first, last, size)) = parsed else {
-        return Err("a part was sent without a usable Content-Range".into());
+        return Err("the response is partial and has no valid Content-Range".into());
     };
     if first != span.start || span.end.is_some_and(|end| last >= end) {
-        return Err(format!("bytes {first}-{last} were sent instead of those asked for"));
+        return Err(format!("the response has bytes {first}-{last} instead of the requested ones"));
     }
     if let Some(length) = length.filter(|length| *length != last - first + 1) {
-        return Err(format!("bytes {first}-{last} were announced with a body of {length}"));
+        return Err(format!("the response has bytes {first}-{last}, but a body of {length} bytes"));
     }
     Ok((first, size))
 }
@@ -74,18 +74,18 @@ pub(super) struct Ask {
     pub(super) query: Option<String>,
     pub(super) kind: Kind,
     pub(super) headers: HeaderMap,
-    /// For a part: the versions that the other parts are of.
+    /// For a part: the versions of the other parts.
     pub(super) conditions: Vec<Validator>,
 }
 
 impl Ask {
-    /// Whether it is for the bytes that a digest names: a pull that has begun cannot do without them.
+    /// Whether the request is for content with a digest: a pull that has started cannot continue without it.
     pub(super) fn is_content(&self) -> bool {
         let by_digest = self.path.strip_prefix("manifests/").is_some_and(|reference| reference.contains(':'));
         self.method == Method::GET && (self.kind == Kind::blob || by_digest)
     }
 
-    /// What is counted as failing when it fails: the same for every range of a blob.
+    /// The key under which failures are counted: the same for every range of a blob.
     pub(super) fn subject(&self, name: &RepoName) -> String {
         format!("{} {name}/{}", self.method, self.path)
     }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_to_a_range_is_placed_or_refused() {
+    fn the_response_to_a_range_is_placed_or_rejected() {
         let ok = StatusCode::OK;
         let part = StatusCode::PARTIAL_CONTENT;
         let from = |start| Span { start, end: None };

@@ -1,4 +1,4 @@
-//! Which registries there are, and the limits of talking to them.
+//! The registries, and the limits of requests to them.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use crate::types::RegistryPattern;
 /// What the agent does with images that anonymous users cannot read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Private {
-    /// Not served: the container runtime goes upstream with the pod's own secret.
+    /// Not served: the container runtime uses the registry with the pod's own secret.
     Decline,
-    /// The agent's own credentials decide for everyone on the node.
+    /// The agent uses its own credentials for everyone on the node.
     Agent,
 }
 
 /// One entry of the configuration's `registries`.
 #[derive(Clone, Debug)]
 pub struct RegistryConfig {
-    /// Which registries it speaks for.
+    /// The registries that the entry applies to.
     pub pattern: RegistryPattern,
     /// Base URLs in order; empty means `https://<host>`.
     pub endpoints: Vec<Url>,
@@ -34,7 +34,7 @@ pub struct RegistryConfig {
 }
 
 impl RegistryConfig {
-    /// An entry with nothing but its pattern and policy.
+    /// An entry with default settings.
     pub fn of(pattern: RegistryPattern, private: Private) -> Self {
         Self {
             pattern,
@@ -47,19 +47,20 @@ impl RegistryConfig {
     }
 }
 
-/// Transfers of blobs from one registry at once, unless configured.
+/// Default of the transfers of blobs from one registry at once.
 pub const DEFAULT_CONNECTIONS: usize = 24;
 
-/// Limits and credentials of the upstream side.
+/// Limits and credentials of requests to registries.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The registries that are served; all others are refused.
+    /// The registries that are served; all others are rejected.
     pub registries: Vec<RegistryConfig>,
     /// Longest wait for a connection.
     pub connect: Duration,
-    /// Longest wait for the header of an answer; with several endpoints, the time after which the next is asked too.
+    /// Longest wait for the header of a response; with several endpoints, the time after which the next one is
+    /// requested too.
     pub header: Duration,
-    /// Longest wait for the header of a blob, or of a manifest that is asked for by digest.
+    /// Longest wait for the header of a blob, or of a manifest that is requested by digest.
     pub blob_header: Duration,
     /// Longest silence inside a body.
     pub idle: Duration,

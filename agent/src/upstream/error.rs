@@ -1,61 +1,60 @@
-//! Why upstream could not give what was asked.
+//! Why a request to a registry failed.
 
 use std::time::Duration;
 
 use crate::types::RegistryHost;
 
-/// Why upstream could not give what was asked, by what the caller can do about it.
+/// Why a request to a registry failed, by what the caller can do about it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// The registry itself says that it does not exist.
-    #[error("`{registry}` does not have it")]
+    /// The registry answered "not found".
+    #[error("`{registry}` does not have the content (not found)")]
     NotFound {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
     },
-    /// The registry does not let these credentials read it.
+    /// The registry denies access with these credentials.
     #[error("`{registry}` denies access: {reason}")]
     Denied {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
-        /// What it said.
+        /// The registry's message.
         reason: String,
     },
     /// Too many requests.
-    #[error("`{registry}` is throttling")]
+    #[error("`{registry}` limits the rate of requests (429)")]
     Throttled {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
-        /// For how long, when it said so.
+        /// How long to wait, if the registry sent it.
         retry_after: Option<Duration>,
     },
-    /// The registry's content is another one than before: it ends before the range that was asked for, or bears
-    /// another entity tag.
-    #[error("`{registry}` has other content than before: {reason}")]
+    /// The registry's content has changed: it ends before the requested range, or has another entity tag.
+    #[error("the content of `{registry}` has changed: {reason}")]
     Changed {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
-        /// How that was seen.
+        /// How the change was detected.
         reason: String,
     },
-    /// Every endpoint sent wrong bytes for this content a moment ago: asking again at once would bring them again.
-    #[error("every endpoint of `{registry}` sent wrong bytes for it a moment ago")]
+    /// Every endpoint sent wrong bytes for this content recently: an immediate retry would return them again.
+    #[error("every endpoint of `{registry}` sent wrong bytes for this content recently")]
     Distrusted {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
     },
-    /// A document beyond what the protocol allows; it will not be smaller the next time.
-    #[error("`{registry}` has a document of more than {limit} bytes there, the most that is accepted")]
+    /// A document beyond the limit; a retry does not help.
+    #[error("`{registry}` sent a document of more than {limit} bytes, the maximum")]
     TooLarge {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
-        /// The most.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// Unreachable, silent, broken, or answering nonsense.
-    #[error("`{registry}` cannot be read now: {reason}")]
+    /// The registry is unreachable, silent or broken, or its response is invalid.
+    #[error("`{registry}` is not available: {reason}")]
     Unavailable {
-        /// Which registry.
+        /// The registry.
         registry: RegistryHost,
         /// What happened, with its causes.
         reason: String,

@@ -1,5 +1,5 @@
-//! Addresses that are never dialled, whatever a registry, a redirect or a name server says: link-local ones and the
-//! metadata services of clouds, which hand credentials to anyone on the node.
+//! Addresses to which the agent never connects, even if a registry, a redirect or a name server returns them:
+//! link-local ones and the metadata services of clouds, which give credentials to every process on the node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ const METADATA: [IpAddr; 3] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
 ];
 
-/// Whether an address must not be dialled.
+/// Whether the agent must not connect to an address.
 pub(super) fn is_forbidden(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let link_local = match address {
@@ -28,7 +28,7 @@ pub(super) fn is_forbidden(address: IpAddr) -> bool {
     link_local || METADATA.contains(&address)
 }
 
-/// Whether a URL names a forbidden address outright; names are checked when they are resolved.
+/// Whether a URL contains a forbidden address; host names are checked when they are resolved.
 pub(super) fn names_forbidden(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     host.parse().is_ok_and(is_forbidden)
@@ -46,7 +46,7 @@ impl Resolve for GuardedResolver {
                 found.iter().copied().filter(|address| !is_forbidden(address.ip())).collect();
             if allowed.is_empty() && !found.is_empty() {
                 let reason = format!(
-                    "`{}` resolves to a link-local or metadata address, which is never dialled",
+                    "`{}` resolves to a link-local or metadata address, to which the agent does not connect",
                     name.as_str()
                 );
                 return Err(reason.into());
@@ -81,7 +81,7 @@ mod tests {
         }
         assert!(names_forbidden(&Url::parse("http://169.254.169.254/latest").unwrap()));
         assert!(names_forbidden(&Url::parse("http://[fe80::1]/").unwrap()));
-        // The URL parser turns other spellings of an address into the plain one.
+        // The URL parser normalizes other spellings of an address.
         assert!(names_forbidden(&Url::parse("http://0xa9fea9fe/").unwrap()));
         assert!(!names_forbidden(&Url::parse("http://registry.test/").unwrap()));
     }

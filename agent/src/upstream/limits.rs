@@ -1,17 +1,20 @@
-//! What a registry's endpoint allows now: its rate limit, and how failures are counted. Pure: time is handed in.
+//! Whether a registry's endpoint may be requested now: its rate limit, and its failures. Pure: time is passed
+//! in.
 //!
-//! **Failures.** What is under way together is one failure ([`Streak`]): a blip that meets 24 requests is one blip.
-//! Three in a row open the circuit, when they are about the endpoint: no connection, or different things that failed.
-//! One thing that fails again and again (a broken blob) has a penalty of its own, and costs nothing else anything.
+//! **Failures.** Requests that run at the same time and fail are one failure ([`Streak`]): a short outage that
+//! hits 24 requests counts once. Three failures in a row open the circuit if they concern the endpoint: no
+//! connection, or different content that failed. Content that fails again and again (a broken blob) has a
+//! penalty of its own, and does not affect other requests.
 //!
 //! ```text
 //! closed --3 failures in a row--> open (1 s, doubling to 30 s) --time is up--> one probe --success--> closed
 //!                                   ^------------------------------------------failure--+
 //! ```
 //!
-//! **Rate limit.** Sources: `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 20;w=21600` on manifest answers,
-//! `Retry-After` and 429 on any. Two classes: demand (a client waits) and background (pre-pull), which stops at a reserve.
-//! After a 429 no request is let through for a while, so that a herd of pods costs the registry nothing.
+//! **Rate limit.** Sources: `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 20;w=21600` on manifest
+//! responses, `Retry-After` and 429 on any. Two classes: demand (a client waits) and background (pre-pull),
+//! which stops at a reserve. After a 429 no requests are sent for a while, so that many pods do not cause more
+//! of them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +30,7 @@ use crate::types::RepoName;
 #[cfg(test)]
 mod tests;
 
-/// Failures in a row that open the circuit, and that give one thing a penalty.
+/// Failures in a row that open the circuit, or that give a subject a penalty.
 const FAILURES: u32 = 3;
 
 /// First time a circuit is open, or a penalty lasts; doubles with each further failure.
@@ -36,31 +39,32 @@ const FIRST: Duration = Duration::from_secs(1);
 /// Longest time of either.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Things remembered that failed. Past it those that have not failed for [`LONGEST`] are dropped, and then further ones are
-/// not told apart.
+/// Subjects that are tracked. Beyond this, those without a failure for [`LONGEST`] are dropped, and further
+/// ones share one entry.
 const MOST: usize = 1_024;
 
-/// Share of the limit that background work leaves to waiting pods.
+/// Share of the limit that is reserved for waiting pods.
 const RESERVE: f64 = 0.3;
 
-/// Without requests after a 429 that names no time; doubles with each further one. Short, because most are blips.
+/// Time without requests after a 429 without `Retry-After`; doubles with each further one. Short, because most
+/// are brief.
 const FIRST_GATE: Duration = Duration::from_secs(1);
 
-/// Longest time without requests that the registry did not ask for.
+/// Longest time without requests when the registry sent no `Retry-After`.
 const LONGEST_GATE: Duration = Duration::from_mins(1);
 
-/// A registry's own wait is believed up to here.
+/// Longest `Retry-After` that is respected.
 const LONGEST_NAMED: Duration = Duration::from_hours(6);
 
-/// Repositories whose use is listed by name; the rest is one sum.
+/// Repositories whose requests are listed by name; the others are summed up.
 const NAMED: usize = 64;
 
-/// Who a request is for.
+/// The purpose of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A client waits for the answer.
+    /// A client waits for the response.
     Demand,
-    /// Nobody waits.
+    /// No client waits.
     Background,
 }
 
@@ -70,7 +74,7 @@ pub(super) struct Budget {
     limit: Option<u64>,
     remaining: Option<u64>,
     window: Option<Duration>,
-    /// When the first request of the window was seen: it refills one window later at the latest.
+    /// When the first request of the window was seen: the window is refilled one window later at the latest.
     since: Option<Instant>,
     gate: Option<Instant>,
     refusals: Streak,
@@ -79,19 +83,19 @@ pub(super) struct Budget {
     used_by_others: u64,
 }
 
-/// A budget as people see it.
+/// The state of a rate limit, for people.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetStatus {
-    /// Requests allowed per window, when the registry says so.
+    /// Requests allowed per window, if the registry reports it.
     pub limit: Option<u64>,
-    /// Requests left, when the registry says so.
+    /// Requests left, if the registry reports it.
     pub remaining: Option<u64>,
     /// Length of the window in seconds.
     pub window_seconds: Option<u64>,
     /// Seconds until the window has refilled, at the latest.
     pub refills_in_seconds: Option<u64>,
-    /// Seconds for which the registry asked to be spared.
+    /// Seconds without requests because of a 429.
     pub throttled_for_seconds: Option<u64>,
     /// 429 answers so far.
     pub throttled: u64,
@@ -123,7 +127,7 @@ impl Budget {
         (self.since? + self.window?).checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
-    /// Counts a request that the registry counts: a manifest GET.
+    /// Counts a request that registries count: a manifest GET.
     pub(super) fn spent(&mut self, repository: &RepoName) {
         if let Some(count) = self.used.get_mut(repository.as_str()) {
             *count += 1;
@@ -134,7 +138,7 @@ impl Budget {
         }
     }
 
-    /// Reads what an answer says about the limit.
+    /// Reads the rate limit in a response.
     fn answered(&mut self, headers: &HeaderMap, now: Instant) {
         let limit = text(headers, "ratelimit-limit").and_then(parse);
         let remaining = text(headers, "ratelimit-remaining").and_then(parse);
@@ -143,7 +147,7 @@ impl Budget {
             self.window = window.or(self.window);
         }
         if let Some((remaining, window)) = remaining {
-            // More left than before: a new window has begun.
+            // More requests left than before: a new window has started.
             if self.remaining.is_none_or(|before| remaining > before) {
                 self.since = Some(now);
             }
@@ -152,8 +156,8 @@ impl Budget {
         }
     }
 
-    /// A 429 to a request sent at `began`: nobody is let through for the time it names, or a growing one. Returns how long
-    /// that still is.
+    /// A 429 to a request sent at `began`: no requests for the time in it, or for a growing one. Returns the
+    /// rest of that time.
     fn refused(&mut self, retry_after: Option<Duration>, began: Instant, now: Instant) -> Duration {
         self.throttled += 1;
         let counted = self.refusals.fail(began, now);
@@ -162,7 +166,7 @@ impl Budget {
             None => counted.then(|| growing(FIRST_GATE, self.refusals.count - 1, LONGEST_GATE)),
         };
         if let Some(until) = wait.map(|wait| now + wait) {
-            // Of several answers to requests that were under way together the longest wait counts.
+            // Of several responses to requests that ran at the same time, the longest wait counts.
             self.gate = Some(if counted { until } else { self.gate.map_or(until, |gate| gate.max(until)) });
         }
         self.gate.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
@@ -204,8 +208,8 @@ struct Streak {
 }
 
 impl Streak {
-    /// Counts the failure of a request sent at `began`, unless it was under way when the last one was counted. Returns
-    /// whether it did.
+    /// Counts the failure of a request sent at `began`, unless it was running when the last one was counted.
+    /// Returns whether it was counted.
     fn fail(&mut self, began: Instant, now: Instant) -> bool {
         if self.last.is_some_and(|last| began <= last) {
             return false;
@@ -220,33 +224,34 @@ fn growing(first: Duration, doublings: u32, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(doublings)).min(longest)
 }
 
-/// How one request ended.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Outcome<'a> {
-    /// With an answer that settles it, "does not exist" and "not allowed" too. The header, when it is a success.
+    /// A final response, also "not found" and "denied". The headers, if it is a success.
     Settled(Option<&'a HeaderMap>),
-    /// With a 429, and the wait that it names.
+    /// A 429, with its `Retry-After`.
     Throttled(Option<Duration>),
-    /// Without a connection.
+    /// No connection.
     Unreachable,
-    /// Connected, but without an answer that can be used: a reset, silence, 5xx.
+    /// A connection, but no usable response: a reset, silence, 5xx.
     Broken,
-    /// Before the registry was asked.
+    /// The request was not sent.
     NotSent,
 }
 
 /// Why a request is not sent, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The registry asked for it, or answered 429.
+    /// The registry answered 429.
     Throttled(Duration),
     /// The endpoint fails.
     CircuitOpen(Duration),
-    /// What is asked for fails, again and again.
+    /// The requested content fails again and again.
     Penalty(Duration),
 }
 
-/// Everything that decides whether one endpoint is asked. A subject is what a request is about: its method and path.
+/// Everything that decides whether one endpoint is requested. A subject is what a request is about: its method
+/// and path.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     pub(super) budget: Budget,
@@ -258,14 +263,14 @@ impl Limits {
     /// Whether a request may be sent now, for a client that waits.
     pub(super) fn admit(&mut self, subject: &str, now: Instant) -> Result<(), Refusal> {
         self.budget.admit(Class::Demand, now).map_err(Refusal::Throttled)?;
-        // Before the circuit: what is known to be broken must not be its probe.
+        // Before the circuit: content that is known to fail must not be its probe.
         if let Some(penalty) = self.penalties.get_mut(subject) {
             penalty.admit(now).map_err(Refusal::Penalty)?;
         }
         self.circuit.admit(now).map_err(Refusal::CircuitOpen)
     }
 
-    /// Takes in how a request ended that was admitted at `began`. Returns the wait after a 429.
+    /// Records the outcome of a request that was admitted at `began`. Returns the wait after a 429.
     pub(super) fn settle(
         &mut self,
         subject: &str,
@@ -320,7 +325,8 @@ impl Limits {
     }
 }
 
-/// Of one subject. While it lasts, and after it until one request has gone well, the subject is asked for once in a while.
+/// The penalty of one subject. While it lasts, and until a request succeeds, the subject is requested from time
+/// to time only.
 #[derive(Debug, Default)]
 struct Penalty {
     streak: Streak,
@@ -333,7 +339,7 @@ impl Penalty {
         if now < until {
             return Err(until - now);
         }
-        // This one tells; others wait for what comes of it, or for as long again.
+        // This request is the probe; others wait for its outcome, or for the same time again.
         self.until = Some(now + self.pause());
         Ok(())
     }
@@ -349,23 +355,24 @@ impl Penalty {
     }
 }
 
-/// Of one endpoint.
+/// The circuit of one endpoint.
 #[derive(Debug, Default)]
 struct Circuit {
     streak: Streak,
-    /// Failures of the streak that were no connection.
+    /// Failed connections in the streak.
     unreachable: u32,
     /// Subjects that failed in the streak.
     broken: HashSet<String>,
     open_until: Option<Instant>,
-    /// How often it opened since the last success.
+    /// How often it has opened since the last success.
     opened: u32,
-    /// When the request that tells whether to close was sent.
+    /// When the probe was sent that decides whether to close the circuit.
     probe: Option<Instant>,
 }
 
 impl Circuit {
-    /// A request let through while open is the probe: the next one waits for its outcome, or for as long again.
+    /// A request that is admitted while the circuit is open is the probe: the next one waits for its outcome,
+    /// or for the same time again.
     fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         match self.open_until {
             None => Ok(()),
@@ -393,7 +400,7 @@ impl Circuit {
         self.failed(began, now);
     }
 
-    /// `known` that the subject has failed before: as the probe it would tell nothing.
+    /// `known` means that the subject has failed before: as a probe it would show nothing.
     fn broken(&mut self, subject: &str, known: bool, began: Instant, now: Instant) {
         self.streak.fail(began, now);
         if self.broken.len() < MOST {
@@ -409,7 +416,7 @@ impl Circuit {
     fn failed(&mut self, began: Instant, now: Instant) {
         let different = self.broken.len() + self.unreachable as usize;
         let enough = self.streak.count >= FAILURES && different >= FAILURES as usize;
-        // While it is open the probe alone decides.
+        // While the circuit is open, only the probe decides.
         if self.probe == Some(began) || (self.open_until.is_none() && enough) {
             self.opened = self.opened.saturating_add(1);
             self.open_until = Some(now + self.pause());
@@ -417,7 +424,8 @@ impl Circuit {
         }
     }
 
-    /// What came of a request says nothing of the endpoint: if it was the probe, the next one is.
+    /// The outcome of a request shows nothing about the endpoint: if it was the probe, the next request is the
+    /// probe.
     fn give_back(&mut self, began: Instant, now: Instant) {
         if self.probe == Some(began) {
             self.probe = None;

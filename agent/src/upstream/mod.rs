@@ -1,11 +1,12 @@
-//! Talking to registries: endpoints in order, authentication, redirects, limits on every wait.
+//! Requests to registries: endpoints in order, authentication, redirects, limits on every wait.
 //!
-//! One [`Upstream`] for the whole agent. An operation tries the registry's endpoints in order and stops at the first
-//! answer that settles it: success, "does not exist", "not allowed". What another endpoint might do better
-//! (unreachable, throttled, broken) is tried there; the last such error is returned.
+//! One [`Upstream`] for the whole agent. An operation tries the registry's endpoints in order and stops at the
+//! first final response: success, "not found", "denied". After other failures (unreachable, rate-limited,
+//! broken) the next endpoint is tried; the last such error is returned.
 //!
-//! Invariants: no `Authorization` leaves for another origin than the one that asked for it; link-local and metadata
-//! addresses are never dialled; every wait has a limit; bodies are never decoded, so that ranges and digests stay true.
+//! Invariants: no `Authorization` is sent to another origin than the one that requested it; the agent never
+//! connects to link-local and metadata addresses; every wait has a limit; bodies are never decoded, so that
+//! ranges and digests stay valid.
 
 mod answer;
 mod ask;
@@ -49,13 +50,13 @@ use crate::{
     types::{Digest, MAX_MANIFEST_BYTES, MediaType, Reference, RegistryHost, Repository, Validator},
 };
 
-/// Registries kept apart at once; wildcard entries could name any number.
+/// Registries with separate state; wildcard entries could match any number.
 const MAX_REGISTRIES: usize = 1_024;
 
-/// Answers to tag lists and referrers that are larger than this are refused, in bytes.
+/// Largest accepted tag list or referrers response, in bytes.
 const MAX_LISTING_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Every registry the agent may talk to.
+/// All registries that the agent serves.
 #[derive(Debug)]
 pub struct Upstream {
     registries: Vec<RegistryConfig>,
@@ -63,18 +64,18 @@ pub struct Upstream {
     known: Mutex<HashMap<RegistryHost, Arc<Registry>>>,
 }
 
-/// Why the upstream side could not be set up.
+/// Why the client for registries could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up the HTTPS client")]
 pub struct SetupError(#[from] reqwest::Error);
 
 impl Upstream {
-    /// Whether a request carries the mark that this process puts on its own.
+    /// Whether a request carries the id that this process adds to its own requests.
     pub fn is_own_id(&self, id: &[u8]) -> bool {
         id == self.shared.own_id.as_bytes()
     }
 
-    /// Prepares clients; dials nobody.
+    /// Creates clients; connects nowhere.
     pub fn new(config: Config, metrics: Metrics) -> Result<Self, SetupError> {
         let shared = endpoint::Shared {
             connect_limit: config.connect,
@@ -89,12 +90,13 @@ impl Upstream {
         Ok(Self { registries: config.registries, shared: Arc::new(shared), known: Mutex::default() })
     }
 
-    /// The entry that speaks for a registry; `None` when it is not served.
+    /// The entry that applies to a registry; `None` when it is not served.
     pub fn serves(&self, registry: &RegistryHost) -> Option<&RegistryConfig> {
         closest(&self.registries, registry)
     }
 
-    /// The registry's state, made at first use: wildcard entries name registries that are not known beforehand.
+    /// The registry's state, created at first use: wildcard entries match registries that are not known in
+    /// advance.
     fn registry(&self, host: &RegistryHost) -> Result<Arc<Registry>, UpstreamError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(registry) = known.get(host) {
@@ -102,9 +104,11 @@ impl Upstream {
         }
         let denied = |reason: &str| UpstreamError::Denied { registry: host.clone(), reason: reason.into() };
         if known.len() >= MAX_REGISTRIES {
-            return Err(denied("more registries than one agent can keep apart"));
+            return Err(denied("too many registries are in use at this agent"));
         }
-        let config = self.serves(host).ok_or_else(|| denied("this registry is not configured"))?;
+        let config = self
+            .serves(host)
+            .ok_or_else(|| denied("the registry is not in `registries` of the configuration"))?;
         let registry = Registry::new(host, config, &self.shared).map_err(|reason| denied(&reason))?;
         known.insert(host.clone(), registry.clone());
         Ok(registry)
@@ -114,12 +118,12 @@ impl Upstream {
         self.registry(&repository.registry)?.send(&repository.name, ask, &Distrust::default()).await
     }
 
-    /// A place among the transfers of a registry; waits until one is free.
+    /// A permit for a transfer from a registry; waits until one is free.
     pub async fn transfer_permit(&self, registry: &RegistryHost) -> Option<OwnedSemaphorePermit> {
         self.registry(registry).ok()?.transfer_permit().await
     }
 
-    /// A place among the downloads from a registry, or among those for peers alone; waits until one is free.
+    /// A permit for a download from a registry, or for one for peers only; waits until one is free.
     pub async fn download_permit(
         &self,
         registry: &RegistryHost,
@@ -128,7 +132,7 @@ impl Upstream {
         self.registry(registry).ok()?.download_permit(for_peer).await
     }
 
-    /// Whether a download from a registry may begin for a peer alone.
+    /// Whether a download from a registry may start for a peer only.
     pub fn may_relay(&self, registry: &RegistryHost) -> bool {
         self.registry(registry).is_ok_and(|registry| registry.may_relay())
     }
@@ -139,31 +143,31 @@ impl Upstream {
         self.shared.metrics.upstream_bytes.get_or_create(&labels).get()
     }
 
-    /// Whether a registry is thought to answer ranges.
+    /// Whether a registry supports ranges, as far as known.
     pub fn has_ranges(&self, registry: &RegistryHost) -> bool {
         self.registry(registry).is_ok_and(|registry| registry.has_ranges())
     }
 
-    /// Remembers that a registry answered a range with everything.
+    /// Remembers that a registry ignored a range.
     pub fn note_no_ranges(&self, registry: &RegistryHost) {
         if let Ok(registry) = self.registry(registry) {
             registry.note_no_ranges();
         }
     }
 
-    /// For how long work that nobody waits for should leave a registry alone; nothing when it may go on, as far as
-    /// the registry's answers have told.
+    /// How long background work should send no requests to a registry; `None` when it may continue, according
+    /// to the registry's responses.
     pub fn background_wait(&self, registry: &RegistryHost) -> Option<std::time::Duration> {
         self.registry(registry).ok()?.background_wait()
     }
 
-    /// From now on these documents (`.dockerconfigjson`) are credentials of the agent, beside those of its configuration:
-    /// for registries whose `private` is `agent`. Gives what is wrong with those that cannot be read.
+    /// Replaces the cluster's secrets (`.dockerconfigjson`) among the agent's credentials, for registries with
+    /// `private: agent`. Returns the errors of invalid ones.
     pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
         self.shared.credentials.use_secrets(documents)
     }
 
-    /// How every registry that was asked so far stands.
+    /// The state of every registry that was requested so far.
     pub fn status(&self) -> Vec<RegistryStatus> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> = known.values().map(|registry| registry.status()).collect();
@@ -171,7 +175,7 @@ impl Upstream {
         all
     }
 
-    /// Asks what a reference means, without the body.
+    /// Resolves a reference, without the body.
     pub async fn manifest_head(
         &self,
         repository: &Repository,
@@ -188,7 +192,7 @@ impl Upstream {
         })
     }
 
-    /// Fetches a manifest whole and checks it against the digest asked for, if it was asked for by digest.
+    /// Fetches a complete manifest and verifies it, if it was requested by digest.
     pub async fn manifest(
         &self,
         repository: &Repository,
@@ -206,7 +210,7 @@ impl Upstream {
                     tracing::warn!(%repository, digest = %wanted.short(), origin, "manifest does not match its digest");
                     return Err(unavailable(
                         repository,
-                        format!("`{origin}` sent a manifest that hashes to `{found}`, not to `{wanted}`"),
+                        format!("`{origin}` sent a manifest with the digest `{found}` instead of `{wanted}`"),
                     ));
                 }
                 *wanted
@@ -219,7 +223,7 @@ impl Upstream {
         Ok(Manifest { digest, media_type, bytes })
     }
 
-    /// The size of a blob, without the body; `None` when upstream does not say.
+    /// The size of a blob, without the body; `None` when the registry does not send it.
     pub async fn blob_head(
         &self,
         repository: &Repository,
@@ -227,7 +231,8 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         match self.send(repository, &Ask::blob(Method::HEAD, digest, None, &[])).await {
             Ok(reply) => Ok(reply.content_length()),
-            // Presigned URLs are bound to the method: where HEAD leads to one that is for GET, the first byte tells.
+            // Presigned URLs are bound to the method: where HEAD is redirected to a URL for GET, a request for
+            // the first byte returns the size.
             Err(UpstreamError::Unavailable { .. }) => {
                 let first = Span { start: 0, end: Some(1) };
                 Ok(self.blob(repository, digest, first, &[], &Distrust::default()).await?.size)
@@ -236,10 +241,10 @@ impl Upstream {
         }
     }
 
-    /// Opens a blob's body from `span.start` on, up to `span.end` when that is known and not the blob's end.
+    /// Opens a blob's body from `span.start` on, up to `span.end` if that is known and not the blob's end.
     ///
-    /// An upstream that ignores the range answers from the beginning; the body's `offset` says so. `known` is what was
-    /// sent of this content before: a host that now has another version of it is an error of its own.
+    /// A registry that ignores the range sends the blob from the beginning, as the body's `offset` shows.
+    /// `known` are the versions of earlier responses: another version from the same host is a separate error.
     pub async fn blob(
         &self,
         repository: &Repository,
@@ -265,7 +270,7 @@ impl Upstream {
         Ok(BlobBody { offset: placed.0, size: placed.1, origin, validator, reply })
     }
 
-    /// A tag list or the referrers of a digest, as upstream gives it.
+    /// A tag list or the referrers of a digest, as the registry sends it.
     pub async fn listing(
         &self,
         repository: &Repository,
@@ -299,7 +304,7 @@ impl Upstream {
     }
 }
 
-/// Tells this process from every other one: random state of the standard library, as hex.
+/// An id that differs between processes: random state of the standard library, as hex.
 fn own_id() -> HeaderValue {
     use std::hash::{BuildHasher as _, RandomState};
     let id = format!(
@@ -335,13 +340,14 @@ fn unavailable(repository: &Repository, reason: String) -> UpstreamError {
     UpstreamError::Unavailable { registry: repository.registry.clone(), reason }
 }
 
-/// Registries that send no usable type (`text/plain`, `application/octet-stream`) are corrected by the document.
+/// Registries that send no usable type (`text/plain`, `application/octet-stream`): the type in the document is
+/// used.
 fn usable_type(sent: Option<MediaType>, bytes: &[u8]) -> Option<MediaType> {
     let document = crate::types::media_type_of(bytes)?;
     Some(sent.filter(is_manifest_type).unwrap_or(document))
 }
 
-/// Types that name a kind of manifest; `text/html`, `application/json` and the like do not.
+/// Types of manifests; not `text/html`, `application/json` and others.
 fn is_manifest_type(media_type: &MediaType) -> bool {
     media_type.as_str().ends_with("json") && media_type.as_str() != "application/json"
 }

@@ -1,5 +1,4 @@
-//! One registry as the agent sees it: its endpoints in order, with limits of their own each, and the number of
-//! transfers it may have at once.
+//! One registry: its endpoints in order, each with its own limits, and the number of concurrent transfers.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,11 +24,11 @@ use crate::{
     types::{RegistryHost, RepoName},
 };
 
-/// For how long a registry is believed to know no ranges.
+/// For how long a registry is assumed not to support ranges.
 const NO_RANGES: Duration = Duration::from_hours(1);
 
-/// Downloads of blobs at once for this node's clients, and as many for peers alone; further ones wait their turn. Counted
-/// for each registry: downloads from a silent one do not hold up those from others.
+/// Concurrent downloads of blobs for this node's clients, and the same number for peers only; further ones
+/// wait. Counted by registry: downloads from a silent one do not block those from others.
 const DOWNLOADS: usize = 64;
 
 #[derive(Debug)]
@@ -43,22 +42,22 @@ pub(super) struct Registry {
     shared: Arc<Shared>,
 }
 
-/// An endpoint and whether it may be asked.
+/// An endpoint and its limits.
 #[derive(Debug)]
 struct Watched {
     endpoint: Endpoint,
     limits: Mutex<Limits>,
 }
 
-/// Whose turn it is to be asked. Pure.
+/// The order of endpoints. Pure.
 #[derive(Debug)]
 struct Turns {
     endpoints: usize,
     asked: usize,
 }
 
-/// Requests beyond the first round that are sent to silent endpoints: one may have got lost on a dead connection, or be
-/// older than the registry's recovery.
+/// Requests beyond the first round that are sent to silent endpoints: a request may have been lost on a dead
+/// connection, or be older than the registry's recovery.
 const REPEATED: usize = 2;
 
 impl Turns {
@@ -66,7 +65,7 @@ impl Turns {
         Self { endpoints, asked: 0 }
     }
 
-    /// The next endpoint that was not asked yet.
+    /// The next endpoint that was not requested yet.
     fn next(&mut self) -> Option<usize> {
         (self.asked < self.endpoints).then(|| {
             self.asked += 1;
@@ -74,7 +73,7 @@ impl Turns {
         })
     }
 
-    /// The same, and after the last one from the beginning again: after silence.
+    /// The same, and after the last one the first again: after silence.
     fn next_or_again(&mut self) -> Option<usize> {
         (self.asked < self.endpoints + REPEATED).then(|| {
             self.asked += 1;
@@ -82,7 +81,7 @@ impl Turns {
         })
     }
 
-    /// How long silence lasts before somebody else is asked.
+    /// How long silence lasts before the next endpoint is requested.
     fn patience(&self, limit: Duration) -> Duration {
         match self.asked {
             asked if asked <= self.endpoints => limit,
@@ -92,17 +91,17 @@ impl Turns {
     }
 }
 
-/// How a registry stands.
+/// The state of a registry.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryStatus {
-    /// Which.
+    /// The registry.
     pub registry: String,
     /// Its endpoints in order.
     pub endpoints: Vec<EndpointStatus>,
 }
 
-/// How an endpoint stands.
+/// The state of an endpoint.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointStatus {
@@ -110,7 +109,7 @@ pub struct EndpointStatus {
     pub endpoint: String,
     /// Seconds for which its circuit is open after failures.
     pub left_alone_for_seconds: Option<u64>,
-    /// What it allows.
+    /// Its rate limit.
     pub rate: BudgetStatus,
 }
 
@@ -125,12 +124,12 @@ impl Registry {
         shared: &Arc<Shared>,
     ) -> Result<Arc<Self>, String> {
         let urls = if config.endpoints.is_empty() {
-            vec![default_endpoint(host).ok_or("its name is not usable as a host")?]
+            vec![default_endpoint(host).ok_or("its name is not a valid host")?]
         } else {
             config.endpoints.clone()
         };
         let client = client(config, shared.connect_limit)
-            .map_err(|error| format!("no HTTPS client for it: {error}"))?;
+            .map_err(|error| format!("cannot create an HTTPS client for it: {error}"))?;
         let use_credentials = config.private == Private::Agent;
         let watch = |url| {
             let endpoint = Endpoint::new(host.clone(), url, use_credentials, client.clone(), shared.clone());
@@ -168,8 +167,8 @@ impl Registry {
         *guard(&self.no_ranges) = Some(Instant::now());
     }
 
-    /// Sends one request: endpoints in order, those that lied about this content last; small requests again after a
-    /// pause. Blobs are tried again by whoever fills them, from where they broke off.
+    /// Sends one request: endpoints in order, those that sent wrong bytes for this content last. Small requests
+    /// are retried after a pause. Blobs are retried by the caller, from where they were interrupted.
     pub(super) async fn send(
         &self,
         name: &RepoName,
@@ -211,7 +210,7 @@ impl Registry {
             if let Some(watched) = turn.and_then(|turn| order.get(turn)).copied() {
                 asked.push(async move { (watched, self.try_endpoint(watched, name, ask).await) });
             }
-            // A silent endpoint may still be the first to answer: its request goes on beside the next one.
+            // A silent endpoint may still answer first: its request continues beside the next one.
             let patience = turns.patience(self.shared.header_limit);
             let Ok(outcome) = tokio::time::timeout(patience, asked.next()).await else {
                 turn = turns.next_or_again();
@@ -225,7 +224,7 @@ impl Registry {
                     tracing::debug!(endpoint = watched.endpoint.name(), kind = ?ask.kind, error = %error, "upstream endpoint failed");
                     failed = Some(error);
                     turn = turns.next();
-                    // The request that was repeated would bring the same answer.
+                    // A repeated request to the same endpoint would fail in the same way.
                     if turn.is_none() && order.len() == 1 {
                         asked.clear();
                     }
@@ -281,7 +280,7 @@ impl Registry {
         })
     }
 
-    /// Keeps a request back that the endpoint would refuse or not answer.
+    /// Rejects a request that the endpoint would reject or not answer.
     fn admit(&self, watched: &Watched, subject: &str, now: Instant) -> Result<(), UpstreamError> {
         let admitted = guard(&watched.limits).admit(subject, now);
         let name = watched.endpoint.name();
@@ -298,7 +297,7 @@ impl Registry {
         })
     }
 
-    /// The shortest wait until one of the endpoints has more left than its reserve.
+    /// The shortest wait until an endpoint has more requests left than its reserve.
     pub(super) fn background_wait(&self) -> Option<Duration> {
         let now = Instant::now();
         let waits = self.endpoints.iter().map(|watched| {
@@ -308,7 +307,7 @@ impl Registry {
         waits.min().filter(|wait| !wait.is_zero())
     }
 
-    /// Shows the budget as metrics.
+    /// Exports the rate limit as metrics.
     fn export(&self, budget: &Budget, now: Instant) {
         let status = budget.status(now);
         let labels = RegistryLabels { registry: self.host.to_string() };
@@ -342,7 +341,7 @@ impl Registry {
     }
 }
 
-/// A client of its own for each registry: trust, identity and connections are not shared.
+/// Each registry has a client of its own: trust, identity and connections are not shared.
 fn client(config: &RegistryConfig, connect_limit: Duration) -> Result<reqwest::Client, reqwest::Error> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("hearth-agent/", env!("CARGO_PKG_VERSION")))
@@ -361,7 +360,7 @@ fn client(config: &RegistryConfig, connect_limit: Duration) -> Result<reqwest::C
     builder.build()
 }
 
-/// `https://<host>`; Docker Hub's references name a host that is not its registry.
+/// `https://<host>`; the host in Docker Hub's references is not that of its registry.
 fn default_endpoint(registry: &RegistryHost) -> Option<Url> {
     let host = match registry.as_str() {
         "docker.io" | "index.docker.io" => "registry-1.docker.io",
@@ -375,7 +374,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_asked_in_order_and_again_only_after_silence() {
+    fn endpoints_are_requested_in_order_and_again_only_after_silence() {
         const LIMIT: Duration = Duration::from_secs(10);
         let mut turns = Turns::new(2);
         assert_eq!((turns.next(), turns.next(), turns.next()), (Some(0), Some(1), None), "after errors");

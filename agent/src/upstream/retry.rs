@@ -1,4 +1,4 @@
-//! When to try again: waits that upstream names, and waits of our own. Pure but for the dice.
+//! When to retry: waits from the registry, and waits of the agent. Pure except for the random numbers.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -15,23 +15,23 @@ const FIRST: Duration = Duration::from_millis(200);
 /// Longest pause while a client may be waiting.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// When a request or a transfer that failed is tried again. One policy for everything that is resumed: downloads, segments
-/// that are read for peers, streams past the store, small requests.
+/// When a failed request or transfer is retried. One policy for everything that is resumed: downloads, segments
+/// for peers, streams without caching, small requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Failures in a row without progress after which no other attempt follows.
+    /// Failures in a row without progress after which there are no more retries.
     pub attempts: u32,
-    /// What counts as progress, in bytes: a registry that sends two bytes and hangs up is not to be asked a hundred
-    /// thousand times.
+    /// Bytes that count as progress: a registry that sends two bytes and closes the connection must not be
+    /// requested a hundred thousand times.
     pub progress: u64,
 }
 
 impl RetryPolicy {
     /// A transfer that clients wait for.
     pub const TRANSFER: Self = Self { attempts: 4, progress: 64 * 1024 };
-    /// A segment that peers wait for: after the last attempt the next peer reads it.
+    /// A segment that peers wait for: after the last retry the next peer reads it.
     pub const FOR_PEERS: Self = Self { attempts: 3, ..Self::TRANSFER };
-    /// A request whose answer is small: it brings everything or nothing.
+    /// A request with a small response: it succeeds as a whole or fails.
     pub(super) const SMALL_REQUEST: Self = Self { attempts: 3, ..Self::TRANSFER };
 }
 
@@ -44,12 +44,13 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// Begins with `total` bytes that are there already.
+    /// Starts with `total` bytes that have arrived already.
     pub fn new(policy: RetryPolicy, total: u64) -> Self {
         Self { policy, failures: 0, total }
     }
 
-    /// Counts a failure when `total` bytes are there, and says after which pause another attempt is worth it, if it is.
+    /// Counts a failure when `total` bytes have arrived, and returns the pause before the next retry, if there
+    /// is one.
     pub fn pause(&mut self, total: u64, error: &UpstreamError) -> Option<Duration> {
         self.note(total);
         let may_pass = matches!(error, UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. });
@@ -65,14 +66,14 @@ impl Retries {
     }
 }
 
-/// The pause before another attempt after `failures` in a row, or nothing when it is not worth waiting for: half of
-/// it fixed, half random, so that nodes that failed together do not come back together.
+/// The pause before a retry after `failures` in a row, or `None` when waiting is not worth it: half of it
+/// fixed, half random, so that nodes that failed together do not retry together.
 fn backoff(failures: u32, error: &UpstreamError) -> Option<Duration> {
     let random = RandomState::new().hash_one(failures);
     pause(failures, error, u16::try_from(random % 1024).unwrap_or(0))
 }
 
-/// `dice` is in 0..1024.
+/// `dice` is a random number below 1024.
 fn pause(failures: u32, error: &UpstreamError, dice: u16) -> Option<Duration> {
     if let UpstreamError::Throttled { retry_after, .. } = error {
         return retry_after.filter(|wait| *wait <= LONGEST);
@@ -81,8 +82,8 @@ fn pause(failures: u32, error: &UpstreamError, dice: u16) -> Option<Duration> {
     Some(full / 2 + full / 2 * u32::from(dice) / 1024)
 }
 
-/// Until when a 429 or 503 asks to be left alone: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), else a
-/// wait inside the message, as one large registry writes it: `retry-after: 985.86µs, allowed: 44000/minute`.
+/// The wait in a 429 or 503: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), else a wait in the
+/// message, as one large registry writes it: `retry-after: 985.86µs, allowed: 44000/minute`.
 pub(super) fn retry_after(headers: &HeaderMap, message: &str, now: SystemTime) -> Option<Duration> {
     let header = text(headers, header::RETRY_AFTER.as_str()).map(str::trim);
     header.and_then(|value| parse_header(value, now)).or_else(|| parse_message(message))
@@ -92,7 +93,7 @@ fn parse_header(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    // A date in the past: nothing to wait for.
+    // A date in the past: no wait.
     httpdate::parse_http_date(value).ok().map(|date| date.duration_since(now).unwrap_or_default())
 }
 
@@ -144,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn attempts_end_where_they_bring_nothing_and_go_on_where_they_do() {
+    fn retries_end_without_progress_and_continue_with_it() {
         let registry = || "r".parse().unwrap();
         let broken = UpstreamError::Unavailable { registry: registry(), reason: String::new() };
         let policy = RetryPolicy { attempts: 3, progress: 10 };
         for (totals, tried_again) in [
             (&[0, 0, 0][..], &[true, true, false][..]),
-            // Nine bytes are next to nothing, and add up.
+            // Nine bytes are next to nothing, but add up.
             (&[9, 9, 9], &[true, true, false]),
             (&[9, 18, 27, 36], &[true, true, true, true]),
             (&[10, 10, 20, 20, 20], &[true, true, true, true, true]),
@@ -161,11 +162,11 @@ mod tests {
             assert_eq!(seen, tried_again, "{totals:?}");
         }
         let missing = UpstreamError::NotFound { registry: registry() };
-        assert_eq!(Retries::new(policy, 0).pause(0, &missing), None, "asking again does not help");
+        assert_eq!(Retries::new(policy, 0).pause(0, &missing), None, "a retry does not help");
     }
 
     #[test]
-    fn pauses_grow_are_bounded_and_never_longer_than_it_is_worth() {
+    fn pauses_grow_up_to_a_limit_and_end_when_waiting_is_not_worth_it() {
         let broken = UpstreamError::Unavailable { registry: "r".parse().unwrap(), reason: String::new() };
         let millis = |failures, dice| pause(failures, &broken, dice).unwrap().as_millis();
         assert_eq!([millis(0, 0), millis(1, 0), millis(2, 0), millis(30, 0)], [100, 200, 400, 2_500]);

@@ -16,17 +16,17 @@ use serde::Deserialize;
 use super::Login;
 use crate::types::RegistryHost;
 
-/// How often a file is looked at for changes, at most.
+/// Shortest time between two checks of a file for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Why credentials could not be read. Never quotes the file's content.
+/// Why credentials could not be read. Never contains the file's content.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// The file cannot be read.
-    #[error("cannot read it")]
+    #[error("cannot read the file")]
     Read(#[source] std::io::Error),
-    /// It is not such a file.
-    #[error("it is not a Docker config.json: syntax or type error at line {line}, column {column}")]
+    /// The file is not a Docker configuration.
+    #[error("the file is not a Docker config.json: syntax or type error at line {line}, column {column}")]
     Syntax {
         /// Line of the error.
         line: usize,
@@ -39,21 +39,21 @@ pub enum CredentialsError {
         /// The entry's key.
         entry: String,
     },
-    /// A helper's name that is none.
-    #[error("credential helper `{name}` must be named by letters, digits, `-`, `_` and `.`")]
+    /// A helper's name is invalid.
+    #[error("the name of credential helper `{name}` may only contain letters, digits, `-`, `_` and `.`")]
     Helper {
         /// The name.
         name: String,
     },
-    /// One entry's key is no registry.
-    #[error("`auths` entry `{entry}` does not name a registry")]
+    /// An entry's key is not a registry.
+    #[error("the key of `auths` entry `{entry}` is not a registry")]
     Entry {
         /// The entry's key.
         entry: String,
     },
 }
 
-/// What the file says, by registry.
+/// The credentials in the file, by registry.
 #[derive(Clone, Debug, Default)]
 pub struct DockerConfig {
     logins: HashMap<RegistryHost, Login>,
@@ -80,7 +80,7 @@ struct RawAuth {
     registrytoken: Option<String>,
 }
 
-/// Where a login comes from.
+/// The source of a login.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// The file itself.
@@ -113,12 +113,12 @@ impl DockerConfig {
         Ok(Self { logins, helpers, store })
     }
 
-    /// The registries that it names credentials for.
+    /// The registries with credentials in the file.
     pub fn registries(&self) -> impl Iterator<Item = &RegistryHost> {
         self.logins.keys().chain(self.helpers.keys())
     }
 
-    /// Whether a credential store may hold credentials for any registry.
+    /// Whether a credential store may have credentials for any registry.
     pub fn has_store(&self) -> bool {
         self.store.is_some()
     }
@@ -135,7 +135,7 @@ impl DockerConfig {
     }
 }
 
-/// Names become part of a program's name; nothing else may be smuggled in.
+/// Names become part of a program's name: other characters are rejected.
 fn program(name: &str) -> Result<String, CredentialsError> {
     let ok = !name.is_empty()
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
@@ -146,7 +146,7 @@ fn program(name: &str) -> Result<String, CredentialsError> {
     }
 }
 
-/// A file that is read again when it changes, as `docker login` and mounted secrets do.
+/// A file that is read again when it changes, which `docker login` and mounted secrets do.
 #[derive(Debug)]
 pub struct DockerFile {
     path: PathBuf,
@@ -178,8 +178,8 @@ impl DockerFile {
         })
     }
 
-    /// What it says now. A file that cannot be read any more keeps its last meaning. Blocks for a `stat`, seldom for
-    /// a small read.
+    /// The current configuration. A file that becomes unreadable keeps its last content. Blocks for a `stat`,
+    /// rarely for a small read.
     pub fn config(&self) -> Arc<DockerConfig> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.looked.elapsed() < LOOK_EVERY {
@@ -190,12 +190,12 @@ impl DockerFile {
         if now.is_some() && now != state.stamp {
             match DockerConfig::read(&self.path) {
                 Ok(config) => {
-                    tracing::info!(path = %self.path.display(), "credentials read again");
+                    tracing::info!(path = %self.path.display(), "credentials changed: read them again");
                     state.config = Arc::new(config);
                     state.stamp = now;
                 }
                 Err(error) => {
-                    tracing::warn!(path = %self.path.display(), %error, "changed credentials are not usable: the last ones stay");
+                    tracing::warn!(path = %self.path.display(), %error, "cannot use changed credentials: keeping the earlier ones");
                 }
             }
         }
@@ -203,7 +203,7 @@ impl DockerFile {
     }
 }
 
-/// Entries without a secret (left behind by credential stores) are no logins.
+/// Entries without a secret (left behind by credential stores) are not logins.
 fn login(entry: &str, auth: RawAuth) -> Result<Option<Login>, CredentialsError> {
     if let Some(token) = auth.registrytoken.filter(|token| !token.is_empty()) {
         return Ok(Some(Login::RegistryToken(token)));
@@ -222,7 +222,7 @@ fn login(entry: &str, auth: RawAuth) -> Result<Option<Login>, CredentialsError> 
     Ok(Some(Login::Password { user: user.to_owned(), secret: secret.trim_end_matches('\0').to_owned() }))
 }
 
-/// Keys may be hosts or URLs; Docker Hub's is a URL of its first API.
+/// Keys may be hosts or URLs; that of Docker Hub is the URL of its first API.
 fn registry_of(entry: &str) -> Result<RegistryHost, CredentialsError> {
     let bare = entry.trim_start_matches("https://").trim_start_matches("http://");
     let host = bare.split('/').next().unwrap_or_default();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn logins_are_found_by_registry_whatever_form_they_have() {
+    fn logins_in_every_form_are_found_by_registry() {
         let text = format!(
             r#"{{"auths":{{"https://index.docker.io/v1/":{{"auth":"{}"}},"r.test:5000":{{"username":"u","password":"p"}},
                 "empty.test":{{}},"id.test":{{"auth":"","identitytoken":"i"}},"bearer.test":{{"registrytoken":"b"}}}},
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_place_and_never_the_secret() {
+    fn errors_contain_the_place_and_never_the_secret() {
         for text in [
             r#"{"auths":{"r.test":{"auth":"hunter2!"}}}"#,
             "{\"auths\":\n 7hunter2}",
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_is_read_again_and_a_broken_one_keeps_its_last_meaning() {
+    fn a_changed_file_is_read_again_and_a_broken_one_keeps_its_last_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         let write = |secret: &str| {

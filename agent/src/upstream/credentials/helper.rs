@@ -22,17 +22,17 @@ use crate::types::RegistryHost;
 /// Longest run of a program.
 pub(super) const RUN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Most bytes taken from a program.
+/// Most bytes read from a program.
 const OUTPUT_LIMIT: u64 = 64 * 1024;
 
 /// For how long a login is used.
 const KEEP: Duration = Duration::from_mins(5);
 
-/// For how long a "no credentials" is believed: some helpers say so when they fail.
+/// For how long "no credentials" is used: some helpers answer that when they fail.
 const KEEP_NONE: Duration = Duration::from_secs(10);
 
-/// What a helper prints when it has no credentials, and ends with status 1 (`docker-credential-helpers`,
-/// `credentials/error.go`); everything else that ends so is a failure.
+/// The output of a helper that has no credentials and exits with status 1 (`docker-credential-helpers`,
+/// `credentials/error.go`); any other exit with status 1 is a failure.
 const NOT_FOUND: &[u8] = b"credentials not found in native keychain";
 
 /// The user name that marks a secret as an identity token.
@@ -50,7 +50,7 @@ struct Document {
 pub(super) struct Helpers(Runs<Option<Login>>);
 
 impl Helpers {
-    /// The login that a program gives for a registry, or why it gave no answer.
+    /// The login from a program for a registry, or why it did not answer.
     pub(super) async fn login(
         &self,
         name: &str,
@@ -73,7 +73,7 @@ async fn ask(program: String, server: String) -> Result<Answer<Option<Login>>, S
     Ok(Answer { scope: String::new(), keep, value: login })
 }
 
-/// Docker Hub's entry has the name of its first API.
+/// The name of Docker Hub's entry is that of its first API.
 fn server_of(registry: &RegistryHost) -> String {
     match registry.as_str() {
         "docker.io" => "https://index.docker.io/v1/".to_owned(),
@@ -87,9 +87,9 @@ fn login_of(ended: &Ended) -> Result<Option<Login>, String> {
         let none = ended.output.trim_ascii().starts_with(NOT_FOUND);
         return if none { Ok(None) } else { Err(ended.failure()) };
     }
-    // Not the error's text: it may quote the answer.
-    let document: Document = serde_json::from_slice(&ended.output)
-        .map_err(|_| "answered something that is no login".to_owned())?;
+    // Not the error's text: it may contain the answer.
+    let document: Document =
+        serde_json::from_slice(&ended.output).map_err(|_| "answered with invalid credentials".to_owned())?;
     if document.secret.is_empty() {
         return Ok(None);
     }
@@ -100,20 +100,20 @@ fn login_of(ended: &Ended) -> Result<Option<Login>, String> {
     }))
 }
 
-/// How a program ended, and what it printed.
+/// The exit status and output of a program.
 pub(super) struct Ended {
     pub(super) status: ExitStatus,
     pub(super) output: Vec<u8>,
 }
 
 impl Ended {
-    /// Why it failed; never holds what it printed.
+    /// Why the program failed; never contains its output.
     pub(super) fn failure(&self) -> String {
-        format!("ended with {}", self.status)
+        format!("exited with {}", self.status)
     }
 }
 
-/// Runs a program with something to read, within a limit of time and output.
+/// Runs a program with input, and limits on time and output.
 pub(super) async fn run(
     program: &PathBuf,
     arguments: &[String],
@@ -143,7 +143,7 @@ pub(super) async fn run(
     };
     match tokio::time::timeout(RUN_LIMIT, talk).await {
         Ok(Ok((output, status))) => Ok(Ended { status, output }),
-        Ok(Err(error)) => Err(format!("cannot be talked to: {error}")),
+        Ok(Err(error)) => Err(format!("failed to communicate: {error}")),
         Err(_) => Err(format!("did not answer within {RUN_LIMIT:?}")),
     }
 }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_is_a_failure_and_no_answer() {
+    async fn a_missing_program_is_a_failure_and_not_an_answer() {
         let helpers = Helpers::default();
         let failed = helpers.login("no-such-helper", &"r.test".parse().unwrap(), false).await.unwrap_err();
         assert!(failed.contains("`docker-credential-no-such-helper` cannot be started"), "{failed}");

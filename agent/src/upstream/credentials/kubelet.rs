@@ -22,22 +22,22 @@ const API: &str = "credentialprovider.kubelet.k8s.io/v1";
 #[derive(Debug, thiserror::Error)]
 pub enum KubeletError {
     /// The file cannot be read.
-    #[error("cannot read it")]
+    #[error("cannot read the file")]
     Read(#[source] std::io::Error),
-    /// It is not such a file.
-    #[error("it is not a CredentialProviderConfig")]
+    /// The file is not a provider configuration.
+    #[error("the file is not a CredentialProviderConfig")]
     Syntax(#[source] Box<serde_saphyr::Error>),
-    /// A provider cannot be used.
+    /// A provider in the file is not usable.
     #[error("provider `{name}`: {problem}")]
     Provider {
-        /// Which.
+        /// Name of the provider.
         name: String,
-        /// Why.
+        /// The cause.
         problem: String,
     },
 }
 
-/// Fields beyond these (token attributes) are for the kubelet alone.
+/// Other fields (token attributes) are for the kubelet only.
 #[derive(Deserialize)]
 struct RawConfig {
     providers: Vec<RawProvider>,
@@ -95,13 +95,13 @@ struct Provider {
     environment: Vec<(String, String)>,
 }
 
-/// All configured plugins and what they answered.
+/// All configured plugins and their answers.
 #[derive(Debug)]
 pub struct KubeletProviders {
     providers: Vec<Arc<Provider>>,
-    /// By provider and registry; within, by image, or `""` for the whole registry.
+    /// By provider and registry; within these by image, or `""` for the whole registry.
     runs: Runs<Logins>,
-    /// Answers for every image, by provider.
+    /// Answers that apply to every image, by provider.
     global: Arc<Mutex<HashMap<String, (Instant, Logins)>>>,
 }
 
@@ -109,7 +109,7 @@ pub struct KubeletProviders {
 type Logins = Arc<Vec<(String, Login)>>;
 
 impl KubeletProviders {
-    /// Reads the kubelet's `--image-credential-provider-config` and looks for the programs in
+    /// Reads the kubelet's `--image-credential-provider-config` and checks for the programs in
     /// `--image-credential-provider-bin-dir`.
     pub fn read(config: &Path, programs: &Path) -> Result<Self, KubeletError> {
         let text = std::fs::read_to_string(config).map_err(KubeletError::Read)?;
@@ -134,7 +134,7 @@ impl KubeletProviders {
         self.providers.iter().find(concerns).map(|provider| provider.name.as_str())
     }
 
-    /// The first provider's login that fits; without one, why a provider failed, if one did.
+    /// The login from the first matching provider; without one, why a provider failed, if one did.
     pub(super) async fn login(
         &self,
         registry: &RegistryHost,
@@ -182,7 +182,9 @@ impl KubeletProviders {
 fn provider(raw: RawProvider, programs: &Path) -> Result<Provider, KubeletError> {
     let wrong = |problem: String| KubeletError::Provider { name: raw.name.clone(), problem };
     if raw.name.is_empty() || raw.name.contains('/') || matches!(raw.name.as_str(), "." | "..") {
-        return Err(wrong("the name must be that of a program in the directory".into()));
+        return Err(wrong(
+            "the name is not a file name: it must be that of a program in the directory".into(),
+        ));
     }
     if raw.api_version != API {
         return Err(wrong(format!("apiVersion `{}` is not supported: use `{API}`", raw.api_version)));
@@ -212,7 +214,7 @@ fn provider(raw: RawProvider, programs: &Path) -> Result<Provider, KubeletError>
     })
 }
 
-/// Runs a plugin; an answer for every image is kept in `global` as well.
+/// Runs a plugin; an answer that applies to every image is also kept in `global`.
 async fn run(
     provider: Arc<Provider>,
     image: String,
@@ -239,14 +241,14 @@ async fn respond(provider: &Provider, image: &str) -> Result<(String, Duration, 
     if !ended.status.success() {
         return Err(ended.failure());
     }
-    // Not the error's text: it may quote the answer.
+    // Not the error's text: it may contain the answer.
     let response: Response = serde_json::from_slice(&ended.output)
         .map_err(|_| "answered something that is not a CredentialProviderResponse")?;
     if !matches!(response.cache_key_type.as_str(), "Image" | "Registry" | "Global") {
-        return Err("answered an unknown cacheKeyType".into());
+        return Err("answered with an unknown cacheKeyType".into());
     }
     let keep = match &response.cache_duration {
-        Some(text) => go_duration(text).ok_or("answered a cacheDuration that is none")?,
+        Some(text) => go_duration(text).ok_or("answered with an invalid cacheDuration")?,
         None => provider.keep,
     };
     let logins = response.auth.unwrap_or_default().into_iter();
@@ -256,14 +258,14 @@ async fn respond(provider: &Provider, image: &str) -> Result<(String, Duration, 
     Ok((response.cache_key_type, keep, Arc::new(logins)))
 }
 
-/// Of the patterns that match, the one that comes last in order, as the kubelet picks: the longer path wins.
+/// Of the matching patterns, the last one in order, as in the kubelet: the longer path wins.
 fn pick(logins: &[(String, Login)], image: &str) -> Option<Login> {
     let matching = logins.iter().filter(|(pattern, _)| matches_image(pattern, image));
     matching.max_by(|a, b| a.0.cmp(&b.0)).map(|(_, login)| login.clone())
 }
 
-/// Whether an image lies under a pattern: as many host labels, each with `*` inside at will; the same port; a path
-/// that begins like the pattern's.
+/// Whether a pattern matches an image: the same number of host labels, each with any `*`; the same port; a path
+/// that starts with that of the pattern.
 fn matches_image(pattern: &str, image: &str) -> bool {
     let pattern = pattern.trim_start_matches("https://").trim_start_matches("http://");
     let (pattern_host, pattern_path) = pattern.split_once('/').unwrap_or((pattern, ""));
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plugin_is_asked_once_and_its_answer_kept() {
+    async fn a_plugin_runs_once_and_its_answer_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let count = directory.path().join("count");
         let script = format!(
@@ -379,7 +381,11 @@ mod tests {
             "kept for the registry"
         );
         assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 1);
-        assert_eq!(providers.login(&registry, &name, true).await, expected, "refused: asked again");
+        assert_eq!(
+            providers.login(&registry, &name, true).await,
+            expected,
+            "rejected by the registry: the plugin runs again"
+        );
         assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 2);
         assert_eq!(providers.login(&"other.example".parse().unwrap(), &name, false).await, Ok(None));
         assert!(providers.provider_for(&"r.test".parse().unwrap()).is_some());
@@ -387,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plugin_that_fails_is_a_failure_and_no_answer() {
+    async fn a_failed_plugin_is_a_failure_and_not_an_answer() {
         let directory = tempfile::tempdir().unwrap();
         let config = plugin(directory.path(), "echo rubbish");
         let providers = KubeletProviders::read(&config, directory.path()).unwrap();

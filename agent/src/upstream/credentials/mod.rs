@@ -1,5 +1,5 @@
-//! Credentials of the agent: a Docker `config.json` with its helper programs, and the kubelet's credential-provider
-//! plugins. Secrets are never shown, logged or quoted in errors.
+//! Credentials of the agent: a Docker `config.json` with its helper programs, and the kubelet's
+//! credential-provider plugins. Secrets never appear in debug output, logs or errors.
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,19 +21,19 @@ pub use kubelet::{KubeletError, KubeletProviders};
 
 use crate::types::{RegistryHost, RegistryPattern, RepoName};
 
-/// What the agent shows a registry.
+/// A login for a registry.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Login {
     /// A user and a password.
     Password {
-        /// Who.
+        /// The user name.
         user: String,
         /// The secret.
         secret: String,
     },
     /// A refresh token, to be exchanged for access tokens.
     IdentityToken(String),
-    /// An access token as it is.
+    /// An access token.
     RegistryToken(String),
 }
 
@@ -47,24 +47,24 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Everything the agent may show registries. Cheap to clone.
+/// All credentials for registries. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     docker: Option<Arc<DockerFile>>,
     kubelet: Option<Arc<KubeletProviders>>,
     helpers: Arc<helper::Helpers>,
-    /// Secrets of the cluster that sets name; shared by all clones.
+    /// Secrets of the cluster's sets; shared by all clones.
     secrets: Arc<RwLock<Vec<docker::DockerConfig>>>,
 }
 
 impl Credentials {
-    /// Puts the sources together.
+    /// Combines the sources.
     pub fn new(docker: Option<DockerFile>, kubelet: Option<KubeletProviders>) -> Self {
         Self { docker: docker.map(Arc::new), kubelet: kubelet.map(Arc::new), ..Self::default() }
     }
 
-    /// From now on these secrets (`.dockerconfigjson`) are used beside the other credentials, and no earlier ones.
-    /// One that cannot be read is left out and said.
+    /// Replaces the cluster's secrets (`.dockerconfigjson`), which are used beside the other credentials.
+    /// Invalid ones are left out, and their errors returned.
     pub(super) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
         let (read, wrong): (Vec<_>, Vec<_>) =
             documents.iter().map(|document| docker::DockerConfig::parse(document)).partition(Result::is_ok);
@@ -77,12 +77,12 @@ impl Credentials {
         let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
         secrets.iter().find_map(|config| match config.source(registry)? {
             docker::Source::Login(login) => Some(login),
-            // A secret cannot name programs of this node.
+            // A secret must not select programs of this node.
             docker::Source::Helper(_) => None,
         })
     }
 
-    /// A registry matched by `pattern` for which there are, or may be, credentials; as a text for people.
+    /// A registry matched by `pattern` for which there are, or may be, credentials; as text for people.
     pub fn covers(&self, pattern: &RegistryPattern) -> Option<String> {
         if let Some(config) = self.docker.as_ref().map(|file| file.config()) {
             if let Some(known) = config.registries().find(|known| pattern.closeness(known).is_some()) {
@@ -96,8 +96,9 @@ impl Credentials {
         Some(format!("the credential provider `{provider}`"))
     }
 
-    /// The login for a repository; the Docker file before secrets and plugins. `fresh` passes over what is kept, because it
-    /// was refused. Fails when a program failed that may have had one, and nothing else has: that is not "no credentials".
+    /// The login for a repository; the Docker file before secrets and plugins. `fresh` ignores cached answers,
+    /// because the registry rejected one. Fails when a program failed that may have a login, and no other
+    /// source has one: that is not "no credentials".
     pub(super) async fn login(
         &self,
         registry: &RegistryHost,
@@ -130,7 +131,7 @@ impl Credentials {
         fresh: bool,
     ) -> Result<Option<Login>, String> {
         let config = tokio::task::spawn_blocking(move || file.config()).await;
-        let config = config.map_err(|error| format!("the Docker configuration cannot be read: {error}"))?;
+        let config = config.map_err(|error| format!("cannot read the Docker configuration: {error}"))?;
         match config.source(registry) {
             Some(docker::Source::Login(login)) => Ok(Some(login)),
             Some(docker::Source::Helper(name)) => self.helpers.login(&name, registry, fresh).await,
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_of_the_cluster_are_used_as_long_as_they_are_named() {
+    fn secrets_of_the_cluster_are_used_until_they_are_replaced() {
         let credentials = Credentials::default();
         let clone = credentials.clone();
         let good = br#"{"auths":{"r.test":{"username":"u","password":"p"}}}"#.to_vec();

@@ -1,5 +1,5 @@
-//! Runs of credential programs: one at a time for each key, whatever the others do, its answer kept for as long as it
-//! says, its failure for seconds. A failure is never an answer.
+//! Runs of credential programs: one at a time per key, independent of other keys. An answer is kept for the
+//! time in it, a failure for seconds. A failure is never an answer.
 
 use std::{
     collections::HashMap,
@@ -9,21 +9,21 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-/// After a program failed it is not run again for this key for so long.
+/// How long a program that failed is not run again for the same key.
 const FAILURE_PAUSE: Duration = Duration::from_secs(3);
 
 /// Programs that run at once, for all keys.
 const MOST_AT_ONCE: usize = 64;
 
-/// Keys remembered, and answers for each.
+/// Most keys in memory, and most answers for each.
 const MOST: usize = 1_024;
 
-/// What a program said.
+/// The answer of a program.
 #[derive(Clone, Debug)]
 pub(super) struct Answer<T> {
-    /// For what it may be used again, within its key.
+    /// What it may be used for, within its key.
     pub(super) scope: String,
-    /// For how long.
+    /// For how long it may be used.
     pub(super) keep: Duration,
     pub(super) value: T,
 }
@@ -41,7 +41,7 @@ impl<T> Default for Runs<T> {
     }
 }
 
-/// One key: what is known, and the lock that a run of its program holds.
+/// The state of one key, and the lock that a run of its program holds.
 #[derive(Debug)]
 struct Key<T> {
     known: Mutex<Known<T>>,
@@ -62,10 +62,11 @@ struct Kept<T> {
 }
 
 impl<T: Clone + Send + 'static> Runs<T> {
-    /// An answer kept for one of `scopes`, else that of `run`, or why there is none. `fresh` passes over what was kept
-    /// before this call, because it was refused.
+    /// A kept answer for one of `scopes`, else that of `run`, or why there is none. `fresh` ignores answers
+    /// from before this call, because the registry rejected one.
     ///
-    /// A run goes on when the caller leaves, so that a slow program is waited for once, however short its callers' time is.
+    /// A run continues when the caller leaves, so that a slow program finishes even if its callers time out
+    /// earlier.
     pub(super) async fn get(
         &self,
         key: &str,
@@ -90,13 +91,13 @@ impl<T: Clone + Send + 'static> Runs<T> {
             drop(only);
             outcome
         });
-        task.await.unwrap_or_else(|error| Err(format!("the run of the program ended: {error}")))
+        task.await.unwrap_or_else(|error| Err(format!("the run of the program was aborted: {error}")))
     }
 
     fn key(&self, key: &str) -> Arc<Key<T>> {
         let mut keys = lock(&self.keys);
         if keys.len() >= MOST && !keys.contains_key(key) {
-            // What someone waits for stays.
+            // Keys that a caller waits for stay.
             keys.retain(|_, key| Arc::strong_count(key) > 1);
         }
         let new = || {
@@ -108,7 +109,7 @@ impl<T: Clone + Send + 'static> Runs<T> {
 }
 
 impl<T: Clone> Key<T> {
-    /// What is known; nothing when the program is to be run.
+    /// The kept answer or failure; `None` when the program must run.
     fn look(&self, scopes: &[&str], since: Option<Instant>) -> Option<Result<T, String>> {
         let (known, now) = (lock(&self.known), Instant::now());
         let usable = |kept: &&Kept<T>| kept.until > now && since.is_none_or(|since| kept.at >= since);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_hangs_costs_other_keys_nothing() {
+    async fn a_program_that_hangs_does_not_block_other_keys() {
         let runs = Arc::new(Runs::default());
         let hung = {
             let runs = runs.clone();
@@ -185,7 +186,7 @@ mod tests {
         };
         let all = join_all((0..10).map(|_| runs.get("a", &[""], false, run(true)))).await;
         assert!(all.iter().all(|value| *value == Ok(0)), "{all:?}");
-        // All were refused with the same login: one new one is enough.
+        // All callers had the same rejected login: one new one is enough.
         let all = join_all((0..10).map(|_| runs.get("a", &[""], true, run(true)))).await;
         assert!(all.iter().all(|value| *value == Ok(1)), "{all:?}");
         let all = join_all((0..10).map(|_| runs.get("b", &[""], false, run(false)))).await;
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_goes_on_when_its_caller_has_left() {
+    async fn a_run_continues_when_its_caller_has_left() {
         let runs = Runs::default();
         let (go, gone) = tokio::sync::oneshot::channel::<()>();
         let slow = runs.get("a", &[""], false, async {
@@ -202,12 +203,12 @@ mod tests {
             Ok(answer(7))
         });
         assert!(tokio::time::timeout(Duration::from_millis(20), slow).await.is_err());
-        go.send(()).expect("the run goes on");
+        go.send(()).expect("the run continues");
         assert_eq!(runs.get("a", &[""], false, async { Ok(answer(8)) }).await, Ok(7));
     }
 
     #[test]
-    fn a_failure_is_kept_for_seconds_and_an_answer_for_as_long_as_it_says() {
+    fn a_failure_is_kept_for_seconds_and_an_answer_for_its_own_time() {
         let runs = Runs::<u32>::default();
         let key = runs.key("a");
         let now = Instant::now();
@@ -221,7 +222,7 @@ mod tests {
         let image = Answer { scope: "image".into(), keep: Duration::from_mins(1), value: 5 };
         assert_eq!(key.keep(Ok(image), now), Ok(5));
         assert_eq!((key.look(&["image", ""], None), key.look(&["other", ""], None)), (Some(Ok(5)), None));
-        assert_eq!(key.look(&["image"], Some(now + Duration::from_millis(1))), None, "it was refused");
+        assert_eq!(key.look(&["image"], Some(now + Duration::from_millis(1))), None, "it was rejected");
         let short = Answer { scope: "image".into(), keep: Duration::ZERO, value: 6 };
         assert_eq!(key.keep(Ok(short), now), Ok(6));
         assert_eq!(key.look(&["image"], None), None);

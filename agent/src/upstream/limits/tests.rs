@@ -10,7 +10,7 @@ fn headers(limit: &str, remaining: &str) -> HeaderMap {
 }
 
 #[test]
-fn background_stops_at_the_reserve_and_demand_goes_on() {
+fn background_stops_at_the_reserve_and_demand_continues() {
     let (mut budget, now) = (Budget::default(), Instant::now());
     assert!(budget.admit(Class::Background, now).is_ok(), "no limit is known");
     budget.answered(&headers("100;w=21600", "30;w=21600"), now);
@@ -36,7 +36,7 @@ enum End {
     Local,
 }
 
-/// Plays requests in the order of their ends; they are admitted beforehand, as those that are under way together are.
+/// Plays requests in the order of their ends; all are admitted before, like requests that run at the same time.
 fn play(sent: &[Sent]) -> (Limits, Instant) {
     let (mut limits, start) = (Limits::default(), Instant::now());
     let at = |millis| start + Duration::from_millis(millis);
@@ -54,11 +54,11 @@ fn play(sent: &[Sent]) -> (Limits, Instant) {
     (limits, start)
 }
 
-/// What it is about, what happened, and what a request for a subject is told at a time, in milliseconds.
+/// Name, requests, a time in milliseconds, a subject, and the decision about a request for it at that time.
 type Row = (&'static str, Vec<Sent>, u64, &'static str, Result<(), Refusal>);
 
 #[test]
-fn failures_are_counted_by_what_they_say() {
+fn failures_are_counted_by_their_kind() {
     use End::{Bad, Down, Local, Ok, Too, TooFor};
     let open = |millis| Err(Refusal::CircuitOpen(Duration::from_millis(millis)));
     let penalty = |millis| Err(Refusal::Penalty(Duration::from_millis(millis)));
@@ -132,7 +132,7 @@ fn failures_are_counted_by_what_they_say() {
         ),
         ("a success ends a penalty", chain(loops(3), Sent(50, 60, "a", Ok)), 60, "a", Result::Ok(())),
         (
-            "what was not sent says nothing",
+            "requests that were not sent do not count",
             (0..9).map(|n| Sent(n, n, "a", Local)).collect(),
             10,
             "a",
@@ -166,7 +166,7 @@ fn an_open_circuit_is_probed_one_request_at_a_time_and_closes_on_success() {
     assert_eq!(limits.open_for(at(2)), Some(Duration::from_secs(1)));
     assert!(limits.admit("b", at(1_002)).is_ok(), "the probe");
     assert!(limits.admit("b", at(1_003)).is_err(), "one at a time");
-    // A late failure of what was sent before is no news.
+    // A late failure of an earlier request does not count.
     limits.settle("c", at(0), Outcome::Unreachable, at(1_005));
     limits.settle("b", at(1_002), Outcome::Unreachable, at(1_010));
     assert_eq!(limits.open_for(at(1_010)), Some(Duration::from_secs(2)));
@@ -187,7 +187,7 @@ fn a_broken_blob_does_not_use_up_the_probes() {
     ]);
     let at = |millis| start + Duration::from_millis(millis);
     assert_eq!(limits.open_for(at(4)), Some(Duration::from_secs(1)));
-    // It comes first, and fails as ever: the next request is the probe, at once.
+    // It is requested first, and fails as before: the next request is the probe, at once.
     assert!(limits.admit("bad", at(1_005)).is_ok());
     limits.settle("bad", at(1_005), Outcome::Broken, at(1_010));
     assert!(limits.admit("good", at(1_011)).is_ok());
@@ -196,7 +196,7 @@ fn a_broken_blob_does_not_use_up_the_probes() {
 }
 
 #[test]
-fn memory_of_what_failed_is_bounded() {
+fn the_number_of_failed_subjects_is_bounded() {
     let (mut limits, start) = (Limits::default(), Instant::now());
     for n in 0..3 * MOST {
         limits.settle(&n.to_string(), start, Outcome::Broken, start);
@@ -204,11 +204,11 @@ fn memory_of_what_failed_is_bounded() {
     assert!(limits.penalties.len() <= MOST && limits.circuit.broken.len() <= MOST);
     let later = start + LONGEST;
     limits.settle("new", later, Outcome::Broken, later);
-    assert_eq!(limits.penalties.len(), 1, "what is old makes room");
+    assert_eq!(limits.penalties.len(), 1, "old entries are dropped");
 }
 
 #[test]
-fn use_is_listed_by_repository_within_bounds() {
+fn requests_are_listed_by_repository_up_to_a_limit() {
     let mut budget = Budget::default();
     for n in 0..NAMED + 10 {
         budget.spent(&format!("r{n}").parse().unwrap());
