@@ -210,7 +210,7 @@ pub struct ImageStatus {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DigestCount {
-    /// Of the manifest or index.
+    /// The digest of the manifest or index.
     pub digest: String,
     /// How many nodes have it.
     pub nodes: u32,
@@ -277,8 +277,8 @@ pub struct NodeCacheStatus {
     pub sets: Vec<NodeSetStatus>,
     /// The agent's disk.
     pub disk: DiskStatus,
-    /// `RuntimeUsable` is `False` while the agent does not call the container runtime, because the runtime
-    /// stopped after its calls.
+    /// The condition `RuntimeUsable` is `False` while the agent does not call the container runtime, because the
+    /// runtime stopped after its calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// When it was written.
