@@ -1,5 +1,5 @@
-//! What all parts of the download engine share: the configuration, the parts below, the downloads under way, and what is
-//! remembered between them. It decides nothing.
+//! The state that all parts of the download engine share: the configuration, the parts below, the running downloads,
+//! and the caches. It decides nothing.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     descriptors::Descriptors, error::FetchError, keyed_mutex::KeyedMutex, memory::Memory,
-    negative_cache::NegativeCache, penalties::Penalties, reservation::Room, source::PeerSource,
+    negative_cache::NegativeCache, penalties::Penalties, reservation::Reservations, source::PeerSource,
     spoiled::SpoiledBlobs, state::Download, tag_slot::TagSlot,
 };
 use crate::{
@@ -65,7 +65,7 @@ pub(super) struct Context {
     /// One check of a stored blob at a time. A check that is skipped happens at the next failed read.
     pub(super) rechecks: Semaphore,
     pub(super) negative: NegativeCache<(Repository, Digest)>,
-    pub(super) room: Arc<Room>,
+    pub(super) room: Arc<Reservations>,
     pub(super) memory: Memory,
 }
 

@@ -13,7 +13,7 @@ use super::{
     hashing::CatchUp,
     phase::Phase,
     range_request::{self, Event, RangeError, RangeRequest, RangeSpec, RequestEvent},
-    reservation::Claim,
+    reservation::Reservation,
     schedule::{self, Hedge, RequestView, Step, View},
     state::Download,
 };
@@ -44,7 +44,7 @@ pub(super) struct Downloader {
     /// Average rate of the request that finished last, in bytes per second.
     pace: Option<u64>,
     hashing: CatchUp,
-    claim: Claim,
+    reservation: Reservation,
 }
 
 impl Downloader {
@@ -69,7 +69,7 @@ impl Downloader {
             window: None,
             pace: None,
             hashing: CatchUp::default(),
-            claim: Claim::default(),
+            reservation: Reservation::default(),
         }
     }
 
@@ -132,7 +132,7 @@ impl Downloader {
 
     /// Reserves disk space, once the size is known.
     async fn admit(&mut self) -> Result<(), FetchError> {
-        self.claim.admit(&self.context.room, &self.partial, self.download.described_size()).await
+        self.reservation.admit(&self.context.room, &self.partial, self.download.described_size()).await
     }
 
     fn step(&self) -> Step {
@@ -271,7 +271,7 @@ impl Downloader {
     async fn handle_error(&mut self, error: RangeError) -> Result<(), FetchError> {
         let error = match error {
             RangeError::Fatal(FetchError::Store(error)) if error.is_full() => {
-                return self.claim.free(&self.context.room, &self.partial, error).await;
+                return self.reservation.free(&self.context.room, &self.partial, error).await;
             }
             RangeError::Fatal(error) => return Err(error),
             RangeError::NoRanges => return Ok(()),

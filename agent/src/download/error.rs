@@ -74,7 +74,7 @@ impl From<UpstreamError> for FetchError {
             UpstreamError::TooLarge { .. } => Self::Unsupported { reason: text },
             UpstreamError::Throttled { retry_after, .. } => Self::NotNow { reason: text, retry_after },
             UpstreamError::Changed { .. }
-            | UpstreamError::Distrusted { .. }
+            | UpstreamError::AllPenalized { .. }
             | UpstreamError::Unavailable { .. } => Self::NotNow { reason: text, retry_after: None },
         }
     }

@@ -18,7 +18,7 @@ use super::{
     penalties::Penalties,
     reader::{Content, Source},
     reading::Reading,
-    reservation::{MakeRoom, Room},
+    reservation::{MakeRoom, Reservations},
     source::PeerSource,
     spoiled::SpoiledBlobs,
     state::{Download, TransferStatus},
@@ -70,7 +70,7 @@ impl Fetcher {
             spoiled: SpoiledBlobs::default(),
             rechecks: Semaphore::new(1),
             negative: NegativeCache::new(config.negative),
-            room: Arc::new(Room::new(room)),
+            room: Arc::new(Reservations::new(room)),
             memory: Memory::default(),
             config,
         }))
@@ -194,8 +194,8 @@ impl Fetcher {
         {
             return (download.clone(), subscriber, Found::joined);
         }
-        let distrust = self.0.penalties.distrust(digest);
-        let download = Download::new(*digest, self.0.descriptors.get(digest), distrust);
+        let origin_penalties = self.0.penalties.of(digest);
+        let download = Download::new(*digest, self.0.descriptors.get(digest), origin_penalties);
         let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         let subscriber = download.subscribe(repository, range, rest).expect("a new download is open");
         downloads.insert(*digest, download.clone());
@@ -213,9 +213,9 @@ impl Fetcher {
         if !self.0.upstream.may_relay(&repository.registry) {
             return None;
         }
-        let distrust = self.0.penalties.distrust(digest);
+        let origin_penalties = self.0.penalties.of(digest);
         let described = self.0.descriptors.get(digest);
-        let download = Download::for_peer(*digest, described, distrust, repository, size);
+        let download = Download::for_peer(*digest, described, origin_penalties, repository, size);
         let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         downloads.insert(*digest, download.clone());
         drop(downloads);

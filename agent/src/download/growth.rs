@@ -1,6 +1,6 @@
 //! How many connections make a transfer fastest. Pure: measurements in, a number out.
 
-use crate::limits::download::growth::{CONVINCED, FAST_LANE, TOO_LATE, WORTH_IT};
+use crate::limits::download::growth::{CONVINCED, FAST_CONNECTION, TOO_LATE, WORTH_IT};
 
 /// Finds the number of requests beyond which more of them do not help: doubles it while the throughput grows.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl Growth {
     pub(super) fn measured(&mut self, rate: f64, left: u64) {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let (requests, left) = (self.target as f64, left as f64);
-        if self.settled || left < rate * TOO_LATE.as_secs_f64() || rate > requests * FAST_LANE {
+        if self.settled || left < rate * TOO_LATE.as_secs_f64() || rate > requests * FAST_CONNECTION {
             return;
         }
         if rate < self.rate_before * WORTH_IT {

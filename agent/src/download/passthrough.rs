@@ -14,7 +14,7 @@ use crate::{
     limits::download::{passthrough::MAX_IN_MEMORY, reader::HELD_BACK},
     store::Partial,
     types::{Digest, Hasher, RangeHeader, Repository, Role, Validator},
-    upstream::{BlobBody, Distrust, Retries, RetryPolicy, Span, UpstreamError},
+    upstream::{BlobBody, OriginPenalties, Retries, RetryPolicy, Span, UpstreamError},
 };
 
 /// A blob that is streamed without caching.
@@ -23,7 +23,7 @@ pub struct Passthrough {
     way: BlobRef,
     size: u64,
     verifying: VerifyingStream,
-    distrust: Distrust,
+    origin_penalties: OriginPenalties,
     known: Vec<Validator>,
     origins: Vec<String>,
     stream: Option<Stream>,
@@ -111,7 +111,7 @@ impl BlobRef {
         inner.metrics.passed_through.inc();
         let verifying = VerifyingStream::new(self.digest, size, range, hold, before);
         Passthrough {
-            distrust: inner.penalties.distrust(&self.digest),
+            origin_penalties: inner.penalties.of(&self.digest),
             retries: Retries::new(RetryPolicy::TRANSFER, verifying.wanted().start),
             way: self,
             size,
@@ -198,7 +198,7 @@ impl Passthrough {
         let wanted = self.verifying.wanted();
         let end = (wanted.end < self.size).then_some(wanted.end);
         let span = Span { start: wanted.start, end };
-        let body = upstream.blob(repository, digest, span, &self.known, &self.distrust).await?;
+        let body = upstream.blob(repository, digest, span, &self.known, &self.origin_penalties).await?;
         if let Some(size) = body.size.filter(|size| *size != self.size) {
             return Err(self.unavailable(format!("says the blob has {size} bytes, not {}", self.size)));
         }

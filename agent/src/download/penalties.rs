@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{types::Digest, upstream::Distrust};
+use crate::{types::Digest, upstream::OriginPenalties};
 
 use crate::limits::download::penalties::{MEMORY, MOST, WRONG_TRANSFERS};
 
@@ -38,20 +38,20 @@ impl Penalties {
     }
 
     /// Which origins to use last and which not at all.
-    pub(super) fn distrust(&self, digest: &Digest) -> Distrust {
+    pub(super) fn of(&self, digest: &Digest) -> OriginPenalties {
         let penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut distrust = Distrust::default();
+        let mut origin_penalties = OriginPenalties::default();
         for (origin, (count, at)) in penalties.get(digest).into_iter().flatten() {
             if at.elapsed() >= MEMORY {
                 continue;
             }
             if *count >= WRONG_TRANSFERS {
-                distrust.never.push(origin.clone());
+                origin_penalties.never.push(origin.clone());
             } else {
-                distrust.last.push(origin.clone());
+                origin_penalties.last.push(origin.clone());
             }
         }
-        distrust
+        origin_penalties
     }
 }
 
@@ -63,10 +63,13 @@ mod tests {
     fn an_origin_is_used_last_after_one_wrong_transfer_and_not_at_all_after_two() {
         let (penalties, digest, other) = (Penalties::default(), Digest::of(b"a"), Digest::of(b"b"));
         penalties.note(&digest, &["one".into(), "two".into()]);
-        assert_eq!(penalties.distrust(&digest).last.len(), 2);
+        assert_eq!(penalties.of(&digest).last.len(), 2);
         penalties.note(&digest, &["one".into()]);
-        let distrust = penalties.distrust(&digest);
-        assert_eq!((distrust.last, distrust.never), (vec!["two".to_owned()], vec!["one".to_owned()]));
-        assert_eq!(penalties.distrust(&other), Distrust::default());
+        let origin_penalties = penalties.of(&digest);
+        assert_eq!(
+            (origin_penalties.last, origin_penalties.never),
+            (vec!["two".to_owned()], vec!["one".to_owned()])
+        );
+        assert_eq!(penalties.of(&other), OriginPenalties::default());
     }
 }

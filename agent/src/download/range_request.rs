@@ -73,7 +73,7 @@ impl From<UpstreamError> for RangeError {
             UpstreamError::NotFound { .. }
             | UpstreamError::Denied { .. }
             | UpstreamError::TooLarge { .. }
-            | UpstreamError::Distrusted { .. } => Self::Refused(error.into()),
+            | UpstreamError::AllPenalized { .. } => Self::Refused(error.into()),
             UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. } => Self::Broken(error),
             UpstreamError::Changed { .. } => Self::Changed(error),
         }
@@ -237,9 +237,10 @@ impl Run {
         let upstream = &self.context.upstream;
         let source = &self.spec.source;
         let known = self.partial.validators();
-        let (digest, distrust) = (self.download.digest(), self.download.distrust());
+        let (digest, origin_penalties) = (self.download.digest(), self.download.origin_penalties());
         let mut permit = self.permit().await;
-        let mut asking = std::pin::pin!(upstream.blob(source, digest, self.spec.span, &known, distrust));
+        let mut asking =
+            std::pin::pin!(upstream.blob(source, digest, self.spec.span, &known, origin_penalties));
         let body = if let Ok(answer) = tokio::time::timeout(SLOW_HEADER, &mut asking).await {
             answer?
         } else {

@@ -75,7 +75,7 @@ impl Content {
         self.source.size()
     }
 
-    /// Reads a range of the content, the one that it was opened for.
+    /// Reads the range of the content for which it was opened.
     pub fn read(self, range: Range<u64>) -> ContentReader {
         ContentReader { way: Some(self.way), ..ContentReader::of_store(self.source, range) }
     }

@@ -29,12 +29,12 @@ impl fmt::Debug for MakeRoom {
 
 /// Which downloads have reserved disk space, so that no two get the same.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Reservations {
     make: MakeRoom,
     admitted: Mutex<Vec<Weak<Partial>>>,
 }
 
-impl Room {
+impl Reservations {
     pub(super) fn new(make: MakeRoom) -> Self {
         Self { make, admitted: Mutex::default() }
     }
@@ -50,7 +50,7 @@ impl Room {
         Ok(())
     }
 
-    /// Evicts after the disk was full; returns whether `bytes` were freed. Blocking.
+    /// Evicts after the disk was full; returns whether space was freed. Blocking.
     pub(super) fn free(&self, bytes: u64) -> Result<bool, StoreError> {
         Ok((self.make.0)(Need::Freed(bytes))? > 0)
     }
@@ -58,17 +58,17 @@ impl Room {
 
 /// The reservation of one download.
 #[derive(Debug, Default)]
-pub(super) struct Claim {
+pub(super) struct Reservation {
     admitted: bool,
     /// How often the disk was full despite the reservation.
     made: u32,
 }
 
-impl Claim {
+impl Reservation {
     /// Reserves disk space, once the size is known.
     pub(super) async fn admit(
         &mut self,
-        room: &Arc<Room>,
+        room: &Arc<Reservations>,
         partial: &Arc<Partial>,
         described: Option<u64>,
     ) -> Result<(), FetchError> {
@@ -83,7 +83,7 @@ impl Claim {
     /// Makes room after the disk was full despite the reservation; fails when nothing can be evicted.
     pub(super) async fn free(
         &mut self,
-        room: &Arc<Room>,
+        room: &Arc<Reservations>,
         partial: &Partial,
         error: Arc<StoreError>,
     ) -> Result<(), FetchError> {

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     store::{Blob, Partial, RangeSet},
     types::{Descriptor, Digest, RegistryHost, Repository, Role},
-    upstream::Distrust,
+    upstream::OriginPenalties,
 };
 
 /// See the module documentation.
@@ -37,7 +37,7 @@ pub(crate) struct Download {
     /// The manifest's descriptor of the digest.
     described: Option<Descriptor>,
     /// Origins that sent wrong bytes for this digest before.
-    distrust: Distrust,
+    origin_penalties: OriginPenalties,
     demand: Mutex<Demand>,
     /// Cancelled when nothing of this download uses the partial blob any more.
     pub(super) ended: CancellationToken,
@@ -105,11 +105,15 @@ impl Drop for Queued<'_> {
 }
 
 impl Download {
-    pub(crate) fn new(digest: Digest, described: Option<Descriptor>, distrust: Distrust) -> Self {
+    pub(crate) fn new(
+        digest: Digest,
+        described: Option<Descriptor>,
+        origin_penalties: OriginPenalties,
+    ) -> Self {
         Self {
             digest,
             described,
-            distrust,
+            origin_penalties,
             demand: Mutex::default(),
             ended: CancellationToken::new(),
             before: None,
@@ -133,11 +137,11 @@ impl Download {
     pub(crate) fn for_peer(
         digest: Digest,
         described: Option<Descriptor>,
-        distrust: Distrust,
+        origin_penalties: OriginPenalties,
         source: &Repository,
         size: u64,
     ) -> Self {
-        let download = Self { hinted: Some(size), ..Self::new(digest, described, distrust) };
+        let download = Self { hinted: Some(size), ..Self::new(digest, described, origin_penalties) };
         download.demand().offer(source);
         download
     }
@@ -205,8 +209,8 @@ impl Download {
         &self.digest
     }
 
-    pub(crate) fn distrust(&self) -> &Distrust {
-        &self.distrust
+    pub(crate) fn origin_penalties(&self) -> &OriginPenalties {
+        &self.origin_penalties
     }
 
     pub(crate) fn described_size(&self) -> Option<u64> {
@@ -318,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_late_response_does_not_undo_the_verification_of_a_blob() {
-        let download = Download::new(Digest::of(b"x"), None, Distrust::default());
+        let download = Download::new(Digest::of(b"x"), None, OriginPenalties::default());
         download.enter(Phase::Verified);
         download.enter(Phase::Streaming);
         assert!(matches!(download.progress.borrow().phase, Phase::Verified));
@@ -326,7 +330,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_download_starts_when_the_previous_one_has_ended() {
-        let new = || Download::new(Digest::of(b"x"), None, Distrust::default());
+        let new = || Download::new(Digest::of(b"x"), None, OriginPenalties::default());
         let first = new();
         first.wait_for_turn().await;
         let second = new().after(Some(&first));

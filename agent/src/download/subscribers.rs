@@ -163,11 +163,11 @@ mod tests {
     use super::*;
     use crate::{
         types::{ByteRange, Digest},
-        upstream::Distrust,
+        upstream::OriginPenalties,
     };
 
     fn download() -> Arc<Download> {
-        Arc::new(Download::new(Digest::of(b"x"), None, Distrust::default()))
+        Arc::new(Download::new(Digest::of(b"x"), None, OriginPenalties::default()))
     }
 
     fn repository() -> Repository {

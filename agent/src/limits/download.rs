@@ -175,7 +175,7 @@ pub(crate) mod growth {
     pub(crate) const CONVINCED: u32 = 3;
 
     /// One connection at this rate, in bytes per second, does not limit the download.
-    pub(crate) const FAST_LANE: f64 = 150e6;
+    pub(crate) const FAST_CONNECTION: f64 = 150e6;
 
     /// With less time than this left, another connection would come too late.
     pub(crate) const TOO_LATE: Duration = Duration::from_millis(600);

@@ -234,8 +234,9 @@ impl Reread<'_> {
         let _permit = upstream.transfer_permit(&repository.registry).await;
         let end = (bytes.end < self.layout.size()).then_some(bytes.end);
         let span = Span { start: bytes.start, end };
-        let (digest, distrust) = (self.download.digest(), self.download.distrust());
-        let mut body = upstream.blob(repository, digest, span, &self.partial.validators(), distrust).await?;
+        let (digest, origin_penalties) = (self.download.digest(), self.download.origin_penalties());
+        let mut body =
+            upstream.blob(repository, digest, span, &self.partial.validators(), origin_penalties).await?;
         let length = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
         let short = |reason: &str| FetchError::NotNow { reason: reason.to_owned(), retry_after: None };
         if body.offset != bytes.start {

@@ -43,9 +43,12 @@ pub(super) async fn fill(
 
 /// Requests the last missing piece for which this node has a usable parent. Returns whether a parent sent it.
 pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>) -> bool {
-    let distrust = download.distrust();
+    let origin_penalties = download.origin_penalties();
     let (Some(source), Some(size)) = (download.source(0), partial.size()) else { return false };
-    if !distrust.last.is_empty() || !distrust.never.is_empty() || swarm.0.evidence.has(download.digest()) {
+    if !origin_penalties.last.is_empty()
+        || !origin_penalties.never.is_empty()
+        || swarm.0.evidence.has(download.digest())
+    {
         return false;
     }
     let reading = swarm.0.fetcher.reading(download, partial);
@@ -58,11 +61,11 @@ pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &
 async fn prepare(swarm: Swarm, download: &Arc<Download>, partial: &Arc<Partial>) -> Option<PieceContext> {
     swarm.0.peers.membership()?;
     let source = download.source(0)?;
-    let distrust = download.distrust();
+    let origin_penalties = download.origin_penalties();
     let check = swarm.0.evidence.begin_check(download.digest());
     if !check
-        && (!distrust.last.is_empty()
-            || !distrust.never.is_empty()
+        && (!origin_penalties.last.is_empty()
+            || !origin_penalties.never.is_empty()
             || swarm.0.evidence.has(download.digest()))
     {
         return None;

@@ -60,7 +60,7 @@ impl BlobBody {
 
 /// Endpoints, by their names in [`BlobBody::origin`], that sent wrong bytes for a blob.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Distrust {
+pub struct OriginPenalties {
     /// Endpoints that are used when all others have failed.
     pub last: Vec<String>,
     /// Endpoints that are not used.

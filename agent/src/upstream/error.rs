@@ -8,7 +8,7 @@ use crate::types::RegistryHost;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// The registry answered "not found".
-    #[error("`{registry}` does not have the content (not found)")]
+    #[error("`{registry}` has no such content")]
     NotFound {
         /// The registry.
         registry: RegistryHost,
@@ -22,7 +22,7 @@ pub enum UpstreamError {
         reason: String,
     },
     /// Too many requests.
-    #[error("`{registry}` limits the rate of requests (429)")]
+    #[error("`{registry}` limits the rate of requests")]
     Throttled {
         /// The registry.
         registry: RegistryHost,
@@ -39,7 +39,7 @@ pub enum UpstreamError {
     },
     /// Every endpoint sent wrong bytes for this content recently: an immediate retry would return them again.
     #[error("every endpoint of `{registry}` sent wrong bytes for this content recently")]
-    Distrusted {
+    AllPenalized {
         /// The registry.
         registry: RegistryHost,
     },

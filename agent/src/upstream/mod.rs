@@ -4,7 +4,7 @@
 //! first final response: success, "not found", "denied". After other failures (unreachable, rate-limited,
 //! broken) the next endpoint is tried; the last such error is returned.
 //!
-//! Invariants: no `Authorization` is sent to another origin than the one that requested it; the agent never
+//! Invariants: `Authorization` is sent only to the origin that requested it; the agent never
 //! connects to link-local and metadata addresses; every wait has a limit; bodies are never decoded, so that
 //! ranges and digests stay valid.
 
@@ -30,7 +30,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
 
-pub use answer::{BlobBody, Distrust, Listing, Manifest, ManifestHead};
+pub use answer::{BlobBody, Listing, Manifest, ManifestHead, OriginPenalties};
 pub use ask::Span;
 use ask::{Ask, place_answer};
 pub use config::{Config, DEFAULT_CONNECTIONS, Private, RegistryConfig};
@@ -115,7 +115,7 @@ impl Upstream {
     }
 
     async fn send(&self, repository: &Repository, ask: &Ask) -> Result<Reply, UpstreamError> {
-        self.registry(&repository.registry)?.send(&repository.name, ask, &Distrust::default()).await
+        self.registry(&repository.registry)?.send(&repository.name, ask, &OriginPenalties::default()).await
     }
 
     /// A permit for a transfer from a registry; waits until one is free.
@@ -235,7 +235,7 @@ impl Upstream {
             // the first byte returns the size.
             Err(UpstreamError::Unavailable { .. }) => {
                 let first = Span { start: 0, end: Some(1) };
-                Ok(self.blob(repository, digest, first, &[], &Distrust::default()).await?.size)
+                Ok(self.blob(repository, digest, first, &[], &OriginPenalties::default()).await?.size)
             }
             Err(error) => Err(error),
         }
@@ -251,10 +251,11 @@ impl Upstream {
         digest: &Digest,
         span: Span,
         known: &[Validator],
-        distrust: &Distrust,
+        origin_penalties: &OriginPenalties,
     ) -> Result<BlobBody, UpstreamError> {
         let ask = Ask::blob(Method::GET, digest, Some(span), known);
-        let reply = self.registry(&repository.registry)?.send(&repository.name, &ask, distrust).await?;
+        let reply =
+            self.registry(&repository.registry)?.send(&repository.name, &ask, origin_penalties).await?;
         let origin = reply.origin().to_owned();
         let range = text(reply.headers(), "content-range");
         let placed = place_answer(reply.status(), range, reply.content_length(), span)

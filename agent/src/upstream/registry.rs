@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    Distrust, Private, RegistryConfig, UpstreamError,
+    OriginPenalties, Private, RegistryConfig, UpstreamError,
     ask::Ask,
     endpoint::{Cause, Endpoint, Failure, Reply, Shared},
     guard,
@@ -173,13 +173,13 @@ impl Registry {
         &self,
         name: &RepoName,
         ask: &Ask,
-        distrust: &Distrust,
+        origin_penalties: &OriginPenalties,
     ) -> Result<Reply, UpstreamError> {
         let deadline = Instant::now() + self.shared.limit_for(ask);
         let once = ask.kind == Kind::blob && ask.method == Method::GET;
         let mut retries = Retries::new(RetryPolicy::SMALL_REQUEST, 0);
         loop {
-            let error = match self.try_endpoints(name, ask, distrust).await {
+            let error = match self.try_endpoints(name, ask, origin_penalties).await {
                 Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. })) => error,
                 settled => return settled,
             };
@@ -196,13 +196,14 @@ impl Registry {
         &self,
         name: &RepoName,
         ask: &Ask,
-        distrust: &Distrust,
+        origin_penalties: &OriginPenalties,
     ) -> Result<Reply, UpstreamError> {
         let named = |origins: &[String], watched: &Watched| {
             origins.iter().any(|origin| origin.split(' ').next() == Some(watched.endpoint.name()))
         };
-        let asked = self.endpoints.iter().filter(|watched| !named(&distrust.never, watched));
-        let (last, first): (Vec<_>, Vec<_>) = asked.partition(|watched| named(&distrust.last, watched));
+        let asked = self.endpoints.iter().filter(|watched| !named(&origin_penalties.never, watched));
+        let (last, first): (Vec<_>, Vec<_>) =
+            asked.partition(|watched| named(&origin_penalties.last, watched));
         let order: Vec<_> = first.into_iter().chain(last).collect();
         let (mut turns, mut asked, mut failed) = (Turns::new(order.len()), FuturesUnordered::new(), None);
         let mut turn = turns.next();
@@ -232,7 +233,7 @@ impl Registry {
                 Some((_, settled)) => return settled,
                 None => {
                     return Err(
-                        failed.unwrap_or_else(|| UpstreamError::Distrusted { registry: self.host.clone() })
+                        failed.unwrap_or_else(|| UpstreamError::AllPenalized { registry: self.host.clone() })
                     );
                 }
             }
