@@ -19,10 +19,6 @@ use hearth_agent::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Returns the memory of a burst of clients to the system within seconds (measured with 500 slow readers).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Bad usage or configuration.
 const BAD_USAGE: u8 = 2;
 
