@@ -2,32 +2,37 @@
 //!
 //! ```text
 //! <cache>/files-v1/ab/abcd..            contents of single files and downloaded archives, by SHA-256
-//! <cache>/members-v1/<codec>/ab/abcd..  the same contents compressed, by SHA-256 of the *raw* bytes
+//! <cache>/members-v2/<codec>/ab/abcd..  the same contents compressed, by SHA-256 of the *raw* bytes
 //! <cache>/blobs-v1/ab/abcd..            finished layers and base layers, by SHA-256
-//! <cache>/layers-v1/<key>.json          which blob a layer plan came to
-//! <cache>/trees-v1/<key>.json           what an archive or a base layer holds
-//! <cache>/checked-v1/<key>.json         which file another checksum than SHA-256 names
+//! <cache>/layers-v2/<key>               which blob a layer plan came to
+//! <cache>/trees-v2/<key>                what an archive or a base layer holds
+//! <cache>/checked-v2/<key>              which file another checksum than SHA-256 names
 //! <cache>/downloads-v1/<key>.part       downloads under way; resumed by the next run
 //! <cache>/tmp-v1/                       files being written
 //! ```
 //!
 //! Invariants: a name outside `downloads-v1` and `tmp-v1` exists only once its content is whole (write
-//! aside, rename), so a killed process leaves nothing to repair. The length is checked at every opening:
-//! after a power cut a journaling file system can leave a renamed file short, and such a file counts as
-//! absent. Formats carry their version in the directory name; nothing is ever migrated.
+//! aside, rename), so a killed process leaves nothing to repair. Everything is verified while it is read
+//! ([`verify`](self::verify)): content against the digest in its name, compressed files and notes against a digest that
+//! they carry. A damaged file is removed and made again. Formats carry their version in the directory name; nothing
+//! is ever migrated.
 //!
 //! The cache does not shrink by itself. Every directory in it can be deleted while no build runs.
 
+mod verify;
+
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::NamedTempFile;
 
+pub use self::verify::Verified;
 use crate::digest::{Digest, Hasher};
 
 /// Copies go through buffers of this size: large enough for full-speed disk reads, small beside the
@@ -36,6 +41,9 @@ pub const BUFFER: usize = 256 * 1024;
 
 /// Leftovers of killed runs are removed when older than this; younger ones may belong to a running build.
 const STALE: Duration = Duration::from_hours(24);
+
+/// Hex digits of a digest.
+const DIGITS: usize = 64;
 
 /// A problem with the cache directory.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +62,12 @@ pub enum CacheError {
     /// The data that was to be kept cannot be read.
     #[error("cannot read the data to store")]
     Input(#[source] io::Error),
+    /// A file is not what it was when it was written.
+    #[error("`{}` was damaged and has been removed from the cache: run the same command again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// The disk is full.
     #[error("no space left on the disk of `{}`: free some, or choose another place with --cache-dir", path.display())]
     Full {
@@ -93,19 +107,20 @@ pub struct Content {
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    state: Arc<verify::State>,
 }
 
 impl Cache {
     /// Opens the cache, makes what is missing and removes what killed runs left half-written.
     pub fn open(root: &Path) -> Result<Self, CacheError> {
-        let cache = Self { root: root.to_owned() };
+        let cache = Self { root: root.to_owned(), state: Arc::default() };
         for name in [
             "files-v1",
-            "members-v1",
+            "members-v2",
             "blobs-v1",
-            "layers-v1",
-            "trees-v1",
-            "checked-v1",
+            "layers-v2",
+            "trees-v2",
+            "checked-v2",
             "downloads-v1",
             "tmp-v1",
         ] {
@@ -123,18 +138,6 @@ impl Cache {
         whole.then_some(path)
     }
 
-    /// Opens content that an earlier step has put on the shelf.
-    pub fn open_content(&self, shelf: Shelf, content: &Content) -> Result<File, CacheError> {
-        let path = self.path(shelf, &content.digest);
-        let file = File::open(&path).map_err(|source| self.fault("open", &path, source))?;
-        let length = file.metadata().map_err(|source| self.fault("read", &path, source))?.len();
-        if length == content.size {
-            return Ok(file);
-        }
-        let text = format!("it has {length} bytes instead of {}: delete it and build again", content.size);
-        Err(self.fault("use", &path, io::Error::new(io::ErrorKind::InvalidData, text)))
-    }
-
     /// Reads small content whole (scripts, `release` files); larger than `limit` is an error.
     pub fn read_small(&self, content: &Content, limit: u64) -> Result<Vec<u8>, CacheError> {
         let path = self.path(Shelf::Files, &content.digest);
@@ -144,7 +147,7 @@ impl Cache {
         }
         let mut bytes = Vec::new();
         let mut file = self.open_content(Shelf::Files, content)?;
-        file.read_to_end(&mut bytes).map_err(|source| self.fault("read", &path, source))?;
+        file.read_to_end(&mut bytes).map_err(|source| self.read_fault(&path, source))?;
         Ok(bytes)
     }
 
@@ -197,7 +200,7 @@ impl Cache {
 
     /// The place of a compressed member.
     pub fn member_path(&self, codec: &str, digest: &Digest) -> PathBuf {
-        fan_out(&self.root.join("members-v1").join(codec), digest)
+        fan_out(&self.root.join("members-v2").join(codec), digest)
     }
 
     /// The place of a download under way.
@@ -205,23 +208,27 @@ impl Cache {
         self.root.join("downloads-v1").join(format!("{}.part", Digest::of(key.as_bytes()).hex()))
     }
 
-    /// Reads a note that an earlier run left (`layers-v1`, `trees-v1`). Unreadable counts as absent.
+    /// Reads a note that an earlier run left (`layers-v2`, `trees-v2`). A damaged or unreadable one counts as absent.
     pub fn note<T: DeserializeOwned>(&self, kind: &str, key: &Digest) -> Option<T> {
-        let file = File::open(self.note_path(kind, key)).ok()?;
-        serde_json::from_reader(io::BufReader::new(file)).ok()
+        let bytes = fs::read(self.note_path(kind, key)).ok()?;
+        let (digest, json) = bytes.split_at_checked(DIGITS)?;
+        let json = json.strip_prefix(b"\n")?;
+        (digest == Digest::of(json).hex().as_bytes()).then(|| serde_json::from_slice(json).ok())?
     }
 
-    /// Leaves a note for later runs.
+    /// Leaves a note for later runs: the digest of its JSON in hex digits, a line feed, the JSON.
     pub fn leave_note<T: Serialize>(&self, kind: &str, key: &Digest, note: &T) -> Result<(), CacheError> {
         let path = self.note_path(kind, key);
         let mut file = self.temporary()?;
-        let bytes = serde_json::to_vec(note).expect("notes have string keys only");
-        file.write_all(&bytes).map_err(|source| self.fault("write", &path, source))?;
+        let json = serde_json::to_vec(note).expect("notes have string keys only");
+        let digest = format!("{}\n", Digest::of(&json).hex());
+        let written = file.write_all(digest.as_bytes()).and_then(|()| file.write_all(&json));
+        written.map_err(|source| self.fault("write", &path, source))?;
         self.keep(file, &path, true)
     }
 
     fn note_path(&self, kind: &str, key: &Digest) -> PathBuf {
-        self.root.join(kind).join(format!("{}.json", key.hex()))
+        self.root.join(kind).join(key.hex())
     }
 
     /// Best effort: another process may have removed the same files already.
@@ -269,6 +276,7 @@ impl ContentWriter<'_> {
         let content = Content { size: self.hasher.length(), digest: self.hasher.finish() };
         let path = self.cache.path(self.shelf, &content.digest);
         self.cache.keep(self.file, &path, self.shelf == Shelf::Blobs)?;
+        self.cache.trust(&path);
         Ok(content)
     }
 }
@@ -330,9 +338,15 @@ mod tests {
     fn notes_survive_and_broken_ones_count_as_absent() {
         let (_directory, cache) = cache();
         let key = Digest::of(b"key");
-        assert_eq!(cache.note::<Vec<u32>>("trees-v1", &key), None);
-        cache.leave_note("trees-v1", &key, &vec![1, 2]).unwrap();
-        assert_eq!(cache.note::<Vec<u32>>("trees-v1", &key), Some(vec![1, 2]));
-        assert_eq!(cache.note::<String>("trees-v1", &key), None);
+        assert_eq!(cache.note::<Vec<u32>>("trees-v2", &key), None);
+        cache.leave_note("trees-v2", &key, &vec![1, 2]).unwrap();
+        assert_eq!(cache.note::<Vec<u32>>("trees-v2", &key), Some(vec![1, 2]));
+        assert_eq!(cache.note::<String>("trees-v2", &key), None);
+        // Still JSON, but another note.
+        let path = cache.note_path("trees-v2", &key);
+        let changed = fs::read_to_string(&path).unwrap().replace("[1,2]", "[1,3]");
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, changed).unwrap();
+        assert_eq!(cache.note::<Vec<u32>>("trees-v2", &key), None);
     }
 }

@@ -77,11 +77,13 @@ fn assert_sound(cache: &Path, output: &Path, when: &str) {
             assert_eq!(digest, format!("sha256:{name}"), "{when}: {}", path.display());
         }
     }
-    let notes = ["layers-v1", "trees-v1", "checked-v1"].map(|kind| files(&cache.join(kind)));
-    let documents = notes.into_iter().flatten().chain([output.join("index.json")]);
-    for path in documents.filter(|path| path.exists()) {
-        let whole = serde_json::from_slice::<Value>(&fs::read(&path).expect("readable")).is_ok();
-        assert!(whole, "{when}: half a document in {}", path.display());
+    for path in ["layers-v2", "trees-v2", "checked-v2"].iter().flat_map(|kind| files(&cache.join(kind))) {
+        let note = fs::read_to_string(&path).expect("readable");
+        let (digest, json) = note.split_once('\n').expect("a digest stands before the note");
+        assert_eq!(sha256(json.as_bytes()), format!("sha256:{digest}"), "{when}: {}", path.display());
+    }
+    if let Ok(index) = fs::read(output.join("index.json")) {
+        assert!(serde_json::from_slice::<Value>(&index).is_ok(), "{when}: half an index");
     }
 }
 

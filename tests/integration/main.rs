@@ -3,6 +3,7 @@
 mod archives;
 mod build;
 mod build_crash;
+mod build_damage;
 mod build_entrypoint;
 mod build_fixture;
 mod build_lock;

@@ -94,8 +94,7 @@ impl Inputs<'_> {
                 }
                 local => self.input(&part, local).await?,
             };
-            let (content, _) = blocking(|| directory::file(self.cache, &archive.path))
-                .map_err(|source| BuildError::Directory { path: archive.path.clone(), source })?;
+            let (content, _) = blocking(|| self.content(&archive))?;
             let coordinate: Coordinate = coordinate.parse().map_err(|_| BuildError::NoChecksum(part))?;
             let mut place = format!("opt/spark/jars/{}", coordinate.file());
             if tree.contains_key(place.as_str()) {
@@ -117,7 +116,7 @@ impl Inputs<'_> {
         name: &str,
     ) -> Result<Vec<(String, Input)>, BuildError> {
         let _bar = self.progress.step(&format!("resolving {name}"));
-        let provided = blocking(|| maven::provided(self.cache, spark));
+        let provided = blocking(|| maven::provided(self.cache, spark))?;
         let wanted = resolve::Wanted {
             packages: jars.packages.clone(),
             exclude: &jars.exclude,
@@ -229,8 +228,7 @@ impl Inputs<'_> {
         };
         let archive = self.input(&name, input).await?;
         blocking(|| {
-            let fail = |source| BuildError::Directory { path: archive.path.clone(), source };
-            let (content, executable) = directory::file(self.cache, &archive.path).map_err(fail)?;
+            let (content, executable) = self.content(&archive)?;
             // What comes from a server has no permission bits.
             let executable = executable && matches!(input.place, Source::Path(_));
             Ok(own(file, Entry::file(content, if executable { 0o755 } else { 0o644 })))

@@ -7,7 +7,7 @@ use std::{
 
 use super::{BuildError, Options, blocking};
 use crate::{
-    cache::{Cache, Shelf},
+    cache::{Cache, Content, Shelf},
     checksum::Checksum,
     digest::Digest,
     image,
@@ -20,6 +20,7 @@ use crate::{
         archive::Flavour,
         base::{self, Base, Context, Origin},
         detect::{self, Found},
+        directory,
         download::{self, Downloader, Remote},
         pypi, spark, zip,
     },
@@ -174,6 +175,19 @@ impl<'a> Inputs<'a> {
         }
         base::unpack_known(self.cache, path, name, *digest, Flavour::Source, self.progress)
             .map_err(|source| BuildError::Archive { path: path.clone(), source })
+    }
+
+    /// A checked file as content of an image, and whether its owner may execute it.
+    pub(super) fn content(&self, archive: &Archive) -> Result<(Content, bool), BuildError> {
+        let Archive { path, digest, .. } = archive;
+        self.cache.verify_archive(path, *digest)?;
+        let (content, executable) = directory::file(self.cache, path)
+            .map_err(|source| BuildError::Directory { path: path.clone(), source })?;
+        if content.digest == *digest {
+            return Ok((content, executable));
+        }
+        let (found, expected) = (content.digest.to_string(), digest.to_string());
+        Err(BuildError::Pinned { path: path.clone(), found, expected })
     }
 
     /// A path as the lock names it: the same wherever the specification lies.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{BuildError, Built, Options, Planning, inputs::Prepared};
 use crate::{
-    cache::{Cache, Shelf},
+    cache::{Cache, CacheError, Shelf},
     digest::Digest,
     sbom::{self, Component, Referrer, Subject},
     sources::{maven, zip},
@@ -27,7 +27,7 @@ pub(super) fn referrers(
         let name = format!("{}:{}", planning.matrix.repository, prepared.tag());
         let created = &prepared.settings.created;
         let subject = Subject { name: &name, manifest: &image.manifest.descriptor, created };
-        let components = components(cache, prepared);
+        let components = components(cache, prepared)?;
         for (kind, document) in [
             (sbom::SPDX, sbom::spdx(&subject, &components)),
             (sbom::CYCLONEDX, sbom::cyclonedx(&subject, &components)),
@@ -40,7 +40,7 @@ pub(super) fn referrers(
 }
 
 /// The components of an image.
-fn components(cache: &Cache, prepared: &Prepared) -> BTreeSet<Component> {
+fn components(cache: &Cache, prepared: &Prepared) -> Result<BTreeSet<Component>, CacheError> {
     let cell = &prepared.wanted.cell;
     let mut found = BTreeSet::new();
     let mut generic = |name: &str, version: String, digest| {
@@ -60,31 +60,34 @@ fn components(cache: &Cache, prepared: &Prepared) -> BTreeSet<Component> {
         digest: Some(base.digest),
     });
     for tree in prepared.files.parts.values() {
-        found.extend(jars(cache, tree));
+        found.extend(jars(cache, tree)?);
         found.extend(packages(tree));
     }
-    found
+    Ok(found)
 }
 
 /// JARs by what they say of themselves, else by their file name.
-fn jars(cache: &Cache, tree: &Tree) -> Vec<Component> {
-    let jar = |(path, entry): (&crate::tree::ImagePath, &crate::tree::Entry)| {
-        let stem = path.name().strip_suffix(".jar")?;
-        let content = entry.content()?;
-        let file = cache.path(Shelf::Files, &content.digest);
+fn jars(cache: &Cache, tree: &Tree) -> Result<Vec<Component>, CacheError> {
+    let mut found = Vec::new();
+    for (path, entry) in tree {
+        let (Some(stem), Some(content)) = (path.name().strip_suffix(".jar"), entry.content()) else {
+            continue;
+        };
+        let file = cache.verified(Shelf::Files, &content)?;
         // What cannot be read is named by its file.
         let texts = zip::texts(&file, maven::PROPERTIES, maven::is_properties).unwrap_or_default();
         let own = if let [(_, text)] = texts.as_slice() { maven::named(text) } else { None };
         let digest = Some(content.digest);
         if let Some((group, name, version)) = own {
             let purl = format!("pkg:maven/{}/{}@{}", encoded(&group), encoded(&name), encoded(&version));
-            return Some(Component { purl, name, version, digest });
+            found.push(Component { purl, name, version, digest });
+            continue;
         }
         let (name, version) = maven::split_name(stem).unwrap_or((stem, "unknown"));
         let purl = format!("pkg:generic/{}@{}", encoded(name), encoded(version));
-        Some(Component { purl, name: name.to_owned(), version: version.to_owned(), digest })
-    };
-    tree.iter().filter_map(jar).collect()
+        found.push(Component { purl, name: name.to_owned(), version: version.to_owned(), digest });
+    }
+    Ok(found)
 }
 
 /// Python packages by the names of their metadata directories.

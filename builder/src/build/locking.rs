@@ -1,6 +1,6 @@
 //! `hearth lock`: makes, checks and changes the lock.
 
-use super::{BuildError, Options, lock_path, prepare};
+use super::{BuildError, Options, lock_path, prepare, repaired};
 use crate::{
     cache::Cache,
     lock::{Lock, LockError},
@@ -22,6 +22,16 @@ pub struct Change {
 
 /// Locks a specification: inputs that are locked already stay what they are, and so do layers.
 pub async fn lock(options: &Options, change: &Change, progress: &Progress) -> Result<LockReport, BuildError> {
+    let cache = Cache::open(&options.cache)?;
+    repaired(&cache, async || relock(options, &cache, change, progress).await).await
+}
+
+async fn relock(
+    options: &Options,
+    cache: &Cache,
+    change: &Change,
+    progress: &Progress,
+) -> Result<LockReport, BuildError> {
     let path = lock_path(options);
     let old = Lock::read(&path)?;
     if old.is_none() && change.check {
@@ -36,9 +46,8 @@ pub async fn lock(options: &Options, change: &Change, progress: &Progress) -> Re
     } else if let Some(name) = change.upgrade.first() {
         return Err(LockError::Unknown { name: name.clone(), known: String::new() }.into());
     }
-    let cache = Cache::open(&options.cache)?;
     let registry = Registry::new(options.registries.clone());
-    let planning = prepare(options, &cache, &registry, progress, kept.as_ref(), false).await?;
+    let planning = prepare(options, cache, &registry, progress, kept.as_ref(), false).await?;
     let new = planning.lock;
     let changes = match &old {
         None => vec!["it is new".to_owned()],

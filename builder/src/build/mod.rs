@@ -20,7 +20,7 @@ pub use self::{
     planning::plan,
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, CacheError, Content},
     digest::Digest,
     image::{self, Added, Image},
     layer::{self, Layer, LayerError},
@@ -79,6 +79,9 @@ pub struct Options {
     pub epoch: Option<u64>,
 }
 
+/// Repairs of a damaged cache in one command; a disk that damages more than that is broken.
+const REPAIRS: usize = 3;
+
 /// A specification whose inputs are all in the cache, and what its images will be made of.
 struct Planning {
     matrix: Matrix,
@@ -98,28 +101,56 @@ struct Built<'a> {
 
 /// Builds every cell of a specification. Needs a multi-threaded runtime.
 pub async fn run(options: &Options, progress: &Progress) -> Result<Report, BuildError> {
-    let started = Instant::now();
     let cache = Cache::open(&options.cache)?;
+    repaired(&cache, async || build(options, &cache, progress).await).await
+}
+
+/// Runs a command again when it has met damaged content of the cache: that has been removed, and what it was made of
+/// makes it again.
+async fn repaired<T>(
+    cache: &Cache,
+    mut attempt: impl AsyncFnMut() -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
+    for _ in 0..REPAIRS {
+        match attempt().await {
+            Err(error) if cache.take_damaged() > 0 => {
+                tracing::warn!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "damaged cache: repairing it"
+                );
+                blocking(|| cache.verify_all());
+                let removed = cache.take_damaged();
+                tracing::warn!(removed, "all other files of the cache verified: building again");
+            }
+            result => return result,
+        }
+    }
+    attempt().await
+}
+
+async fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<Report, BuildError> {
+    let started = Instant::now();
     let registry = Registry::new(options.registries.clone());
     let lock = read_lock(options)?;
-    let planning = prepare(options, &cache, &registry, progress, lock.as_ref(), true).await?;
+    let planning = prepare(options, cache, &registry, progress, lock.as_ref(), true).await?;
     if let Some(lock) = &lock {
         lock.check_codec(&lock_path(options), planning.matrix.compression)?;
         complete(lock, &planning)?;
     }
-    let built = blocking(|| images(options, &cache, &planning, progress))?;
+    let built = blocking(|| images(options, cache, &planning, progress))?;
+    blocking(|| verify(options, cache, &built))?;
     let mut publication = publication(&planning.matrix, &built);
     if options.sbom {
-        publication.referrers = blocking(|| inventory::referrers(options, &cache, &planning, &built))?;
+        publication.referrers = blocking(|| inventory::referrers(options, cache, &planning, &built))?;
     }
     let output = output(options);
-    blocking(|| layout::write(&cache, &output, &publication))?;
+    blocking(|| layout::write(cache, &output, &publication))?;
     if let Some(path) = &options.docker_archive {
         let repository = &planning.matrix.repository;
-        blocking(|| docker_archive::write(&cache, path, repository, &publication))?;
+        blocking(|| docker_archive::write(cache, path, repository, &publication))?;
     }
     let push = if options.push {
-        Some(push(&planning, &registry, &cache, &publication, progress).await?)
+        Some(push(&planning, &registry, cache, &publication, progress).await?)
     } else {
         None
     };
@@ -231,6 +262,13 @@ fn images<'a>(
         Built { prepared, image, labels }
     };
     Ok(planning.prepared.iter().enumerate().map(stack).collect())
+}
+
+/// Verifies every layer of the images: an earlier run has written most of them, and the disk may have changed them.
+fn verify(options: &Options, cache: &Cache, built: &[Built<'_>]) -> Result<(), CacheError> {
+    let blobs: BTreeSet<Content> =
+        built.iter().flat_map(|built| &built.image.layers).map(|layer| layer.blob).collect();
+    cache.verify_blobs(&Vec::from_iter(blobs), options.jobs)
 }
 
 /// Compression and disk work for seconds: the runtime moves its other tasks away from this thread.

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     BuildError, Options, Planning, blocking, inputs::Prepared, mounts, prepare, read_lock, refused_report,
-    write_layers,
+    repaired, write_layers,
 };
 use crate::{
     cache::{Cache, Content},
@@ -31,6 +31,10 @@ pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, 
     // A plan is where a user looks at refused combinations: they are a part of its answer.
     let options = Options { skip_refused: true, ..options.clone() };
     let cache = Cache::open(&options.cache)?;
+    repaired(&cache, async || report(&options, &cache, progress).await).await
+}
+
+async fn report(options: &Options, cache: &Cache, progress: &Progress) -> Result<PlanReport, BuildError> {
     let registry = Registry::new(options.registries.clone());
     let against = match &options.against {
         None => None,
@@ -40,16 +44,16 @@ pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, 
         }
     };
     // A plan is also where a user sees what a stale lock comes to: new inputs are looked up.
-    let lock = read_lock(&options)?;
-    let planning = prepare(&options, &cache, &registry, progress, lock.as_ref(), false).await?;
+    let lock = read_lock(options)?;
+    let planning = prepare(options, cache, &registry, progress, lock.as_ref(), false).await?;
     if options.exact {
-        blocking(|| write_layers(&options, &cache, &planning, progress))?;
+        blocking(|| write_layers(options, cache, &planning, progress))?;
     }
     let names = names(&planning);
     let mut layers: Vec<PlannedLayer> =
-        planning.layers.iter().map(|planned| describe(planned, &planning, &cache, &names)).collect();
+        planning.layers.iter().map(|planned| describe(planned, &planning, cache, &names)).collect();
     let bases = bases(&planning, &names);
-    let target = target(&options, &planning, &registry, &bases, &mut layers).await;
+    let target = target(options, &planning, &registry, &bases, &mut layers).await;
     let against = against.map(|(path, lock)| compare(path, &lock, &planning, &layers));
     let cells = planning.prepared.iter().map(|prepared| prepared.wanted.cell.name());
     let images: Vec<PlannedImage> =

@@ -1,12 +1,12 @@
 //! Compressed files in the cache: each content is compressed once per codec, ever.
 //!
-//! A member file is the concatenated pieces of one content followed by a trailer of 16 bytes: `hearthm1` and
-//! the length of the pieces (little endian). The trailer tells a whole member from one that a power cut left
-//! short, without reading it.
+//! A member file is the concatenated pieces of one content followed by a trailer of 48 bytes: `hearthm2`, the length of
+//! the pieces (little endian) and their SHA-256. The magic and the length tell a whole member from one that a power cut
+//! left short without reading it; the digest is verified while the pieces are read.
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Take, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,7 +15,8 @@ use std::{
 
 use super::codec::{Codec, Compressor, PIECE};
 use crate::{
-    cache::{Cache, CacheError, Content, Shelf},
+    cache::{Cache, CacheError, Content, Shelf, Verified},
+    digest::{Digest, Hasher},
     progress::Bar,
 };
 
@@ -23,21 +24,23 @@ use crate::{
 /// that is cheap, compresses better, and spares the cache thousands of tiny files.
 pub const INLINE: u64 = 16 * 1024;
 
-const MAGIC: &[u8; 8] = b"hearthm1";
-const TRAILER: usize = 16;
+const MAGIC: &[u8; 8] = b"hearthm2";
+const TRAILER: usize = 48;
 
 /// Opens a member; `None` when it has to be made (again).
-pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Take<File>> {
-    let mut file = File::open(cache.member_path(codec.id(), &content.digest)).ok()?;
+pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Verified> {
+    let path = cache.member_path(codec.id(), &content.digest);
+    let mut file = File::open(&path).ok()?;
     let length = file.metadata().ok()?.len().checked_sub(TRAILER as u64)?;
     let mut trailer = [0; TRAILER];
     file.seek(SeekFrom::Start(length)).ok()?;
     file.read_exact(&mut trailer).ok()?;
-    if &trailer[..8] != MAGIC || trailer[8..] != length.to_le_bytes() {
+    if &trailer[..8] != MAGIC || trailer[8..16] != length.to_le_bytes() {
         return None;
     }
     file.rewind().ok()?;
-    Some(file.take(length))
+    let digest = Digest::from_hex(&hex::encode(&trailer[16..])).ok()?;
+    Some(Verified::new(cache, path, file, Content { digest, size: length }))
 }
 
 /// Makes the members that are missing, on `jobs` threads, largest first so that no thread is left with a
@@ -97,24 +100,26 @@ fn make(
     let path = cache.member_path(codec.id(), &content.digest);
     let mut raw = cache.open_content(Shelf::Files, content)?;
     let mut file = cache.temporary()?;
-    let mut length = 0;
+    let mut pieces = Hasher::default();
     let mut put = |bytes: &[u8]| {
-        length += bytes.len() as u64;
+        pieces.update(bytes);
         file.write_all(bytes).map_err(|source| cache.fault("write", &path, source))
     };
     loop {
-        fill(&mut raw, buffer).map_err(|source| cache.fault("read", &path, source))?;
+        fill(&mut raw, buffer).map_err(|source| cache.read_fault(&path, source))?;
         if buffer.is_empty() {
             break;
         }
         put(compressor.piece(buffer))?;
         bar.advance(buffer.len() as u64);
     }
-    let pieces = length;
     let mut trailer = MAGIC.to_vec();
-    trailer.extend_from_slice(&pieces.to_le_bytes());
+    trailer.extend_from_slice(&pieces.length().to_le_bytes());
+    trailer.extend_from_slice(pieces.finish().bytes());
     file.write_all(&trailer).map_err(|source| cache.fault("write", &path, source))?;
-    cache.keep(file, &path, false)
+    cache.keep(file, &path, false)?;
+    cache.trust(&path);
+    Ok(())
 }
 
 /// Reads up to one piece.

@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +22,8 @@ use serde_json::{Value, json};
 
 use super::Publication;
 use crate::{
-    cache::{Cache, Shelf},
+    cache::{Cache, CacheError, Content, Shelf},
+    digest::{Digest, Hashing},
     image::{self, Document, canonical},
 };
 
@@ -46,6 +48,9 @@ pub enum LayoutError {
         /// The directory.
         path: PathBuf,
     },
+    /// A layer in the cache cannot be read.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// Its index cannot be read.
     #[error("cannot read `{}`: mend or remove it", path.display())]
     Index {
@@ -73,8 +78,7 @@ pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> 
     replace(directory, &directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     for image in &publication.images {
         for layer in &image.layers {
-            let target = blobs.join(layer.blob.digest.hex());
-            link(&cache.path(Shelf::Blobs, &layer.blob.digest), &target, layer.blob.size)?;
+            link(cache, &layer.blob, &blobs.join(layer.blob.digest.hex()))?;
         }
         put_document(&blobs, &image.config)?;
     }
@@ -158,14 +162,16 @@ fn read_index(path: &Path) -> Result<Option<Value>, LayoutError> {
 
 fn put_document(blobs: &Path, document: &Document) -> Result<(), LayoutError> {
     let path = blobs.join(document.descriptor.digest.hex());
-    if fs::metadata(&path).is_ok_and(|meta| meta.len() == document.descriptor.size) {
+    if fs::read(&path).is_ok_and(|bytes| bytes == document.bytes) {
         return Ok(());
     }
     replace(blobs, &path, &document.bytes)
 }
 
-fn link(source: &Path, target: &Path, size: u64) -> Result<(), LayoutError> {
-    if fs::metadata(target).is_ok_and(|meta| meta.len() == size) {
+/// Links a layer, which was verified, from the cache. What lies at the target may be damaged, unless it is that file.
+fn link(cache: &Cache, blob: &Content, target: &Path) -> Result<(), LayoutError> {
+    let source = &cache.path(Shelf::Blobs, &blob.digest);
+    if same(source, target) || equals(target, blob) {
         return Ok(());
     }
     let directory = target.parent().unwrap_or(Path::new(""));
@@ -178,12 +184,29 @@ fn link(source: &Path, target: &Path, size: u64) -> Result<(), LayoutError> {
         aside
     } else {
         let mut copy = temporary(directory).map_err(|source| fault(target, source))?;
-        let mut original = File::open(source).map_err(|error| fault(source, error))?;
+        let mut original = cache.open_content(Shelf::Blobs, blob)?.always();
         io::copy(&mut original, copy.as_file_mut()).map_err(|source| fault(target, source))?;
         copy.as_file().sync_all().map_err(|source| fault(target, source))?;
         copy.into_temp_path()
     };
     aside.persist(target).map_err(|error| fault(target, error.error))
+}
+
+/// Whether two names are of one file.
+fn same(left: &Path, right: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    id(left).is_some_and(|left| id(right) == Some(left))
+}
+
+/// Whether a file has the digest of a blob. One that cannot be read is replaced.
+fn equals(path: &Path, blob: &Content) -> bool {
+    let digest = || -> io::Result<Digest> {
+        let mut hashing = Hashing::new(File::open(path)?);
+        io::copy(&mut hashing, &mut io::sink())?;
+        Ok(hashing.into_parts().1.finish())
+    };
+    fs::metadata(path).is_ok_and(|meta| meta.len() == blob.size)
+        && digest().is_ok_and(|digest| digest == blob.digest)
 }
 
 fn replace(directory: &Path, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
@@ -211,7 +234,6 @@ fn fault(path: &Path, source: io::Error) -> LayoutError {
 mod tests {
     use super::{super::Tag, *};
     use crate::{
-        cache::Content,
         image::{Added, Image, Settings},
         layer::Layer,
     };
@@ -253,16 +275,20 @@ mod tests {
     }
 
     #[test]
-    fn a_short_blob_of_an_interrupted_copy_is_replaced() {
+    fn a_short_or_damaged_blob_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(&directory.path().join("cache")).unwrap();
         let layout = directory.path().join("dist");
         let image = image(&cache, "layer");
         let path = layout.join("blobs/sha256").join(image.layers[0].blob.digest.hex());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, "lay").unwrap();
-        write(&cache, &layout, &named("x", &image)).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"layer");
+        for damaged in ["lay", "laver"] {
+            // The file may be a link to the cache.
+            let _ = fs::remove_file(&path);
+            fs::write(&path, damaged).unwrap();
+            write(&cache, &layout, &named("x", &image)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"layer", "{damaged}");
+        }
     }
 
     #[test]

@@ -135,9 +135,10 @@ impl Part {
             std::fs::create_dir_all(parent).map_err(fault)?;
         }
         std::fs::rename(&self.path, &target).map_err(fault)?;
+        self.cache.trust(&target);
         let content = Content { digest, size };
         if self.expected.digest().is_none() {
-            self.cache.leave_note("checked-v1", &key(self.expected), &content).map_err(PartError::Cache)?;
+            self.cache.leave_note("checked-v2", &key(self.expected), &content).map_err(PartError::Cache)?;
         }
         Ok(content)
     }
@@ -146,7 +147,7 @@ impl Part {
 /// What has a checksum, when the cache has it. Only SHA-256 names files; for the others a note was left.
 pub fn known(cache: &Cache, shelf: Shelf, checksum: Checksum) -> Option<Content> {
     let Some(digest) = checksum.digest() else {
-        let content = cache.note::<Content>("checked-v1", &key(checksum))?;
+        let content = cache.note::<Content>("checked-v2", &key(checksum))?;
         return cache.find(shelf, &content).map(|_| content);
     };
     let size = std::fs::metadata(cache.path(shelf, &digest)).ok()?.len();

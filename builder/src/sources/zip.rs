@@ -76,7 +76,7 @@ pub fn is_zip(path: &Path) -> bool {
 /// The members of an archive with the given digest, from the cache when an earlier run has read it.
 pub fn unpack(cache: &Cache, path: &Path, digest: Digest) -> Result<Tree, ZipFileError> {
     let key = Digest::of(format!("tree 1 zip {digest}").as_bytes());
-    if let Some(tree) = cache.note::<Tree>("trees-v1", &key)
+    if let Some(tree) = cache.note::<Tree>("trees-v2", &key)
         && tree
             .values()
             .filter_map(Entry::content)
@@ -84,8 +84,9 @@ pub fn unpack(cache: &Cache, path: &Path, digest: Digest) -> Result<Tree, ZipFil
     {
         return Ok(tree);
     }
+    cache.verify_archive(path, digest)?;
     let tree = members(cache, path, LIMITS)?;
-    cache.leave_note("trees-v1", &key, &tree)?;
+    cache.leave_note("trees-v2", &key, &tree)?;
     Ok(tree)
 }
 

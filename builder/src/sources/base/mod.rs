@@ -215,7 +215,7 @@ pub fn unpack_known(
     progress: &Progress,
 ) -> Result<Tree, ArchiveError> {
     let key = Digest::of(format!("tree 1 {} {digest}", flavour.name()).as_bytes());
-    if let Some(tree) = cache.note::<Tree>("trees-v1", &key)
+    if let Some(tree) = cache.note::<Tree>("trees-v2", &key)
         && tree
             .values()
             .filter_map(crate::tree::Entry::content)
@@ -223,12 +223,13 @@ pub fn unpack_known(
     {
         return Ok(tree);
     }
+    cache.verify_archive(path, digest)?;
     let file =
         std::fs::File::open(path).map_err(|source| ArchiveError::Open { path: path.to_owned(), source })?;
     let length = file.metadata().map(|meta| meta.len()).unwrap_or_default();
     let bar = progress.bytes(&format!("unpacking {shown}"), length);
     let tree = archive::unpack(cache, bar.reader(file), flavour, Limits::default())?;
-    cache.leave_note("trees-v1", &key, &tree)?;
+    cache.leave_note("trees-v2", &key, &tree)?;
     Ok(tree)
 }
 
@@ -305,7 +306,7 @@ fn view(context: Context<'_>, layers: &[Layer]) -> Result<View, ScanError> {
         hasher.update(format!(" {} {}", layer.blob.digest, layer.diff_id).as_bytes());
     }
     let key = hasher.finish();
-    if let Some(view) = context.cache.note("trees-v1", &key) {
+    if let Some(view) = context.cache.note("trees-v2", &key) {
         return Ok(view);
     }
     let mut view = View::default();
@@ -316,7 +317,7 @@ fn view(context: Context<'_>, layers: &[Layer]) -> Result<View, ScanError> {
         scan::apply(context.cache, &mut view, &layer.blob, layer.diff_id, &bar)?;
     }
     // Only saves time: the next run reads the layers again when the note is not there.
-    if let Err(error) = context.cache.leave_note("trees-v1", &key, &view) {
+    if let Err(error) = context.cache.leave_note("trees-v2", &key, &view) {
         tracing::warn!(error = %error, "the view of the base is not kept");
     }
     Ok(view)

@@ -27,7 +27,7 @@ use super::{
     zip,
 };
 use crate::{
-    cache::{Cache, Shelf},
+    cache::{Cache, CacheError, Shelf},
     checksum::Checksum,
     spec::{Input, MavenRepository, Source},
     tree::Tree,
@@ -265,14 +265,14 @@ fn first_word(bytes: &[u8]) -> String {
 }
 
 /// What the JARs of a Spark say of themselves, and their names say of the others.
-pub fn provided(cache: &Cache, spark: &Tree) -> Provided {
+pub fn provided(cache: &Cache, spark: &Tree) -> Result<Provided, CacheError> {
     let mut provided = Provided::default();
     let jars = spark.iter().filter_map(|(path, entry)| {
         let name = path.below("opt/spark/jars")?.strip_suffix(".jar")?;
         Some((name, entry.content()?))
     });
     for (name, content) in jars {
-        let path = cache.path(Shelf::Files, &content.digest);
+        let path = cache.verified(Shelf::Files, &content)?;
         // What is no zip archive says nothing; Java will have its own word about it.
         let texts = zip::texts(&path, PROPERTIES, is_properties).unwrap_or_default();
         // A shaded JAR carries the names of what was put into it, which cannot be told from its own.
@@ -283,7 +283,7 @@ pub fn provided(cache: &Cache, spark: &Tree) -> Provided {
             provided.by_name.insert(artifact.to_owned(), version.to_owned());
         }
     }
-    provided
+    Ok(provided)
 }
 
 /// Whether a member of a JAR says which artifact it is.
@@ -346,7 +346,7 @@ mod tests {
             ("META-INF/maven/c/d/pom.properties", 0o644, own),
         ];
         jar("shaded-2.0.jar", &two);
-        let provided = provided(&cache, &spark);
+        let provided = provided(&cache, &spark).unwrap();
         let guava = ("com.google.guava".to_owned(), "guava".to_owned());
         assert_eq!(provided.exact.get(&guava).map(String::as_str), Some("14.0.1"));
         assert_eq!(provided.exact.len(), 1);
