@@ -1,9 +1,27 @@
 //! What a user sees while it works: bars on a terminal, log lines elsewhere. Everything goes to standard
 //! error; standard output belongs to the report.
 
-use std::{io::IsTerminal, time::Instant};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// A server that answers later than this is mentioned, again and again until it does.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// Waits for an answer, and says so every few seconds while there is none.
+pub async fn waiting<T>(what: &str, answer: impl Future<Output = T>) -> T {
+    let started = tokio::time::Instant::now();
+    tokio::pin!(answer);
+    loop {
+        if let Ok(answer) = tokio::time::timeout(SLOW, &mut answer).await {
+            return answer;
+        }
+        tracing::warn!(seconds = started.elapsed().as_secs(), "still waiting for {what}");
+    }
+}
 
 /// Makes bars; cheap to clone.
 #[derive(Clone, Debug)]
@@ -60,7 +78,7 @@ impl Progress {
         let style =
             ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is written here");
         let bar = bars.add(ProgressBar::new_spinner().with_style(style).with_message(what.to_owned()));
-        bar.enable_steady_tick(std::time::Duration::from_millis(120));
+        bar.enable_steady_tick(Duration::from_millis(120));
         Bar { shown: bar, what: what.to_owned(), started: Instant::now(), log: false }
     }
 }
@@ -78,6 +96,11 @@ impl Bar {
     /// A bar nobody sees.
     pub fn hidden() -> Self {
         Self { shown: ProgressBar::hidden(), what: String::new(), started: Instant::now(), log: false }
+    }
+
+    /// Counts what a task of its own handles; may outlive the bar.
+    pub fn counter(&self) -> Counter {
+        Counter(self.shown.clone())
     }
 
     /// Counts handled bytes.
@@ -98,6 +121,22 @@ impl Bar {
     /// Says what `reader` gives.
     pub fn reader<R: std::io::Read>(&self, reader: R) -> impl std::io::Read + use<R> {
         self.shown.wrap_read(reader)
+    }
+}
+
+/// Counts bytes of a [`Bar`] from elsewhere.
+#[derive(Clone, Debug)]
+pub struct Counter(ProgressBar);
+
+impl Counter {
+    /// Counts handled bytes.
+    pub fn advance(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    /// Takes bytes back: they have to be handled again.
+    pub fn retract(&self, bytes: u64) {
+        self.0.dec(bytes);
     }
 }
 

@@ -4,23 +4,21 @@
 //! endpoint that the registry's challenge names gives an access token for it ("OAuth2 Token Authentication" of the
 //! distribution project). It is sent to nobody but that endpoint, and in the clear only where the user allowed it.
 
-use std::{path::Path, time::Duration};
+use std::path::{Path, PathBuf};
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use http_auth::parser::ChallengeParser;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
 use serde::Deserialize;
 
-use crate::{retry, sources::download};
-
-/// A credential helper that asks a person something would wait for ever.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
+use super::helper::{self, Helpers};
+use crate::{progress::waiting, retry, sources::download};
 
 /// Answers of token endpoints have a few kilobytes.
 const LIMIT: usize = 1 << 20;
 
 /// What the user has for a registry.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Login {
     /// Nothing.
     None,
@@ -30,47 +28,65 @@ pub(super) enum Login {
     IdentityToken(String),
 }
 
-/// Looks for credentials; `Err` says what is wrong with them.
+/// Looks for credentials: in `--docker-config`, else in the user's Docker configuration, else in that of podman and
+/// buildah. No entry for the host means anonymous access; a file that cannot be read is an error when the user named
+/// it. `Err` says what is wrong.
 pub(super) async fn find(endpoint: &str, config: Option<&Path>) -> Result<Login, String> {
     let server = if endpoint == "index.docker.io" { "https://index.docker.io/v1/" } else { endpoint };
-    let (server, config) = (server.to_owned(), config.map(Path::to_owned));
-    let lookup = tokio::task::spawn_blocking(move || look_up(&server, config.as_deref()));
-    let found = tokio::time::timeout(HELPER_TIMEOUT, lookup)
-        .await
-        .map_err(|_| format!("its helper did not answer in {} s", HELPER_TIMEOUT.as_secs()))?
-        .map_err(|error| error.to_string())?
-        .map_err(|error| error.to_string())?;
-    Ok(match found {
-        None => Login::None,
-        Some(DockerCredential::UsernamePassword(user, password)) => Login::Password(user, password),
-        Some(DockerCredential::IdentityToken(token)) => Login::IdentityToken(token),
-    })
-}
-
-/// `--docker-config`, else the user's Docker configuration, else that of podman and buildah
-/// (`REGISTRY_AUTH_FILE`). No entry for the host means anonymous access; an unreadable file that the user
-/// named is an error.
-fn look_up(
-    server: &str,
-    config: Option<&Path>,
-) -> Result<Option<DockerCredential>, CredentialRetrievalError> {
-    use CredentialRetrievalError::{ConfigNotFound, ConfigReadError, NoCredentialConfigured};
     if let Some(path) = config {
-        let file = std::fs::File::open(path).map_err(|_| ConfigReadError)?;
-        return match docker_credential::get_credential_from_reader(std::io::BufReader::new(file), server) {
-            Err(NoCredentialConfigured) => Ok(None),
-            other => other.map(Some),
-        };
+        let bytes =
+            std::fs::read(path).map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
+        return look_up(&bytes, server).await.map_err(|problem| format!("`{}`: {problem}", path.display()));
     }
-    for found in [docker_credential::get_credential(server), docker_credential::get_podman_credential(server)]
-    {
-        match found {
-            Ok(credential) => return Ok(Some(credential)),
-            Err(NoCredentialConfigured | ConfigNotFound | ConfigReadError) => {}
-            Err(error) => return Err(error),
+    for path in configurations() {
+        // Most users have one of them; one that belongs to somebody else is none.
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        let found =
+            look_up(&bytes, server).await.map_err(|problem| format!("`{}`: {problem}", path.display()))?;
+        if found != Login::None {
+            return Ok(found);
         }
     }
-    Ok(None)
+    Ok(Login::None)
+}
+
+/// The files of the user, as Docker and podman look for them.
+fn configurations() -> Vec<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let docker = set("DOCKER_CONFIG").or_else(|| set("HOME").map(|home| home.join(".docker")));
+    let podman = set("REGISTRY_AUTH_FILE").or_else(|| {
+        let running = set("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json"));
+        let stored = set("HOME").map(|home| home.join(".config/containers/auth.json"));
+        running.filter(|path| path.is_file()).or(stored)
+    });
+    docker.map(|directory| directory.join("config.json")).into_iter().chain(podman).collect()
+}
+
+/// A helper for the registry, else what is written down for it, else a helper for every registry.
+async fn look_up(config: &[u8], server: &str) -> Result<Login, String> {
+    use CredentialRetrievalError::NoCredentialConfigured;
+    let helpers: Helpers =
+        serde_json::from_slice(config).map_err(|error| format!("it is no Docker configuration: {error}"))?;
+    if let Some(name) = helpers.of(server) {
+        return helper::ask(name, server, helper::TIMEOUT).await;
+    }
+    match docker_credential::get_credential_from_reader(written(config)?.as_slice(), server) {
+        Ok(DockerCredential::UsernamePassword(user, password)) => Ok(Login::Password(user, password)),
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Login::IdentityToken(token)),
+        Err(NoCredentialConfigured) => match helpers.store() {
+            Some(name) => helper::ask(name, server, helper::TIMEOUT).await,
+            None => Ok(Login::None),
+        },
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The configuration without its helpers: the library would wait for them without a limit.
+fn written(config: &[u8]) -> Result<Vec<u8>, String> {
+    let mut keys: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(config).map_err(|error| error.to_string())?;
+    keys.retain(|key, _| key == "auths");
+    serde_json::to_vec(&keys).map_err(|error| error.to_string())
 }
 
 /// Exchanges an identity token for an access token. `origin` is the registry's, such as `https://host:port`.
@@ -137,7 +153,7 @@ fn post(client: &Client, url: Url, body: &str) -> RequestBuilder {
 async fn sent(request: impl Fn() -> RequestBuilder) -> Result<Response, String> {
     let mut attempt = 1;
     loop {
-        let answer = request().timeout(retry::STALL_TIMEOUT).send().await;
+        let answer = waiting("the token endpoint", request().timeout(retry::STALL_TIMEOUT).send()).await;
         let again = match &answer {
             Ok(answer) => retry::worth_retrying(answer.status().as_u16()),
             Err(error) => !error.is_connect() || error.is_timeout(),
@@ -165,18 +181,20 @@ async fn bounded(mut answer: Response) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn credentials_are_found_by_host_and_a_named_file_must_be_readable() {
+    #[tokio::test]
+    async fn credentials_are_found_by_host_and_a_named_file_must_be_readable() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         let text = r#"{"auths": {"registry.example.com": {"auth": "dXNlcjpzZWNyZXQ="}, "id.example.com": {"identitytoken": "i"}}}"#;
         std::fs::write(&path, text).unwrap();
-        let found = look_up("registry.example.com", Some(&path)).unwrap();
-        assert_eq!(found, Some(DockerCredential::UsernamePassword("user".into(), "secret".into())));
-        let found = look_up("id.example.com", Some(&path)).unwrap();
-        assert_eq!(found, Some(DockerCredential::IdentityToken("i".into())));
-        assert_eq!(look_up("other.example.com", Some(&path)).unwrap(), None);
-        assert!(look_up("registry.example.com", Some(&directory.path().join("missing"))).is_err());
+        let find = async |server: &str, path: &Path| find(server, Some(path)).await;
+        let found = find("registry.example.com", &path).await;
+        assert_eq!(found, Ok(Login::Password("user".into(), "secret".into())));
+        assert_eq!(find("id.example.com", &path).await, Ok(Login::IdentityToken("i".into())));
+        assert_eq!(find("other.example.com", &path).await, Ok(Login::None));
+        assert!(find("registry.example.com", &directory.path().join("missing")).await.is_err());
+        std::fs::write(&path, "{").unwrap();
+        assert!(find("other.example.com", &path).await.is_err(), "a damaged file is not an empty one");
     }
 
     #[test]

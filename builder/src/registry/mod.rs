@@ -7,6 +7,7 @@
 //! no exception: what listens there may still be anything, and credentials are sent to it.
 
 mod credentials;
+mod helper;
 mod name;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
@@ -26,7 +27,7 @@ use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
     digest::Digest,
-    progress::Bar,
+    progress::{Bar, waiting},
     retry,
     sources::part::{Part, PartError},
 };
@@ -86,8 +87,16 @@ pub enum RegistryError {
 fn hint(host: &str, source: &OciDistributionError) -> String {
     match source {
         OciDistributionError::RequestError(error) if error.is_connect() => plain_http_hint(host),
+        OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
+            login_hint(host)
+        }
         _ => String::new(),
     }
+}
+
+/// What to do about a registry that asks for credentials.
+pub fn login_hint(host: &str) -> String {
+    format!(" (log in with `docker login {host}`, or name a file with credentials with --docker-config)")
 }
 
 /// What to do about a registry that cannot be reached with TLS.
@@ -190,7 +199,8 @@ impl Registry {
         let access = self.access(&reference, RegistryOperation::Push).await?;
         let mut attempt = 1;
         let token = loop {
-            match access.client.auth(&reference, &access.auth, RegistryOperation::Push).await {
+            let token = access.client.auth(&reference, &access.auth, RegistryOperation::Push);
+            match waiting(&format!("`{}` to let us in", repository.host()), token).await {
                 Ok(token) => break token,
                 Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
                 Err(source) => return Err(request(repository.host(), "let us in".to_owned(), source)),
@@ -209,7 +219,8 @@ impl Registry {
         let access = self.access(&reference, RegistryOperation::Pull).await?;
         let mut attempt = 1;
         let bytes = loop {
-            match access.client.pull_manifest_raw(&reference, &access.auth, MANIFEST_TYPES).await {
+            let manifest = access.client.pull_manifest_raw(&reference, &access.auth, MANIFEST_TYPES);
+            match waiting(&format!("the manifest of `{image}`"), manifest).await {
                 Ok((bytes, _)) => break bytes,
                 Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
                 Err(source) => return Err(request(reference.registry(), format!("give `{image}`"), source)),
@@ -312,7 +323,8 @@ async fn transfer(
     bar: &Bar,
 ) -> Result<(), Transfer> {
     let name = digest.to_string();
-    let answer = client.pull_blob_stream_partial(reference, name.as_str(), part.length(), None).await;
+    let answer = client.pull_blob_stream_partial(reference, name.as_str(), part.length(), None);
+    let answer = waiting(&format!("the blob {name} of `{}`", reference.registry()), answer).await;
     let mut stream = match answer.map_err(Transfer::Request)? {
         BlobResponse::Partial(stream) => stream.stream,
         BlobResponse::Full(stream) => {

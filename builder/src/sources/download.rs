@@ -23,7 +23,7 @@ use super::{
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
-    progress::{Bar, Progress},
+    progress::{Bar, Progress, waiting},
     retry,
 };
 
@@ -49,7 +49,7 @@ pub enum DownloadError {
         url: String,
     },
     /// The server refused.
-    #[error("cannot download `{url}`: the server answers {status}")]
+    #[error("cannot download `{url}`: the server answers {status}{}", login_hint(*status))]
     Status {
         /// The URL.
         url: String,
@@ -94,6 +94,16 @@ pub enum DownloadError {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+/// What to do about a server that asks for a login.
+fn login_hint(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            " (it may want a login: write one for its host into ~/.netrc, or name a file with NETRC)"
+        }
+        _ => "",
+    }
 }
 
 /// No Spark distribution and no layer comes near this; an endless answer must not fill the disk.
@@ -285,7 +295,9 @@ async fn answer(client: &Client, remote: Remote<'_>, from: Option<u64>) -> Resul
     if let Some(from) = from {
         request = request.header(header::RANGE, format!("bytes={from}-"));
     }
-    let response = bounded(request.send(), url).await?.map_err(|error| network(url, error))?;
+    let what = format!("`{}`", redacted(url));
+    let response =
+        waiting(&what, bounded(request.send(), url)).await?.map_err(|error| network(url, error))?;
     let status = response.status();
     if status.is_success() || (from.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE) {
         return Ok(response);
