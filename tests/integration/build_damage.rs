@@ -65,7 +65,9 @@ fn a_flipped_byte_in_any_kind_of_cached_object_is_never_published() {
             }
             let Ok(true) = fs::exists(cache.join(kind)) else { continue };
             let damaged = files(&cache.join(kind));
-            damaged.iter().for_each(|path| flip(path));
+            for path in &damaged {
+                flip(path);
+            }
             flipped.extend((!damaged.is_empty()).then(|| kind.clone()));
             let output = format!("dist-{name}");
             let arguments = ["--locked", "--sbom", "--output", &output, "--output-format", "json"];
