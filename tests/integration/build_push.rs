@@ -1,11 +1,11 @@
 //! `hearth build --push`: to the real registry, and to one that misbehaves.
 
-use std::{fs, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
 use http::Method;
 use kit::{
     process::binary,
-    registry::{Access, Bearer, FakeUpstream, Fault, Kind, On},
+    registry::{Access, Bearer, FakeUpstream, Fault, Kind, On, Profile},
     runtime::{DockerRegistry, missing},
 };
 use serde_json::Value;
@@ -119,6 +119,110 @@ async fn a_registry_that_refuses_large_bodies_gets_pieces() {
     pushed(&fixture, &host, &["--jobs", "1"]).await;
     let log = upstream.log();
     assert!(log.iter().any(|entry| entry.method == Method::PATCH), "{}", log.describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_connection_is_a_whole_request_again_at_every_registry() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    for (at, profile) in Profile::ALL.into_iter().enumerate() {
+        upstream.profile(profile);
+        fixture.spec(&format!("{host}/data/spark{at}"), "{ rootfs: base.tar }", "");
+        let dropped = upstream.fault(On::kind(Kind::Upload).put(), Fault::Reset).times(2);
+        let done = pushed(&fixture, &host, &["--sbom"]).await;
+        assert!(dropped.hits() == 2 && count(&done, "uploaded") > 0, "{profile:?}: {done:#}");
+        let log = upstream.log();
+        assert!(log.iter().all(|entry| entry.method != Method::PATCH), "{profile:?}: {}", log.describe());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_are_as_long_as_the_registry_asks_and_lost_ones_are_noticed() {
+    const LENGTH: &str = "6291456";
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    let longer = upstream
+        .fault(On::kind(Kind::Upload).post(), Fault::Header("oci-chunk-min-length", Some(LENGTH.to_owned())));
+    let refused = upstream.fault(On::kind(Kind::Upload).put(), Fault::status(413)).times(4);
+    pushed(&fixture, &host, &["--jobs", "1"]).await;
+    let log = upstream.log();
+    let chunks = log.iter().filter(|entry| entry.method == Method::PATCH);
+    let lengths: Vec<&str> = chunks.filter_map(|entry| entry.header("content-length")).collect();
+    assert!(lengths.contains(&LENGTH), "{lengths:?}");
+    longer.clear();
+    refused.clear();
+
+    // This registry drops every chunk but the first, and says so only in `Range`.
+    upstream.profile(Profile::Ecr);
+    fixture.spec(&format!("{host}/data/other"), "{ rootfs: base.tar }", "");
+    upstream.fault(On::kind(Kind::Upload).put(), Fault::status(413));
+    let (code, _, message) = push(&fixture, &host, &[]).await;
+    assert!(code == Some(1) && message.contains("loses chunks"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_to_push_is_checked_before_anything_is_built() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let user = ("ci".to_owned(), "secret".to_owned());
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    for access in [
+        Access::Basic(user.0.clone(), user.1.clone()),
+        Access::Bearer(Bearer { user: Some(user), ..Bearer::default() }),
+    ] {
+        upstream.access(access);
+        let (code, _, message) = push(&fixture, &host, &[]).await;
+        assert_eq!(code, Some(1), "{message}");
+        assert!(message.contains(&format!("docker login {host}")), "{message}");
+        assert!(!fixture.path("dist").exists() && !message.contains("unpacking"), "{message}");
+    }
+    upstream.access(Access::Open);
+    upstream.fault(On::kind(Kind::Upload), Fault::status(403));
+    let (_, _, message) = push(&fixture, &host, &[]).await;
+    assert!(message.contains("do not allow to push") && !fixture.path("dist").exists(), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_registry_is_mentioned_while_it_is_slow() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    upstream.fault(On::kind(Kind::Upload), Fault::Delay(Duration::from_secs(6))).times(1);
+    let (code, _, message) = push(&fixture, &host, &[]).await;
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("still waiting for") && message.contains(&host), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_helper_that_fails_is_named_and_a_good_one_used() {
+    let upstream = FakeUpstream::start().await;
+    let host = upstream.address().to_string();
+    upstream.access(Access::Basic("ci".to_owned(), "secret".to_owned()));
+    let fixture = Fixture::new();
+    fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
+    fs::write(fixture.path("config.json"), r#"{"auths": {}, "credsStore": "test"}"#).expect("writable");
+    let path = fixture.path("docker-credential-test");
+    let push = async |script: &str| {
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writable");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let mut command =
+            fixture.command(&["--push", "--plain-http", &host, "--docker-config", "config.json"]);
+        let search = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{search}", fixture.path("").display()));
+        let output =
+            tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, message) = push("echo expired session >&2; exit 1").await;
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("docker-credential-test") && message.contains("expired session"), "{message}");
+    let (code, message) = push(r#"echo '{"Username":"ci","Secret":"secret"}'"#).await;
+    assert_eq!(code, Some(0), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

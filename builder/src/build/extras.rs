@@ -95,7 +95,8 @@ impl Inputs<'_> {
                 local => self.input(&part, local).await?,
             };
             let (content, _) = blocking(|| self.content(&archive))?;
-            let coordinate: Coordinate = coordinate.parse().map_err(|_| BuildError::NoChecksum(part))?;
+            let coordinate: Coordinate =
+                coordinate.parse().map_err(|problem| MavenError::Coordinate { part, problem })?;
             let mut place = format!("opt/spark/jars/{}", coordinate.file());
             if tree.contains_key(place.as_str()) {
                 // Two groups have an artifact of this name.

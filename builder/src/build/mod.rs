@@ -132,6 +132,9 @@ async fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<
     let started = Instant::now();
     let registry = Registry::new(options.registries.clone());
     let lock = read_lock(options)?;
+    if options.push {
+        check_push(&spec::load(&options.spec)?.repository, &registry, cache, progress).await?;
+    }
     let planning = prepare(options, cache, &registry, progress, lock.as_ref(), true).await?;
     if let Some(lock) = &lock {
         lock.check_codec(&lock_path(options), planning.matrix.compression)?;
@@ -326,6 +329,21 @@ fn mounts(planning: &Planning) -> BTreeMap<Digest, Repository> {
         }
     }
     found
+}
+
+/// Fails before anything is built when the user may not push.
+async fn check_push(
+    repository: &Repository,
+    registry: &Registry,
+    cache: &Cache,
+    progress: &Progress,
+) -> Result<(), BuildError> {
+    let _bar = progress.step(&format!("checking that {repository} can be pushed to"));
+    let client =
+        download::client().map_err(|source| BuildError::Input { name: repository.to_string(), source })?;
+    let mounts = BTreeMap::new();
+    let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
+    Ok(pusher.check().await?)
 }
 
 async fn push(

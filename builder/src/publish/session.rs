@@ -10,12 +10,36 @@ use tokio::sync::Mutex;
 
 use super::upload::{PushError, Pusher};
 use crate::{
-    registry::{Authorization, plain_http_hint},
+    progress::{Counter, waiting},
+    registry::{self, Authorization, plain_http_hint},
     retry,
 };
 
 /// Error bodies are read up to this length.
 const MESSAGE: usize = 2048;
+
+/// Bytes of a request that have left, for its time limit and for the bar.
+pub(super) struct Moved {
+    count: AtomicU64,
+    counter: Counter,
+}
+
+impl Moved {
+    /// None has left.
+    pub(super) fn new(counter: Counter) -> Self {
+        Self { count: AtomicU64::new(0), counter }
+    }
+
+    /// Counts bytes that leave.
+    pub(super) fn advance(&self, bytes: u64) {
+        self.count.fetch_add(bytes, Ordering::Relaxed);
+        self.counter.advance(bytes);
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
 
 /// Requests to one repository, with the authorization that they share.
 pub(super) struct Session<'a> {
@@ -63,7 +87,8 @@ impl<'a> Session<'a> {
     ) -> Result<Response, Failed> {
         for fresh in [false, true] {
             let request = add(self.authorized(method.clone(), url).await?).timeout(retry::STALL_TIMEOUT);
-            let answer = request.send().await.map_err(|error| self.network(error))?;
+            let what = format!("`{}` to answer {method}", self.pusher.repository);
+            let answer = waiting(&what, request.send()).await.map_err(|error| self.network(error))?;
             if answer.status() != StatusCode::UNAUTHORIZED || fresh {
                 return Ok(answer);
             }
@@ -97,12 +122,46 @@ impl<'a> Session<'a> {
         *self.authorization.lock().await = None;
     }
 
-    /// Waits for the answer to a large request as long as its bytes move.
-    pub(super) async fn watched(
+    /// Repeats what may go better the next time, with the waits of [`retry`].
+    pub(super) async fn retried<T>(
         &self,
-        request: RequestBuilder,
-        moved: &AtomicU64,
-    ) -> Result<Response, Failed> {
+        what: &str,
+        mut attempt: impl AsyncFnMut() -> Result<T, Failed>,
+    ) -> Result<T, PushError> {
+        let mut denied = false;
+        let mut count = 1;
+        loop {
+            let (error, asked) = match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(Failed::Final(error)) => return Err(error),
+                Err(Failed::Again(error, asked)) => (error, asked),
+            };
+            // One more time with a new token; a user whom that does not help may not push here.
+            if matches!(error, PushError::Refused { status: StatusCode::UNAUTHORIZED, .. }) {
+                if denied {
+                    return Err(error);
+                }
+                denied = true;
+            }
+            tracing::warn!(attempt = count, error = %error, "pushing {what} failed: retrying");
+            if !retry::pause(count, asked).await {
+                return Err(error);
+            }
+            count += 1;
+        }
+    }
+
+    /// Waits for the answer to a large request as long as its bytes move. Bytes of a failed request are taken off the
+    /// bar.
+    pub(super) async fn watched(&self, request: RequestBuilder, moved: &Moved) -> Result<Response, Failed> {
+        let answer = self.answer(request, moved).await;
+        if !answer.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+            moved.counter.retract(moved.count());
+        }
+        answer
+    }
+
+    async fn answer(&self, request: RequestBuilder, moved: &Moved) -> Result<Response, Failed> {
         let sending = request.send();
         tokio::pin!(sending);
         let mut before = u64::MAX;
@@ -110,7 +169,7 @@ impl<'a> Session<'a> {
             if let Ok(answer) = tokio::time::timeout(retry::STALL_TIMEOUT, &mut sending).await {
                 return answer.map_err(|error| self.network(error));
             }
-            let now = moved.load(Ordering::Relaxed);
+            let now = moved.count();
             if now == before {
                 let repository = self.pusher.repository.to_string();
                 return Err(Failed::Again(PushError::Stalled { repository }, None));
@@ -142,6 +201,7 @@ impl<'a> Session<'a> {
             what: what.to_owned(),
             status,
             message: message(answer).await,
+            hint: hint(status, self.pusher.repository.host()),
         };
         // A token that has run out during a long upload: the next attempt fetches a new one.
         // Another request may have noticed first and forgotten it already.
@@ -155,6 +215,18 @@ impl<'a> Session<'a> {
         } else {
             Failed::Final(error)
         }
+    }
+}
+
+/// What a user can do about a refusal.
+fn hint(status: StatusCode, host: &str) -> String {
+    match status {
+        StatusCode::UNAUTHORIZED => registry::login_hint(host),
+        StatusCode::FORBIDDEN => format!(" (the credentials for `{host}` do not allow to push there)"),
+        StatusCode::NOT_FOUND => {
+            " (some registries want a repository to be created before the first push)".to_owned()
+        }
+        _ => String::new(),
     }
 }
 

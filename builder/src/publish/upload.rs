@@ -5,20 +5,20 @@
 //! their tag. Blobs that the repository has (`HEAD`) are skipped, and each digest is sent once however many
 //! images have it. Layers of a base in another repository of the same registry are mounted from there.
 //!
-//! A blob is sent with one `POST` and one `PUT`. Where a proxy in front of the registry refuses that size (413,
-//! often by cutting the connection before the answer can be read), it is sent in pieces of 4 MiB, the most that
-//! GHCR takes. Time-outs, throttling and server faults are
-//! tried again with the policy of [`crate::retry`]; a 401 in between means that the token has run out, and a
-//! new one is fetched. A transfer that stands still is given up; a long one that moves is not.
+//! A blob is sent with one `POST` and one `PUT`, also after a dropped connection: some registries answer chunks with 201
+//! instead of 202, drop all but the first (ECR, aws/containers-roadmap#2831) or take none (GAR). Only where the registry or a
+//! proxy in front of it refuses the size (413) is the blob sent in chunks: of 4 MiB, the most that GHCR takes, or of
+//! `OCI-Chunk-Min-Length` if that is more. A registry whose `Range` shows that it lost a chunk is not trusted with the next.
+//!
+//! Time-outs, throttling and server faults are retried with the policy of [`crate::retry`]; a 401 in between means that the
+//! token has run out, and a new one is fetched. A transfer that moves no byte for a minute is aborted; a long one that moves
+//! is not. Before anything is built, [`Pusher::check`] opens an upload and cancels it: whether the user may push shows then.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use reqwest::{Body, Client, Method, Response, StatusCode, Url, header};
 
 use super::{
     Publication,
-    session::{Failed, Session},
+    session::{Failed, Moved, Session},
 };
 use crate::{
     cache::{BUFFER, Cache, CacheError, Content, Shelf},
@@ -41,8 +41,11 @@ use crate::{
 /// Requests under way at once: enough to fill a link, few enough for registries that count them.
 const PARALLEL: usize = 4;
 
-/// The largest piece that GHCR accepts.
+/// The largest chunk that GHCR accepts.
 const CHUNK: u64 = 4 << 20;
+
+/// The longest chunk that a registry may ask for; those of object stores want 5 MiB.
+const LONGEST_CHUNK: u64 = 1 << 30;
 
 /// Why a push failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +68,7 @@ pub enum PushError {
         repository: String,
     },
     /// The registry refused.
-    #[error("`{repository}` refuses {what}: {status}{message}")]
+    #[error("`{repository}` refuses {what}: {status}{message}{hint}")]
     Refused {
         /// Where.
         repository: String,
@@ -75,6 +78,18 @@ pub enum PushError {
         status: StatusCode,
         /// What it says.
         message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A chunk was accepted, but is not there.
+    #[error(
+        "`{repository}` refuses the blob `{digest}` in one request and loses chunks: raise the limit of the proxy before it"
+    )]
+    LostChunk {
+        /// Where.
+        repository: String,
+        /// The blob.
+        digest: Digest,
     },
     /// The registry does not speak the protocol.
     #[error("`{repository}` answers an upload without a usable `Location`")]
@@ -135,6 +150,12 @@ impl Payload {
 }
 
 impl Pusher<'_> {
+    /// Fails when the user may not push here.
+    pub async fn check(&self) -> Result<(), PushError> {
+        let session = Session::new(self);
+        session.retried("nothing, to see whether it is allowed,", async || session.probe().await).await
+    }
+
     /// Pushes images under their tags and says what was sent.
     pub async fn push(&self, publication: &Publication<'_>) -> Result<Vec<Sent>, PushError> {
         let session = Session::new(self);
@@ -158,6 +179,26 @@ impl Pusher<'_> {
     }
 }
 
+/// An upload that the registry has opened.
+struct Upload {
+    location: Url,
+    /// Bytes of a chunk.
+    chunk: u64,
+}
+
+/// How long chunks are: [`CHUNK`], or what the registry asks for.
+fn chunk_length(answer: &Response) -> u64 {
+    let asked =
+        answer.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
+    asked.unwrap_or(CHUNK).clamp(CHUNK, LONGEST_CHUNK)
+}
+
+/// The last byte that a registry says it has of an upload (`Range: 0-LAST`).
+fn last_byte(answer: &Response) -> Option<u64> {
+    let range = answer.headers().get(header::RANGE)?.to_str().ok()?;
+    range.trim_start_matches("bytes=").split_once('-')?.1.parse().ok()
+}
+
 /// Every blob once, in the order of the images.
 fn payloads(publication: &Publication<'_>) -> Vec<Payload> {
     let images = &publication.images;
@@ -176,28 +217,9 @@ impl Session<'_> {
     async fn blob(&self, payload: Payload, bar: &Bar) -> Result<Sent, PushError> {
         let content = payload.content();
         let mut chunked = false;
-        let mut denied = false;
-        let mut attempt = 1;
-        let uploaded = loop {
-            match self.attempt_blob(&payload, &mut chunked, bar).await {
-                Ok(uploaded) => break uploaded,
-                Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::Again(error, asked)) => {
-                    // One more time with a new token; whom that does not help may not push here.
-                    if matches!(error, PushError::Refused { status: StatusCode::UNAUTHORIZED, .. }) {
-                        if denied {
-                            return Err(error);
-                        }
-                        denied = true;
-                    }
-                    tracing::warn!(attempt, digest = content.digest.short(), error = %error, "pushing again");
-                    if !retry::pause(attempt, asked).await {
-                        return Err(error);
-                    }
-                    attempt += 1;
-                }
-            }
-        };
+        let what = format!("the blob {}", content.digest.short());
+        let uploaded =
+            self.retried(&what, async || self.attempt_blob(&payload, &mut chunked, bar).await).await?;
         Ok(Sent { digest: content.digest, size: content.size, uploaded })
     }
 
@@ -211,19 +233,14 @@ impl Session<'_> {
                 return Ok(false);
             }
             StatusCode::NOT_FOUND => {}
-            _ => return Err(self.refused("a question for a blob", head).await),
+            _ => return Err(self.refused("to say whether it has a blob", head).await),
         }
         if !*chunked {
             match self.whole(payload, bar).await {
-                Ok(sent) => return Ok(sent),
                 Err(Failed::Final(PushError::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, .. })) => {
                     *chunked = true;
                 }
-                Err(error @ Failed::Again(PushError::Network { .. }, _)) => {
-                    *chunked = true;
-                    return Err(error);
-                }
-                Err(error) => return Err(error),
+                sent => return sent,
             }
         }
         self.in_chunks(payload, bar).await?;
@@ -233,14 +250,14 @@ impl Session<'_> {
     /// One `PUT` with the whole blob, unless it was mounted; says which.
     async fn whole(&self, payload: &Payload, bar: &Bar) -> Result<bool, Failed> {
         let content = payload.content();
-        let Some(location) = self.begin(Some(content.digest)).await? else {
+        let Some(upload) = self.begin(Some(content.digest)).await? else {
             bar.advance(content.size);
             return Ok(false);
         };
-        let moved = Arc::new(AtomicU64::new(0));
+        let moved = Arc::new(Moved::new(bar.counter()));
         let body = self.body(payload, 0, content.size, &moved)?;
         let request = self
-            .authorized(Method::PUT, with_digest(location, content.digest).as_str())
+            .authorized(Method::PUT, with_digest(upload.location, content.digest).as_str())
             .await?
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, content.size)
@@ -249,31 +266,35 @@ impl Session<'_> {
         if answer.status() != StatusCode::CREATED {
             return Err(self.refused(&format!("the blob `{}`", content.digest), answer).await);
         }
-        bar.advance(content.size);
         Ok(true)
     }
 
     async fn in_chunks(&self, payload: &Payload, bar: &Bar) -> Result<(), Failed> {
         let content = payload.content();
-        let Some(mut location) = self.begin(None).await? else { return Ok(()) };
+        let Some(Upload { mut location, chunk }) = self.begin(None).await? else { return Ok(()) };
         let mut start = 0;
         while start < content.size {
-            let length = CHUNK.min(content.size - start);
-            let moved = Arc::new(AtomicU64::new(0));
+            let length = chunk.min(content.size - start);
+            let moved = Arc::new(Moved::new(bar.counter()));
+            let end = start + length - 1;
             let request = self
                 .authorized(Method::PATCH, location.as_str())
                 .await?
                 .header(header::CONTENT_TYPE, "application/octet-stream")
                 .header(header::CONTENT_LENGTH, length)
-                .header(header::CONTENT_RANGE, format!("{start}-{}", start + length - 1))
+                .header(header::CONTENT_RANGE, format!("{start}-{end}"))
                 .body(self.body(payload, start, length, &moved)?);
             let answer = self.watched(request, &moved).await?;
-            if answer.status() != StatusCode::ACCEPTED {
-                return Err(self.refused(&format!("a piece of the blob `{}`", content.digest), answer).await);
+            if !matches!(answer.status(), StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT)
+            {
+                return Err(self.refused(&format!("a chunk of the blob `{}`", content.digest), answer).await);
+            }
+            if last_byte(&answer).is_some_and(|last| last != end) {
+                let repository = self.pusher.repository.to_string();
+                return Err(PushError::LostChunk { repository, digest: content.digest }.into());
             }
             location = self.location(&answer)?;
             start += length;
-            bar.advance(length);
         }
         let url = with_digest(location, content.digest);
         let answer =
@@ -285,7 +306,7 @@ impl Session<'_> {
     }
 
     /// Opens an upload and says where it goes; `None` when the registry took the blob from another repository.
-    async fn begin(&self, mount: Option<Digest>) -> Result<Option<Url>, Failed> {
+    async fn begin(&self, mount: Option<Digest>) -> Result<Option<Upload>, Failed> {
         let from = mount.and_then(|digest| Some((digest, self.pusher.mounts.get(&digest)?)));
         let url = match from {
             Some((digest, from)) => self.url(&format!("blobs/uploads/?mount={digest}&from={}", from.path())),
@@ -295,10 +316,21 @@ impl Session<'_> {
             self.send(Method::POST, &url, |request| request.header(header::CONTENT_LENGTH, 0)).await?;
         match answer.status() {
             // Registries that cannot mount open an upload instead.
-            StatusCode::ACCEPTED => self.location(&answer).map(Some),
+            StatusCode::ACCEPTED => {
+                Ok(Some(Upload { location: self.location(&answer)?, chunk: chunk_length(&answer) }))
+            }
             StatusCode::CREATED if from.is_some() => Ok(None),
             _ => Err(self.refused("an upload", answer).await),
         }
+    }
+
+    /// Opens an upload and cancels it.
+    async fn probe(&self) -> Result<(), Failed> {
+        if let Some(upload) = self.begin(None).await? {
+            // Registries drop uploads that nothing comes to; not all of them can cancel one.
+            let _ = self.send(Method::DELETE, upload.location.as_str(), |request| request).await;
+        }
+        Ok(())
     }
 
     fn location(&self, answer: &Response) -> Result<Url, Failed> {
@@ -310,45 +342,27 @@ impl Session<'_> {
 
     pub(super) async fn manifest(&self, document: &Document, name: &str) -> Result<bool, PushError> {
         let url = self.url(&format!("manifests/{name}"));
-        let mut attempt = 1;
-        loop {
-            let put = self
+        let put = async || {
+            let answer = self
                 .send(Method::PUT, &url, |request| {
                     request
                         .header(header::CONTENT_TYPE, &document.descriptor.media_type)
                         .body(document.bytes.clone())
                 })
-                .await;
-            let failed = match put {
-                Ok(answer) if answer.status() == StatusCode::CREATED => {
-                    return Ok(answer.headers().contains_key("oci-subject"));
-                }
-                Ok(answer) => self.refused(&format!("the manifest `{name}`"), answer).await,
-                Err(failed) => failed,
-            };
-            match failed {
-                Failed::Final(error) => return Err(error),
-                Failed::Again(error, asked) => {
-                    if !retry::pause(attempt, asked).await {
-                        return Err(error);
-                    }
-                    attempt += 1;
-                }
+                .await?;
+            if answer.status() == StatusCode::CREATED {
+                return Ok(answer.headers().contains_key("oci-subject"));
             }
-        }
+            Err(self.refused(&format!("the manifest `{name}`"), answer).await)
+        };
+        self.retried(&format!("the manifest {name}"), put).await
     }
 
-    fn body(
-        &self,
-        payload: &Payload,
-        start: u64,
-        length: u64,
-        moved: &Arc<AtomicU64>,
-    ) -> Result<Body, Failed> {
+    fn body(&self, payload: &Payload, start: u64, length: u64, moved: &Arc<Moved>) -> Result<Body, Failed> {
         match payload {
             Payload::Memory(bytes, _) => {
-                let range = usize::try_from(start).unwrap_or(usize::MAX)..;
-                let rest = bytes.slice(range);
+                let rest = bytes.slice(usize::try_from(start).unwrap_or(usize::MAX)..);
+                moved.advance(length);
                 Ok(rest.slice(..usize::try_from(length).unwrap_or(usize::MAX)).into())
             }
             // What leaves is hashed once more: the last bytes of a damaged layer are not sent.
@@ -376,7 +390,7 @@ fn with_digest(mut location: Url, digest: Digest) -> Url {
 fn pieces(
     file: impl Read + Send + 'static,
     length: u64,
-    moved: Arc<AtomicU64>,
+    moved: Arc<Moved>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold((file, length), move |(mut file, left)| {
         let moved = moved.clone();
@@ -387,7 +401,7 @@ fn pieces(
             let mut buffer = vec![0; BUFFER.min(usize::try_from(left).unwrap_or(BUFFER))];
             file.read_exact(&mut buffer)?;
             let count = buffer.len() as u64;
-            moved.fetch_add(count, Ordering::Relaxed);
+            moved.advance(count);
             Ok(Some((Bytes::from(buffer), (file, left - count))))
         }
     })

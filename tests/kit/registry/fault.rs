@@ -66,6 +66,12 @@ impl On {
         Self { method: Some(Method::HEAD), ..self }
     }
 
+    /// Only `POST`: the beginning of an upload.
+    #[must_use]
+    pub fn post(self) -> Self {
+        Self { method: Some(Method::POST), ..self }
+    }
+
     /// Only `PUT`: the end of an upload, or a manifest.
     #[must_use]
     pub fn put(self) -> Self {

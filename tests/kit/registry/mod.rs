@@ -25,6 +25,7 @@ mod image;
 mod limit;
 mod log;
 mod path;
+mod profile;
 mod pull;
 mod push;
 mod serve;
@@ -50,6 +51,7 @@ pub use self::{
     image::{INDEX, Image, Layer, MANIFEST, absent_digest, random_bytes},
     log::{Entry, Log},
     path::Kind,
+    profile::Profile,
     silent::{BlackHole, Mute},
     storage::sha256,
 };
@@ -70,6 +72,7 @@ struct Server {
     log: log::Recorder,
     gate: auth::Gate,
     throttle: limit::Throttle,
+    profile: profile::Current,
     connections: AtomicU64,
     rate: AtomicU64,
     addresses: [SocketAddr; 3],
@@ -121,6 +124,7 @@ impl FakeUpstream {
             log: log::Recorder::default(),
             gate: auth::Gate::default(),
             throttle: limit::Throttle::default(),
+            profile: profile::Current::default(),
             connections: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             addresses: [address(0)?, address(1)?, address(2)?],
@@ -198,6 +202,11 @@ impl FakeUpstream {
     /// Throttles manifest `GET`s: so many per window, 429 past it. `None` lifts the limit.
     pub fn throttle(&self, limit: Option<(u64, Duration)>) {
         self.server.throttle.set(limit);
+    }
+
+    /// Takes uploads like one of the public registries.
+    pub fn profile(&self, profile: Profile) {
+        self.server.profile.set(profile);
     }
 
     /// Limits every blob transfer to so many bytes a second per connection; 0 lifts the limit.

@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::{
-    Server,
+    Origin, Server,
     auth::pairs,
     delivery::Reply,
     log::Entry,
@@ -54,7 +54,7 @@ async fn begin(server: &Server, entry: &Entry, body: Incoming) -> Reply {
     let name = &entry.target.repository;
     if let Some(digest) = query(entry, "mount") {
         let from = query(entry, "from").unwrap_or_default();
-        if server.storage.blob(&from, &digest).is_some() {
+        if server.profile.get().mounts() && server.storage.blob(&from, &digest).is_some() {
             server.storage.link_blob(name, &digest);
             return created(name, "blobs", &digest);
         }
@@ -63,13 +63,24 @@ async fn begin(server: &Server, entry: &Entry, body: Incoming) -> Reply {
     if query(entry, "digest").is_some() {
         return finish(server, entry, &id, body).await;
     }
-    accepted(StatusCode::ACCEPTED, name, &id, 0)
+    accepted(server, StatusCode::ACCEPTED, name, &id, 0)
 }
 
 async fn patch(server: &Server, entry: &Entry, body: Incoming) -> Reply {
     let (name, id) = (&entry.target.repository, &entry.target.reference);
+    let profile = server.profile.get();
+    if !profile.takes_chunks() {
+        return Reply::error(StatusCode::BAD_REQUEST, "UNSUPPORTED", "chunked uploads are not supported");
+    }
+    if profile.drops_chunks()
+        && let Some(length) = server.storage.upload_length(id).filter(|length| *length > 0)
+    {
+        drop(body.collect().await);
+        return accepted(server, StatusCode::CREATED, name, id, length);
+    }
+    let status = if profile.drops_chunks() { StatusCode::CREATED } else { StatusCode::ACCEPTED };
     match receive(server, entry, id, body).await {
-        Ok(length) => accepted(StatusCode::ACCEPTED, name, id, length),
+        Ok(length) => accepted(server, status, name, id, length),
         Err(reply) => *reply,
     }
 }
@@ -104,6 +115,7 @@ async fn receive(server: &Server, entry: &Entry, id: &str, mut body: Incoming) -
         let length = upload.length;
         server.storage.keep_upload(id, upload);
         return Err(Box::new(accepted(
+            server,
             StatusCode::RANGE_NOT_SATISFIABLE,
             &entry.target.repository,
             id,
@@ -154,8 +166,8 @@ async fn manifest(server: &Server, entry: &Entry, body: Incoming) -> Reply {
     let digest = server.storage.put_manifest(name, reference, Manifest { media_type, bytes });
     let reply = created(name, "manifests", &digest);
     match parsed["subject"]["digest"].as_str() {
-        Some(subject) => reply.header("oci-subject", subject),
-        None => reply,
+        Some(subject) if server.profile.get().knows_referrers() => reply.header("oci-subject", subject),
+        _ => reply,
     }
 }
 
@@ -165,9 +177,10 @@ fn created(name: &str, what: &str, digest: &str) -> Reply {
         .header("docker-content-digest", digest)
 }
 
-fn accepted(status: StatusCode, name: &str, id: &str, length: u64) -> Reply {
+fn accepted(server: &Server, status: StatusCode, name: &str, id: &str, length: u64) -> Reply {
+    let path = format!("/v2/{name}/blobs/uploads/{id}");
     Reply::new(status)
-        .header(header::LOCATION, &format!("/v2/{name}/blobs/uploads/{id}"))
+        .header(header::LOCATION, &server.profile.get().location(&server.base(Origin::Main), &path))
         .header(header::RANGE, &format!("0-{}", length.saturating_sub(1)))
         .header("docker-upload-uuid", id)
 }

@@ -144,6 +144,11 @@ impl Storage {
         self.names().uploads.remove(id)
     }
 
+    /// Bytes that a session has so far.
+    pub(super) fn upload_length(&self, id: &str) -> Option<u64> {
+        self.names().uploads.get(id).map(|upload| upload.length)
+    }
+
     /// Puts a session back for the next request.
     pub(super) fn keep_upload(&self, id: &str, upload: Upload) {
         self.names().uploads.insert(id.to_owned(), upload);

@@ -18,7 +18,7 @@ use std::{collections::BTreeSet, path::Path};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use self::{
-    coordinate::{Coordinate, Project},
+    coordinate::{Coordinate, ParseCoordinateError, Project},
     model::{Lack, Poms},
     resolve::{Provided, Wanted},
 };
@@ -70,7 +70,9 @@ pub enum MavenError {
         places: String,
     },
     /// A server has no checksum for a file.
-    #[error("`{0}` has neither a `.sha256` nor a `.sha1` beside it: nothing says that it is whole")]
+    #[error(
+        "`{0}` has neither a `.sha256` nor a `.sha1` beside it that can be read: nothing shows that it is whole; publish one, or list the JAR with its checksum under `files`"
+    )]
     NoChecksum(String),
     /// A file of a directory cannot be read.
     #[error("cannot read `{path}`")]
@@ -84,6 +86,15 @@ pub enum MavenError {
     /// A server cannot be reached, or what came is wrong.
     #[error(transparent)]
     Download(#[from] DownloadError),
+    /// A lock names something that is no coordinate.
+    #[error("the lock has the entry `{part}`, which names no JAR: remove it and run `hearth lock`")]
+    Coordinate {
+        /// The entry.
+        part: String,
+        /// What is wrong with it.
+        #[source]
+        problem: ParseCoordinateError,
+    },
     /// An environment variable with a credential is missing.
     #[error("the environment variable `{0}`, which `jars.repositories` names, is not set")]
     Variable(String),
@@ -240,9 +251,27 @@ impl<'a> Repositories<'a> {
                     return Ok(Input { place, checksum: Some(checksum) });
                 }
             }
+            let remote = urls.iter().find(|url| directory(url).is_none());
+            if let Some(base) = remote
+                && self.has(&format!("{base}/{path}"), basic.as_ref()).await?
+            {
+                let url = super::download::redacted(&format!("{base}/{path}"));
+                return Err(MavenError::NoChecksum(url));
+            }
         }
         let places = self.places();
         Err(MavenError::Absent { coordinate: coordinate.to_string(), places })
+    }
+
+    /// Whether a server has a file at all.
+    async fn has(&self, url: &str, basic: Option<&Basic>) -> Result<bool, MavenError> {
+        let basic = basic.map(|(user, password)| (user.as_str(), password.as_str()));
+        match self.downloader.small(Remote { basic, ..Remote::open(url) }, 0, true).await {
+            Ok(found) => Ok(found.is_some()),
+            // Not a byte of it is wanted.
+            Err(DownloadError::TooLarge { .. }) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// User and password for a URL of one of the repositories.
