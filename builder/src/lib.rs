@@ -18,7 +18,7 @@
 //! | [`runtime`] | the files and the environment that hearth itself adds |
 //! | [`tree`], [`layer`] | files as an image sees them, and their way into layer blobs |
 //! | [`image`] | configurations and manifests in one canonical form |
-//! | [`sbom`] | documents about images: SPDX, CycloneDX, provenance |
+//! | [`sbom`], [`purl`] | documents about images: SPDX, CycloneDX, provenance; names of packages in them |
 //! | [`publish`] | OCI layout and registry |
 //! | [`platform`], [`version`], [`digest`], [`checksum`] | the words that all of them use |
 //! | [`registry`] | names, credentials, tokens, pulls; the only module that knows `oci-client` |
@@ -44,6 +44,7 @@ pub mod plan;
 pub mod platform;
 pub mod progress;
 pub mod publish;
+pub mod purl;
 pub mod registry;
 pub mod report;
 pub mod retry;

@@ -11,7 +11,7 @@
 //! and new ones for the rest. The file is JSON in one form, written aside and renamed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -252,13 +252,15 @@ pub struct Pins {
     strict: bool,
     /// Everything that was used.
     pub seen: BTreeMap<String, Pin>,
+    /// The names that were used since this was emptied: the inputs of one image.
+    pub touched: BTreeSet<String>,
 }
 
 impl Pins {
     /// The pins of a lock.
     pub fn new(lock: Option<&Lock>, strict: bool) -> Self {
         let known = lock.map(|lock| lock.inputs.clone()).unwrap_or_default();
-        Self { known, strict: strict && lock.is_some(), seen: BTreeMap::new() }
+        Self { known, strict: strict && lock.is_some(), ..Self::default() }
     }
 
     /// What was locked under this name.
@@ -284,6 +286,7 @@ impl Pins {
 
     /// Notes a request; another one than before is a change of the specification and no surprise.
     pub fn request(&mut self, request: &str, digest: Digest, origin: &str) {
+        self.touched.insert(request.to_owned());
         self.seen.insert(request.to_owned(), Pin { digest, origin: origin.to_owned() });
     }
 
@@ -298,6 +301,7 @@ impl Pins {
             let (name, expected) = (name.to_owned(), other.digest);
             return Err(LockError::Twice { name, found: digest, expected });
         }
+        self.touched.insert(name.to_owned());
         self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned() });
         Ok(())
     }

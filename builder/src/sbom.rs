@@ -25,9 +25,40 @@ pub const CYCLONEDX: &str = "application/vnd.cyclonedx+json";
 /// See [`SPDX`].
 pub const IN_TOTO: &str = "application/vnd.in-toto+json";
 
+/// What a component is, in the words of CycloneDX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A library or program.
+    Library,
+    /// A distribution.
+    OperatingSystem,
+    /// An image or root file system.
+    Container,
+}
+
+impl Kind {
+    fn cyclonedx(self) -> &'static str {
+        match self {
+            Self::Library => "library",
+            Self::OperatingSystem => "operating-system",
+            Self::Container => "container",
+        }
+    }
+
+    fn spdx(self) -> &'static str {
+        match self {
+            Self::Library => "LIBRARY",
+            Self::OperatingSystem => "OPERATING-SYSTEM",
+            Self::Container => "CONTAINER",
+        }
+    }
+}
+
 /// A part of an image with a name of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Component {
+    /// What it is.
+    pub kind: Kind,
     /// Its package URL.
     pub purl: String,
     /// Its name.
@@ -100,6 +131,7 @@ pub fn spdx(subject: &Subject<'_>, components: &BTreeSet<Component>) -> Value {
             "versionInfo": component.version,
             "downloadLocation": "NOASSERTION",
             "filesAnalyzed": false,
+            "primaryPackagePurpose": component.kind.spdx(),
             "externalRefs": [{
                 "referenceCategory": "PACKAGE-MANAGER",
                 "referenceType": "purl",
@@ -142,7 +174,7 @@ pub fn spdx(subject: &Subject<'_>, components: &BTreeSet<Component>) -> Value {
 pub fn cyclonedx(subject: &Subject<'_>, components: &BTreeSet<Component>) -> Value {
     let component = |component: &Component| {
         let mut object = json!({
-            "type": "library",
+            "type": component.kind.cyclonedx(),
             "bom-ref": id(component),
             "name": component.name,
             "version": component.version,
@@ -208,6 +240,7 @@ mod tests {
 
     fn component(name: &str) -> Component {
         Component {
+            kind: Kind::Library,
             purl: format!("pkg:maven/g/{name}@1"),
             name: name.to_owned(),
             version: "1".to_owned(),

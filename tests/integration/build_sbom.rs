@@ -1,6 +1,11 @@
 //! Documents about images: in the layout and in registries, whether these know the referrers API or not.
 
-use std::fs;
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::Path,
+    process::Command,
+};
 
 use kit::{
     registry::FakeUpstream,
@@ -8,9 +13,9 @@ use kit::{
 };
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, blob, finish, report, skipped};
+use crate::build_fixture::{Fixture, blob, finish, report, skipped, write_spark};
 
-fn document(layout: &std::path::Path, digest: &Value) -> Value {
+fn document(layout: &Path, digest: &Value) -> Value {
     let path = blob(layout, digest.as_str().expect("a digest"));
     serde_json::from_slice(&fs::read(path).expect("it was written")).expect("JSON")
 }
@@ -45,6 +50,79 @@ fn an_image_comes_with_what_is_in_it_and_where_it_came_from() {
     fs::rename(&layout, fixture.path("base-layout")).expect("movable");
     fixture.spec("registry.test/data/other", "{ layout: base-layout }", "");
     fixture.build(&[]);
+}
+
+/// The contents of the documents of a kind in a layout, by the name of their image.
+fn documents(layout: &Path, kind: &str) -> BTreeMap<String, Value> {
+    let index: Value =
+        serde_json::from_slice(&fs::read(layout.join("index.json")).expect("readable")).expect("JSON");
+    let entries = index["manifests"].as_array().expect("a list").iter();
+    let of_kind = entries.filter(|entry| entry["artifactType"] == kind);
+    of_kind
+        .map(|entry| {
+            let manifest = document(layout, &entry["digest"]);
+            let subject = manifest["subject"]["digest"].as_str().expect("text").to_owned();
+            (subject, document(layout, &manifest["layers"][0]["digest"]))
+        })
+        .collect()
+}
+
+#[test]
+fn provenance_names_the_inputs_of_its_own_image_only() {
+    let fixture = Fixture::new();
+    write_spark(File::create(fixture.path("pyspark-3.5.8.tar.gz")).expect("writable"), "3.5.8", &[]);
+    let text = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
+    fs::write(fixture.path("hearth.yaml"), text.replace("[\"3.5.9\"]", "[\"3.5.8\", \"3.5.9\"]"))
+        .expect("writable");
+    let built = fixture.build(&["--sbom"]);
+    let documents = documents(&fixture.path("dist"), "application/vnd.in-toto+json");
+    let images = built["images"].as_array().expect("a list");
+    assert_eq!((images.len(), documents.len()), (2, 2));
+    for image in images {
+        let document = &documents[image["manifest"].as_str().expect("a digest")];
+        let inputs = &document["predicate"]["buildDefinition"]["resolvedDependencies"];
+        let names: Vec<&str> =
+            inputs.as_array().expect("a list").iter().filter_map(|input| input["name"].as_str()).collect();
+        let reference = image["reference"].as_str().expect("text");
+        let spark = if reference.contains("3.5.8") { "spark 3.5.8" } else { "spark 3.5.9" };
+        assert_eq!(names, ["base base.tar", spark], "{reference}");
+    }
+}
+
+#[test]
+fn the_packages_of_the_base_and_its_java_are_components() {
+    let fixture = Fixture::new();
+    fixture.build(&["--sbom"]);
+    let documents = documents(&fixture.path("dist"), "application/vnd.cyclonedx+json");
+    let document = documents.values().next().expect("there is one");
+    let components = document["components"].as_array().expect("a list");
+    let purls: Vec<&str> = components.iter().filter_map(|component| component["purl"].as_str()).collect();
+    for expected in [
+        "pkg:deb/debian/bash@5.2.15-2%2Bb7?arch=amd64&distro=debian-12",
+        "pkg:generic/openjdk@17.0.21",
+        "pkg:generic/debian@12",
+        "pkg:generic/python@3.11",
+    ] {
+        assert!(purls.contains(&expected), "{expected} in {purls:#?}");
+    }
+    assert!(!purls.iter().any(|purl| purl.contains("removed-package") || purl.contains("java-runtime")));
+    assert!(purls.iter().any(|purl| purl.starts_with("pkg:generic/base.tar?checksum=sha256:")), "{purls:#?}");
+}
+
+#[test]
+fn documents_validate_against_their_schemas_and_package_urls_are_canonical() {
+    if !missing(&["uv"]).is_empty() {
+        return skipped("needs uv");
+    }
+    let fixture = Fixture::new();
+    fixture.build(&["--sbom"]);
+    let mut uv = Command::new("uv");
+    uv.args(["run", "--no-project", "--quiet", "--with", "cyclonedx-python-lib[json-validation]==11.12.0"]);
+    uv.args(["--with", "spdx-tools==0.8.5", "python"]);
+    uv.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/build_sbom_schema.py"));
+    let output = finish(uv.arg(fixture.path("dist")).current_dir(fixture.path("")));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
 async fn push(fixture: &Fixture, host: &str) -> Value {

@@ -1,7 +1,7 @@
 //! Everything that an image is made of, brought into the cache and checked: the part of a build that reads.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -39,6 +39,8 @@ pub struct Prepared {
     pub files: Files,
     /// Its environment, labels and annotations.
     pub settings: image::Settings,
+    /// The names of the inputs that it is made of, as a lock has them.
+    pub inputs: BTreeSet<String>,
 }
 
 impl Prepared {
@@ -95,6 +97,7 @@ impl<'a> Inputs<'a> {
     pub async fn prepare(&mut self, wanted: &Wanted) -> Result<Prepared, BuildError> {
         let (cell, recipe) = (&wanted.cell, &wanted.recipe);
         tracing::debug!(cell = cell.name(), "reading inputs");
+        self.pins.touched.clear();
         let base = self.base(wanted).await?;
         let mut parts = self.runtimes(wanted).await?;
         let found = self.detect(wanted, &base, &parts)?;
@@ -120,7 +123,8 @@ impl<'a> Inputs<'a> {
             let fitted: BTreeMap<LayerName, Tree> = fitted.collect::<Result<_, BuildError>>()?;
             Ok::<_, BuildError>(Files { base_layers: base.layers.len(), parts: fitted })
         })?;
-        Ok(Prepared { wanted: wanted.clone(), base, files, settings })
+        let inputs = std::mem::take(&mut self.pins.touched);
+        Ok(Prepared { wanted: wanted.clone(), base, files, settings, inputs })
     }
 
     /// What the base and the runtimes beside it have.
@@ -211,6 +215,7 @@ impl<'a> Inputs<'a> {
         let of_platform = several && !matches!(wanted.recipe.base, spec::Base::RootFs(_));
         let name = if of_platform { format!("base {origin} {platform}") } else { format!("base {origin}") };
         let known = format!("{platform} {key}");
+        self.pins.touched.insert(name.clone());
         if let Some(base) = self.bases.get(&known) {
             return Ok(base.clone());
         }
@@ -256,6 +261,7 @@ impl<'a> Inputs<'a> {
             SparkSource::Archive(input) => return self.input(&name, input).await,
             SparkSource::PyPi(package) => package,
         };
+        self.pins.touched.insert(name.clone());
         if let Some(archive) = self.archives.get(&name) {
             return Ok(archive.clone());
         }
@@ -274,6 +280,7 @@ impl<'a> Inputs<'a> {
 
     /// A file that the specification names, checked and noted for the lock.
     pub(super) async fn input(&mut self, name: &str, input: &Input) -> Result<Archive, BuildError> {
+        self.pins.touched.insert(name.to_owned());
         if let Some(archive) = self.archives.get(name) {
             return Ok(archive.clone());
         }

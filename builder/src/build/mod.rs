@@ -144,7 +144,8 @@ async fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<
     blocking(|| verify(options, cache, &built))?;
     let mut publication = publication(&planning.matrix, &built);
     if options.sbom {
-        publication.referrers = blocking(|| inventory::referrers(options, cache, &planning, &built))?;
+        publication.referrers =
+            blocking(|| inventory::referrers(options, cache, &planning, &built, progress))?;
     }
     let output = output(options);
     blocking(|| layout::write(cache, &output, &publication))?;

@@ -146,13 +146,19 @@ fn java(view: &View, cell: &Cell, java_home: Option<&str>) -> Result<Java, Detec
     Err(DetectError::OtherJava { found: found.join(" and "), wanted })
 }
 
-fn java_at(view: &View, home: &str, release: &str) -> Option<Java> {
-    let home = ImagePath::new(home).ok()?;
-    if !view.has_program(&home.join("bin/java").ok()?) {
-        return None;
-    }
+/// What a `release` file of a Java runtime says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// The major version.
+    pub major: u32,
+    /// The version with all that the vendor writes.
+    pub version: String,
+}
+
+/// Reads the version of a `release` file.
+pub fn release(text: &str) -> Option<Release> {
     let value = |key: &str| {
-        let line = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
         Some(line.trim().trim_matches('"').to_owned())
     };
     let version = value("JAVA_VERSION")?;
@@ -162,6 +168,19 @@ fn java_at(view: &View, home: &str, release: &str) -> Option<Java> {
         1 => numbers.next()??,
         major => major,
     };
+    Some(Release { major, version: value("JAVA_RUNTIME_VERSION").unwrap_or(version) })
+}
+
+fn java_at(view: &View, home: &str, release: &str) -> Option<Java> {
+    let home = ImagePath::new(home).ok()?;
+    if !view.has_program(&home.join("bin/java").ok()?) {
+        return None;
+    }
+    let value = |key: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+        Some(line.trim().trim_matches('"').to_owned())
+    };
+    let Release { major, .. } = self::release(release)?;
     let modules = value("MODULES").unwrap_or_default();
     Some(Java { home, major, modules: modules.split_whitespace().map(str::to_owned).collect() })
 }

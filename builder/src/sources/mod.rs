@@ -11,6 +11,7 @@ pub mod download;
 pub mod logins;
 pub mod maven;
 pub mod objects;
+pub mod packages;
 pub mod part;
 pub mod pypi;
 pub mod relocate;
