@@ -17,8 +17,11 @@
 //! they carry. A damaged file is removed and made again. Formats carry their version in the directory name; nothing
 //! is ever migrated.
 //!
-//! The cache does not shrink by itself. Every directory in it can be deleted while no build runs.
+//! The cache does not shrink by itself: `hearth cache prune` removes what was not used for a while ([`usage`](self::usage)),
+//! and every directory in it can be deleted while no build runs. Temporary files of killed processes are removed by the
+//! next one that has the cache for itself.
 
+mod usage;
 mod verify;
 
 use std::{
@@ -32,15 +35,22 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::NamedTempFile;
 
-pub use self::verify::Verified;
+pub use self::{
+    usage::{Pruned, Usage},
+    verify::Verified,
+};
 use crate::digest::{Digest, Hasher};
 
 /// Copies go through buffers of this size: large enough for full-speed disk reads, small beside the
 /// memory bound of the whole program.
 pub const BUFFER: usize = 256 * 1024;
 
-/// Leftovers of killed runs are removed when older than this; younger ones may belong to a running build.
+/// Temporary files are removed when older than this, whoever else uses the cache.
 const STALE: Duration = Duration::from_hours(24);
+
+/// The directories of the cache.
+const DIRECTORIES: [&str; 8] =
+    ["files-v1", "members-v2", "blobs-v1", "layers-v2", "trees-v2", "checked-v2", "downloads-v1", "tmp-v1"];
 
 /// Hex digits of a digest.
 const DIGITS: usize = 64;
@@ -66,6 +76,12 @@ pub enum CacheError {
     #[error("`{}` was damaged and has been removed from the cache: run the same command again", path.display())]
     Damaged {
         /// The file.
+        path: PathBuf,
+    },
+    /// Another process reads what would be removed.
+    #[error("another hearth uses the cache `{}`: try again when it has ended", path.display())]
+    InUse {
+        /// The cache.
         path: PathBuf,
     },
     /// The disk is full.
@@ -107,35 +123,32 @@ pub struct Content {
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    /// Shared with other processes while this one uses the cache.
+    lock: Option<Arc<fs::File>>,
     state: Arc<verify::State>,
 }
 
 impl Cache {
     /// Opens the cache, makes what is missing and removes what killed runs left half-written.
     pub fn open(root: &Path) -> Result<Self, CacheError> {
-        let cache = Self { root: root.to_owned(), state: Arc::default() };
-        for name in [
-            "files-v1",
-            "members-v2",
-            "blobs-v1",
-            "layers-v2",
-            "trees-v2",
-            "checked-v2",
-            "downloads-v1",
-            "tmp-v1",
-        ] {
+        let mut cache = Self { root: root.to_owned(), lock: None, state: Arc::default() };
+        for name in DIRECTORIES {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| cache.fault("create", &path, source))?;
         }
-        cache.sweep("tmp-v1");
+        cache.lock = Self::open_lock(root).map(Arc::new);
+        let stale = if cache.is_alone() { Duration::ZERO } else { STALE };
+        cache.sweep("tmp-v1", stale);
+        cache.share();
         Ok(cache)
     }
 
     /// Where `content` is, if it is there and whole.
     pub fn find(&self, shelf: Shelf, content: &Content) -> Option<PathBuf> {
         let path = self.path(shelf, &content.digest);
-        let whole = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == content.size);
-        whole.then_some(path)
+        let meta = fs::metadata(&path).ok().filter(|meta| meta.is_file() && meta.len() == content.size)?;
+        Self::mark_used(&path, &meta);
+        Some(path)
     }
 
     /// Reads small content whole (scripts, `release` files); larger than `limit` is an error.
@@ -210,7 +223,9 @@ impl Cache {
 
     /// Reads a note that an earlier run left (`layers-v2`, `trees-v2`). A damaged or unreadable one counts as absent.
     pub fn note<T: DeserializeOwned>(&self, kind: &str, key: &Digest) -> Option<T> {
-        let bytes = fs::read(self.note_path(kind, key)).ok()?;
+        let path = self.note_path(kind, key);
+        let bytes = fs::read(&path).ok()?;
+        Self::mark_used(&path, &fs::metadata(&path).ok()?);
         let (digest, json) = bytes.split_at_checked(DIGITS)?;
         let json = json.strip_prefix(b"\n")?;
         (digest == Digest::of(json).hex().as_bytes()).then(|| serde_json::from_slice(json).ok())?
@@ -232,12 +247,12 @@ impl Cache {
     }
 
     /// Best effort: another process may have removed the same files already.
-    fn sweep(&self, name: &str) {
+    fn sweep(&self, name: &str, stale: Duration) {
         let Ok(entries) = fs::read_dir(self.root.join(name)) else { return };
         for entry in entries.flatten() {
             let modified = entry.metadata().and_then(|meta| meta.modified());
             let age = modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
-            if age.is_some_and(|age| age > STALE) {
+            if age.is_some_and(|age| age >= stale) {
                 let _ = fs::remove_file(entry.path());
             }
         }

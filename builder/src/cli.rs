@@ -1,5 +1,7 @@
 //! The command line, and what it comes to: checked [`Options`].
 
+mod cache;
+
 use std::{env, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,9 +10,11 @@ use hearth_builder::{
     registry::Settings,
 };
 
+pub use self::cache::CacheArgs;
+
 /// Builds reproducible Apache Spark images without a container engine and without root.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "hearth", version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -21,6 +25,7 @@ pub enum Command {
     Build(BuildArgs),
     Plan(PlanArgs),
     Lock(LockArgs),
+    Cache(CacheArgs),
     /// Prints the JSON schema of `hearth.yaml`, for editors and checks.
     Schema,
 }

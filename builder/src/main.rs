@@ -73,6 +73,10 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
             let report = runtime.block_on(build::plan(&options, progress))?;
             show(&report, format, |out| report.write_text(out), &mut out)?;
         }
+        Command::Cache(arguments) => {
+            let (report, format) = arguments.run()?;
+            show(&report, format, |out| report.write_text(out), &mut out)?;
+        }
         Command::Lock(arguments) => {
             let (options, change, format) = arguments.options()?;
             let report = runtime.block_on(build::lock(&options, &change, progress))?;

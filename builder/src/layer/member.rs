@@ -31,7 +31,9 @@ const TRAILER: usize = 48;
 pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Verified> {
     let path = cache.member_path(codec.id(), &content.digest);
     let mut file = File::open(&path).ok()?;
-    let length = file.metadata().ok()?.len().checked_sub(TRAILER as u64)?;
+    let meta = file.metadata().ok()?;
+    Cache::mark_used(&path, &meta);
+    let length = meta.len().checked_sub(TRAILER as u64)?;
     let mut trailer = [0; TRAILER];
     file.seek(SeekFrom::Start(length)).ok()?;
     file.read_exact(&mut trailer).ok()?;

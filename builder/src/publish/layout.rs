@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Blobs come first and the index last, each written aside and renamed: a reader, or a build that is killed,
-//! sees the old state or the new one. An image of the same name is replaced in the index; its old blobs stay,
-//! since other images may need them. Builds that write the same layout take turns.
+//! sees the old state or the new one. An image of the same name is replaced in the index; then blobs that only the old
+//! one needed are removed ([`unreferenced`](super::unreferenced)). Builds that write the same layout take turns.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::Publication;
+use super::{Publication, unreferenced};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     digest::{Digest, Hashing},
@@ -89,8 +89,21 @@ pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> 
         put_document(&blobs, document)?;
     }
     let path = directory.join("index.json");
-    let index = merge(read_index(&path)?.as_ref(), publication);
-    replace(directory, &path, &canonical(&index))
+    let old = read_index(&path)?;
+    let old = entries(old.as_ref());
+    let index = merge(&blobs, old, publication);
+    replace(directory, &path, &canonical(&index))?;
+    let needed = unreferenced::reachable(&blobs, entries(Some(&index)).iter());
+    let before = unreferenced::reachable(&blobs, old.iter());
+    let ours = |digest: &Digest, path: &Path| {
+        before.contains(digest) || same(&cache.path(Shelf::Blobs, digest), path)
+    };
+    unreferenced::remove(&blobs, &needed, ours).map_err(|source| fault(&blobs, source))
+}
+
+/// The manifests of an index.
+fn entries(index: Option<&Value>) -> &[Value] {
+    index.and_then(|index| index["manifests"].as_array()).map_or(&[], Vec::as_slice)
 }
 
 /// A directory that holds something else is left alone.
@@ -123,19 +136,24 @@ fn sweep(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces images of the same name, keeps the others.
-fn merge(index: Option<&Value>, publication: &Publication<'_>) -> Value {
+/// Replaces images of the same name, keeps the others; documents about images that are gone go as well.
+fn merge(blobs: &Path, old: &[Value], publication: &Publication<'_>) -> Value {
     let named = |entry: &Value| entry["annotations"][REF_NAME].as_str().map(str::to_owned);
-    let old = index.and_then(|index| index["manifests"].as_array()).cloned().unwrap_or_default();
-    let mut manifests: Vec<Value> = old
-        .into_iter()
-        .filter(|entry| !publication.tags.iter().any(|tag| named(entry).as_deref() == Some(&tag.name)))
-        .collect();
+    let replaced =
+        |entry: &Value| publication.tags.iter().any(|tag| named(entry).as_deref() == Some(&tag.name));
+    let (gone, mut manifests): (Vec<Value>, Vec<Value>) = old.iter().cloned().partition(replaced);
     for tag in &publication.tags {
         let mut descriptor = tag.document.descriptor.clone();
         descriptor.annotations = BTreeMap::from([(REF_NAME.to_owned(), tag.name.clone())]);
         manifests.push(descriptor.to_json());
     }
+    let gone = unreferenced::reachable(blobs, gone.iter());
+    let images = manifests.iter().filter(|entry| entry.get("artifactType").is_none());
+    let kept = unreferenced::reachable(blobs, images);
+    manifests.retain(|entry| {
+        unreferenced::subject(blobs, entry)
+            .is_none_or(|subject| !gone.contains(&subject) || kept.contains(&subject))
+    });
     // Documents about images have no name; programs find them by their subject.
     for referrer in &publication.referrers {
         let entry = referrer.manifest.descriptor.to_json();
@@ -236,6 +254,7 @@ mod tests {
     use crate::{
         image::{Added, Image, Settings},
         layer::Layer,
+        sbom::{self, Subject},
     };
 
     fn image(cache: &Cache, text: &str) -> Image {
@@ -272,6 +291,32 @@ mod tests {
         let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap().count();
         assert_eq!(blobs, 6, "nothing that another image may need is removed, nothing is left over");
         assert_eq!(fs::read(layout.join("oci-layout")).unwrap(), br#"{"imageLayoutVersion":"1.0.0"}"#);
+    }
+
+    #[test]
+    fn blobs_that_only_a_replaced_image_needed_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("cache")).unwrap();
+        let layout = directory.path().join("dist");
+        let put = |name: &str, image: &Image| write(&cache, &layout, &named(name, image)).unwrap();
+        let blobs = || fs::read_dir(layout.join("blobs/sha256")).unwrap().count();
+        put("a", &image(&cache, "one"));
+        // Another program has begun to write an image.
+        let foreign = layout.join("blobs/sha256").join(Digest::of(b"foreign").hex());
+        fs::write(&foreign, "foreign").unwrap();
+        let second = image(&cache, "two");
+        put("a", &second);
+        assert_eq!(blobs(), 4, "a layer, a configuration, a manifest and what is not ours");
+        let document = |image| {
+            let subject = Subject { name: "a", manifest: image, created: "1980-01-01T00:00:00Z" };
+            sbom::referrer(&subject, sbom::SPDX, &json!({}))
+        };
+        let about = document(&second.manifest.descriptor);
+        write(&cache, &layout, &Publication { referrers: vec![about], ..named("a", &second) }).unwrap();
+        assert_eq!(blobs(), 6, "the empty document is its own configuration");
+        put("a", &image(&cache, "three"));
+        assert_eq!(blobs(), 4, "documents about the old image are gone with it");
+        assert!(foreign.exists());
     }
 
     #[test]

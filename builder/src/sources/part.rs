@@ -150,7 +150,10 @@ pub fn known(cache: &Cache, shelf: Shelf, checksum: Checksum) -> Option<Content>
         let content = cache.note::<Content>("checked-v2", &key(checksum))?;
         return cache.find(shelf, &content).map(|_| content);
     };
-    let size = std::fs::metadata(cache.path(shelf, &digest)).ok()?.len();
+    let path = cache.path(shelf, &digest);
+    let meta = std::fs::metadata(&path).ok()?;
+    Cache::mark_used(&path, &meta);
+    let size = meta.len();
     (size > 0 || digest == Digest::of(b"")).then_some(Content { digest, size })
 }
 
