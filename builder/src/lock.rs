@@ -271,6 +271,16 @@ impl Pins {
         }
     }
 
+    /// Whether everything has to be locked.
+    pub fn is_strict(&self) -> bool {
+        self.strict
+    }
+
+    /// Everything that was locked.
+    pub fn known(&self) -> impl Iterator<Item = (&String, &Pin)> {
+        self.known.iter()
+    }
+
     /// What a request came to, as part and pin; `None` when it is new or another one.
     pub fn resolved(&self, request: &str, digest: Digest) -> Result<Option<Vec<(String, Pin)>>, LockError> {
         if self.known.get(request).is_some_and(|pin| pin.digest == digest) {

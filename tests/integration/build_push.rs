@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
+use hearth_builder::sources::download::PARALLEL;
 use http::Method;
 use kit::{
     process::binary,
@@ -444,6 +445,31 @@ async fn a_download_is_resumed_where_it_broke_off_and_checked() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("has the digest") && message.contains("sha256:1111"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_downloaded_side_by_side_and_no_more_than_the_bound() {
+    const FILES: usize = 20;
+    let upstream = FakeUpstream::start().await;
+    let fixture = Fixture::new();
+    let mut files = vec!["files:".to_owned()];
+    for at in 0..FILES {
+        let digest = upstream.blob("files", format!("file {at}").as_bytes()).await;
+        let hex = digest.strip_prefix("sha256:").expect("a digest");
+        let url = format!("{}/v2/files/blobs/{digest}", upstream.url());
+        files.push(format!("  - {{ url: \"{url}\", sha256: \"{hex}\", to: /opt/files/{at} }}"));
+    }
+    fixture.spec("registry.test/data/spark", "{ rootfs: base.tar }", &files.join("\n"));
+    upstream.fault(On::blob().get(), Fault::Delay(Duration::from_secs(1)));
+    let mut command = fixture.command(&["--output-format", "json"]);
+    report(&tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic"));
+    let log = upstream.log().blob_gets();
+    assert_eq!(log.len(), FILES, "each once: {}", log.describe());
+    let under_way = |at: &kit::registry::Entry| {
+        log.iter().filter(|other| other.at <= at.at && other.last_byte_at() > at.at).count()
+    };
+    let most = log.iter().map(under_way).max().expect("there were requests");
+    assert!((8..=PARALLEL).contains(&most), "{most} at once: {}", log.describe());
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{BuildError, blocking, inputs::Inputs};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{BuildError, blocking, fetching::Fetch, inputs::Inputs};
 use crate::{
     cache::Shelf,
     checksum::Checksum,
@@ -25,6 +27,9 @@ use crate::{
     spec::{FileContent, FileInput, Input, Jars, Recipe, Source, Wanted, Wheels},
     tree::{Entry, ImagePath, Kind, Tree},
 };
+
+/// Checksums of JARs asked for at once: small files.
+const LOOKUPS: usize = 8;
 
 impl Inputs<'_> {
     /// The Java and the Python that the specification brings along.
@@ -82,6 +87,19 @@ impl Inputs<'_> {
             self.locate(repositories.as_ref().map_err(copy)?, jars, spark, &name).await?
         };
         self.pins.request(&name, with_spark, "jars");
+        let remote = |(coordinate, input): &(String, Input)| match input {
+            Input { place: Source::Url(url), checksum: Some(checksum) } => Some(Fetch {
+                name: lock::part(&name, coordinate),
+                url: url.clone(),
+                checksum: *checksum,
+                basic: repositories.as_ref().ok().and_then(|repositories| {
+                    repositories.basic(url).map(|(user, password)| (user.to_owned(), password.to_owned()))
+                }),
+                of_index: false,
+            }),
+            _ => None,
+        };
+        self.fetch_all(found.iter().filter_map(remote).collect()).await?;
         let mut tree = Tree::new();
         for (coordinate, input) in found {
             let part = lock::part(&name, &coordinate);
@@ -124,11 +142,11 @@ impl Inputs<'_> {
             keep: &jars.keep_spark,
             provided: Some(&provided),
         };
-        let mut found = Vec::new();
-        for coordinate in repositories.resolve(&wanted).await? {
-            found.push((coordinate.to_string(), repositories.locate(&coordinate).await?));
-        }
-        Ok(found)
+        let coordinates = repositories.resolve(&wanted).await?;
+        let locate = async |coordinate: Coordinate| {
+            Ok::<_, MavenError>((coordinate.to_string(), repositories.locate(&coordinate).await?))
+        };
+        Ok(stream::iter(coordinates.into_iter().map(locate)).buffered(LOOKUPS).try_collect().await?)
     }
 
     /// A locked input as one that can be read.
@@ -167,6 +185,15 @@ impl Inputs<'_> {
         };
         self.pins.request(&name, request.digest(), &shown);
         let target = Target { directory: runtime::WHEELS, python: python.program.to_string() };
+        let remote = files.iter().filter(|(_, place, _)| place.contains("://"));
+        let remote = remote.map(|(file, place, checksum)| Fetch {
+            name: lock::part(&name, file),
+            url: place.clone(),
+            checksum: *checksum,
+            basic: None,
+            of_index: true,
+        });
+        self.fetch_all(remote.collect()).await?;
         let mut tree = Tree::new();
         for (file, place, checksum) in files {
             let part = lock::part(&name, &file);

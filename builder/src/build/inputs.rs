@@ -61,6 +61,8 @@ pub struct Inputs<'a> {
     pub(super) downloader: Downloader<'a>,
     bases: HashMap<String, Base>,
     archives: HashMap<String, Archive>,
+    /// Sparks that were looked up, by their names in a lock.
+    pub(super) located: HashMap<String, pypi::Located>,
     /// What was used, held against the lock.
     pub pins: Pins,
     /// What the user should know about the inputs.
@@ -88,9 +90,19 @@ impl<'a> Inputs<'a> {
     ) -> Result<Self, BuildError> {
         let downloader = Downloader::new(cache, progress, options.offline)
             .map_err(|source| BuildError::Input { name: "anything".to_owned(), source })?;
-        let (bases, archives) = (HashMap::new(), HashMap::new());
-        let warnings = Vec::new();
-        Ok(Self { options, matrix, cache, registry, progress, downloader, bases, archives, pins, warnings })
+        Ok(Self {
+            options,
+            matrix,
+            cache,
+            registry,
+            progress,
+            downloader,
+            bases: HashMap::new(),
+            archives: HashMap::new(),
+            located: HashMap::new(),
+            pins,
+            warnings: Vec::new(),
+        })
     }
 
     /// Reads everything that a cell needs.
@@ -267,6 +279,8 @@ impl<'a> Inputs<'a> {
         }
         let (url, digest) = if let Some(pin) = self.pins.get(&name)? {
             (pin.origin, pin.digest)
+        } else if let Some(located) = self.located.get(&name) {
+            (located.url.clone(), located.digest)
         } else {
             let _bar = self.progress.step(&format!("looking for {package} {}", cell.spark));
             let located = pypi::locate(package, &cell.spark, cell.python.as_ref(), self.options.offline)

@@ -2,6 +2,7 @@
 
 mod error;
 mod extras;
+mod fetching;
 mod inputs;
 mod inventory;
 mod locking;
@@ -132,9 +133,6 @@ async fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<
     let started = Instant::now();
     let registry = Registry::new(options.registries.clone());
     let lock = read_lock(options)?;
-    if options.push {
-        check_push(&spec::load(&options.spec)?.repository, &registry, cache, progress).await?;
-    }
     let planning = prepare(options, cache, &registry, progress, lock.as_ref(), true).await?;
     if let Some(lock) = &lock {
         lock.check_codec(&lock_path(options), planning.matrix.compression)?;
@@ -208,7 +206,11 @@ async fn prepare(
     if matrix.wanted.is_empty() || (!matrix.refused.is_empty() && !options.skip_refused) {
         return Err(BuildError::Refused(matrix.refused));
     }
+    if options.push {
+        check_push(&matrix.repository, registry, cache, progress).await?;
+    }
     let mut inputs = Inputs::new(options, &matrix, cache, registry, progress, Pins::new(lock, strict))?;
+    inputs.prefetch().await?;
     let mut prepared = Vec::new();
     for wanted in &matrix.wanted {
         prepared.push(inputs.prepare(wanted).await?);

@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
+use tokio::sync::Semaphore;
 
 use super::{
     logins::Logins,
@@ -96,6 +97,9 @@ pub enum DownloadError {
     Cache(#[from] CacheError),
 }
 
+/// Transfers at once. Files come from a few servers, and each transfer that waits for one costs no more than a socket.
+pub const PARALLEL: usize = 12;
+
 /// What to do about a server that asks for a login.
 fn login_hint(status: StatusCode) -> &'static str {
     match status {
@@ -127,6 +131,7 @@ pub struct Downloader<'a> {
     progress: &'a Progress,
     offline: bool,
     logins: Arc<Logins>,
+    slots: Arc<Semaphore>,
 }
 
 /// Something on a server, with user and password when it asks for them.
@@ -176,7 +181,8 @@ impl<'a> Downloader<'a> {
     /// Nothing is asked yet; `offline`: nothing will be.
     pub fn new(cache: &'a Cache, progress: &'a Progress, offline: bool) -> Result<Self, DownloadError> {
         let logins = Arc::new(Logins::of_user());
-        Ok(Self { client: client()?, cache, progress, offline, logins })
+        let slots = Arc::new(Semaphore::new(PARALLEL));
+        Ok(Self { client: client()?, cache, progress, offline, logins, slots })
     }
 
     /// The user's logins, with that of pip's index where it matters.
@@ -201,6 +207,7 @@ impl<'a> Downloader<'a> {
             return Ok(content);
         }
         self.refuse_offline(remote.url)?;
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let mut part = Part::open(self.cache, Shelf::Files, expected).await?;
         if let Some(content) = part.done()? {
             return Ok(content);

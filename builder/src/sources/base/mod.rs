@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use self::origin::Manifest;
@@ -39,6 +40,9 @@ use crate::{
 
 /// Manifests and configurations of real images are far smaller; more is refused before it is read.
 const DOCUMENT_LIMIT: u64 = 8 << 20;
+
+/// Layers fetched at once from a registry.
+const PARALLEL: usize = 4;
 
 /// Indexes may point to indexes, but not for ever.
 const DEPTH: usize = 4;
@@ -254,13 +258,14 @@ pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base
         let (ids, layers) = (diff_ids.len(), manifest.layers.len());
         return Err(unsuitable(format!("its configuration names {ids} layers, its manifest {layers}")));
     }
-    let mut layers = Vec::new();
-    for (descriptor, diff_id) in manifest.layers.iter().zip(diff_ids) {
+    let fetch = async |(descriptor, diff_id): (&Descriptor, Digest)| {
         let media_type = layer_type(&descriptor.media_type).map_err(unsuitable)?.to_owned();
         let label = format!("base layer {}", descriptor.digest.short());
         let blob = origin.blob(context, descriptor.digest, &label, descriptor.size).await?;
-        layers.push(Layer { blob, diff_id, media_type });
-    }
+        Ok::<_, BaseError>(Layer { blob, diff_id, media_type })
+    };
+    let wanted = manifest.layers.iter().zip(diff_ids);
+    let layers: Vec<Layer> = stream::iter(wanted.map(fetch)).buffered(PARALLEL).try_collect().await?;
     let view = view(context, &layers)?;
     Ok(Base { name, digest, config, layers, view })
 }
