@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+pub use self::python::requires_python;
+
 /// A minimal Debian root file system (an uncompressed tar) with Java 17, Python 3.11, tini, procps, bash and
 /// nss_wrapper, as `hearth build` takes it for `base: { rootfs: ... }`.
 ///
