@@ -14,6 +14,7 @@ mod build_output;
 mod build_overlays;
 mod build_property;
 mod build_push;
+mod build_readers;
 mod build_sbom;
 mod build_wheels;
 mod cli;
