@@ -478,4 +478,7 @@ fn help_shows_examples() {
         finish(Command::new(binary("hearth").expect("the binary is built")).args(["build", "--help"]));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("Examples:") && text.contains("--plain-http"), "{text}");
+    let output = finish(Command::new(binary("hearth").expect("the binary is built")).arg("--version"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("hearth "), "{text}");
 }

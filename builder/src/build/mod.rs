@@ -7,9 +7,10 @@ mod inputs;
 mod inventory;
 mod locking;
 mod planning;
+mod pushing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -33,10 +34,9 @@ use crate::{
     },
     platform::Platform,
     progress::Progress,
-    publish::{Publication, Tag, docker_archive, layout, upload::Pusher},
-    registry::{Registry, Repository, Settings},
-    report::{ImageReport, LayerReport, PushReport, RefusedReport, Report},
-    sources::{base, download},
+    publish::{Publication, Tag, docker_archive, layout},
+    registry::{Registry, Settings},
+    report::{ImageReport, LayerReport, RefusedReport, Report},
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
     tree,
 };
@@ -152,7 +152,7 @@ async fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<
         blocking(|| docker_archive::write(cache, path, repository, &publication))?;
     }
     let push = if options.push {
-        Some(push(&planning, &registry, cache, &publication, progress).await?)
+        Some(pushing::push(&planning, &registry, cache, &publication, progress).await?)
     } else {
         None
     };
@@ -207,7 +207,7 @@ async fn prepare(
         return Err(BuildError::Refused(matrix.refused));
     }
     if options.push {
-        check_push(&matrix.repository, registry, cache, progress).await?;
+        pushing::check(&matrix.repository, registry, cache, progress).await?;
     }
     let mut inputs = Inputs::new(options, &matrix, cache, registry, progress, Pins::new(lock, strict))?;
     inputs.prefetch().await?;
@@ -318,60 +318,6 @@ fn publication<'a>(matrix: &Matrix, built: &'a [Built<'_>]) -> Publication<'a> {
     };
     let tags = matrix.tags().into_iter().map(tag).collect();
     Publication { images: built.iter().map(|built| &built.image).collect(), tags, referrers: Vec::new() }
-}
-
-/// The layers of bases that lie in other repositories of the registry that is pushed to.
-fn mounts(planning: &Planning) -> BTreeMap<Digest, Repository> {
-    let target = &planning.matrix.repository;
-    let mut found = BTreeMap::new();
-    for Prepared { wanted, base, .. } in &planning.prepared {
-        let spec::Base::Image(name) = &wanted.recipe.base else { continue };
-        let Ok(source) = base::repository_of(name).parse::<Repository>() else { continue };
-        if source.endpoint() == target.endpoint() && source != *target {
-            found.extend(base.layers.iter().map(|layer| (layer.blob.digest, source.clone())));
-        }
-    }
-    found
-}
-
-/// Fails before anything is built when the user may not push.
-async fn check_push(
-    repository: &Repository,
-    registry: &Registry,
-    cache: &Cache,
-    progress: &Progress,
-) -> Result<(), BuildError> {
-    let _bar = progress.step(&format!("checking that {repository} can be pushed to"));
-    let client =
-        download::client().map_err(|source| BuildError::Input { name: repository.to_string(), source })?;
-    let mounts = BTreeMap::new();
-    let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
-    Ok(pusher.check().await?)
-}
-
-async fn push(
-    planning: &Planning,
-    registry: &Registry,
-    cache: &Cache,
-    publication: &Publication<'_>,
-    progress: &Progress,
-) -> Result<PushReport, BuildError> {
-    let (matrix, mounts) = (&planning.matrix, mounts(planning));
-    let client = download::client()
-        .map_err(|source| BuildError::Input { name: matrix.repository.to_string(), source })?;
-    let repository = &matrix.repository;
-    let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
-    let mut report = PushReport { repository: matrix.repository.to_string(), ..PushReport::default() };
-    for sent in pusher.push(publication).await? {
-        if sent.uploaded {
-            report.uploaded.push(sent.digest);
-            report.uploaded_bytes += sent.size;
-        } else {
-            report.skipped.push(sent.digest);
-            report.skipped_bytes += sent.size;
-        }
-    }
-    Ok(report)
 }
 
 impl Built<'_> {

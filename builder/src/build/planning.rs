@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    BuildError, Options, Planning, blocking, inputs::Prepared, mounts, prepare, read_lock, refused_report,
-    repaired, write_layers,
+    BuildError, Options, Planning, blocking, inputs::Prepared, prepare, pushing::mounts, read_lock,
+    refused_report, repaired, write_layers,
 };
 use crate::{
     cache::{Cache, Content},

@@ -4,6 +4,7 @@ pub mod docker_archive;
 pub mod layout;
 mod referrers;
 mod session;
+mod transfer;
 mod unreferenced;
 pub mod upload;
 

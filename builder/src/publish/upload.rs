@@ -17,20 +17,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{Seek, SeekFrom},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Body, Client, Method, Response, StatusCode, Url, header};
 
 use super::{
     Publication,
     session::{Failed, Moved, Session},
+    transfer::{chunk_length, last_byte, pieces, with_digest},
 };
 use crate::{
-    cache::{BUFFER, Cache, CacheError, Content, Shelf},
+    cache::{Cache, CacheError, Content, Shelf},
     digest::Digest,
     image::Document,
     progress::{Bar, Progress},
@@ -40,12 +41,6 @@ use crate::{
 
 /// Requests under way at once: enough to fill a link, few enough for registries that count them.
 const PARALLEL: usize = 4;
-
-/// The largest chunk that GHCR accepts.
-const CHUNK: u64 = 4 << 20;
-
-/// The longest chunk that a registry may ask for; those of object stores want 5 MiB.
-const LONGEST_CHUNK: u64 = 1 << 30;
 
 /// Why a push failed.
 #[derive(Debug, thiserror::Error)]
@@ -186,19 +181,6 @@ struct Upload {
     chunk: u64,
 }
 
-/// How long chunks are: [`CHUNK`], or what the registry asks for.
-fn chunk_length(answer: &Response) -> u64 {
-    let asked =
-        answer.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
-    asked.unwrap_or(CHUNK).clamp(CHUNK, LONGEST_CHUNK)
-}
-
-/// The last byte that a registry says it has of an upload (`Range: 0-LAST`).
-fn last_byte(answer: &Response) -> Option<u64> {
-    let range = answer.headers().get(header::RANGE)?.to_str().ok()?;
-    range.trim_start_matches("bytes=").split_once('-')?.1.parse().ok()
-}
-
 /// Every blob once, in the order of the images.
 fn payloads(publication: &Publication<'_>) -> Vec<Payload> {
     let images = &publication.images;
@@ -289,7 +271,8 @@ impl Session<'_> {
             {
                 return Err(self.refused(&format!("a chunk of the blob `{}`", content.digest), answer).await);
             }
-            if last_byte(&answer).is_some_and(|last| last != end) {
+            // Not every registry counts alike: what matters is that nothing of this chunk is there.
+            if last_byte(&answer).is_some_and(|last| last < start) {
                 let repository = self.pusher.repository.to_string();
                 return Err(PushError::LostChunk { repository, digest: content.digest }.into());
             }
@@ -379,30 +362,4 @@ impl Session<'_> {
             }
         }
     }
-}
-
-fn with_digest(mut location: Url, digest: Digest) -> Url {
-    location.query_pairs_mut().append_pair("digest", &digest.to_string());
-    location
-}
-
-/// A part of a file as a stream. Reads block for a page-cache copy of a few hundred kilobytes.
-fn pieces(
-    file: impl Read + Send + 'static,
-    length: u64,
-    moved: Arc<Moved>,
-) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::try_unfold((file, length), move |(mut file, left)| {
-        let moved = moved.clone();
-        async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            let mut buffer = vec![0; BUFFER.min(usize::try_from(left).unwrap_or(BUFFER))];
-            file.read_exact(&mut buffer)?;
-            let count = buffer.len() as u64;
-            moved.advance(count);
-            Ok(Some((Bytes::from(buffer), (file, left - count))))
-        }
-    })
 }

@@ -1,0 +1,69 @@
+//! The push at the end of a build, and the check at its beginning.
+
+use std::collections::BTreeMap;
+
+use super::{BuildError, Planning, inputs::Prepared};
+use crate::{
+    cache::Cache,
+    digest::Digest,
+    progress::Progress,
+    publish::{Publication, upload::Pusher},
+    registry::{Registry, Repository},
+    report::PushReport,
+    sources::{base, download},
+    spec,
+};
+
+/// The layers of bases that lie in other repositories of the registry that is pushed to.
+pub(super) fn mounts(planning: &Planning) -> BTreeMap<Digest, Repository> {
+    let target = &planning.matrix.repository;
+    let mut found = BTreeMap::new();
+    for Prepared { wanted, base, .. } in &planning.prepared {
+        let spec::Base::Image(name) = &wanted.recipe.base else { continue };
+        let Ok(source) = base::repository_of(name).parse::<Repository>() else { continue };
+        if source.endpoint() == target.endpoint() && source != *target {
+            found.extend(base.layers.iter().map(|layer| (layer.blob.digest, source.clone())));
+        }
+    }
+    found
+}
+
+/// Fails before anything is built when the user may not push.
+pub(super) async fn check(
+    repository: &Repository,
+    registry: &Registry,
+    cache: &Cache,
+    progress: &Progress,
+) -> Result<(), BuildError> {
+    let _bar = progress.step(&format!("checking that {repository} can be pushed to"));
+    let client =
+        download::client().map_err(|source| BuildError::Input { name: repository.to_string(), source })?;
+    let mounts = BTreeMap::new();
+    let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
+    Ok(pusher.check().await?)
+}
+
+pub(super) async fn push(
+    planning: &Planning,
+    registry: &Registry,
+    cache: &Cache,
+    publication: &Publication<'_>,
+    progress: &Progress,
+) -> Result<PushReport, BuildError> {
+    let (matrix, mounts) = (&planning.matrix, mounts(planning));
+    let client = download::client()
+        .map_err(|source| BuildError::Input { name: matrix.repository.to_string(), source })?;
+    let repository = &matrix.repository;
+    let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
+    let mut report = PushReport { repository: matrix.repository.to_string(), ..PushReport::default() };
+    for sent in pusher.push(publication).await? {
+        if sent.uploaded {
+            report.uploaded.push(sent.digest);
+            report.uploaded_bytes += sent.size;
+        } else {
+            report.skipped.push(sent.digest);
+            report.skipped_bytes += sent.size;
+        }
+    }
+    Ok(report)
+}
