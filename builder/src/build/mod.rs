@@ -25,7 +25,7 @@ use crate::{
     cache::{Cache, CacheError, Content},
     digest::Digest,
     image::{self, Added, Image},
-    layer::{self, Layer, LayerError},
+    layer::{self, Layer, LayerError, member},
     lock::{Lock, LockError, Pins},
     plan::{
         self, Refused,
@@ -119,7 +119,10 @@ async fn repaired<T>(
                     error = format!("{:#}", anyhow::Error::new(error)),
                     "damaged cache: repairing it"
                 );
-                blocking(|| cache.verify_all());
+                blocking(|| {
+                    cache.verify_all();
+                    member::verify_all(cache);
+                });
                 let removed = cache.take_damaged();
                 tracing::warn!(removed, "all other files of the cache verified: building again");
             }

@@ -157,7 +157,7 @@ impl Cache {
         self.state.damaged.swap(0, Ordering::Relaxed)
     }
 
-    /// Verifies every file of the cache that a digest names, and removes the damaged ones: where one byte is wrong,
+    /// Verifies every file of the cache that the digest of its bytes names, and removes the damaged ones: where one byte is wrong,
     /// more may be.
     pub fn verify_all(&self) {
         for shelf in [Shelf::Files, Shelf::Blobs] {
@@ -170,6 +170,11 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// The compressed files of all codecs.
+    pub(crate) fn members(&self) -> Vec<PathBuf> {
+        files_below(&self.root.join("members-v2"))
     }
 
     /// An error of a read that may come from the verification.

@@ -7,6 +7,7 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
+    path::PathBuf,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -29,7 +30,20 @@ const TRAILER: usize = 48;
 
 /// Opens a member; `None` when it has to be made (again).
 pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Verified> {
-    let path = cache.member_path(codec.id(), &content.digest);
+    open_path(cache, cache.member_path(codec.id(), &content.digest))
+}
+
+/// Verifies every member of the cache, whatever its codec, and removes the damaged ones.
+pub fn verify_all(cache: &Cache) {
+    for path in cache.members() {
+        if let Some(mut member) = open_path(cache, path) {
+            // A damaged file is removed and counted; one that cannot be read is made again where it is needed.
+            let _ = io::copy(&mut member, &mut io::sink());
+        }
+    }
+}
+
+fn open_path(cache: &Cache, path: PathBuf) -> Option<Verified> {
     let mut file = File::open(&path).ok()?;
     let meta = file.metadata().ok()?;
     Cache::mark_used(&path, &meta);
