@@ -197,10 +197,6 @@ impl<W: Write> Archive<W> {
 
 const JAVA: &str = "JAVA_VERSION=\"17.0.21\"\nMODULES=\"java.base jdk.incubator.vector\"\n";
 
-/// A database of packages: one is installed, of the other one only its configuration is left.
-const PACKAGES: &str = "Package: bash\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.2.15-2+b7\n\n\
-                        Package: removed-package\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n";
-
 /// A root file system with everything a builder can get wrong. Members in `without` are left out.
 pub fn write_base(out: impl Write, without: &[&str]) {
     use tar::EntryType::{Link, Symlink};
@@ -213,8 +209,6 @@ pub fn write_base(out: impl Write, without: &[&str]) {
     base.device("dev/null", 1, 3);
     base.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/bash\n");
     base.file("etc/group", 0o644, b"root:x:0:\n");
-    base.file("usr/lib/os-release", 0o644, b"ID=debian\nVERSION_ID=\"12\"\n");
-    base.file("var/lib/dpkg/status", 0o644, PACKAGES.as_bytes());
     for program in ["bash", "tini", "ps", "python3.11"] {
         let path = format!("usr/bin/{program}");
         if !without.contains(&path.as_str()) {

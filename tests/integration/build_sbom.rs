@@ -13,7 +13,7 @@ use kit::{
 };
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, blob, finish, report, skipped, write_spark};
+use crate::build_fixture::{Archive, Fixture, blob, finish, report, skipped, write_base, write_spark};
 
 fn document(layout: &Path, digest: &Value) -> Value {
     let path = blob(layout, digest.as_str().expect("a digest"));
@@ -50,6 +50,23 @@ fn an_image_comes_with_what_is_in_it_and_where_it_came_from() {
     fs::rename(&layout, fixture.path("base-layout")).expect("movable");
     fixture.spec("registry.test/data/other", "{ layout: base-layout }", "");
     fixture.build(&[]);
+}
+
+/// A database of packages: one is installed, of the other one only its configuration is left.
+const PACKAGES: &str = "Package: bash\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.2.15-2+b7\n\n\
+                        Package: removed-package\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n";
+
+/// A base with a database of packages.
+fn with_packages(fixture: &Fixture) {
+    const END: usize = 1024;
+    let mut bytes = Vec::new();
+    write_base(&mut bytes, &[]);
+    bytes.truncate(bytes.len() - END);
+    let mut more = Archive::new(Vec::new());
+    more.file("usr/lib/os-release", 0o644, b"ID=debian\nVERSION_ID=\"12\"\n");
+    more.file("var/lib/dpkg/status", 0o644, PACKAGES.as_bytes());
+    bytes.extend(more.finish());
+    fs::write(fixture.path("base.tar"), bytes).expect("writable");
 }
 
 /// The contents of the documents of a kind in a layout, by the name of their image.
@@ -92,6 +109,7 @@ fn provenance_names_the_inputs_of_its_own_image_only() {
 #[test]
 fn the_packages_of_the_base_and_its_java_are_components() {
     let fixture = Fixture::new();
+    with_packages(&fixture);
     fixture.build(&["--sbom"]);
     let documents = documents(&fixture.path("dist"), "application/vnd.cyclonedx+json");
     let document = documents.values().next().expect("there is one");
@@ -115,6 +133,7 @@ fn documents_validate_against_their_schemas_and_package_urls_are_canonical() {
         return skipped("needs uv");
     }
     let fixture = Fixture::new();
+    with_packages(&fixture);
     fixture.build(&["--sbom"]);
     let mut uv = Command::new("uv");
     uv.args(["run", "--no-project", "--quiet", "--with", "cyclonedx-python-lib[json-validation]==11.12.0"]);

@@ -29,7 +29,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// nothing compressed unless every size has to be exact.
 pub async fn plan(options: &Options, progress: &Progress) -> Result<PlanReport, BuildError> {
     // A plan is where a user looks at refused combinations: they are a part of its answer.
-    let options = Options { skip_refused: true, ..options.clone() };
+    // Nothing is pushed, so nobody needs the right to.
+    let options = Options { skip_refused: true, push: false, ..options.clone() };
     let cache = Cache::open(&options.cache)?;
     repaired(&cache, async || report(&options, &cache, progress).await).await
 }

@@ -1,7 +1,7 @@
 //! Requests of a push: authorization that is shared and renewed, bounded waits, and what refusals mean.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -47,6 +47,8 @@ pub(super) struct Session<'a> {
     pub(super) pusher: &'a Pusher<'a>,
     /// Held while a token is fetched, so that requests that start together fetch one.
     authorization: Mutex<Option<Authorization>>,
+    /// Whether blobs go in chunks: whole ones were cut, and the registry has taken one in chunks.
+    chunks: AtomicBool,
 }
 
 /// How an attempt failed.
@@ -75,7 +77,17 @@ impl<T: Into<PushError>> From<T> for Failed {
 impl<'a> Session<'a> {
     /// Nothing is known yet.
     pub(super) fn new(pusher: &'a Pusher<'a>) -> Self {
-        Self { pusher, authorization: Mutex::new(None) }
+        Self { pusher, authorization: Mutex::new(None), chunks: AtomicBool::new(false) }
+    }
+
+    /// Sends the blobs that follow in chunks.
+    pub(super) fn keep_to_chunks(&self) {
+        self.chunks.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether chunks are what this registry takes.
+    pub(super) fn takes_chunks(&self) -> bool {
+        self.chunks.load(Ordering::Relaxed)
     }
 
     /// Sends a small request. A 401 is answered once with a fresh token.

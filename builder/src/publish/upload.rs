@@ -8,7 +8,9 @@
 //! A blob is sent with one `POST` and one `PUT`, also after a dropped connection: some registries answer chunks with 201
 //! instead of 202, drop all but the first (ECR, aws/containers-roadmap#2831) or take none (GAR). Only where the registry or a
 //! proxy in front of it refuses the size (413) is the blob sent in chunks: of 4 MiB, the most that GHCR takes, or of
-//! `OCI-Chunk-Min-Length` if that is more. A registry whose `Range` shows that it lost a chunk is not trusted with the next.
+//! `OCI-Chunk-Min-Length` if that is more. Some proxies cut the connection before their 413 can be read: after three dropped
+//! connections in a row one attempt is made in chunks. A registry whose `Range` shows that it lost a chunk is not trusted
+//! with the next.
 //!
 //! Time-outs, throttling and server faults are retried with the policy of [`crate::retry`]; a 401 in between means that the
 //! token has run out, and a new one is fetched. A transfer that moves no byte for a minute is aborted; a long one that moves
@@ -41,6 +43,9 @@ use crate::{
 
 /// Requests under way at once: enough to fill a link, few enough for registries that count them.
 const PARALLEL: usize = 4;
+
+/// Dropped connections in a row after which the size may be the reason.
+const CUT: u32 = 3;
 
 /// Why a push failed.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +179,15 @@ impl Pusher<'_> {
     }
 }
 
+/// How a blob is sent.
+#[derive(Default)]
+struct Way {
+    /// The registry has refused its size.
+    refused: bool,
+    /// How often its connection was dropped.
+    drops: u32,
+}
+
 /// An upload that the registry has opened.
 struct Upload {
     location: Url,
@@ -198,14 +212,13 @@ fn payloads(publication: &Publication<'_>) -> Vec<Payload> {
 impl Session<'_> {
     async fn blob(&self, payload: Payload, bar: &Bar) -> Result<Sent, PushError> {
         let content = payload.content();
-        let mut chunked = false;
+        let mut way = Way::default();
         let what = format!("the blob {}", content.digest.short());
-        let uploaded =
-            self.retried(&what, async || self.attempt_blob(&payload, &mut chunked, bar).await).await?;
+        let uploaded = self.retried(&what, async || self.attempt_blob(&payload, &mut way, bar).await).await?;
         Ok(Sent { digest: content.digest, size: content.size, uploaded })
     }
 
-    async fn attempt_blob(&self, payload: &Payload, chunked: &mut bool, bar: &Bar) -> Result<bool, Failed> {
+    async fn attempt_blob(&self, payload: &Payload, way: &mut Way, bar: &Bar) -> Result<bool, Failed> {
         let content = payload.content();
         let url = self.url(&format!("blobs/{}", content.digest));
         let head = self.send(Method::HEAD, &url, |request| request).await?;
@@ -217,15 +230,29 @@ impl Session<'_> {
             StatusCode::NOT_FOUND => {}
             _ => return Err(self.refused("to say whether it has a blob", head).await),
         }
-        if !*chunked {
+        let cut = way.drops == CUT;
+        if !(way.refused || cut || self.takes_chunks()) {
             match self.whole(payload, bar).await {
                 Err(Failed::Final(PushError::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, .. })) => {
-                    *chunked = true;
+                    way.refused = true;
+                }
+                Err(error @ Failed::Again(PushError::Network { .. }, _)) => {
+                    way.drops += 1;
+                    return Err(error);
                 }
                 sent => return sent,
             }
         }
-        self.in_chunks(payload, bar).await?;
+        let sent = self.in_chunks(payload, bar).await;
+        if !cut || way.refused {
+            return sent.map(|()| true);
+        }
+        // A guess: when it was wrong, the next attempt is one request again.
+        way.drops += 1;
+        match sent {
+            Ok(()) => self.keep_to_chunks(),
+            Err(failed) => return Err(Failed::Again(failed.into_error(), None)),
+        }
         Ok(true)
     }
 

@@ -73,6 +73,7 @@ struct Server {
     gate: auth::Gate,
     throttle: limit::Throttle,
     profile: profile::Current,
+    body_limit: AtomicU64,
     connections: AtomicU64,
     rate: AtomicU64,
     addresses: [SocketAddr; 3],
@@ -125,6 +126,7 @@ impl FakeUpstream {
             gate: auth::Gate::default(),
             throttle: limit::Throttle::default(),
             profile: profile::Current::default(),
+            body_limit: AtomicU64::new(u64::MAX),
             connections: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             addresses: [address(0)?, address(1)?, address(2)?],
@@ -207,6 +209,11 @@ impl FakeUpstream {
     /// Takes uploads like one of the public registries.
     pub fn profile(&self, profile: Profile) {
         self.server.profile.set(profile);
+    }
+
+    /// Refuses larger request bodies with 413, as a proxy in front of a registry does.
+    pub fn limit_bodies(&self, bytes: u64) {
+        self.server.body_limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Limits every blob transfer to so many bytes a second per connection; 0 lifts the limit.

@@ -1,5 +1,7 @@
 //! The write side: uploads in one piece, in chunks or by mount, manifests, deletion.
 
+use std::sync::atomic::Ordering;
+
 use http::{Method, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -19,6 +21,12 @@ const MANIFEST_LIMIT: usize = 4 << 20;
 
 /// Answers a write request.
 pub(super) async fn answer(server: &Server, entry: &Entry, body: Incoming) -> Reply {
+    let length = entry.header(header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
+    if length.is_some_and(|length| length > server.body_limit.load(Ordering::Relaxed)) {
+        // The answer can be read only when the body was.
+        drop(body.collect().await);
+        return Reply::error(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "the body is too large");
+    }
     match (entry.target.kind, &entry.method) {
         (Kind::Upload, &Method::POST) => begin(server, entry, body).await,
         (Kind::Upload, &Method::PATCH) => patch(server, entry, body).await,
