@@ -34,6 +34,7 @@ mod pull;
 mod queue;
 mod report;
 mod schedule;
+mod schema;
 mod set;
 pub mod spark;
 

@@ -181,12 +181,6 @@ fn several_clouds_render_and_the_agent_reads_them() {
     let documents = render::kustomize(&folder().join("examples/several-clouds"));
     let problems: Vec<_> = documents.iter().flat_map(objects::wrong).collect();
     assert!(problems.is_empty(), "{}", problems.join("\n"));
-    let map = documents.iter().find(|one| one["kind"] == "ConfigMap").expect("there is a configuration");
-    let text = map["data"]["agent.yaml"].as_str().expect("it is `agent.yaml`");
-    let home = tempfile::tempdir().expect("temporary folders are available");
-    let secret = r#"{"auths": {"registry.example.com": {"auth": "dTpw"}}}"#;
-    fs::write(home.path().join(".dockerconfigjson"), secret).expect("writable");
-    let text = text.replace("/etc/hearth-credentials", &home.path().to_string_lossy());
-    let config = hearth_agent::config::Config::from_yaml(&text).unwrap_or_else(|error| panic!("{error}"));
+    let config = super::pods::config(&documents, "hearth");
     assert!(config.upstream.registries.iter().any(|registry| registry.endpoints.len() == 3));
 }

@@ -1,18 +1,17 @@
 //! The manifests as a cluster would get them: rendered by the real `kubectl kustomize`, every object held against the API's
 //! types strictly, every configuration read by the agent's own loader, and the rules that keep the agent harmless.
 
+mod components;
 mod examples;
 mod objects;
+mod pods;
 mod policy;
 pub(crate) mod render;
 
 use std::{fs, path::PathBuf};
 
-use hearth_agent::config::Config;
-use k8s_openapi::api::{
-    apps::v1::DaemonSet,
-    core::v1::{ConfigMap, Container, PodSpec},
-};
+use hearth_agent::prepull::{Schedule, crd};
+use k8s_openapi::api::core::v1::Container;
 use serde_json::Value;
 
 /// The folder `manifests/`.
@@ -30,14 +29,6 @@ fn overlays() -> Vec<String> {
     names.retain(|name| !name.starts_with("hearth-"));
     names.sort();
     names
-}
-
-fn daemon_set(documents: &[Value]) -> DaemonSet {
-    render::one(documents, "DaemonSet", "hearth-agent")
-}
-
-fn pod(daemon_set: &DaemonSet) -> &PodSpec {
-    daemon_set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).expect("it has a pod")
 }
 
 fn is_root(container: &Container) -> bool {
@@ -58,28 +49,98 @@ fn every_overlay_renders_to_objects_that_the_api_knows_in_every_field() {
 
 #[test]
 fn the_definitions_of_our_objects_are_what_the_code_says() {
-    let written = fs::read_to_string(folder().join("base/crds.yaml")).expect("the file is there");
-    let current = hearth_agent::prepull::crd::definitions();
-    assert!(written == current, "not current: `hearth-agent crds > manifests/base/crds.yaml`:\n{current}");
+    let current = crd::definitions();
+    let written = fs::read_to_string(folder().join("crds/crds.yaml")).expect("the file is there");
+    assert!(written == current, "not current: `hearth-agent crds > manifests/crds/crds.yaml`:\n{current}");
+    // Formats that the API server does not know are warnings at every `kubectl apply`.
+    assert!(!current.contains("format: uint"), "{current}");
+}
+
+/// The schema of one field of an image set's specification.
+fn field(name: &str) -> Value {
+    let definitions = render::documents(&crd::definitions());
+    let version = &definitions[0]["spec"]["versions"][0];
+    version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"][name].clone()
+}
+
+#[test]
+fn the_api_server_refuses_schedules_that_agents_would() {
+    let schema = field("schedule");
+    let pattern = schema["pattern"].as_str().expect("schedules have a pattern");
+    let pattern = regex::Regex::new(pattern).expect("it is a pattern");
+    for cron in [
+        "0 3 * * *",
+        "*/15 * * * *",
+        "5/20 * * * *",
+        "0 22 * * 1-5",
+        "0 0 13 * fri",
+        "0 0 * * 7",
+        "0 0 29 2 *",
+        "30 1,13 1 JAN,jul ?",
+        "59 23 31 12 sat",
+        "@daily",
+        "@annually",
+        "05 09 01 01 00",
+        "1-5/2,7 * * * *",
+        "",
+        "* * * *",
+        "0 0 3 * * *",
+        "60 * * * *",
+        "0 24 * * *",
+        "0 25 * * *",
+        "* * 0 * *",
+        "* * 32 * *",
+        "* * * 13 *",
+        "* * * 0 *",
+        "* * * * 8",
+        "*/0 * * * *",
+        "+1 * * * *",
+        "* * * foo *",
+        "@reboot",
+        "1- * * * *",
+        "-1 * * * *",
+        "1,,2 * * * *",
+        "*-5 * * * *",
+        "0 3 * * mon-friday",
+        "a b c d e",
+    ] {
+        assert_eq!(pattern.is_match(cron), Schedule::new(cron, None).is_ok(), "{cron}");
+    }
+    // What a pattern cannot compare is left to the agent.
+    assert!(pattern.is_match("5-1 * * * *") && Schedule::new("5-1 * * * *", None).is_err());
+}
+
+#[test]
+fn the_api_server_refuses_operators_that_no_agent_knows() {
+    for expressions in ["matchExpressions", "matchFields"] {
+        let operator = &field("nodeSelectorTerms")["items"]["properties"][expressions]["items"]["properties"]
+            ["operator"];
+        let known = serde_json::json!(["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]);
+        assert_eq!(operator["enum"], known, "{expressions}");
+    }
+    let toleration = &field("tolerations")["items"]["properties"];
+    assert_eq!(toleration["operator"]["enum"], serde_json::json!(["Exists", "Equal"]));
+    assert_eq!(
+        toleration["effect"]["enum"],
+        serde_json::json!(["NoSchedule", "PreferNoSchedule", "NoExecute"])
+    );
 }
 
 #[test]
 fn every_agent_reads_its_configuration() {
     for name in overlays() {
         let documents = render::overlay(&name);
-        let daemon_set = daemon_set(&documents);
-        let pod = pod(&daemon_set);
-        let volume = pod.volumes.iter().flatten().find(|volume| volume.name == "config");
-        let wanted = volume.and_then(|volume| volume.config_map.as_ref()).expect("a ConfigMap is mounted");
-        // Its name changes with its content: a changed configuration is rolled out.
-        assert!(wanted.name.len() > "hearth-agent-".len(), "{name}: {}", wanted.name);
-        let map: ConfigMap = render::one(&documents, "ConfigMap", &wanted.name);
-        let text = map.data.as_ref().and_then(|data| data.get("agent.yaml")).expect("it is `agent.yaml`");
-        let home = tempfile::tempdir().expect("temporary folders are available");
-        let text = with_files(text, home.path());
-        let config = Config::from_yaml(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let daemon_set = pods::daemon_set(&documents);
+        let pod = pods::pod(&daemon_set);
+        let config = pods::config(&documents, "hearth");
         assert!(config.mirror_listen.ip().is_loopback(), "{name}: the mirror is for this node alone");
         assert!(config.lock_wait.as_secs() >= 600, "{name}: the new agent waits for the old one's end");
+        // Credentials are shared with peers that are known only.
+        let shares = config.peers.source != hearth_agent::peers::Source::Off && config.peers.tls.is_none();
+        assert!(
+            !shares || !pods::configuration(&documents).contains("private: agent"),
+            "{name}: peers without TLS"
+        );
         let grace = config.limits.grace.as_secs();
         let termination = pod.termination_grace_period_seconds.unwrap_or(30);
         assert!(
@@ -103,25 +164,28 @@ fn every_agent_reads_its_configuration() {
     }
 }
 
-/// Files of a node that a configuration names, made in `home`, with contents that say nothing.
-fn with_files(text: &str, home: &std::path::Path) -> String {
-    let provider = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n  - name: helper\n    apiVersion: credentialprovider.kubelet.k8s.io/v1\n    defaultCacheDuration: 1h\n    matchImages: [registry.example.com]\n";
-    fs::write(home.join("config.json"), provider).expect("writable");
-    let plugin = home.join("helper");
-    fs::write(&plugin, "#!/bin/sh\n").expect("writable");
-    fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
-    text.replace("/etc/eks/image-credential-provider", &home.to_string_lossy())
+#[test]
+fn a_changed_configuration_is_rolled_out() {
+    for name in overlays() {
+        let documents = render::overlay(&name);
+        let map = documents.iter().find(|one| one["kind"] == "ConfigMap").expect("there is a configuration");
+        // Its name changes with its content.
+        let text = map["metadata"]["name"].as_str().unwrap_or_default();
+        assert!(text.len() > "hearth-agent-".len(), "{name}: {text}");
+        // By this label old ones are found and removed.
+        assert_eq!(map["metadata"]["labels"]["app.kubernetes.io/name"], "hearth-agent", "{name}");
+    }
 }
 
 #[test]
 fn an_update_leaves_no_gap_and_the_agent_may_do_nothing_to_the_node() {
     for name in overlays() {
         let documents = render::overlay(&name);
-        let daemon_set = daemon_set(&documents);
-        let pod = pod(&daemon_set);
+        let daemon_set = pods::daemon_set(&documents);
+        let pod = pods::pod(&daemon_set);
         let spec = serde_json::to_value(&daemon_set).expect("it is JSON");
         let rolling = &spec["spec"]["updateStrategy"]["rollingUpdate"];
-        assert_eq!((&rolling["maxSurge"], &rolling["maxUnavailable"]), (&1.into(), &0.into()), "{name}");
+        assert_eq!((&rolling["maxSurge"], &rolling["maxUnavailable"]), (&"10%".into(), &0.into()), "{name}");
         assert_eq!(pod.host_network, Some(true), "{name}");
         assert_eq!(pod.dns_policy.as_deref(), Some("ClusterFirstWithHostNet"), "{name}");
         assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"), "{name}");
@@ -161,8 +225,8 @@ fn an_update_leaves_no_gap_and_the_agent_may_do_nothing_to_the_node() {
 fn arguments_of_every_container_are_understood() {
     for name in overlays() {
         let documents = render::overlay(&name);
-        let daemon_set = daemon_set(&documents);
-        let pod = pod(&daemon_set);
+        let daemon_set = pods::daemon_set(&documents);
+        let pod = pods::pod(&daemon_set);
         for container in pod.containers.iter().chain(pod.init_containers.iter().flatten()) {
             let arguments = container.args.clone().expect("every container names its command");
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -176,27 +240,6 @@ fn arguments_of_every_container_are_understood() {
             );
         }
     }
-}
-
-#[test]
-fn components_add_what_they_say_to_an_overlay() {
-    let work = tempfile::Builder::new().prefix("hearth-").tempdir_in(folder().join("overlays"));
-    let work = work.expect("the overlays are in a working copy");
-    let text = "resources: [../containerd]\ncomponents: [../../components/undo-node-setup, ../../components/runtime-images, ../../components/pull-secrets]\n";
-    fs::write(work.path().join("kustomization.yaml"), text).expect("writable");
-    let documents = render::kustomize(work.path());
-    let wrong: Vec<_> = documents.iter().flat_map(objects::wrong).collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let daemon_set = daemon_set(&documents);
-    let pod = pod(&daemon_set);
-    let setup = pod.init_containers.iter().flatten().find(|container| container.name == "setup");
-    let arguments = setup.and_then(|container| container.args.clone()).unwrap_or_default();
-    assert_eq!(arguments.last().map(String::as_str), Some("--uninstall"));
-    let variables: Vec<_> = pod.containers[0].env.iter().flatten().map(|one| one.name.as_str()).collect();
-    assert!(variables.contains(&"HEARTH_RUNTIME_SOCKET"), "{variables:?}");
-    let binding: k8s_openapi::api::rbac::v1::RoleBinding =
-        render::one(&documents, "RoleBinding", "hearth-agent-pull-secrets");
-    assert_eq!(binding.metadata.namespace.as_deref(), Some("hearth"));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The admission policy's expressions, evaluated on the requests that an agent sends and on those that it must not.
 
 use cel::{Context, Program, Value as Cel};
-use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingAdmissionPolicy,
+    core::v1::{NodeSpec, NodeStatus},
+};
 use serde_json::{Value, json};
 
 use super::render;
@@ -128,6 +131,13 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
         ("its cache comes", cache("a", "CREATE")),
         ("its cache changes", cache("a", "UPDATE")),
         ("its cache goes", cache("a", "DELETE")),
+        (
+            "its taint goes, in another namespace",
+            Review {
+                user: "system:serviceaccount:other:hearth-agent",
+                ..update(|node| node["spec"]["taints"] = json!([taints(node)[1]]))
+            },
+        ),
         ("someone else", Review { user: "system:node:b", ..update(|node| node["spec"] = json!({})) }),
     ];
     for (what, review) in &allowed {
@@ -163,6 +173,54 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
         ),
         ("it moves", update(|node| node["status"]["addresses"] = json!([])), "where it is"),
         ("it grows", update(|node| node["status"]["capacity"]["cpu"] = "9".into()), "what its node offers"),
+        (
+            "it labels, in another namespace",
+            Review {
+                user: "system:serviceaccount:other:hearth-agent",
+                ..update(|node| node["metadata"]["labels"]["x"] = "y".into())
+            },
+            "labels",
+        ),
+        (
+            "another's cache, in another namespace",
+            Review { user: "system:serviceaccount:other:hearth-agent", ..cache("b", "UPDATE") },
+            "its own NodeCache",
+        ),
+        ("it is owned", update(|node| node["metadata"]["ownerReferences"] = json!([{"uid": "x"}])), "owners"),
+        ("it holds its node", update(|node| node["metadata"]["finalizers"] = json!(["x"])), "finalizers"),
+        (
+            "its range changes",
+            update(|node| node["spec"]["podCIDR"] = "10.9.0.0/24".into()),
+            "what its node is",
+        ),
+        ("its ranges change", update(|node| node["spec"]["podCIDRs"] = json!([])), "what its node is"),
+        ("it is another machine", update(|node| node["spec"]["providerID"] = "x".into()), "what its node is"),
+        (
+            "its specification goes",
+            update(|node| drop(node.as_object_mut().expect("one").remove("spec"))),
+            "specification",
+        ),
+        (
+            "its status goes",
+            update(|node| drop(node.as_object_mut().expect("one").remove("status"))),
+            "status",
+        ),
+        (
+            "exec goes elsewhere",
+            update(|node| node["status"]["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": 1}})),
+            "where it is",
+        ),
+        (
+            "it has images",
+            update(|node| node["status"]["images"] = json!([{"names": ["x"]}])),
+            "offers, runs",
+        ),
+        (
+            "it is newer",
+            update(|node| node["status"]["nodeInfo"] = json!({"kubeletVersion": "v9"})),
+            "offers, runs",
+        ),
+        ("it has volumes", update(|node| node["status"]["volumesAttached"] = json!([])), "offers, runs"),
         ("another node", Review { node: "b", ..update(|_| ()) }, "runs on `b`"),
         ("a token without a node", Review { node: "", ..update(|_| ()) }, "runs on ``"),
         ("another's cache", cache("b", "UPDATE"), "its own NodeCache"),
@@ -172,5 +230,27 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
     for (what, review, expected) in &refused {
         let said = refusals(&policy(review), review).join("; ");
         assert!(said.contains(expected), "{what}: {said}");
+    }
+}
+
+#[test]
+fn every_field_of_a_node_is_compared() {
+    let policy: ValidatingAdmissionPolicy =
+        render::one(&render::overlay("containerd"), "ValidatingAdmissionPolicy", "hearth-agent-node");
+    let text = serde_json::to_string(&policy).expect("it is JSON").to_lowercase();
+    // The types show their fields when they are printed.
+    let field = regex::Regex::new(r"([a-z_]+): None").expect("it is a pattern");
+    for (parent, printed, least) in [
+        ("spec", format!("{:?}", NodeSpec::default()), 7),
+        ("status", format!("{:?}", NodeStatus::default()), 13),
+    ] {
+        let names: Vec<_> = field.captures_iter(&printed).map(|found| found[1].replace('_', "")).collect();
+        assert!(names.len() >= least, "{printed}");
+        for name in names {
+            assert!(
+                text.contains(&format!("oldobject.{parent}.{name}")),
+                "`{parent}.{name}` is not compared"
+            );
+        }
     }
 }
