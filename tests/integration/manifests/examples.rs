@@ -107,7 +107,7 @@ fn strict<S: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
     objects::strict::<Object<S>>(object)
 }
 
-fn wrong(object: &Value) -> Vec<String> {
+pub(super) fn wrong(object: &Value) -> Vec<String> {
     match (object["apiVersion"].as_str(), object["kind"].as_str()) {
         (Some("hearth.dev/v1alpha1"), Some("ImageSet")) => objects::strict::<ImageSet>(object),
         (Some("sparkoperator.k8s.io/v1beta2"), Some("SparkApplication")) => strict::<Application>(object),

@@ -1,6 +1,7 @@
 //! The manifests as a cluster would get them: rendered by the real `kubectl kustomize`, every object held against the API's
 //! types strictly, every configuration read by the agent's own loader, and the rules that keep the agent harmless.
 
+mod chart;
 mod components;
 mod examples;
 mod objects;
