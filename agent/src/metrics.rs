@@ -1,5 +1,7 @@
 //! Prometheus metrics, by name. One value that is passed to every part; no globals.
 
+mod exposition;
+
 use std::sync::Arc;
 
 use prometheus_client::{
@@ -154,6 +156,13 @@ pub struct PrepullStateLabels {
     pub state: &'static str,
 }
 
+/// Labels of `hearth_build_info`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    /// The agent's version.
+    version: &'static str,
+}
+
 /// All metrics of the agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -227,6 +236,9 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("hearth");
+        let build = Family::<BuildLabels, Gauge>::default();
+        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "Always 1; the label says which version runs", build);
         let requests = Family::default();
         registry.register("http_requests", "Responses to clients of the mirror", requests.clone());
         let content = Family::default();
@@ -390,10 +402,29 @@ impl Default for Metrics {
             store_blobs,
             store_bytes,
         }
+        .present()
     }
 }
 
 impl Metrics {
+    /// Makes the series whose labels are known: a counter that first appears with its first event shows no increase for it, and
+    /// an alert on "none at all" needs a zero.
+    fn present(self) -> Self {
+        for kind in [Kind::manifest, Kind::blob] {
+            self.requests.get_or_create(&RequestLabels { route: kind, status: 200 }).inc_by(0);
+            for result in [Found::hit, Found::miss, Found::joined] {
+                self.content.get_or_create(&ContentLabels { kind, result }).inc_by(0);
+            }
+        }
+        for kind in ["full", "read-only", "failing"] {
+            self.store_errors.get_or_create(&TroubleLabels { kind }).inc_by(0);
+        }
+        for outcome in ["agreed", "refused"] {
+            self.peer_tag_resolutions.get_or_create(&TagResolutionLabels { outcome }).inc_by(0);
+        }
+        self
+    }
+
     /// Counts a response by the source of its content.
     pub fn count_content(&self, kind: Kind, result: Found) {
         self.content.get_or_create(&ContentLabels { kind, result }).inc();
@@ -410,10 +441,15 @@ impl Metrics {
         self.store_errors.get_or_create(&TroubleLabels { kind }).inc();
     }
 
-    /// The text exposition format.
-    pub fn render(&self) -> String {
+    /// All series in OpenMetrics 1.0.
+    pub fn open_metrics(&self) -> String {
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
         out
+    }
+
+    /// All series in the text format of Prometheus.
+    pub fn plain_text(&self) -> String {
+        exposition::plain(&self.open_metrics())
     }
 }

@@ -97,7 +97,7 @@ impl Admin {
             "/readyz" if !self.readiness.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => text(StatusCode::OK, self.detail()),
-            "/metrics" => self.metrics(),
+            "/metrics" => self.metrics(request.headers()),
             "/api/v1/status" => self.status(),
             _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics /api/v1/status\n"),
         }
@@ -137,17 +137,27 @@ impl Admin {
         self::document(&document)
     }
 
-    fn metrics(&self) -> Response<Body> {
+    /// In OpenMetrics for clients that ask for it (Prometheus does), otherwise in the format that every tool reads.
+    fn metrics(&self, headers: &http::HeaderMap) -> Response<Body> {
         let totals = self.store.totals();
         self.metrics.store_blobs.set(i64::try_from(totals.blobs).unwrap_or(i64::MAX));
         self.metrics.store_bytes.set(i64::try_from(totals.bytes).unwrap_or(i64::MAX));
         self.metrics.store_writable.set(i64::from(self.store.trouble().is_none()));
         self.metrics.index_rebuilt.set(i64::from(self.store.was_index_rebuilt()));
-        let mut response = text(StatusCode::OK, self.metrics.render());
-        let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let (format, body) = if accepted.flat_map(|value| value.split(',')).any(is_open_metrics) {
+            ("application/openmetrics-text; version=1.0.0; charset=utf-8", self.metrics.open_metrics())
+        } else {
+            ("text/plain; version=0.0.4; charset=utf-8", self.metrics.plain_text())
+        };
+        let mut response = text(StatusCode::OK, body);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));
         response
     }
+}
+
+fn is_open_metrics(accepted: &str) -> bool {
+    accepted.split(';').next().is_some_and(|media| media.trim() == "application/openmetrics-text")
 }
 
 /// A JSON document.

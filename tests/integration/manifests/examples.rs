@@ -7,7 +7,10 @@ use std::{
 };
 
 use hearth_agent::prepull::crd::ImageSet;
-use k8s_openapi::api::core::v1::{EnvVar, NodeSelectorRequirement, Taint, Toleration};
+use k8s_openapi::{
+    api::core::v1::{EnvVar, NodeSelectorRequirement, Taint, Toleration},
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -103,6 +106,28 @@ resource!(Certificate {
 });
 resource!(PrivateKey { algorithm: String, size: i32, rotation_policy: String });
 
+// monitoring.coreos.com/v1: prometheus-operator/prometheus-operator, `pkg/apis/monitoring/v1/podmonitor_types.go`,
+// `prometheusrule_types.go` and `types.go`.
+resource!(PodMonitor { selector: LabelSelector, pod_metrics_endpoints: Vec<PodEndpoint> });
+resource!(PodEndpoint { path: String, interval: String, relabelings: Vec<Relabeling> });
+resource!(Relabeling {
+    action: String,
+    source_labels: Vec<String>,
+    regex: String,
+    target_label: String,
+    replacement: String,
+});
+resource!(PrometheusRule { groups: Vec<RuleGroup> });
+resource!(RuleGroup { name: String, rules: Vec<Rule> });
+resource!(Rule {
+    record: String,
+    alert: String,
+    expr: String,
+    r#for: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+});
+
 fn strict<S: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
     objects::strict::<Object<S>>(object)
 }
@@ -117,6 +142,8 @@ pub(super) fn wrong(object: &Value) -> Vec<String> {
         (Some("karpenter.sh/v1"), Some("NodePool")) => strict::<NodePool>(object),
         (Some("cert-manager.io/v1"), Some("Issuer")) => strict::<Issuer>(object),
         (Some("cert-manager.io/v1"), Some("Certificate")) => strict::<Certificate>(object),
+        (Some("monitoring.coreos.com/v1"), Some("PodMonitor")) => strict::<PodMonitor>(object),
+        (Some("monitoring.coreos.com/v1"), Some("PrometheusRule")) => strict::<PrometheusRule>(object),
         _ => objects::wrong(object),
     }
 }

@@ -4,6 +4,7 @@
 mod chart;
 mod components;
 mod examples;
+mod monitoring;
 mod objects;
 mod pods;
 mod policy;
