@@ -8,6 +8,7 @@ mod monitoring;
 mod objects;
 mod pods;
 mod policy;
+mod readme;
 pub(crate) mod render;
 
 use std::{fs, path::PathBuf};
