@@ -211,3 +211,29 @@ fn several_clouds_render_and_the_agent_reads_them() {
     let config = super::pods::config(&documents, "hearth");
     assert!(config.upstream.registries.iter().any(|registry| registry.endpoints.len() == 3));
 }
+
+#[test]
+fn clearing_a_node_removes_what_agents_stored_and_nothing_else() {
+    let text =
+        fs::read_to_string(folder().join("examples/clear-node-data.yaml")).expect("the example is readable");
+    let object = &render::documents(&text)[0];
+    let pod = &object["spec"]["template"]["spec"];
+    let data = serde_json::json!({"path": "/var/lib/hearth", "type": "DirectoryOrCreate"});
+    let volumes = pod["volumes"].as_array().expect("there are volumes");
+    assert_eq!(volumes.iter().map(|one| &one["hostPath"]).collect::<Vec<_>>(), [&data]);
+    let home = tempfile::tempdir().expect("temporary folders are available");
+    let store = home.path().join("store");
+    fs::create_dir_all(store.join("blobs-v1/sha256/ab")).expect("writable");
+    fs::write(store.join("blobs-v1/sha256/ab/abcd"), "x").expect("writable");
+    fs::write(home.path().join("other"), "x").expect("writable");
+    let command = pod["initContainers"][0]["command"].as_array().expect("there is a command");
+    let words = command
+        .iter()
+        .filter_map(Value::as_str)
+        .map(|word| word.replace("/var/lib/hearth", &store.to_string_lossy()));
+    let words: Vec<_> = words.collect();
+    let status = std::process::Command::new(&words[0]).args(&words[1..]).status().expect("it runs");
+    assert!(status.success());
+    assert_eq!(fs::read_dir(&store).expect("the directory itself stays").count(), 0);
+    assert!(home.path().join("other").exists());
+}
