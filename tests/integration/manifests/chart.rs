@@ -1,6 +1,6 @@
 //! The Helm chart, rendered by the real `helm`, against what kustomize makes of the overlay or the components of the same name.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
@@ -49,15 +49,19 @@ const SAME: [(&str, &str, &str); 13] = [
 
 /// Runs `helm` on the chart; its output or its complaint.
 pub(super) fn helm(command: &str, arguments: &[&str], values: &str) -> Result<String, String> {
+    helm_on(&folder().join("helm/hearth"), command, arguments, values)
+}
+
+fn helm_on(chart: &Path, command: &str, arguments: &[&str], values: &str) -> Result<String, String> {
     let home = tempfile::tempdir().expect("temporary folders are available");
     let file = home.path().join("values.yaml");
-    std::fs::write(&file, values).expect("writable");
+    fs::write(&file, values).expect("writable");
     let mut helm = Command::new("helm");
     // Nothing of the machine's own configuration is read.
     helm.env("HELM_CONFIG_HOME", home.path())
         .env("HELM_CACHE_HOME", home.path())
         .env("HELM_DATA_HOME", home.path());
-    helm.arg(command).args(arguments).arg(folder().join("helm/hearth")).arg("--values").arg(&file);
+    helm.arg(command).args(arguments).arg(chart).arg("--values").arg(&file);
     let output = helm.output().expect("helm is installed: `tests/setup tests`");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
@@ -248,7 +252,7 @@ fn wrong_values_are_refused_with_what_is_wrong() {
 #[test]
 fn the_definitions_are_installed_and_outlive_the_release() {
     let chart = folder().join("helm/hearth");
-    let ours = std::fs::read_to_string(chart.join("crds/crds.yaml")).expect("the chart has the definitions");
+    let ours = fs::read_to_string(chart.join("crds/crds.yaml")).expect("the chart has the definitions");
     // Helm installs what is in `crds/`, and never removes it.
     assert!(
         ours == hearth_agent::prepull::crd::definitions(),
@@ -257,14 +261,27 @@ fn the_definitions_are_installed_and_outlive_the_release() {
     assert!(super::chart::chart("hearth", "{}").iter().all(|one| one["kind"] != "CustomResourceDefinition"));
 }
 
+/// The notes that Helm prints after an installation. Helm 3 shows them only where it reaches a cluster, so a copy of the chart has
+/// them in an object.
+fn notes(values: &str) -> String {
+    let home = tempfile::tempdir().expect("temporary folders are available");
+    let copied = Command::new("cp").arg("-r").arg(folder().join("helm/hearth")).arg(home.path()).status();
+    assert!(copied.expect("it runs").success());
+    let templates = home.path().join("hearth/templates");
+    let text = fs::read_to_string(templates.join("NOTES.txt")).expect("the chart has notes");
+    let defined = format!("{{{{- define \"notes\" }}}}{text}{{{{ end }}}}");
+    fs::write(templates.join("_notes.tpl"), defined).expect("writable");
+    let object = "kind: Notes\ntext: {{ include \"notes\" . | toJson }}\n";
+    fs::write(templates.join("notes.yaml"), object).expect("writable");
+    let arguments = ["a-release", "--namespace", "other", "--show-only", "templates/notes.yaml"];
+    let rendered = helm_on(&home.path().join("hearth"), "template", &arguments, values);
+    let rendered = rendered.unwrap_or_else(|error| panic!("{error}"));
+    render::documents(&rendered)[0]["text"].as_str().expect("it is text").to_owned()
+}
+
 #[test]
 fn the_notes_say_how_to_verify_and_name_what_exists() {
-    let helm = |values| {
-        helm("install", &["a-release", "--namespace", "other", "--dry-run=client"], values)
-            .expect("it renders")
-    };
-    let notes = helm(r#"{"runtime": {"name": "k3s"}}"#);
-    let (_, notes) = notes.split_once("NOTES:").expect("there are notes");
+    let text = notes(r#"{"runtime": {"name": "k3s"}}"#);
     for expected in [
         "kubectl -n other rollout status daemonset/hearth-agent",
         "-c setup",
@@ -275,10 +292,10 @@ fn the_notes_say_how_to_verify_and_name_what_exists() {
         "--set runtime.restore=true",
         "helm show crds",
     ] {
-        assert!(notes.contains(expected), "`{expected}` is missing in\n{notes}");
+        assert!(text.contains(expected), "`{expected}` is missing in\n{text}");
     }
-    let notes = helm(r#"{"runtime": {"name": "none"}, "image": {"repository": "r.test/hearth-agent"}}"#);
-    assert!(!notes.contains("-c setup") && !notes.contains("still the example"), "{notes}");
+    let text = notes(r#"{"runtime": {"name": "none"}, "image": {"repository": "r.test/hearth-agent"}}"#);
+    assert!(!text.contains("-c setup") && !text.contains("still the example"), "{text}");
 }
 
 #[test]
