@@ -15,7 +15,7 @@ use schemars::{JsonSchema, transform::RecursiveTransform};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    schema::{SCHEDULE, known_formats, selector_operators, toleration_values},
+    schema::{SCHEDULE, known_formats, selector_operators},
     set::PullPolicy,
 };
 
@@ -83,7 +83,7 @@ pub struct ImageSetSpec {
     /// Taints that the images tolerate, as in a pod. Taints of nodes that are starting or are not ready are
     /// always tolerated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), transform = toleration_values)]
+    #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
 
     /// When tags are resolved again, as a cron expression of five fields; without it, every few minutes. A

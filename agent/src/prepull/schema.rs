@@ -33,23 +33,15 @@ pub(super) const SCHEDULE: &str = concat!(
     r")$",
 );
 
-/// Operators of a pod's node affinity.
+/// Operators of a pod's node affinity. Those of tolerations stay open: sets that agents make for Spark applications copy them, and an
+/// operator that is new must not cost the whole set.
 pub(super) fn selector_operators(terms: &mut Schema) {
     for expressions in ["matchExpressions", "matchFields"] {
         let pointer = format!("/items/properties/{expressions}/items/properties/operator");
-        allow(terms, &pointer, &["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]);
+        let operator = terms.pointer_mut(&pointer).and_then(Value::as_object_mut);
+        let operator = operator.expect("the API's types have this field");
+        operator.insert("enum".to_owned(), json!(["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]));
     }
-}
-
-/// Operators and effects of a pod's tolerations, as far as agents know them.
-pub(super) fn toleration_values(tolerations: &mut Schema) {
-    allow(tolerations, "/items/properties/operator", &["Exists", "Equal"]);
-    allow(tolerations, "/items/properties/effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
-}
-
-fn allow(schema: &mut Schema, pointer: &str, values: &[&str]) {
-    let field = schema.pointer_mut(pointer).and_then(Value::as_object_mut);
-    field.expect("the API's types have this field").insert("enum".to_owned(), json!(values));
 }
 
 /// Unsigned numbers in the one format that the API server knows for them: `kubectl` warns of others.
