@@ -17,7 +17,10 @@ use crate::{
     config::Config,
     download::{Fetcher, MakeRoom},
     gc::Collector,
-    http::{Admin, HeaderLimits, Latch, Limits, Mirror, PeerApi, Readiness, Section, Server},
+    http::{
+        Admin, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Readiness, Section, Server,
+        Shares,
+    },
     metrics::Metrics,
     peers::{self, Peers, directory::Publisher},
     prepull::{self, Prepuller, cluster::Cluster},
@@ -92,6 +95,8 @@ pub struct App {
     mirror: Server,
     peer: Option<Server>,
     admin: Server,
+    /// Absent when the disk does not take it.
+    local: Option<LocalServer>,
     tasks: Tasks,
     readiness: Readiness,
     starting: Latch,
@@ -109,7 +114,10 @@ impl App {
         let bind = |key, address, limits| {
             Server::bind(address, limits).map_err(|source| AppError::Listen { key, address, source })
         };
-        let patience = Limits { client_write: config.limits.client_write.min(PEER_WRITE), ..config.limits };
+        let shares = Shares::take(config.limits.connections);
+        let share = |connections| Limits { connections, ..config.limits };
+        let client_write = config.limits.client_write.min(PEER_WRITE);
+        let patience = Limits { client_write, ..share(shares.peer) };
         let on = config.peers.source != peers::Source::Off;
         let peer = if on { Some(bind("peer.listen", config.peer_listen, patience)?) } else { None };
         let address = peer.as_ref().map_or(config.peer_listen, Server::address);
@@ -137,12 +145,17 @@ impl App {
         let prepuller = Prepuller::new(
             config.prepull.clone(),
             fetcher.clone(),
+            upstream.clone(),
             config.runtime.clone(),
             store.clone(),
             metrics.clone(),
         );
-        let mirror = bind("mirror.listen", config.mirror_listen, config.limits)?;
-        let admin = bind("admin.listen", config.admin_listen, config.limits)?;
+        let mirror = bind("mirror.listen", config.mirror_listen, share(shares.mirror))?;
+        let admin = bind("admin.listen", config.admin_listen, share(shares.admin))?;
+        let local = LocalServer::bind(&config.admin_socket).inspect_err(|error| {
+            let path = config.admin_socket.display();
+            tracing::error!(%error, %path, "Unix socket not opened: `hearth-agent` commands such as `ls` and `pin` do not work");
+        });
         let (readiness, starting) = Readiness::new();
         Ok(Self {
             config,
@@ -158,6 +171,7 @@ impl App {
             mirror,
             peer,
             admin,
+            local: local.ok(),
             tasks,
             readiness,
             starting,
@@ -188,10 +202,16 @@ impl App {
             self.store.clone(),
             self.upstream.clone(),
             self.fetcher.clone(),
-            Section::new("prepull", move || prepull::document(&reporter.report())),
+            Section::new("prepull", move |detail| match detail {
+                Detail::Names => prepull::document(&reporter.report()),
+                Detail::Numbers => prepull::counts(&reporter.report()),
+            }),
             self.tasks.clone(),
             stop.clone(),
         );
+        let local_task = self.local.map(|local| {
+            self.tasks.spawn("local", local.serve(admin.clone(), self.tasks.clone(), stop.clone()))
+        });
         // Probes are answered until the end.
         let last = CancellationToken::new();
         let admin_task =
@@ -211,7 +231,13 @@ impl App {
         let tls = self.peers.config().tls.clone();
         // Downloads use peers as long as this exists.
         let swarm = self.swarm;
-        let api = PeerApi::new(self.fetcher.clone(), swarm.clone(), self.peers, self.metrics.clone());
+        let api = PeerApi::new(
+            self.fetcher.clone(),
+            swarm.clone(),
+            self.upstream.clone(),
+            self.peers,
+            self.metrics.clone(),
+        );
         let peer_task = self.peer.map(|server| {
             self.tasks.spawn("peers", server.serve_peers(api, tls, connections.clone(), stop.clone()))
         });
@@ -232,7 +258,7 @@ impl App {
         self.park.cancel();
         last.cancel();
         admin_task.await?;
-        if let Some(task) = peer_task {
+        for task in [peer_task, local_task].into_iter().flatten() {
             task.await?;
         }
         directory_task.await?;

@@ -39,7 +39,7 @@ async fn image() -> (FakeUpstream, Image) {
 
 async fn hearth_agent(agent: &Agent, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(binary("hearth-agent")?);
-    command.args(arguments).args(["--agent", &agent.addresses.admin.to_string()]);
+    command.args(arguments).arg("--agent").arg(agent.socket());
     run(command, LIMIT).await?.output()
 }
 

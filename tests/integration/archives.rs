@@ -10,9 +10,9 @@ use kit::{
     agent::{Agent, AgentConfig, REGISTRY, assert_store_is_right, blob_path, manifest_path},
     pull::Puller,
     registry::{FakeUpstream, INDEX, Image, Layer, MANIFEST, random_bytes, sha256},
-    wire::Exchange,
 };
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::UnixStream};
 
 use crate::cli::{agent as hearth_agent, command, complaint, stdout};
 
@@ -324,18 +324,25 @@ async fn what_hearth_builds_is_taken_from_its_directory() {
     assert!(unnamed.contains("--name REGISTRY/REPOSITORY"), "{unnamed}");
 }
 
+/// Sends a part of a request over the agent's socket.
+async fn begin(agent: &Agent, part: &[u8]) -> UnixStream {
+    let mut stream = UnixStream::connect(agent.socket()).await.expect("it listens");
+    stream.write_all(part).await.expect("the agent reads");
+    stream
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_in_the_middle_of_its_archive_leaves_nothing_behind() {
     let agent = Agent::start(&closed_network()).await;
     let archive = tar(&whole());
     let head = format!(
-        "POST /api/v1/images HTTP/1.1\r\nhost: localhost\r\nx-hearth-command: 1\r\ncontent-length: {}\r\n\r\n",
+        "POST /api/v1/images HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
         archive.len()
     );
     let part = [head.as_bytes(), &archive[..archive.len() / 2]].concat();
     let aside = || std::fs::read_dir(agent.data().join("tmp")).expect("readable").count();
     let limit = Duration::from_secs(20);
-    let exchange = Exchange::open(agent.addresses.admin, &part, limit).await.expect("it listens");
+    let exchange = begin(&agent, &part).await;
     let wait = async |staged: bool| {
         while (aside() > 0) != staged {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -346,7 +353,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_archive_leaves_nothing_behind
     tokio::time::timeout(limit, wait(false)).await.expect("and swept");
     assert!(agent.stored().is_empty());
     // It holds up neither the next one nor the end of the agent.
-    let exchange = Exchange::open(agent.addresses.admin, &part, limit).await.expect("it listens");
+    let exchange = begin(&agent, &part).await;
     tokio::time::timeout(limit, wait(true)).await.expect("what has come is staged");
     let home = agent.stop().await;
     drop(exchange);

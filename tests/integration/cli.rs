@@ -29,8 +29,8 @@ pub(crate) fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> Output 
 
 /// Runs a command against a running agent.
 pub(crate) fn command(agent: &Agent, arguments: &[&str]) -> Output {
-    let admin = agent.addresses.admin.to_string();
-    self::agent(&[arguments, &["--agent", &admin]].concat(), &[])
+    let socket = agent.socket().display().to_string();
+    self::agent(&[arguments, &["--agent", &socket]].concat(), &[])
 }
 
 /// What a command printed that succeeded as it should.

@@ -135,10 +135,10 @@ async fn without_an_agent_the_commands_say_so_and_work_offline_on_its_data() {
     };
     let locked = complaint(&offline(&["ls"]));
     assert!(locked.contains("in use by another agent") && locked.contains("--offline"), "{locked}");
-    let admin = agent.addresses.admin.to_string();
+    let socket = agent.socket().display().to_string();
     let _home = agent.stop().await;
-    let stopped = complaint(&hearth_agent(&["ls", "--agent", &admin], &[]));
-    for needle in [&admin, "no agent answers", "hearth-agent run", "--offline"] {
+    let stopped = complaint(&hearth_agent(&["ls", "--agent", &socket], &[]));
+    for needle in [&socket, "no agent answers", "hearth-agent run", "--offline"] {
         assert!(stopped.contains(needle), "`{needle}`: {stopped}");
     }
     stdout(&offline(&["pin", &name("one")]));
@@ -150,7 +150,7 @@ async fn without_an_agent_the_commands_say_so_and_work_offline_on_its_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_network_and_web_pages_cannot_change_anything() {
+async fn over_tcp_nothing_can_be_changed() {
     let upstream = FakeUpstream::start().await;
     let config = AgentConfig::for_upstream(&upstream).with("admin: { listen: 0.0.0.0:0 }");
     let agent = Agent::start(&config).await;
@@ -162,16 +162,11 @@ async fn the_network_and_web_pages_cannot_change_anything() {
     let request = |method: &str, host: &str, more: &str| {
         format!("{method} /api/v1/pins?name=a HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n{more}\r\n")
     };
-    let command = "x-hearth-command: 1\r\n";
-    assert_eq!(
-        ask(local, request("PUT", "localhost", command)).await,
-        404,
-        "admitted; there is no such image"
-    );
-    assert_eq!(ask(local, request("PUT", "localhost", "")).await, 403);
-    assert_eq!(ask(local, request("POST", "localhost", "content-type: text/plain\r\n")).await, 403);
-    assert_eq!(ask(local, request("PUT", "rebound.example.com", command)).await, 403);
-    assert_eq!(ask(local, request("PUT", "localhost", &format!("{command}origin: http://x\r\n"))).await, 403);
+    for (host, more) in
+        [("localhost", "x-hearth-command: 1\r\n"), ("rebound.example.com", "origin: http://x\r\n")]
+    {
+        assert_eq!(ask(local, request("PUT", host, more)).await, 403, "{host} {more}");
+    }
     // The machine's own address on a network, if it has one; nothing is sent for this.
     let probe = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
         socket.connect("192.0.2.1:9")?;
@@ -180,9 +175,8 @@ async fn the_network_and_web_pages_cannot_change_anything() {
     if let Ok(own) = probe {
         let outside = SocketAddr::new(own.ip(), port);
         for (method, path) in [("PUT", "pins?name=a"), ("GET", "images")] {
-            let request = format!(
-                "{method} /api/v1/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n{command}\r\n"
-            );
+            let request =
+                format!("{method} /api/v1/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
             assert_eq!(ask(outside, request).await, 403, "{method} {path}");
         }
         assert_eq!(ask(outside, "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".to_owned()).await, 200);

@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["download", "gc", "http", "peers", "prepull", "runtime", "store", "types", "upstream"]),
     ("http", &["download", "images", "metrics", "peers", "store", "swarm", "task", "types", "upstream"]),
-    ("prepull", &["download", "kubernetes", "metrics", "runtime", "store", "task", "types"]),
+    ("prepull", &["download", "kubernetes", "metrics", "runtime", "store", "task", "types", "upstream"]),
     ("kubernetes", &[]),
     ("runtime", &["types"]),
     ("limits", &[]),

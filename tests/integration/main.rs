@@ -1,6 +1,7 @@
 //! Integration tests.
 
 mod archives;
+mod attacks;
 mod build;
 mod build_crash;
 mod build_damage;

@@ -32,8 +32,9 @@ async fn image(upstream: &FakeUpstream, tag: &str, seed: u64) -> Image {
 }
 
 async fn status(agent: &Agent) -> Value {
-    let url = format!("http://{}/api/v1/status", agent.addresses.admin);
-    let answer = reqwest::get(url).await.expect("the admin listener answers");
+    let client =
+        reqwest::Client::builder().no_proxy().unix_socket(agent.socket()).build().expect("a plain client");
+    let answer = client.get("http://agent/api/v1/status").send().await.expect("the socket answers");
     serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
 }
 

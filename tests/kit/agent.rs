@@ -159,6 +159,11 @@ impl Agent {
         self.home.path().join("data")
     }
 
+    /// The Unix socket for its commands.
+    pub fn socket(&self) -> PathBuf {
+        self.data().join("agent.sock")
+    }
+
     /// Where the mirror listens.
     pub fn mirror(&self) -> SocketAddr {
         self.addresses.mirror

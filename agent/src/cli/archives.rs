@@ -73,8 +73,11 @@ pub(super) fn commands() -> Vec<Command> {
 
 pub(super) fn import(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let path = arguments.get_one::<PathBuf>("archive").expect("clap requires it");
-    let options =
-        ImportOptions { name: arguments.get_one::<ImageName>(NAME).cloned(), pin: arguments.get_flag("pin") };
+    let options = ImportOptions {
+        name: arguments.get_one::<ImageName>(NAME).cloned(),
+        pin: arguments.get_flag("pin"),
+        ..ImportOptions::default()
+    };
     let place = Place::of(arguments, config)?;
     let what = || format!("cannot import `{}`", path.display());
     let mut imported = match &place {

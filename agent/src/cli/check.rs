@@ -38,7 +38,7 @@ pub(super) fn run(
     config: &Config,
     json: bool,
 ) -> anyhow::Result<()> {
-    let client = Client::new(None, config.admin_listen)?;
+    let client = Client::new(&config.admin_socket)?;
     let checked: Vec<_> =
         plan.runtimes.iter().map(|runtime| one(*runtime, job, socket, &client)).collect::<Result<_, _>>()?;
     if json {
@@ -65,7 +65,7 @@ fn one(runtime: Runtime, job: &Job, socket: Option<&Path>, client: &Client) -> a
         return Ok(Checked { runtime, image: None, took: None, problem: Some(problem.to_owned()) });
     };
     let Probe { name, archive } = Probe::new(&registry)?;
-    let options = ImportOptions { name: Some(name.clone()), pin: false };
+    let options = ImportOptions { name: Some(name.clone()), ..ImportOptions::default() };
     let _: Imported = client
         .import(Cursor::new(archive), &options)
         .context("cannot import the test image into the agent")?;

@@ -1,8 +1,8 @@
-//! The client of the admin API. `http/api.rs` is the server.
+//! The admin API as a client sees it, over the agent's Unix socket. The other end is `http/api.rs`.
 
 use std::{
     io::Read,
-    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +18,6 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
-    http::COMMAND_HEADER,
     images::archive::{ImportOptions, Imported},
     types::{ImageName, root_cause},
 };
@@ -38,17 +37,18 @@ pub(super) struct Client {
     runtime: tokio::runtime::Runtime,
     http: reqwest::Client,
     base: Url,
+    socket: PathBuf,
 }
 
 impl Client {
-    /// Uses the address from the user, or the listener of the configuration.
-    pub(super) fn new(named: Option<&str>, listen: SocketAddr) -> anyhow::Result<Self> {
-        let address = named.map_or_else(|| loopback(listen).to_string(), str::to_owned);
-        let base = Url::parse(&format!("http://{address}/"))
-            .with_context(|| format!("`--agent {address}` is not of the form HOST:PORT"))?;
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).build()?;
+    /// Of the agent with this socket.
+    pub(super) fn new(socket: &Path) -> anyhow::Result<Self> {
+        // The host is only what HTTP asks for.
+        let base = Url::parse("http://agent/").context("a constant URL")?;
+        let http =
+            reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).unix_socket(socket).build()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { runtime, http, base })
+        Ok(Self { runtime, http, base, socket: socket.to_owned() })
     }
 
     /// Sends a request and returns its JSON response.
@@ -99,7 +99,7 @@ impl Client {
         for name in names {
             url.query_pairs_mut().append_pair("name", &name.to_string());
         }
-        self.http.request(method, url).header(COMMAND_HEADER, "1")
+        self.http.request(method, url)
     }
 
     /// The response of a successful request, or the agent's error.
@@ -124,11 +124,12 @@ impl Client {
     }
 
     fn not_running(&self, error: &reqwest::Error) -> anyhow::Error {
-        let place = self.base.authority();
+        let place = self.socket.display();
         let reason = root_cause(error);
         anyhow!(
-            "no agent answers at `{place}` ({reason}): start it with `hearth-agent run`, give the address of \
-             its admin listener with `--agent` or `--config`, or add `--offline` if it is stopped"
+            "no agent answers at `{place}` ({reason}): start it with `hearth-agent run`, give its socket with `--agent` or \
+             its configuration with `--config`, run this command as root or as the agent's user, or add `--offline` if the \
+             agent is stopped"
         )
     }
 }
@@ -201,32 +202,5 @@ impl Read for Download<'_> {
         let count = self.current.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.current.split_to(count));
         Ok(count)
-    }
-}
-
-/// The address at which a listener is reached from the same node.
-fn loopback(listen: SocketAddr) -> SocketAddr {
-    let address = match listen {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-        _ => listen.ip(),
-    };
-    SocketAddr::new(address, listen.port())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_listener_on_every_address_is_reached_on_loopback() {
-        for (listen, expected) in [
-            ("0.0.0.0:5052", "127.0.0.1:5052"),
-            ("[::]:5052", "[::1]:5052"),
-            ("127.0.0.2:1", "127.0.0.2:1"),
-            ("10.0.0.1:1", "10.0.0.1:1"),
-        ] {
-            assert_eq!(loopback(listen.parse().unwrap()).to_string(), expected);
-        }
     }
 }

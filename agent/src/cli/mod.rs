@@ -1,7 +1,7 @@
 //! Commands other than `run`: management of the images on a node.
 //!
-//! They send requests to the admin listener of the running agent; with `--offline` they work on the data directory of
-//! a stopped agent. Results go to standard output as a table or as JSON, everything else to standard error. Exit
+//! They send requests to the running agent over its Unix socket; with `--offline` they work on the data directory of a
+//! stopped agent. Results go to standard output as a table or as JSON, everything else to standard error. Exit
 //! codes: 0 ok, 1 failed, 2 bad usage or configuration.
 
 mod archives;
@@ -14,7 +14,7 @@ mod setup;
 mod status;
 mod table;
 
-use std::io::Write as _;
+use std::{io::Write as _, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -50,14 +50,25 @@ pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Resul
 }
 
 fn with_common(command: Command, file: &Arg) -> Command {
-    let agent = Arg::new(AGENT).long(AGENT).value_name("HOST:PORT").conflicts_with(OFFLINE).help(
-        "The running agent's admin listener [default: `admin.listen` of the configuration, on loopback]",
-    );
+    let agent = agent().conflicts_with(OFFLINE);
     let offline = Arg::new(OFFLINE)
         .long(OFFLINE)
         .action(ArgAction::SetTrue)
         .help("Work on the data directory of a stopped agent");
     with_config(command.args([agent, offline, output()]), file)
+}
+
+fn agent() -> Arg {
+    Arg::new(AGENT)
+        .long(AGENT)
+        .value_name("SOCKET")
+        .value_parser(value_parser!(PathBuf))
+        .help("The running agent's Unix socket [default: `admin.socket` of the configuration]")
+}
+
+/// A client of the agent that the arguments or the configuration name.
+fn client(arguments: &ArgMatches, config: &Config) -> anyhow::Result<Client> {
+    Client::new(arguments.get_one::<PathBuf>(AGENT).unwrap_or(&config.admin_socket))
 }
 
 fn output() -> Arg {
@@ -83,8 +94,7 @@ enum Place {
 impl Place {
     fn of(arguments: &ArgMatches, config: &Config) -> anyhow::Result<Self> {
         if !arguments.get_flag(OFFLINE) {
-            let named = arguments.get_one::<String>(AGENT).map(String::as_str);
-            return Ok(Self::Agent(Client::new(named, config.admin_listen)?));
+            return Ok(Self::Agent(client(arguments, config)?));
         }
         let directory = config.store.data_dir.display();
         let store = Store::open(&config.store).with_context(|| {

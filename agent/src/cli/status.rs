@@ -4,25 +4,21 @@ use clap::{Arg, ArgMatches, Command};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{AGENT, as_json, client::Client, output, print, table::table, with_config};
+use super::{agent, as_json, client, output, print, table::table, with_config};
 use crate::{config::Config, types::format_size};
 
 pub(super) const NAME: &str = "status";
 
 pub(super) fn command(file: &Arg) -> Command {
-    let agent = Arg::new(AGENT).long(AGENT).value_name("HOST:PORT").help(
-        "The running agent's admin listener [default: `admin.listen` of the configuration, on loopback]",
-    );
     let command = Command::new(NAME)
         .about("Show the running agent's store, downloads, registries, and images of sets")
         .after_help("Examples:\n  hearth-agent status\n  hearth-agent status --output json | jq '.prepull[].images[] | select(.state == \"Failed\")'")
-        .args([agent, output()]);
+        .args([agent(), output()]);
     with_config(command, file)
 }
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
-    let named = arguments.get_one::<String>(AGENT).map(String::as_str);
-    let client = Client::new(named, config.admin_listen)?;
+    let client = client(arguments, config)?;
     let document: Value = client.call(Method::GET, "/api/v1/status", &[])?;
     if as_json(arguments) {
         return print(&(serde_json::to_string_pretty(&document)? + "\n"));

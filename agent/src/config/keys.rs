@@ -158,7 +158,13 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "admin.listen",
         default: "0.0.0.0:5052",
-        meaning: "address for probes and Prometheus: /livez /readyz /metrics /api/v1/status",
+        meaning: "address for probes and Prometheus: /livez /readyz /metrics, and /api/v1/status without names",
+    },
+    Key {
+        path: "admin.socket",
+        default: "",
+        meaning: "Unix socket for the commands of `hearth-agent` (`ls`, `pin`, `import`, ...), for root and the agent's own \
+                  user alone; without it `agent.sock` in `dataDir`",
     },
     Key {
         path: "registries",
@@ -168,7 +174,9 @@ pub const KEYS: &[Key] = &[
                   left to the container runtime and the pod's own secret, the default; `agent`: the agent's own credentials \
                   decide for everyone on the node), `connections` (transfers of blobs at once; default 24) and `tls` \
                   (`ca`: PEM file of certificate authorities beyond the system's; `certificate` and `key`: PEM files \
-                  of the agent's own)",
+                  of the agent's own), `realms` (further hosts of token endpoints to which credentials may be sent; those of \
+                  the registry's own domain need not be named) and `redirects` (hosts in private networks to which a registry \
+                  without TLS may redirect). `private: agent` together with peers needs `peer.tls`",
     },
     Key {
         path: "defaultRegistry",
@@ -246,7 +254,8 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "limits.connections",
         default: "4096",
-        meaning: "client connections open at once; further clients are refused with 503",
+        meaning: "client connections open at once on each listener, as far as the limit of open files allows; further clients \
+                  are refused with 503. Clients from other machines have three quarters of them, each address an eighth",
     },
     Key {
         path: "limits.shutdownGrace",
@@ -320,6 +329,22 @@ pub const KEYS: &[Key] = &[
         path: "kubernetes.sparkTtl",
         default: "1h",
         meaning: "for how long images stay wanted after the last application that needed them",
+    },
+    Key {
+        path: "kubernetes.sparkNamespaces",
+        default: "labelled",
+        meaning: "whose applications: `labelled` (namespaces with the label `hearth.dev/prepull: \"true\"`), `all`, or \
+                  namespaces separated by commas",
+    },
+    Key {
+        path: "kubernetes.sparkImages",
+        default: "50",
+        meaning: "most images that the applications of one namespace have pre-pulled",
+    },
+    Key {
+        path: "kubernetes.sparkBytes",
+        default: "100GiB",
+        meaning: "most bytes of such images on one node, for each namespace",
     },
     Key { path: "log.format", default: "text", meaning: "`text` or `json`" },
     Key {

@@ -19,6 +19,9 @@ pub(super) fn check(raw: RawKubernetes, defaults: RawKubernetes, node: &str) -> 
         ttl: raw.spark_ttl.or(defaults.spark_ttl).expect("`kubernetes.sparkTtl` has a default").0.0,
         // Each agent and then the leader write once per interval.
         settled: interval * 3,
+        namespaces: value!(spark_namespaces),
+        images: value!(spark_images).0,
+        bytes: value!(spark_bytes).0,
     });
     value!(image_sets).then(|| cluster::Config {
         api: raw.api.map(|api| api.0.0.to_string()),

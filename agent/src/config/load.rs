@@ -12,10 +12,17 @@ use super::{
 use crate::{
     download,
     http::Limits,
+    peers,
     runtime::Runtime,
     store,
     upstream::{self, Credentials, Private, RegistryConfig},
 };
+
+/// Name of the Unix socket in `dataDir`.
+const SOCKET: &str = "agent.sock";
+
+/// Longest path of the socket: `sun_path` has 108 bytes (unix(7)), and it is bound under a longer name first.
+const LONGEST_SOCKET: usize = 90;
 
 /// One value of an environment variable or a flag.
 #[derive(Clone, Debug)]
@@ -188,6 +195,19 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     }
     let peers = super::peers::check(&raw.peer, &defaults.peer)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
+    if purpose == Purpose::Serve {
+        check_private_peers(&registries, &checked, &peers, origins)?;
+    }
+    let data_dir = raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default");
+    let admin_socket = match raw.admin.socket {
+        Some(socket) if socket.value.as_os_str().len() > LONGEST_SOCKET => {
+            let problem =
+                format!("`admin.socket`: a Unix socket's path has at most {LONGEST_SOCKET} bytes here");
+            return Err(origins.error("admin.socket", Some(socket.referenced), problem));
+        }
+        Some(socket) => socket.value,
+        None => data_dir.join(SOCKET),
+    };
     let kubernetes = super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name);
     let in_cluster = kubernetes.is_some();
     let prepull = super::prepull::check(raw.prepull, defaults.prepull, &checked, &peers.name, in_cluster)
@@ -204,7 +224,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
                 .store
                 .runtime_content
                 .map(|directory| store::RuntimeContent { directory, link: value!(store.runtime_link) }),
-            data_dir: raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default"),
+            data_dir,
         },
         lock_wait: value!(store.lock_wait).0,
         scrub_rate: value!(store.scrub_rate).0,
@@ -234,6 +254,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         },
         mirror_listen: value!(mirror.listen).0,
         admin_listen: value!(admin.listen).0,
+        admin_socket,
         peer_listen: value!(peer.listen).0,
         peers,
         prepull,
@@ -298,10 +319,40 @@ fn check_registries(
             connections: entry.connections.as_ref().map_or(upstream::DEFAULT_CONNECTIONS, |count| count.0.0),
             authorities,
             identity,
+            realms: entry.realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            redirects: entry.redirects.iter().map(|host| host.to_ascii_lowercase()).collect(),
             ..RegistryConfig::of(pattern, private.unwrap_or(Private::Decline))
         });
     }
     Ok(checked)
+}
+
+/// What only the agent's own credentials can read, peers must not get without saying who they are: the port for peers is
+/// open to every pod.
+fn check_private_peers(
+    registries: &[Spanned<RawRegistry>],
+    checked: &[RegistryConfig],
+    peers: &peers::Config,
+    origins: &Origins,
+) -> Result<(), ConfigError> {
+    if peers.source == peers::Source::Off || peers.tls.is_some() {
+        return Ok(());
+    }
+    for (registry, config) in registries.iter().zip(checked) {
+        if !config.shows_credentials() {
+            continue;
+        }
+        let why = if config.private == Private::Agent { "`private: agent`" } else { "`tls.certificate`" };
+        let problem = format!(
+            "`registries`: `{}` has {why}, and peers are not authenticated: every pod that reaches `peer.listen` could \
+             read this registry's images with the agent's credentials. Set `peer.tls.certificate`, `peer.tls.key`, \
+             `peer.tls.ca` and `peer.tls.name`; or use `private: decline` without a certificate; or set none of \
+             `peer.members`, `peer.dns` and `peer.service`",
+            config.pattern
+        );
+        return Err(origins.error("registries", Some(registry.referenced), problem));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

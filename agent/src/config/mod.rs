@@ -42,6 +42,8 @@ pub struct Config {
     pub mirror_listen: SocketAddr,
     /// Where probes, Prometheus and people reach the agent.
     pub admin_listen: SocketAddr,
+    /// The Unix socket of programs of this node.
+    pub admin_socket: PathBuf,
     /// Where other agents reach this one.
     pub peer_listen: SocketAddr,
     /// Who they are, and how this one takes part.

@@ -47,7 +47,7 @@ section!(Raw {
     mirror: Listener,
     peer: RawPeer,
     runtime: RawRuntime,
-    admin: Listener,
+    admin: RawAdmin,
     registries: Option<Vec<Spanned<RawRegistry>>>,
     default_registry: Option<Spanned<Text<RegistryHost>>>,
     credentials: RawCredentials,
@@ -69,6 +69,7 @@ section!(RawStore {
     runtime_link: Option<Text<bool>>,
 });
 section!(Listener { listen: Option<Text<Address>> });
+section!(RawAdmin { listen: Option<Text<Address>>, socket: Option<Spanned<PathBuf>> });
 section!(RawPeer {
     listen: Option<Text<Address>>,
     name: Option<Text<Name>>,
@@ -132,6 +133,9 @@ section!(RawKubernetes {
     spark: Option<Text<bool>>,
     spark_lead: Option<Text<PositiveSpan>>,
     spark_ttl: Option<Text<PositiveSpan>>,
+    spark_namespaces: Option<Text<crate::prepull::spark::Namespaces>>,
+    spark_images: Option<Text<Count>>,
+    spark_bytes: Option<Text<Bytes>>,
 });
 section!(RawLog { format: Option<Text<Format>>, filter: Option<Text<Filter>> });
 
@@ -145,6 +149,10 @@ pub(super) struct RawRegistry {
     pub(super) private: Option<Text<PrivatePolicy>>,
     pub(super) connections: Option<Text<Count>>,
     pub(super) tls: Option<RawTls>,
+    #[serde(default)]
+    pub(super) realms: Vec<String>,
+    #[serde(default)]
+    pub(super) redirects: Vec<String>,
 }
 
 /// Trust and identity towards one registry.

@@ -114,12 +114,11 @@ impl Context {
         digest: &Digest,
     ) -> Result<u64, FetchError> {
         let size = self.upstream.blob_head(repository, digest).await?;
-        size.or_else(|| self.descriptors.get(digest).map(|descriptor| descriptor.size)).ok_or_else(|| {
-            FetchError::NotNow {
+        size.or_else(|| self.descriptors.get(repository, digest).map(|descriptor| descriptor.size))
+            .ok_or_else(|| FetchError::NotNow {
                 reason: "the registry did not send the size of the blob".into(),
                 retry_after: None,
-            }
-        })
+            })
     }
 
     /// Notes an error of the store, so that health checks and other downloads see it.

@@ -195,7 +195,7 @@ impl Fetcher {
             return (download.clone(), subscriber, Found::joined);
         }
         let origin_penalties = self.0.penalties.of(digest);
-        let download = Download::new(*digest, self.0.descriptors.get(digest), origin_penalties);
+        let download = Download::new(*digest, self.0.descriptors.get(repository, digest), origin_penalties);
         let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         let subscriber = download.subscribe(repository, range, rest).expect("a new download is open");
         downloads.insert(*digest, download.clone());
@@ -214,7 +214,7 @@ impl Fetcher {
             return None;
         }
         let origin_penalties = self.0.penalties.of(digest);
-        let described = self.0.descriptors.get(digest);
+        let described = self.0.descriptors.get(repository, digest);
         let download = Download::for_peer(*digest, described, origin_penalties, repository, size);
         let download = Arc::new(download.after(downloads.get(digest).map(Arc::as_ref)));
         downloads.insert(*digest, download.clone());

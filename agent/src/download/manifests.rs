@@ -134,6 +134,9 @@ impl Fetcher {
         let stored = match record.and_then(|record| MediaType::parse(&record.media_type)) {
             Some(media_type) => {
                 let bytes = self.stored_bytes(digest).await;
+                if let Some(Ok(links)) = bytes.as_deref().map(ManifestLinks::parse) {
+                    self.0.descriptors.remember(repository, &links);
+                }
                 bytes.map(|bytes| Manifest { digest: *digest, media_type, bytes })
             }
             None => None,
@@ -157,9 +160,6 @@ impl Fetcher {
             tracing::error!(digest = %digest.short(), "stored manifest is damaged: fetching it again");
             return None;
         };
-        if let Ok(links) = ManifestLinks::parse(&bytes) {
-            self.0.descriptors.remember(&links);
-        }
         Some(bytes)
     }
 
@@ -193,7 +193,7 @@ impl Fetcher {
         manifest: &Manifest,
     ) -> Result<(), FetchError> {
         match ManifestLinks::parse(&manifest.bytes) {
-            Ok(links) => self.0.descriptors.remember(&links),
+            Ok(links) => self.0.descriptors.remember(repository, &links),
             Err(ManifestError::SchemaOne) => {
                 return Err(FetchError::Unsupported { reason: ManifestError::SchemaOne.to_string() });
             }

@@ -61,7 +61,7 @@ impl BlobRef {
 
     async fn open_once(self, asked: RangeHeader) -> Result<Passthrough, FetchError> {
         let inner = self.context.clone();
-        let described = inner.descriptors.get(&self.digest);
+        let described = inner.descriptors.get(&self.repository, &self.digest);
         let size = match described {
             Some(described) => described.size,
             None => self.context.upstream_size(&self.repository, &self.digest).await?,

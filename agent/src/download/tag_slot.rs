@@ -102,7 +102,7 @@ impl TagState {
     }
 
     pub(super) fn is_unconfirmed(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.unconfirmed)
+        self.record.as_ref().is_some_and(|record| record.unconfirmed || record.imported)
     }
 
     pub(super) fn answer(&self, stale: bool) -> Result<Resolved, FetchError> {

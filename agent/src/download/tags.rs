@@ -28,8 +28,8 @@ enum Step {
     Request,
 }
 
-/// `age` is the time since the registry confirmed the record, to this node or, when it is `unconfirmed`, to peers;
-/// `failed` is the time since the last failed request to the registry.
+/// `age` is the time since the registry confirmed the record, to this node or, when it is `unconfirmed`, to peers, or
+/// since it was imported; `failed` is the time since the last failed request to the registry.
 fn step(
     age: Option<Duration>,
     unconfirmed: bool,

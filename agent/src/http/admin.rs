@@ -1,4 +1,5 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/api/v1/status`, and the calls of `api`.
+//! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, and `/api/v1/status`
+//! with numbers alone. On the Unix socket (`local`) the status with names, and the calls of `api`.
 
 use std::sync::{Arc, Weak};
 
@@ -35,12 +36,25 @@ impl Readiness {
 #[derive(Clone)]
 pub struct Section {
     name: &'static str,
-    make: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// With names, or numbers alone.
+    make: Arc<dyn Fn(Detail) -> serde_json::Value + Send + Sync>,
+}
+
+/// How much of the status is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Numbers, to the network.
+    Numbers,
+    /// Names of images and registries too, to programs of this node.
+    Names,
 }
 
 impl Section {
     /// Under a name; made anew for every answer.
-    pub fn new(name: &'static str, make: impl Fn() -> serde_json::Value + Send + Sync + 'static) -> Self {
+    pub fn new(
+        name: &'static str,
+        make: impl Fn(Detail) -> serde_json::Value + Send + Sync + 'static,
+    ) -> Self {
         Self { name, make: Arc::new(make) }
     }
 }
@@ -84,10 +98,22 @@ impl Admin {
         Self { readiness, metrics, store, api, upstream, fetcher, section, stopping }
     }
 
-    pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request that came over the Unix socket.
+    pub(super) async fn answer_local(self, request: Request<Incoming>) -> Response<Body> {
+        match request.uri().path() {
+            "/api/v1/status" if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                self.status(Detail::Names)
+            }
+            path if path.starts_with("/api/v1/") => self.api.answer(request).await,
+            _ => self.answer(&request),
+        }
+    }
+
+    /// Answers a request of the TCP listener.
+    pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if path.starts_with("/api/v1/") && path != "/api/v1/status" {
-            return self.api.answer(request).await;
+            return api::only_local();
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return api::read_only();
@@ -98,7 +124,7 @@ impl Admin {
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => text(StatusCode::OK, self.detail()),
             "/metrics" => self.metrics(request.headers()),
-            "/api/v1/status" => self.status(),
+            "/api/v1/status" => self.status(Detail::Numbers),
             _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics /api/v1/status\n"),
         }
     }
@@ -118,22 +144,25 @@ impl Admin {
     }
 
     /// What the agent does and how its registries stand, for people and scripts.
-    fn status(&self) -> Response<Body> {
+    fn status(&self, detail: Detail) -> Response<Body> {
         // In this order: what is said to be counted is counted.
         let counted = self.store.is_counted();
         let totals = self.store.totals();
+        let trouble = self.store.trouble();
+        let (downloads, registries) = (self.fetcher.status(), self.upstream.status());
+        let names = detail == Detail::Names;
         let mut document = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "store": {
                 "blobs": totals.blobs,
                 "bytes": totals.bytes,
                 "counted": counted,
-                "trouble": self.store.trouble().map(|trouble| trouble.what),
+                "trouble": trouble.map(|trouble| if names { trouble.what } else { trouble.kind.as_str().to_owned() }),
             },
-            "transfers": self.fetcher.status(),
-            "registries": self.upstream.status(),
+            "transfers": if names { serde_json::json!(downloads) } else { downloads.len().into() },
+            "registries": if names { serde_json::json!(registries) } else { registries.len().into() },
         });
-        document[self.section.name] = (self.section.make)();
+        document[self.section.name] = (self.section.make)(detail);
         self::document(&document)
     }
 

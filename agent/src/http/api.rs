@@ -9,15 +9,12 @@
 //! GET    /api/v1/archive?name=..[&name=..] export images as a tar of an OCI layout
 //! ```
 //!
-//! Only for programs on this node, although the listener may be open to the network for probes: a request must come
-//! from a loopback address, must name one as its host (a web page whose name was made to resolve to this node does
-//! not), must not come out of a web page, and must carry [`COMMAND_HEADER`] when it changes something, which no web
-//! page may send to a foreign server without being asked first. Names of images may be secrets: listing them is no
-//! different.
+//! Only over the Unix socket (`local`): these calls decide what the node's tags resolve to, and names of images may be
+//! secrets.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -40,15 +37,8 @@ use crate::{
     upstream::Upstream,
 };
 
-/// What a request that changes something must carry, with any value.
-pub const COMMAND_HEADER: &str = "x-hearth-command";
-
 /// For how long the rest of a refused archive is read and dropped.
 const LINGER: Duration = Duration::from_secs(2);
-
-/// The peer's address, put beside each request by the listener.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ClientAddress(pub(super) SocketAddr);
 
 /// What a request wants. Parsed before anything is looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +57,6 @@ struct Refusal(StatusCode, String);
 impl Refusal {
     fn bad(problem: impl Into<String>) -> Self {
         Self(StatusCode::BAD_REQUEST, problem.into())
-    }
-
-    fn forbidden(problem: &str) -> Self {
-        Self(StatusCode::FORBIDDEN, problem.to_owned())
     }
 }
 
@@ -145,11 +131,12 @@ impl Api {
     }
 
     async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-        let peer = request.extensions().get::<ClientAddress>().map(|peer| peer.0);
-        admit(peer, request.method(), request.headers())?;
         let call = parse(request.method(), request.uri().path(), request.uri().query())?;
         match call {
-            Call::Import(name, pin) => self.import(request, ImportOptions { name, pin }).await,
+            Call::Import(name, pin) => {
+                let stop = self.stop.clone();
+                self.import(request, ImportOptions { name, pin, stop }).await
+            }
             Call::Export(names) => self.export(names).await,
             Call::List => self.look(|store| Ok(images::list(store)?)).await,
             Call::Remove(name) => self.look(move |store| Ok(images::remove(store, &name)?)).await,
@@ -230,37 +217,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(StoreError::from)?
 }
 
-/// Who may call; see the module's text. Pure.
-fn admit(peer: Option<SocketAddr>, method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
-    if !peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
-        return Err(Refusal::forbidden("only for programs on this node: run `hearth-agent` there"));
-    }
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if !is_loopback_host(host) {
-        return Err(Refusal::forbidden("the host of the request must be a loopback address or `localhost`"));
-    }
-    if headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site") {
-        return Err(Refusal::forbidden("not for web pages"));
-    }
-    if *method != Method::GET && *method != Method::HEAD && !headers.contains_key(COMMAND_HEADER) {
-        return Err(Refusal(
-            StatusCode::FORBIDDEN,
-            format!("a request that changes something needs a header `{COMMAND_HEADER}`"),
-        ));
-    }
-    Ok(())
-}
-
-fn is_loopback_host(host: &str) -> bool {
-    if let Ok(address) = host.parse::<SocketAddr>() {
-        return address.ip().is_loopback();
-    }
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost")
-        || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 /// Reads a request line. Pure.
 fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Call, Refusal> {
     let name = || -> Result<ImageName, Refusal> {
@@ -311,6 +267,15 @@ fn names(query: Option<&str>) -> Result<Vec<ImageName>, Refusal> {
         .collect()
 }
 
+/// The answer of the TCP listener to calls of this module.
+pub(super) fn only_local() -> Response<Body> {
+    let problem =
+        "only over the agent's Unix socket: run `hearth-agent` on this node, as root or as the agent's user";
+    let mut response = document(&serde_json::json!({ "error": problem }));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    response
+}
+
 /// A 405 for everything else that is not read.
 pub(super) fn read_only() -> Response<Body> {
     text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n")
@@ -319,42 +284,6 @@ pub(super) fn read_only() -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn admitted(peer: &str, method: &Method, headers: &[(&'static str, &str)]) -> bool {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.insert(*name, value.parse().unwrap());
-        }
-        admit(Some(peer.parse().unwrap()), method, &map).is_ok()
-    }
-
-    #[test]
-    fn only_programs_on_the_node_are_admitted_and_no_web_page() {
-        let (get, put) = (Method::GET, Method::PUT);
-        let host = ("host", "127.0.0.1:5052");
-        let command = (COMMAND_HEADER, "1");
-        for (peer, method, headers, expected) in [
-            ("127.0.0.1:1", &get, &[host][..], true),
-            ("[::1]:1", &get, &[("host", "[::1]:5052")], true),
-            ("[::ffff:127.0.0.1]:1", &get, &[("host", "localhost")], true),
-            ("127.0.0.1:1", &get, &[("host", "LOCALHOST:5052")], true),
-            ("127.0.0.1:1", &get, &[("host", "[::1]")], true),
-            ("10.0.0.1:1", &get, &[host], false),
-            ("[::ffff:10.0.0.1]:1", &get, &[host], false),
-            ("127.0.0.1:1", &get, &[], false),
-            ("127.0.0.1:1", &get, &[("host", "node.example.com:5052")], false),
-            ("127.0.0.1:1", &get, &[("host", "localhost.example.com")], false),
-            ("127.0.0.1:1", &get, &[("host", "127.0.0.1.example.com")], false),
-            ("127.0.0.1:1", &put, &[host], false),
-            ("127.0.0.1:1", &put, &[host, command], true),
-            ("127.0.0.1:1", &put, &[host, command, ("origin", "http://127.0.0.1:5052")], false),
-            ("127.0.0.1:1", &put, &[host, command, ("sec-fetch-site", "same-origin")], false),
-            ("10.0.0.1:1", &put, &[host, command], false),
-        ] {
-            assert_eq!(admitted(peer, method, headers), expected, "{peer} {method} {headers:?}");
-        }
-        assert!(admit(None, &get, &HeaderMap::new()).is_err());
-    }
 
     #[test]
     fn requests_become_calls() {

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -41,6 +41,22 @@ impl Open {
     /// Whether there is one beside the connection's own.
     pub(super) fn is_busy(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+
+    /// What knows of them without counting.
+    pub(super) fn watch(&self) -> OpenWatch {
+        OpenWatch(Arc::downgrade(&self.0))
+    }
+}
+
+/// Knows of the answers of a connection without being one.
+#[derive(Clone, Debug)]
+pub(super) struct OpenWatch(Weak<()>);
+
+impl OpenWatch {
+    /// As [`Open::is_busy`].
+    pub(super) fn is_busy(&self) -> bool {
+        self.0.strong_count() > 1
     }
 }
 

@@ -23,6 +23,8 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use super::head::Head;
+
 /// How long unread bytes are dropped before the socket is closed.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,7 @@ pub(super) struct ClientStream {
     write_limit: Duration,
     stuck: Pin<Box<Sleep>>,
     is_stuck: bool,
+    head: Option<Head>,
 }
 
 impl ClientStream {
@@ -50,7 +53,12 @@ impl ClientStream {
             tracing::debug!(%error, "a client that reads slowly may be cut");
         }
         let stuck = Box::pin(tokio::time::sleep(write_limit));
-        Self { socket, write_limit, stuck, is_stuck: false }
+        Self { socket, write_limit, stuck, is_stuck: false, head: None }
+    }
+
+    /// Tells of bytes that arrive.
+    pub(super) fn watched(self, head: Head) -> Self {
+        Self { head: Some(head), ..self }
     }
 
     /// Whether a client has taken no byte for the limit: it pins buffers.
@@ -106,6 +114,9 @@ impl AsyncRead for ClientStream {
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(read) => {
                     buffer.advance(read);
+                    if let Some(head) = self.head.as_ref().filter(|_| read > 0) {
+                        head.received();
+                    }
                     return Poll::Ready(Ok(()));
                 }
             }

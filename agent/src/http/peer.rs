@@ -20,6 +20,7 @@ use crate::{
     },
     swarm::{Share, Swarm},
     types::{Digest, Repository, Tag},
+    upstream::Upstream,
 };
 
 /// Shortest wait for a turn to send. What is left of [`HOLD`] is the longest: a request that waited for its piece first
@@ -34,14 +35,40 @@ pub struct PeerApi(Arc<Inner>);
 struct Inner {
     fetcher: Fetcher,
     swarm: Swarm,
+    upstream: Arc<Upstream>,
     peers: Peers,
     metrics: Metrics,
 }
 
 impl PeerApi {
     /// Puts the parts together.
-    pub fn new(fetcher: Fetcher, swarm: Swarm, peers: Peers, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner { fetcher, swarm, peers, metrics }))
+    pub fn new(
+        fetcher: Fetcher,
+        swarm: Swarm,
+        upstream: Arc<Upstream>,
+        peers: Peers,
+        metrics: Metrics,
+    ) -> Self {
+        Self(Arc::new(Inner { fetcher, swarm, upstream, peers, metrics }))
+    }
+
+    /// Whether a peer may have what this repository's registry gives: what the agent's credentials open, only a peer that
+    /// has shown a certificate.
+    fn serves(&self, repository: &Repository) -> bool {
+        let registry = &repository.registry;
+        self.0.fetcher.serves(repository)
+            && (self.is_authenticated() || !self.0.upstream.shows_credentials(registry))
+    }
+
+    fn is_authenticated(&self) -> bool {
+        self.0.peers.config().tls.is_some()
+    }
+
+    /// Whether a request is answered from the disk alone: when the peer asks for that, and when the registry's budget is at
+    /// its reserve, which is for clients and not for strangers that call themselves peers.
+    fn answers_from_disk(&self, repository: &Repository, known: bool) -> bool {
+        let spent = || self.0.upstream.background_wait(&repository.registry).is_some();
+        known || (!self.is_authenticated() && spent())
     }
 
     /// Answers one request.
@@ -63,7 +90,7 @@ impl PeerApi {
     }
 
     async fn hashes(&self, ask: &HashesAsk) -> Response<Body> {
-        if !self.0.fetcher.serves(&ask.repository) {
+        if !self.serves(&ask.repository) {
             return not_served();
         }
         let Some(hashes) = self.0.swarm.piece_hashes(ask).await else {
@@ -75,10 +102,15 @@ impl PeerApi {
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest, known: bool) -> Response<Body> {
-        if !self.0.fetcher.serves(repository) {
+        if !self.serves(repository) {
             return not_served();
         }
-        match self.0.fetcher.manifest_for_peer(repository, digest, known).await {
+        match self
+            .0
+            .fetcher
+            .manifest_for_peer(repository, digest, self.answers_from_disk(repository, known))
+            .await
+        {
             Ok(manifest) => match HeaderValue::from_str(manifest.media_type.as_str()) {
                 Ok(media_type) => typed(StatusCode::OK, media_type, manifest.bytes),
                 Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the media type is none\n"),
@@ -88,10 +120,10 @@ impl PeerApi {
     }
 
     async fn tag(&self, repository: &Repository, tag: &Tag, known: bool) -> Response<Body> {
-        if !self.0.fetcher.serves(repository) {
+        if !self.serves(repository) {
             return not_served();
         }
-        match self.0.fetcher.tag_for_peer(repository, tag, known).await {
+        match self.0.fetcher.tag_for_peer(repository, tag, self.answers_from_disk(repository, known)).await {
             Ok(meaning) => json(&meaning),
             Err(error) => failed(&error),
         }
@@ -110,6 +142,9 @@ impl PeerApi {
     }
 
     async fn answer_piece(&self, ask: &PieceAsk) -> Response<Body> {
+        if !self.serves(&ask.repository) {
+            return not_served();
+        }
         let began = Instant::now();
         match self.0.swarm.share(ask).await {
             Share::Here(reader, length, hash) => {

@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Admin, Mirror, PeerApi,
-    admission::{Admission, Admitted, REFUSAL},
-    api::ClientAddress,
+    admission::{Admission, Admitted, Place, REFUSAL},
     body::{self, Body, Open},
     connection::{self, ClientStream},
     error::Refusal,
+    head::{HEAD, Head},
     listener::{self, accept, close},
 };
 use crate::{metrics::Metrics, peers::Tls, task::Tasks};
@@ -107,7 +107,7 @@ impl Server {
 
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
-        let answer = move |request: Request<Incoming>| admin.clone().answer(request);
+        let answer = move |request: Request<Incoming>| std::future::ready(admin.answer(&request));
         self.serve_without_metrics(None, answer, tasks, stop).await;
     }
 
@@ -134,6 +134,7 @@ impl Server {
     {
         let admission = Admission::new(self.limits.connections);
         let mut http = http1::Builder::new();
+        // Between two requests; a head that has begun has less time (`head`).
         http.timer(TokioTimer::new()).header_read_timeout(Duration::from_mins(1)).half_close(true);
         http.max_buf_size(BUFFERED);
         // Nothing is sent: closed when the last connection has been served.
@@ -146,7 +147,9 @@ impl Server {
                 stop: stop.clone(),
             };
             let serving = serving.clone();
-            match admission.admit() {
+            let ip =
+                |address: io::Result<SocketAddr>| address.ok().map(|address| address.ip().to_canonical());
+            match admission.admit(ip(socket.peer_addr()), ip(socket.local_addr())) {
                 Admitted::Served(permit) => {
                     tasks.spawn("connection", connection.run(socket, permit, serving));
                 }
@@ -204,16 +207,22 @@ where
     R: Fn(&Request<Incoming>) -> Response<Body>,
 {
     /// From the handshake to the end.
-    async fn run(self, socket: TcpStream, _permit: OwnedSemaphorePermit, serving: mpsc::Sender<()>) {
+    async fn run(self, socket: TcpStream, _place: Place, serving: mpsc::Sender<()>) {
         let (metrics, socket) = (self.service.metrics.clone(), Arc::new(socket));
         if let Some(metrics) = &metrics {
             metrics.connections.inc();
         }
-        let stream = ClientStream::new(socket.clone(), self.limits.client_write);
+        let open = Open::default();
+        let head = Head::new(&open);
+        let stream = ClientStream::new(socket.clone(), self.limits.client_write).watched(head.clone());
         match self.service.tls.as_ref().map(|tls| TlsAcceptor::from(tls.server())) {
-            None => self.serve(stream, &socket).await,
+            None => self.serve(stream, &socket, &open, &head).await,
             Some(acceptor) => match shake_hands(&acceptor, stream).await {
-                Ok(stream) => self.serve(stream, &socket).await,
+                Ok(stream) => {
+                    head.complete();
+                    head.received();
+                    self.serve(stream, &socket, &open, &head).await;
+                }
                 Err(error) => {
                     let peer = socket.peer_addr().ok();
                     tracing::debug!(%error, ?peer, "connection refused: no peer's certificate");
@@ -243,12 +252,15 @@ where
     }
 
     /// Until the client leaves, or has been quiet for a while after the stop signal.
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, socket: &TcpStream) {
-        let (open, peer) = (Open::default(), socket.peer_addr().ok());
-        let service = service_fn(|mut request: Request<Incoming>| {
-            if let Some(peer) = peer {
-                request.extensions_mut().insert(ClientAddress(peer));
-            }
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        socket: &TcpStream,
+        open: &Open,
+        head: &Head,
+    ) {
+        let service = service_fn(|request: Request<Incoming>| {
+            head.complete();
             let (open, answered) = (open.clone(), (self.service.answer)(request));
             async {
                 let mut response = answered.await;
@@ -262,7 +274,11 @@ where
         let served = tokio::select! {
             biased;
             served = connection.as_mut() => served,
-            () = quiet_after(&self.stop, &open, socket, self.service.quiet) => {
+            () = head.late() => {
+                tracing::debug!(client = ?socket.peer_addr().ok(), "connection ended: no whole request within {HEAD:?}");
+                return;
+            }
+            () = quiet_after(&self.stop, open, socket, self.service.quiet) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

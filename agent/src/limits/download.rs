@@ -183,7 +183,7 @@ pub(crate) mod growth {
 
 /// Of `download/descriptors.rs`.
 pub(crate) mod descriptors {
-    /// Descriptors remembered: some 3 MiB.
+    /// Descriptors remembered: some 4 MiB.
     pub(crate) const MOST: u64 = 16_384;
 }
 

@@ -136,10 +136,26 @@ pub struct ImageSetSpec {
     #[schemars(range(min = 1))]
     pub ttl_seconds: Option<u32>,
 
+    /// The namespace whose applications need these images, on sets that the leader creates. Such images are pulled without
+    /// credentials, and are neither pinned nor loaded into the container runtime, whatever the set says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationScope>,
+
     /// Why these images are needed: for people; set by the leader on sets that it creates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub reason: Option<String>,
+}
+
+/// For whose applications a set is, and how much of each node's disk they may use.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationScope {
+    /// Their namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Most bytes of images that all sets of this namespace bring to one node.
+    pub max_bytes: u64,
 }
 
 /// A reference to an object in a namespace.

@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 use load::Loader;
 use pull::{Problem, Pulled, pull};
 use queue::{Key, PullEvent, PullQueue, PullTask, Remembered};
-pub use report::{ImageReport, SetReport, State, document};
+pub use report::{ImageReport, SetReport, State, counts, document};
 pub use schedule::{Schedule, ScheduleError};
 pub use set::{Origin, PullPolicy, Set, SetName};
 
@@ -62,6 +62,7 @@ use crate::{
     runtime::{Runtime, Stopped},
     store::{Store, StoreError},
     types::{Digest, chain},
+    upstream::Upstream,
 };
 
 /// Wait before a failed write to the store is retried.
@@ -93,6 +94,7 @@ pub struct Prepuller(Arc<Inner>);
 struct Inner {
     config: Config,
     fetcher: Fetcher,
+    upstream: Arc<Upstream>,
     loader: Loader,
     store: Store,
     metrics: Metrics,
@@ -110,13 +112,14 @@ impl Prepuller {
     pub fn new(
         config: Config,
         fetcher: Fetcher,
+        upstream: Arc<Upstream>,
         runtime: Option<Runtime>,
         store: Store,
         metrics: Metrics,
     ) -> Self {
         let (cluster, changes) = (watch::Sender::default(), watch::Sender::default());
         let (loader, queue) = (Loader::new(runtime), Mutex::default());
-        Self(Arc::new(Inner { config, fetcher, loader, store, metrics, queue, cluster, changes }))
+        Self(Arc::new(Inner { config, fetcher, upstream, loader, store, metrics, queue, cluster, changes }))
     }
 
     /// Replaces the sets of the cluster.
@@ -219,7 +222,7 @@ impl Prepuller {
 
     async fn run_task(&self, task: PullTask) -> Done {
         tracing::debug!(set = %task.key.set, image = task.key.image, reference = %task.reference, "pre-pull started");
-        let outcome = pull(&self.0.fetcher, &self.0.loader, &task).await;
+        let outcome = pull(&self.0.fetcher, &self.0.upstream, &self.0.loader, &task).await;
         (task.key, outcome)
     }
 

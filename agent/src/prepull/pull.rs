@@ -20,7 +20,9 @@ use crate::{
     download::{FetchError, Fetcher},
     types::{
         ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
+        format_size,
     },
+    upstream::{Upstream, UpstreamError},
 };
 
 /// Most blobs of one image at once, as in container runtimes.
@@ -88,11 +90,20 @@ impl From<FetchError> for Problem {
 }
 
 /// Runs a task.
-pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, task: &PullTask) -> Result<Pulled, Problem> {
+pub(super) async fn pull(
+    fetcher: &Fetcher,
+    upstream: &Upstream,
+    loader: &Loader,
+    task: &PullTask,
+) -> Result<Pulled, Problem> {
     let repository = &task.image.repository;
     if !fetcher.serves(repository) {
         let message = format!("`{}` is not one of the agent's `registries`", repository.registry);
         return Err(Problem::new("NotServed", message));
+    }
+    if task.public.is_some() {
+        within_budget(fetcher, repository)?;
+        check_public(upstream, task).await?;
     }
     let digest = match &task.reference {
         Reference::Digest(digest) => *digest,
@@ -107,6 +118,7 @@ pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, task: &PullTask) ->
     for blob in &contents.blobs {
         task.progress.needs(blob.digest, blob.size);
     }
+    within_limit(task)?;
     let bring = |blob: Descriptor| bring(fetcher, repository, blob, task.bandwidth, &task.progress);
     stream::iter(contents.blobs).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect::<()>().await?;
     if let Some(problem) = contents.lacking {
@@ -116,6 +128,34 @@ pub(super) async fn pull(fetcher: &Fetcher, loader: &Loader, task: &PullTask) ->
         loader.load(&task.image).await?;
     }
     Ok(Pulled { digest, bytes: task.progress.total() })
+}
+
+/// Images of applications are those that anyone may read: an application that names an image must not get with the agent's
+/// credentials what its own namespace could not pull.
+async fn check_public(upstream: &Upstream, task: &PullTask) -> Result<(), Problem> {
+    match upstream.check_public(&task.image.repository, &task.reference).await {
+        Err(UpstreamError::Denied { .. }) => {
+            let message = "it is not public, and images of applications are pre-pulled without credentials: name it in an \
+                           ImageSet with `pullSecrets` for that";
+            Err(Problem::new("Denied", message))
+        }
+        checked => checked.map_err(|error| FetchError::from(error).into()),
+    }
+}
+
+fn within_limit(task: &PullTask) -> Result<(), Problem> {
+    let total = task.progress.total();
+    match task.public {
+        Some(limit) if total > limit => {
+            let message = format!(
+                "it needs {}, and applications of its namespace may bring {} more to this node (`kubernetes.sparkBytes`)",
+                format_size(total),
+                format_size(limit)
+            );
+            Err(Problem::new("OverLimit", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn within_budget(fetcher: &Fetcher, repository: &Repository) -> Result<(), Problem> {

@@ -10,7 +10,7 @@
 //! or once per interval; with `Once`, and for a digest, never.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -53,6 +53,8 @@ pub(super) struct PullTask {
     pub(super) platforms: Vec<Platform>,
     pub(super) bandwidth: Option<u64>,
     pub(super) runtime: bool,
+    /// Only what anyone may read, and at most so many bytes.
+    pub(super) public: Option<u64>,
     pub(super) progress: Arc<Progress>,
 }
 
@@ -112,6 +114,13 @@ pub(super) struct PullQueue {
     node: String,
 }
 
+/// What the applications of a namespace use.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    bytes: u64,
+    busy: bool,
+}
+
 /// When a pull is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
@@ -167,14 +176,32 @@ impl PullQueue {
         self.sets.iter().find(|set| set.name == *name)
     }
 
+    /// What the applications of each namespace have brought here, and whether one of their images is under way.
+    fn application_shares(&self) -> HashMap<String, Share> {
+        let mut shares: HashMap<String, Share> = HashMap::new();
+        for (key, entry) in &self.entries {
+            let Some(of) = self.set(&key.set).and_then(|set| set.application.as_ref()) else { continue };
+            let share = shares.entry(of.namespace.clone()).or_default();
+            share.bytes += entry.bytes;
+            share.busy |= entry.running.is_some();
+        }
+        shares
+    }
+
     /// The tasks to start now, at most `room`, and when to check again.
     pub(super) fn begin(&mut self, now: Timestamp, room: usize) -> (Vec<PullTask>, Option<Timestamp>) {
         let (mut tasks, mut next) = (Vec::new(), None::<Timestamp>);
         let mut keys: Vec<_> = self.entries.keys().cloned().collect();
         // Missing images come before checks for changed tags.
         keys.sort_by_key(|key| self.entries[key].digest.is_some());
+        let mut shares = self.application_shares();
         for key in keys {
             let Some(set) = self.sets.iter().find(|set| set.name == key.set) else { continue };
+            let used = set.application.as_ref().and_then(|of| shares.get_mut(&of.namespace));
+            // One image of a namespace after the other: what the first takes is known when the second begins.
+            if used.as_ref().is_some_and(|used| used.busy) {
+                continue;
+            }
             let entry = self.entries.get_mut(&key).expect("the keys are those of the entries");
             match due(set, entry, self.interval, now, share(&self.node, &key)) {
                 Due::At(at) => next = Some(next.map_or(at, |next| next.min(at))),
@@ -182,7 +209,13 @@ impl PullQueue {
                     let progress = Arc::new(Progress::default());
                     entry.running = Some(progress.clone());
                     entry.since = now;
+                    let limit = set.application.as_ref().map_or(0, |of| of.limit);
+                    let public = used.map(|used| {
+                        used.busy = true;
+                        limit.saturating_sub(used.bytes - entry.bytes)
+                    });
                     tasks.push(PullTask {
+                        public,
                         image: entry.image.clone(),
                         reference: wanted(set, entry),
                         platforms: set.platforms.clone(),

@@ -76,6 +76,20 @@ impl SetReport {
     }
 }
 
+/// How many images there are in each state: without names, which may be secrets.
+pub fn counts(sets: &[SetReport]) -> serde_json::Value {
+    let images = || sets.iter().flat_map(|set| &set.images);
+    let count = |state: State| images().filter(|image| image.state == state).count();
+    serde_json::json!({
+        "sets": sets.len(),
+        "images": images().count(),
+        "waiting": count(State::Waiting),
+        "pulling": count(State::Pulling),
+        "ready": count(State::Ready),
+        "failed": count(State::Failed),
+    })
+}
+
 /// The sets as a JSON document, for the status page.
 pub fn document(sets: &[SetReport]) -> serde_json::Value {
     let set = |set: &SetReport| serde_json::json!({ "set": set.name.to_string(), "images": set.images });

@@ -58,6 +58,15 @@ impl fmt::Display for SetName {
     }
 }
 
+/// Applications of one namespace, which have no say beyond it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Application {
+    /// Their namespace.
+    pub namespace: String,
+    /// Most bytes of the images of all its sets on this node.
+    pub limit: u64,
+}
+
 /// See the module documentation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Set {
@@ -81,6 +90,8 @@ pub struct Set {
     pub admitted: bool,
     /// Whether failed images may be retried.
     pub retries: bool,
+    /// For applications: fetched without credentials, within a limit.
+    pub application: Option<Application>,
 }
 
 impl Set {
@@ -97,6 +108,7 @@ impl Set {
             runtime: false,
             admitted: true,
             retries: true,
+            application: None,
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -65,6 +66,7 @@ impl Store {
         for directory in paths.directories() {
             tolerate(paths::make_directory(&directory))?;
         }
+        close_to_others(paths.root());
         let Some(lock) = lock_directory(paths)? else { return Ok(false) };
         tolerate(make_format(paths))?;
         tolerate(empty_directory(&paths.temporary()))?;
@@ -76,6 +78,18 @@ impl Store {
             self.note_trouble(&error);
         }
         Ok(true)
+    }
+}
+
+/// Images may be private: only the agent's own user, and root, may look into the store. A directory that was made for the
+/// agent by somebody else may have another owner; then its mode is theirs to set.
+fn close_to_others(root: &Path) {
+    let closed = fs::metadata(root).and_then(|found| {
+        let others = found.permissions().mode() % 0o100;
+        if others == 0 { Ok(()) } else { fs::set_permissions(root, fs::Permissions::from_mode(0o700)) }
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, path = %root.display(), "data directory may be open to other users: set its mode to 0700");
     }
 }
 

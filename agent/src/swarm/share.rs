@@ -128,9 +128,6 @@ impl Swarm {
 
     /// Whether the registry has no ranges and the requester does not know it yet.
     fn reads_nothing_alone(&self, ask: &PieceAsk) -> bool {
-        if ask.whole {
-            self.0.upstream.note_no_ranges(&ask.repository.registry);
-        }
         !ask.whole && !self.0.upstream.has_ranges(&ask.repository.registry)
     }
 

@@ -76,6 +76,8 @@ pub(super) struct Ask {
     pub(super) headers: HeaderMap,
     /// For a part: the versions of the other parts.
     pub(super) conditions: Vec<Validator>,
+    /// Whether credentials of the agent may be shown.
+    pub(super) credentials: bool,
 }
 
 impl Ask {
@@ -99,6 +101,7 @@ impl Ask {
             kind: Kind::manifest,
             headers,
             conditions: Vec::new(),
+            credentials: true,
         }
     }
 
@@ -113,7 +116,15 @@ impl Ask {
             );
             conditions = known.to_vec();
         }
-        Self { method, path: format!("blobs/{digest}"), query: None, kind: Kind::blob, headers, conditions }
+        Self {
+            method,
+            path: format!("blobs/{digest}"),
+            query: None,
+            kind: Kind::blob,
+            headers,
+            conditions,
+            credentials: true,
+        }
     }
 }
 

@@ -95,13 +95,16 @@ pub(super) struct TokenAnswer {
 /// Lifetime of a token whose answer names none (token specification, "expires_in").
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 
+/// Longest time for which a token is kept, whatever its answer says.
+const LONGEST_LIFETIME: Duration = Duration::from_hours(24);
+
 /// A token is not used in the last part of its life: the request has to arrive before it ends.
 const MARGIN: Duration = Duration::from_secs(10);
 
 impl TokenAnswer {
     pub(super) fn into_token(self, now: Instant) -> Option<Token> {
         let value = self.token.or(self.access_token).filter(|value| !value.is_empty())?;
-        let lifetime = self.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        let lifetime = self.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(LONGEST_LIFETIME);
         let useful = lifetime.saturating_sub(MARGIN).max(lifetime / 2);
         Some(Token { value, until: now + useful })
     }
@@ -209,6 +212,10 @@ mod tests {
         assert!(
             !answer(r#"{"access_token":"t","expires_in":4}"#).unwrap().is_fresh(now + Duration::from_secs(2))
         );
+        for lifetime in [u64::MAX, i64::MAX as u64, (i64::MAX as u64) - 1] {
+            let token = answer(&format!(r#"{{"token":"t","expires_in":{lifetime}}}"#)).unwrap();
+            assert!(!token.is_fresh(now + LONGEST_LIFETIME), "{lifetime}");
+        }
         assert!(answer(r#"{"token":"","expires_in":60}"#).is_none());
         assert_eq!(usable(Some(&token), Some("t"), now), None, "a refused token is not used again");
     }

@@ -31,6 +31,10 @@ pub struct RegistryConfig {
     pub authorities: Vec<reqwest::Certificate>,
     /// The agent's own certificate and key.
     pub identity: Option<reqwest::Identity>,
+    /// Hosts of token endpoints that get credentials, beside those of the registry's own domain; in lower case.
+    pub realms: Vec<String>,
+    /// Hosts in nearer networks to which a registry without TLS may redirect; in lower case.
+    pub redirects: Vec<String>,
 }
 
 impl RegistryConfig {
@@ -43,7 +47,14 @@ impl RegistryConfig {
             connections: DEFAULT_CONNECTIONS,
             authorities: Vec::new(),
             identity: None,
+            realms: Vec::new(),
+            redirects: Vec::new(),
         }
+    }
+
+    /// Whether the agent shows this registry who it is, so that it may give what it gives to few.
+    pub fn shows_credentials(&self) -> bool {
+        self.private == Private::Agent || self.identity.is_some()
     }
 }
 

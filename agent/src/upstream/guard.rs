@@ -9,7 +9,13 @@ use reqwest::{
 };
 
 /// Metadata services outside the link-local ranges.
-const METADATA: [IpAddr; 3] = [
+const METADATA: [IpAddr; 6] = [
+    // Azure: host agent, which gives certificates and settings of the machine.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // Google Cloud over IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    // Amazon EKS Pod Identity over IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
     // Alibaba Cloud.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     // Oracle Cloud.
@@ -70,6 +76,9 @@ mod tests {
             "192.0.0.192",
             "fe80::1",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "168.63.129.16",
             "::ffff:169.254.169.254",
             "0.0.0.0",
             "::",

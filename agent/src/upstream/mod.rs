@@ -21,6 +21,7 @@ mod limits;
 mod redirect;
 mod registry;
 mod retry;
+mod trust;
 
 use std::{
     collections::HashMap,
@@ -93,6 +94,11 @@ impl Upstream {
     /// The entry that applies to a registry; `None` when it is not served.
     pub fn serves(&self, registry: &RegistryHost) -> Option<&RegistryConfig> {
         closest(&self.registries, registry)
+    }
+
+    /// Whether the agent shows a registry credentials, or a certificate of its own.
+    pub fn shows_credentials(&self, registry: &RegistryHost) -> bool {
+        self.serves(registry).is_some_and(RegistryConfig::shows_credentials)
     }
 
     /// The registry's state, created at first use: wildcard entries match registries that are not known in
@@ -192,6 +198,21 @@ impl Upstream {
         })
     }
 
+    /// Whether anyone may read a manifest: asked without the credentials of the agent.
+    pub async fn check_public(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(), UpstreamError> {
+        if self.serves(&repository.registry).is_some_and(|config| config.identity.is_some()) {
+            let reason =
+                "the agent shows it a certificate of its own, so what it gives need not be public".into();
+            return Err(UpstreamError::Denied { registry: repository.registry.clone(), reason });
+        }
+        let ask = Ask { credentials: false, ..Ask::manifest(Method::HEAD, reference) };
+        self.send(repository, &ask).await.map(drop)
+    }
+
     /// Fetches a complete manifest and verifies it, if it was requested by digest.
     pub async fn manifest(
         &self,
@@ -286,6 +307,7 @@ impl Upstream {
             kind,
             headers: HeaderMap::new(),
             conditions: Vec::new(),
+            credentials: true,
         };
         let reply = self.send(repository, &ask).await?;
         let mut headers = HeaderMap::new();

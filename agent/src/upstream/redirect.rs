@@ -16,6 +16,12 @@ pub(super) fn next(from: &Url, headers: &HeaderMap) -> Result<Url, String> {
     let location = headers.get(header::LOCATION).ok_or("a redirect without Location")?;
     let location = location.to_str().map_err(|_| "a redirect with an unreadable Location")?;
     let to = from.join(location).map_err(|error| format!("a redirect to a bad URL: {error}"))?;
+    if !to.username().is_empty() || to.password().is_some() {
+        return Err(format!(
+            "a redirect with credentials in its URL to `{}`",
+            to.host_str().unwrap_or_default()
+        ));
+    }
     match to.scheme() {
         "https" => Ok(to),
         "http" if from.scheme() == "http" => Ok(to),
@@ -54,6 +60,7 @@ mod tests {
         assert_eq!(follow("http://a/x", "https://b/y").as_deref(), Some("https://b/y"));
         assert_eq!(follow("https://a/x", "http://a/y"), None);
         assert_eq!(follow("https://a/x", "ftp://a/y"), None);
+        assert_eq!(follow("https://a/x", "https://user:word@b/y"), None);
         assert_eq!(next(&Url::parse("https://a").unwrap(), &HeaderMap::new()).ok(), None);
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     OriginPenalties, Private, RegistryConfig, UpstreamError,
     ask::Ask,
-    endpoint::{Cause, Endpoint, Failure, Reply, Shared},
+    endpoint::{Cause, Endpoint, Failure, Policy, Reply, Shared},
     guard,
     limits::{Budget, BudgetStatus, Class, Limits, Outcome, Refusal},
     retry::{Retries, RetryPolicy},
@@ -130,9 +130,13 @@ impl Registry {
         };
         let client = client(config, shared.connect_limit)
             .map_err(|error| format!("cannot create an HTTPS client for it: {error}"))?;
-        let use_credentials = config.private == Private::Agent;
+        let policy = Arc::new(Policy {
+            credentials: config.private == Private::Agent,
+            realms: config.realms.clone(),
+            redirects: config.redirects.clone(),
+        });
         let watch = |url| {
-            let endpoint = Endpoint::new(host.clone(), url, use_credentials, client.clone(), shared.clone());
+            let endpoint = Endpoint::new(host.clone(), url, policy.clone(), client.clone(), shared.clone());
             Watched { endpoint, limits: Mutex::default() }
         };
         Ok(Arc::new(Self {

@@ -4,7 +4,7 @@
 mod node;
 mod outage;
 mod set;
-mod spark;
+pub(crate) mod spark;
 
 use std::{fmt::Debug, fs, future::Future, time::Duration};
 
@@ -33,11 +33,11 @@ const SOON: Duration = Duration::from_mins(1);
 const REPOSITORY: &str = "team/spark";
 
 /// An API server, a registry, and a prefix for names.
-struct World {
-    fake: Option<FakeApi>,
-    client: Client,
-    upstream: FakeUpstream,
-    prefix: String,
+pub(crate) struct World {
+    pub(crate) fake: Option<FakeApi>,
+    pub(crate) client: Client,
+    pub(crate) upstream: FakeUpstream,
+    pub(crate) prefix: String,
 }
 
 /// What the roles that we ship let an agent do: every scenario here runs under them.
@@ -49,7 +49,7 @@ fn shipped_rules() -> Vec<Rule> {
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let upstream = FakeUpstream::start().await;
         let prefix = format!("t{:08x}", rand());
         let real = std::env::var("HEARTH_TEST_KUBERNETES").is_ok_and(|value| value == "1");
@@ -86,7 +86,7 @@ impl World {
         world
     }
 
-    fn all<K>(&self) -> Api<K>
+    pub(crate) fn all<K>(&self) -> Api<K>
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
     {
@@ -97,12 +97,12 @@ impl World {
         format!("{}-{name}", self.prefix)
     }
 
-    async fn image(&self, tag: &str, seed: u64) -> Image {
+    pub(crate) async fn image(&self, tag: &str, seed: u64) -> Image {
         self.upstream.image(REPOSITORY, tag, [Layer::random(seed, 1 << 20)]).await
     }
 
     /// A node with labels and taints.
-    async fn node(&self, name: &str, labels: Value, taints: Value) -> String {
+    pub(crate) async fn node(&self, name: &str, labels: Value, taints: Value) -> String {
         let name = self.name(name);
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// The configuration of an agent on a node.
-    fn config(&self, node: &str, more: &str) -> AgentConfig {
+    pub(crate) fn config(&self, node: &str, more: &str) -> AgentConfig {
         let api = self.fake.as_ref().map(|fake| format!("api: \"{}\", ", fake.url())).unwrap_or_default();
         AgentConfig::for_upstream(&self.upstream).with(&format!(
             "tags: {{ freshness: 0s, negative: 0s }}\nprepull: {{ interval: 1s }}\n\
@@ -151,7 +151,7 @@ impl World {
     }
 
     /// Waits until an object of the cluster looks as wanted.
-    async fn until<K>(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value
+    pub(crate) async fn until<K>(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
             + Clone
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// Reasons of the events about an object.
-    async fn events_about(&self, name: &str) -> Vec<String> {
+    pub(crate) async fn events_about(&self, name: &str) -> Vec<String> {
         let events: Api<k8s_openapi::api::events::v1::Event> = Api::all(self.client.clone());
         let list = events.list(&kube::api::ListParams::default()).await.expect("events can be listed");
         let about = |event: &k8s_openapi::api::events::v1::Event| {
@@ -179,7 +179,7 @@ impl World {
     }
 
     /// Removes what was made in a real cluster.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         if self.fake.is_some() {
             return;
         }
@@ -207,7 +207,7 @@ impl World {
 }
 
 /// The name of an image as pods have it.
-fn image_name(tag: &str) -> String {
+pub(crate) fn image_name(tag: &str) -> String {
     if tag.contains('/') { tag.to_owned() } else { format!("{REGISTRY}/{REPOSITORY}:{tag}") }
 }
 
@@ -219,7 +219,10 @@ fn rand() -> u32 {
 }
 
 /// Tries until something is as wanted; says what it was otherwise.
-async fn eventually<T, E: Debug, F: Future<Output = Result<T, E>>>(what: &str, attempt: impl Fn() -> F) -> T {
+pub(crate) async fn eventually<T, E: Debug, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    attempt: impl Fn() -> F,
+) -> T {
     let last = std::sync::Mutex::new(None);
     let trying = async {
         loop {

@@ -2,13 +2,13 @@
 
 use hearth_agent::prepull::crd::ImageSet;
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod},
+    api::core::v1::{ConfigMap, Namespace, Pod},
     jiff::{SignedDuration, Timestamp},
 };
 use kit::agent::Agent;
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, ListParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{World, eventually, image_name};
 
 /// A definition without rules, as far as the real one's kinds are needed here.
-fn definition(version: &str, kind: &str, plural: &str) -> Value {
+pub(crate) fn definition(version: &str, kind: &str, plural: &str) -> Value {
     let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -30,7 +30,7 @@ fn definition(version: &str, kind: &str, plural: &str) -> Value {
     })
 }
 
-async fn create(world: &World, version: &str, kind: &str, plural: &str, name: &str, rest: Value) {
+pub(crate) async fn create(world: &World, version: &str, kind: &str, plural: &str, name: &str, rest: Value) {
     let resource = ApiResource::from_gvk_with_plural(
         &GroupVersionKind::gvk("sparkoperator.k8s.io", version, kind),
         plural,
@@ -44,8 +44,22 @@ async fn create(world: &World, version: &str, kind: &str, plural: &str, name: &s
     api.create(&PostParams::default(), &object).await.expect("the application is made");
 }
 
+/// Sets the label by which a namespace has the images of its applications pre-pulled.
+pub(crate) async fn opt_in(world: &World, value: &str) {
+    let namespaces: Api<Namespace> = Api::all(world.client.clone());
+    let object = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": world.prefix, "labels": {"hearth.dev/prepull": value}},
+    });
+    let parameters = PatchParams::apply("test").force();
+    namespaces
+        .patch(&world.prefix, &parameters, &Patch::Apply(object))
+        .await
+        .expect("the namespace is labelled");
+}
+
 /// The set that was made for an application, by the reason that it gives.
-async fn set_for(world: &World, reason: &str) -> ImageSet {
+pub(crate) async fn set_for(world: &World, reason: &str) -> ImageSet {
     eventually(reason, || async {
         let sets =
             world.all::<ImageSet>().list(&ListParams::default()).await.map_err(|error| error.to_string())?;
@@ -72,6 +86,7 @@ async fn applications_schedules_and_plain_drivers_have_their_images_warmed_and_a
     }
     let node = world.node("one", json!({"pool": "spark"}), json!([])).await;
     let agent = Agent::start(&world.config(&node, ", sparkLead: 10m")).await;
+    opt_in(&world, "true").await;
     // The operator is installed later than the agent.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     fake.install(&definition("v1beta2", "SparkApplication", "sparkapplications"));

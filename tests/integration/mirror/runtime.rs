@@ -64,12 +64,14 @@ async fn what_the_runtime_has_is_not_fetched_and_linked_when_that_is_allowed() {
     for link in [false, true] {
         let upstream = FakeUpstream::start().await;
         let image = upstream.image(REPOSITORY, "v1", [Layer::random(1, 5 * MIB), Layer::random(2, 10)]).await;
-        upstream.fault(On::blob(), Fault::Status(503, Vec::new(), "blocked".into()));
+        upstream.fault(On::blob().whole(), Fault::Status(503, Vec::new(), "blocked".into()));
         let runtime = Runtime::new();
         runtime.put_image(&upstream, &image);
         let agent = Agent::start(&runtime.config(&upstream, link)).await;
         pull(&agent).await.expect("the pull succeeds");
-        assert_eq!(upstream.log().blob_gets().len(), 0, "{}", upstream.log().describe());
+        // A few bytes of each blob, by which the registry shows that it has it.
+        let gets = upstream.log().blob_gets();
+        assert!(gets.bytes() <= 3 * 4_096, "{}", upstream.log().describe());
         assert_store_is_right(&agent.data());
         for digest in image.blobs() {
             super::when_there(&stored(&agent.data(), digest)).await;
@@ -114,4 +116,30 @@ async fn a_blob_of_the_runtime_that_no_manifest_of_the_agents_names_is_not_given
     runtime.put(&digest, &secret);
     let agent = Agent::start(&runtime.config(&upstream, true)).await;
     assert_eq!(agent.get(&blob_path(REPOSITORY, &digest)).await.status(), 404);
+}
+
+/// A registry that an attacker controls: its manifest names a layer whose digest and size are known and which the runtime
+/// has pulled with somebody's secret.
+#[tokio::test]
+async fn a_crafted_manifest_does_not_open_what_the_runtime_has() {
+    for link in [false, true] {
+        let upstream = FakeUpstream::start().await;
+        let runtime = Runtime::new();
+        let secret = random_bytes(7, 100_000);
+        let digest = kit::registry::sha256(&secret);
+        runtime.put(&digest, &secret);
+        let config = upstream.blob(REPOSITORY, b"{}").await;
+        let media = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 2},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": secret.len()}],
+        });
+        upstream.manifest(REPOSITORY, "v1", media, manifest.to_string());
+        let agent = Agent::start(&runtime.config(&upstream, link)).await;
+        assert_eq!(agent.get(&kit::agent::manifest_path(REPOSITORY, "v1")).await.status(), 200);
+        let answer = agent.get(&blob_path(REPOSITORY, &digest)).await;
+        let got = answer.bytes().await.unwrap_or_default();
+        assert_ne!(got, secret, "the runtime's blob is given out");
+    }
 }

@@ -110,16 +110,33 @@ async fn a_peer_that_ranks_first_cannot_set_what_a_tag_resolves_to() {
     the_registry_decides("").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_peer_with_a_certificate_cannot_set_it_either() {
+/// Certificates for every peer, also those of attackers, and the keys of `peer` that name them.
+fn tls() -> (tempfile::TempDir, String) {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new(directory.path(), "peers").expect("openssl is there");
     authority.sign("peer", &format!("DNS:{NAME}")).expect("the authority signs");
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (certificate, key, ca) = (path("peer.pem"), path("peer.key"), path("peers.pem"));
-    let tls =
+    let keys =
         format!("tls: {{ certificate: \"{certificate}\", key: \"{key}\", ca: \"{ca}\", name: {NAME} }}");
-    the_registry_decides(&tls).await;
+    (directory, keys)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_with_a_certificate_cannot_set_it_either() {
+    let (_directory, keys) = tls();
+    the_registry_decides(&keys).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn colluding_peers_at_the_quorum_set_nothing_while_the_registry_answers() {
+    let (_directory, keys) = tls();
+    for more in ["", &keys] {
+        let attack = Attack::start(1, &ground_names(3, 1), more).await;
+        let victim = &attack.honest[0];
+        assert_eq!(resolve(victim).await, (200, Some(attack.right.digest.clone()), false), "{more}");
+        assert_eq!(stored_tag(victim)["digest"], attack.right.digest.as_str(), "{more}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,9 +197,10 @@ fn outages() -> [Option<Fault>; 3] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn colluding_peers_below_the_quorum_set_nothing_while_the_registry_is_away() {
-    for outage in outages() {
-        let what = format!("{outage:?}");
-        let attack = Attack::start(1, &ground_names(2, 1), "").await;
+    let (_directory, keys) = tls();
+    for (outage, more) in outages().into_iter().flat_map(|outage| [(outage.clone(), ""), (outage, &keys)]) {
+        let what = format!("{outage:?} {more}");
+        let attack = Attack::start(1, &ground_names(2, 1), more).await;
         match outage {
             Some(fault) => drop(attack.registry.fault(On::any(), fault)),
             None => attack.registry.stop().await,
@@ -196,21 +214,34 @@ async fn colluding_peers_below_the_quorum_set_nothing_while_the_registry_is_away
 
 #[tokio::test(flavor = "multi_thread")]
 async fn colluding_peers_at_the_quorum_give_an_answer_that_is_marked_and_ends_with_the_outage() {
-    let attack = Attack::start(1, &ground_names(3, 1), "").await;
-    let victim = &attack.honest[0];
-    attack.registry.stop().await;
-    let wrong = (200, Some(attack.wrong.digest.clone()), true);
-    assert_eq!(resolve(victim).await, wrong, "three of three agree");
-    assert!(attack.unconfirmed(0).await >= 1.0, "it is counted");
-    assert_eq!(stored_tag(victim)["unconfirmed"], true, "{}", stored_tag(victim));
-    attack.registry.restart().await;
-    let healed = async {
-        while resolve(victim).await != (200, Some(attack.right.digest.clone()), false) {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+    for outage in outages() {
+        let what = format!("{outage:?}");
+        let attack = Attack::start(1, &ground_names(3, 1), "").await;
+        let victim = &attack.honest[0];
+        let fault = match outage {
+            Some(fault) => Some(attack.registry.fault(On::any(), fault)),
+            None => {
+                attack.registry.stop().await;
+                None
+            }
+        };
+        let wrong = (200, Some(attack.wrong.digest.clone()), true);
+        assert_eq!(resolve(victim).await, wrong, "{what}: three of three agree");
+        assert!(attack.unconfirmed(0).await >= 1.0, "{what}: it is counted");
+        assert_eq!(stored_tag(victim)["unconfirmed"], true, "{what}: {}", stored_tag(victim));
+        match fault {
+            Some(fault) => fault.clear(),
+            None => attack.registry.restart().await,
         }
-    };
-    tokio::time::timeout(Duration::from_mins(1), healed).await.expect("the registry decides again");
-    assert_eq!(stored_tag(victim).get("unconfirmed"), None, "{}", stored_tag(victim));
+        let healed = async {
+            while resolve(victim).await != (200, Some(attack.right.digest.clone()), false) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        let healed = tokio::time::timeout(Duration::from_mins(1), healed).await;
+        healed.unwrap_or_else(|_| panic!("{what}: the registry decides again"));
+        assert_eq!(stored_tag(victim).get("unconfirmed"), None, "{what}: {}", stored_tag(victim));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ArchiveError,
@@ -41,12 +42,16 @@ struct RootFs {
 }
 
 /// The images in the archive; an entry for each name. The created manifests are added to the intake.
-pub(super) fn entries(intake: &mut Intake, manifest: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
+pub(super) fn entries(
+    intake: &mut Intake,
+    manifest: &[u8],
+    stop: &CancellationToken,
+) -> Result<Vec<Entry>, ArchiveError> {
     let saved: Vec<Saved> = serde_json::from_slice(manifest)
         .map_err(|error| ArchiveError::document(DOCKER, error.to_string()))?;
     let mut found = Vec::new();
     for image in &saved {
-        let bytes = manifest_of(intake, image)?;
+        let bytes = manifest_of(intake, image, stop)?;
         let digest = intake.add(&bytes)?;
         let media_type = MediaType::parse(MANIFEST).expect("a media type by its grammar");
         let entry =
@@ -60,7 +65,7 @@ pub(super) fn entries(intake: &mut Intake, manifest: &[u8]) -> Result<Vec<Entry>
     Ok(found)
 }
 
-fn manifest_of(intake: &Intake, image: &Saved) -> Result<Vec<u8>, ArchiveError> {
+fn manifest_of(intake: &Intake, image: &Saved, stop: &CancellationToken) -> Result<Vec<u8>, ArchiveError> {
     let file = |path: &str| {
         let missing =
             || ArchiveError::document(DOCKER, format!("it refers to `{path}`, which is not in the archive"));
@@ -81,7 +86,7 @@ fn manifest_of(intake: &Intake, image: &Saved) -> Result<Vec<u8>, ArchiveError> 
         let layer = file(path)?;
         let diff_id: Digest =
             diff_id.parse().map_err(|error| ArchiveError::document(&image.config, format!("{error}")))?;
-        let media_type = layer_type(layer, &diff_id)?.ok_or_else(|| {
+        let media_type = layer_type(layer, &diff_id, stop)?.ok_or_else(|| {
             ArchiveError::member(path, &format!("its content is not the layer `{diff_id}`"))
         })?;
         layers.push(json!({
@@ -98,11 +103,15 @@ fn manifest_of(intake: &Intake, image: &Saved) -> Result<Vec<u8>, ArchiveError> 
 }
 
 /// The layer's media type, if its content matches the configuration.
-fn layer_type(layer: &Staged, diff_id: &Digest) -> Result<Option<String>, ArchiveError> {
+fn layer_type(
+    layer: &Staged,
+    diff_id: &Digest,
+    stop: &CancellationToken,
+) -> Result<Option<String>, ArchiveError> {
     if layer.digest() == diff_id {
         return Ok(Some(LAYER.to_owned()));
     }
-    if uncompressed_digest(layer)? != *diff_id {
+    if uncompressed_digest(layer, stop)? != *diff_id {
         return Ok(None);
     }
     let mut magic = [0; 1];

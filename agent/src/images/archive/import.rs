@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{Whole, whole},
@@ -38,6 +39,8 @@ pub struct ImportOptions {
     pub name: Option<ImageName>,
     /// Whether to pin the images.
     pub pin: bool,
+    /// Ends the import.
+    pub stop: CancellationToken,
 }
 
 /// The result of an import.
@@ -88,7 +91,7 @@ pub fn import(store: &Store, source: Source<'_>, options: &ImportOptions) -> Res
     }
     let entries = match (intake.document(INDEX), intake.document(DOCKER).map(<[u8]>::to_vec)) {
         (Some(index), _) => oci::entries(intake.document(LAYOUT), index)?,
-        (None, Some(manifest)) => docker::entries(&mut intake, &manifest)?,
+        (None, Some(manifest)) => docker::entries(&mut intake, &manifest, &options.stop)?,
         (None, None) => return Err(ArchiveError::Unknown),
     };
     let mut checked = Vec::new();

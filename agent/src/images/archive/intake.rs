@@ -6,13 +6,15 @@ use std::{
     io::{self, BufReader, Read},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     ArchiveError, oci,
     tar::{self, Kind},
 };
 use crate::{
     store::{Staged, Store},
-    types::{Algorithm, Digest, MAX_MANIFEST_BYTES},
+    types::{Algorithm, Digest, MAX_MANIFEST_BYTES, format_size},
 };
 
 /// Documents that are kept in memory.
@@ -137,7 +139,7 @@ pub(super) fn too_large(limit: u64) -> ArchiveError {
     ArchiveError::TooLarge(format!(
         "it unpacks to more than the {} that the store is allowed to hold: raise `store.limit`, lower `store.minFree`, or make \
          room on the disk",
-        crate::types::format_size(limit)
+        format_size(limit)
     ))
 }
 
@@ -157,15 +159,37 @@ fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>, Ar
     })
 }
 
+/// Bytes that one byte of a compressed layer may unpack to. Deflate reaches 1,032 at most (zlib's technical details); zstd
+/// has no bound, and a few hundred KiB would be hashed for minutes.
+const MAX_RATIO: u64 = 1_100;
+
+/// Bytes to which any layer may unpack, however small it is.
+const SMALL_LAYER: u64 = 64 << 20;
+
 /// The digest of a layer's content without its compression.
-pub(super) fn uncompressed_digest(content: &Staged) -> Result<Digest, ArchiveError> {
-    let mut reader = decompressed(content.open()?)?;
+pub(super) fn uncompressed_digest(
+    content: &Staged,
+    stop: &CancellationToken,
+) -> Result<Digest, ArchiveError> {
+    let limit = content.size().saturating_mul(MAX_RATIO).saturating_add(SMALL_LAYER);
+    let mut reader = Bounded { inner: decompressed(content.open()?)?, left: limit };
     let mut hasher = Algorithm::Sha256.hasher();
     let mut buffer = vec![0; 256 * 1024];
     loop {
-        match reader.read(&mut buffer).map_err(ArchiveError::Read)? {
-            0 => return Ok(hasher.finish()),
-            read => hasher.update(&buffer[..read]),
+        if stop.is_cancelled() {
+            return Err(ArchiveError::Read(io::Error::other("the agent is stopping")));
+        }
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(_) if reader.left == 0 => {
+                return Err(ArchiveError::TooLarge(format!(
+                    "a layer of {} unpacks to more than {}, which no real layer does",
+                    format_size(content.size()),
+                    format_size(limit)
+                )));
+            }
+            Err(error) => return Err(ArchiveError::Read(error)),
         }
     }
 }

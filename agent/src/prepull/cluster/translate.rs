@@ -9,7 +9,7 @@ use crate::{
         jitter::fraction,
         report::{ImageReport, SetReport, State},
         schedule::Schedule,
-        set::{Origin, Set, SetName},
+        set::{Application, Origin, Set, SetName},
     },
     types::{ImageName, Platform, parse_size},
 };
@@ -32,11 +32,12 @@ pub(crate) struct Wanted {
 /// Reads a set. Errors that the schema cannot detect are reported in the node's status.
 pub(crate) fn wanted(object: &ImageSet, node: &str) -> Wanted {
     let name = object.metadata.name.clone().unwrap_or_default();
+    let foreign = object.spec.application.is_some();
     Wanted {
         generation: object.metadata.generation.unwrap_or_default(),
         passing: object.spec.ttl_seconds.is_some(),
-        secrets: object.spec.pull_secrets.clone(),
-        accounts: object.spec.service_accounts.clone(),
+        secrets: if foreign { Vec::new() } else { object.spec.pull_secrets.clone() },
+        accounts: if foreign { Vec::new() } else { object.spec.service_accounts.clone() },
         set: read(object, &name, node),
         name,
     }
@@ -59,11 +60,15 @@ fn read(object: &ImageSet, name: &str, node: &str) -> Result<Set, String> {
         platforms: platforms.collect::<Result<_, _>>().map_err(|error| error.to_string())?,
         schedule: schedule.transpose().map_err(|error| error.to_string())?,
         policy: spec.pull_policy,
-        pin: spec.pin,
+        pin: spec.pin && spec.application.is_none(),
         bandwidth: bandwidth.transpose().map_err(|error| error.to_string())?.filter(|rate| *rate > 0),
-        runtime: spec.runtime,
+        runtime: spec.runtime && spec.application.is_none(),
         admitted: admitted(object, name, node),
         retries: retries(object),
+        application: spec
+            .application
+            .as_ref()
+            .map(|scope| Application { namespace: scope.namespace.clone(), limit: scope.max_bytes }),
         ..Set::of(SetName { origin: Origin::Cluster, name: name.to_owned() }, images)
     })
 }

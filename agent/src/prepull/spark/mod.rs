@@ -7,20 +7,21 @@
 //!                                          Events on the application <---+--- status of the sets
 //! ```
 //!
-//! A set is named by what it asks for, so that a thousand jobs with one image are one set and one write: it lives for
-//! its time to live, and is prolonged while somebody still needs it. Nothing has an owner reference, because a set of
+//! A set is named by what it asks for and for which namespace, so that a thousand jobs with one image are one set and one
+//! write: it lives for its time to live, and is prolonged while an application still needs it. Nothing has an owner reference, because a set of
 //! the cluster cannot be owned by an object of a namespace. Kinds whose definitions are not installed are looked for
 //! again now and then.
 
+mod admit;
 mod extract;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ObjectReference, Pod};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
@@ -30,14 +31,13 @@ use kube::{
         watcher,
     },
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    crd::{ImageSet, ImageSetSpec},
-    jitter::hex_name,
-};
-use crate::kubernetes::{Known, follow, within};
+use super::crd::{ImageSet, ImageSetSpec};
+use crate::kubernetes::{Known, follow, has_code, within};
+pub use admit::Namespaces;
+use admit::{Ask, Plan};
 use extract::Wish;
 
 /// Who writes these sets.
@@ -54,6 +54,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// For how long a set that was written is not written again: the watch may lag behind.
 const LAG: Duration = Duration::from_secs(10);
 
+/// For how long a set that the API server refused is not sent again.
+const REFUSED: Duration = Duration::from_mins(5);
+
 /// How often an application is told how far its images are.
 const NEWS: Duration = Duration::from_secs(15);
 
@@ -61,7 +64,7 @@ const NEWS: Duration = Duration::from_secs(15);
 const LOOKS: u32 = 5;
 
 /// How Spark applications are looked after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// How long before a scheduled run its images are warmed.
     pub lead: Duration,
@@ -69,15 +72,15 @@ pub struct Config {
     pub ttl: Duration,
     /// After so long every node has said what it has of a new set.
     pub settled: Duration,
+    /// Whose applications.
+    pub namespaces: Namespaces,
+    /// Most images, over all sets, that the applications of one namespace may have pre-pulled.
+    pub images: usize,
+    /// Most bytes of such images on one node, for each namespace.
+    pub bytes: u64,
 }
 
 type Objects = watch::Sender<Known<Value>>;
-
-/// An application and what it needs now.
-struct Ask {
-    owner: ObjectReference,
-    wishes: Vec<Wish>,
-}
 
 /// Until the caller drops it.
 pub(crate) async fn run(client: &Client, config: &Config, sets: &watch::Sender<Known<ImageSet>>) {
@@ -95,8 +98,18 @@ pub(crate) async fn run(client: &Client, config: &Config, sets: &watch::Sender<K
         document,
         drivers.clone(),
     );
-    let tend = Tender::new(client, *config, sets).run([applications, scheduled, connects, drivers]);
+    let opted_in: watch::Sender<Known<()>> = watch::Sender::default();
+    let namespaces = async {
+        // Without the label's word nothing of namespaces is of interest, and no right to read them is needed.
+        if config.namespaces == Namespaces::Labelled {
+            let labelled = watcher::Config::default().labels(&format!("{}=true", admit::OPT_IN));
+            follow(Api::<Namespace>::all(client.clone()), labelled, |_| (), opted_in.clone()).await;
+        }
+    };
+    let kinds = [applications, scheduled, connects, drivers];
+    let tend = Tender::new(client, config.clone(), sets).run(kinds, &opted_in);
     tokio::join!(
+        namespaces,
         of("v1beta2", "SparkApplication", "sparkapplications", applications),
         of("v1beta2", "ScheduledSparkApplication", "scheduledsparkapplications", scheduled),
         of("v1alpha1", "SparkConnect", "sparkconnects", connects),
@@ -122,6 +135,12 @@ struct Tender<'a> {
     written: HashMap<String, Instant>,
     properties: HashMap<String, (u32, Option<Value>)>,
     told: HashMap<(String, String), Told>,
+    /// Sets that the API server did not accept: since when, and why.
+    invalid: HashMap<String, (Instant, String)>,
+    /// Refusals that applications were told of, by their uid.
+    refused: HashSet<(String, String)>,
+    /// Namespaces that did not opt in, as far as logged.
+    left_out: BTreeSet<String>,
 }
 
 /// What an application was told of one set.
@@ -135,24 +154,55 @@ struct Told {
 impl<'a> Tender<'a> {
     fn new(client: &'a Client, config: Config, sets: &'a watch::Sender<Known<ImageSet>>) -> Self {
         let recorder = Recorder::new(client.clone(), Reporter::from(MANAGER));
-        let (written, properties, told) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { client, config, sets, recorder, written, properties, told }
+        Self {
+            client,
+            config,
+            sets,
+            recorder,
+            written: HashMap::new(),
+            properties: HashMap::new(),
+            told: HashMap::new(),
+            invalid: HashMap::new(),
+            refused: HashSet::new(),
+            left_out: BTreeSet::new(),
+        }
     }
 
-    async fn run(mut self, kinds: [&Objects; 4]) {
+    async fn run(mut self, kinds: [&Objects; 4], opted_in: &watch::Sender<Known<()>>) {
         loop {
             tokio::time::sleep(TICK).await;
             if !self.sets.borrow().synced {
                 continue;
             }
             let asks = self.asks(&kinds).await;
-            let wanted = sets_for(&asks);
-            for (name, (spec, _)) in &wanted {
-                if let Err(error) = self.keep(name, spec).await {
-                    tracing::warn!(set = name, %error, "a set for Spark applications is not written: tried again");
-                    break;
+            let labelled = opted_in.borrow().objects.keys().cloned().collect();
+            let Plan { sets: wanted, mut refusals, left_out } = admit::plan(&asks, &self.config, &labelled);
+            self.log_left_out(left_out);
+            self.invalid.retain(|name, (since, _)| wanted.contains_key(name) && since.elapsed() < REFUSED);
+            for (name, (spec, _)) in
+                wanted.iter().filter(|(name, _)| !self.invalid.contains_key(*name)).collect::<Vec<_>>()
+            {
+                match self.keep(name, spec).await {
+                    Ok(()) => {}
+                    // Something in this application's own words: the others are not concerned.
+                    Err(error) if has_code(&error, &[400, 413, 422]) => {
+                        tracing::warn!(set = name, %error, "API server refused a set for Spark applications: skipped");
+                        self.invalid.insert(name.clone(), (Instant::now(), error.to_string()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(set = name, %error, "a set for Spark applications is not written: tried again");
+                        break;
+                    }
                 }
             }
+            for (name, (_, problem)) in &self.invalid {
+                let owners = wanted.get(name).map(|(_, owners)| owners.as_slice()).unwrap_or_default();
+                let problem = format!(
+                    "its images are not pre-pulled: the API server refused their ImageSet: {problem}"
+                );
+                refusals.extend(owners.iter().map(|owner| (owner.clone(), problem.clone())));
+            }
+            self.tell_refusals(&refusals).await;
             self.told.retain(|(uid, set), _| {
                 wanted
                     .get(set)
@@ -163,6 +213,43 @@ impl<'a> Tender<'a> {
                     self.tell(name, owner).await;
                 }
             }
+        }
+    }
+
+    /// Once for each namespace and process.
+    fn log_left_out(&mut self, left_out: BTreeSet<String>) {
+        for namespace in left_out.difference(&self.left_out) {
+            tracing::info!(
+                namespace,
+                "Spark applications of this namespace are not pre-pulled: label it `{}=true` or set \
+                 `kubernetes.sparkNamespaces`",
+                admit::OPT_IN
+            );
+        }
+        self.left_out = left_out;
+    }
+
+    /// An application is told once of each of its problems.
+    async fn tell_refusals(&mut self, refusals: &[(ObjectReference, String)]) {
+        let key = |owner: &ObjectReference, problem: &String| {
+            (owner.uid.clone().unwrap_or_default(), problem.clone())
+        };
+        let current: HashSet<_> = refusals.iter().map(|(owner, problem)| key(owner, problem)).collect();
+        self.refused.retain(|known| current.contains(known));
+        for (owner, problem) in refusals {
+            if self.refused.insert(key(owner, problem)) {
+                self.publish(owner, EventType::Warning, "ImagesNotWarm", problem).await;
+            }
+        }
+    }
+
+    /// An event that is lost is no reason to stop.
+    async fn publish(&self, owner: &ObjectReference, type_: EventType, reason: &str, note: &str) {
+        let note = Some(note.chars().take(1_000).collect());
+        let event =
+            Event { type_, reason: reason.to_owned(), note, action: "Warm".to_owned(), secondary: None };
+        if let Err(error) = within(self.recorder.publish(&event, owner)).await {
+            tracing::debug!(%error, "an event was not published");
         }
     }
 
@@ -294,13 +381,7 @@ impl<'a> Tender<'a> {
         } else {
             return;
         };
-        let note = Some(note.chars().take(1_000).collect());
-        let event =
-            Event { type_, reason: reason.to_owned(), note, action: "Warm".to_owned(), secondary: None };
-        // An event that is lost is no reason to stop.
-        if let Err(error) = within(self.recorder.publish(&event, owner)).await {
-            tracing::debug!(%error, "an event was not published");
-        }
+        self.publish(owner, type_, reason, &note).await;
     }
 }
 
@@ -331,80 +412,9 @@ fn reference(object: &Value) -> ObjectReference {
     }
 }
 
-/// The sets that are needed, by their names, and by whom. Pure.
-fn sets_for(asks: &[Ask]) -> BTreeMap<String, (ImageSetSpec, Vec<ObjectReference>)> {
-    let mut sets: BTreeMap<String, (ImageSetSpec, Vec<ObjectReference>)> = BTreeMap::new();
-    for ask in asks {
-        for wish in &ask.wishes {
-            let (_, owners) =
-                sets.entry(name_of(wish)).or_insert_with(|| (spec_of(wish, &ask.owner), Vec::new()));
-            if !owners.iter().any(|owner| owner.uid == ask.owner.uid) {
-                owners.push(ask.owner.clone());
-            }
-        }
-    }
-    sets
-}
-
-/// By what is asked for, not by who asks.
-fn name_of(wish: &Wish) -> String {
-    let images: Vec<_> = wish.images.keys().collect();
-    let what = json!([images, wish.node_selector, wish.terms, wish.tolerations]);
-    format!("spark-{}", hex_name(&what.to_string()))
-}
-
-fn spec_of(wish: &Wish, owner: &ObjectReference) -> ImageSetSpec {
-    let text = |part: &Option<String>| part.clone().unwrap_or_default();
-    let rules: Vec<_> = wish.images.iter().map(|(image, rule)| format!("{image} by {rule}")).collect();
-    let reason = format!(
-        "{} {}/{}: {}",
-        text(&owner.kind),
-        text(&owner.namespace),
-        text(&owner.name),
-        rules.join(", ")
-    );
-    let parsed = |text: &String| serde_json::from_str(text).ok();
-    ImageSetSpec {
-        images: wish.images.keys().cloned().collect(),
-        node_selector: wish.node_selector.clone(),
-        node_selector_terms: wish.terms.iter().filter_map(parsed).collect(),
-        tolerations: wish.tolerations.iter().filter_map(|text| serde_json::from_str(text).ok()).collect(),
-        pin: true,
-        reason: Some(reason.chars().take(512).collect()),
-        ..ImageSetSpec::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ask(name: &str, image: &str, pool: &str) -> Ask {
-        let object = json!({
-            "apiVersion": "sparkoperator.k8s.io/v1beta2", "kind": "SparkApplication",
-            "metadata": {"name": name, "namespace": "jobs", "uid": name},
-            "spec": {"image": image, "executor": {}, "driver": {}, "nodeSelector": {"pool": pool}},
-        });
-        Ask { owner: reference(&object), wishes: extract::application(&object) }
-    }
-
-    #[test]
-    fn jobs_with_the_same_images_on_the_same_nodes_share_one_set() {
-        let sets = sets_for(&[
-            ask("a", "r.test/x:1", "p"),
-            ask("b", "r.test/x:1", "p"),
-            ask("c", "r.test/x:1", "q"),
-        ]);
-        let mut owners: Vec<_> = sets.values().map(|(_, owners)| owners.len()).collect();
-        owners.sort_unstable();
-        assert_eq!(owners, [1, 2]);
-        for (name, (spec, _)) in &sets {
-            assert!(name.len() <= 63 && name.starts_with("spark-"), "{name}");
-            assert_eq!(spec.images, ["r.test/x:1"]);
-        }
-        let reasons: Vec<_> = sets.values().filter_map(|(spec, _)| spec.reason.as_deref()).collect();
-        assert!(reasons.contains(&"SparkApplication jobs/a: r.test/x:1 by spec.image"), "{reasons:?}");
-    }
 
     #[test]
     fn a_set_is_prolonged_when_half_of_its_time_is_over_and_only_then() {

@@ -295,6 +295,9 @@ fn matches_label(pattern: &str, label: &str) -> bool {
     })
 }
 
+/// Longest time for which an answer is kept, whatever it says: the sum with the time of now must not overflow.
+const LONGEST: Duration = Duration::from_hours(24 * 30);
+
 /// Durations as Kubernetes writes them: `12h`, `1h30m`, `0`, `1.5s`.
 fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
@@ -316,7 +319,7 @@ fn go_duration(text: &str) -> Option<Duration> {
             };
         rest = &rest[unit..];
     }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok())?
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok())?.map(|kept| kept.min(LONGEST))
 }
 
 #[cfg(test)]

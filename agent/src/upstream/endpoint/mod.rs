@@ -18,7 +18,7 @@ use super::{
     error::UpstreamError,
     guard,
     headers::{AGENT_HEADER, text},
-    redirect, retry,
+    redirect, retry, trust,
 };
 pub(super) use reply::Reply;
 use reply::causes;
@@ -51,6 +51,17 @@ impl Shared {
     }
 }
 
+/// What the configuration allows a registry.
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// To see the agent's credentials.
+    pub(super) credentials: bool,
+    /// To have credentials sent to these hosts.
+    pub(super) realms: Vec<String>,
+    /// To redirect to these hosts in nearer networks.
+    pub(super) redirects: Vec<String>,
+}
+
 /// A base URL under which a registry can be read.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -58,7 +69,7 @@ pub(super) struct Endpoint {
     base: Url,
     /// Host and port, to tell endpoints apart.
     name: String,
-    use_credentials: bool,
+    policy: Arc<Policy>,
     client: reqwest::Client,
     shared: Arc<Shared>,
     /// The last challenge seen, so that the next request can bring its token at once.
@@ -93,12 +104,12 @@ impl Endpoint {
     pub(super) fn new(
         registry: RegistryHost,
         base: Url,
-        use_credentials: bool,
+        policy: Arc<Policy>,
         client: reqwest::Client,
         shared: Arc<Shared>,
     ) -> Self {
         let name = authority(&base);
-        Self { registry, base, name, use_credentials, client, shared, challenge: Mutex::new(None) }
+        Self { registry, base, name, policy, client, shared, challenge: Mutex::new(None) }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -128,7 +139,7 @@ impl Endpoint {
     ) -> Result<Reply, Failure> {
         let url = self.url(name, ask)?;
         let authorization = match self.known_challenge() {
-            Some(challenge) => self.authorize(&challenge, name, None, no_login).await?,
+            Some(challenge) => self.authorize(&challenge, name, ask.credentials, None, no_login).await?,
             None => None,
         };
         let reply = self.follow(url.clone(), ask, authorization.as_ref()).await?;
@@ -141,7 +152,7 @@ impl Endpoint {
         };
         drop(reply);
         self.remember(&challenge);
-        match self.authorize(&challenge, name, authorization.as_ref(), no_login).await? {
+        match self.authorize(&challenge, name, ask.credentials, authorization.as_ref(), no_login).await? {
             Some(again) if Some(&again) != authorization.as_ref() => {
                 let reply = self.follow(url.clone(), ask, Some(&again)).await?;
                 self.settle_or_get(reply, url, ask, Some(&again)).await
@@ -191,8 +202,29 @@ impl Endpoint {
                 return self.check_hop(&first, &url, reply);
             }
             url = redirect::next(&url, reply.headers()).map_err(|reason| self.unavailable(reason))?;
+            self.check_reach(&url).await?;
         }
         Err(self.unavailable(format!("more than {} redirects", redirect::MAX_HOPS)))
+    }
+
+    /// Without TLS anyone on the path writes the redirects: they must not lead to what only this node, or only its network,
+    /// can reach.
+    async fn check_reach(&self, to: &Url) -> Result<(), Failure> {
+        let host = trust::bare_host(to);
+        if self.base.scheme() != "http" || self.policy.redirects.iter().any(|known| known == host) {
+            return Ok(());
+        }
+        // A name without an address is no one's, and fails by itself.
+        let (Some(own), Some(there)) = (trust::reach_of(&self.base).await, trust::reach_of(to).await) else {
+            return Ok(());
+        };
+        if there <= own {
+            return Ok(());
+        }
+        Err(self.unavailable(format!(
+            "redirected to `{host}` in a network that is nearer to this node than the registry, which has no TLS: name \
+             the host in `redirects` of this registry if that is right"
+        )))
     }
 
     /// What a storage host says is not the registry's word: its 401, 403 and 404 mean "not now" (an expired
@@ -324,7 +356,7 @@ impl Endpoint {
     }
 
     async fn login(&self, name: &RepoName, fresh: bool) -> Result<Option<Login>, String> {
-        if self.use_credentials {
+        if self.policy.credentials {
             self.shared.credentials.login(&self.registry, name, fresh).await
         } else {
             Ok(None)
@@ -337,12 +369,20 @@ impl Endpoint {
         &self,
         challenge: &Challenge,
         name: &RepoName,
+        credentials: bool,
         refused: Option<&HeaderValue>,
         no_login: &mut Option<String>,
     ) -> Result<Option<HeaderValue>, Failure> {
-        let login = self.login(name, refused.is_some()).await;
+        let login = if credentials { self.login(name, refused.is_some()).await } else { Ok(None) };
         *no_login = login.as_ref().err().cloned();
-        let login = login.unwrap_or_default();
+        let mut login = login.unwrap_or_default();
+        if let (Challenge::Bearer { realm, .. }, Some(Login::Password { .. } | Login::IdentityToken(_))) =
+            (challenge, &login)
+            && let Err(reason) = self.check_realm(realm)
+        {
+            // What is public can still be read with a token for anyone.
+            (login, *no_login) = (None, Some(reason));
+        }
         let (realm, service) = match (challenge, &login) {
             (_, Some(Login::RegistryToken(token))) => return Ok(bearer(token)),
             (Challenge::Basic, login) => return Ok(login.as_ref().and_then(basic)),
@@ -364,6 +404,22 @@ impl Endpoint {
             .ok_or_else(|| self.unavailable("its token is not usable as a header".into()))?;
         *token = Some(fetched);
         Ok(Some(header))
+    }
+
+    /// Whether credentials may be sent where a challenge says: neither a registry that was taken over nor an attacker on
+    /// the path to one without TLS chooses that.
+    fn check_realm(&self, realm: &str) -> Result<(), String> {
+        let Ok(url) = Url::parse(realm) else { return Ok(()) };
+        let host = trust::bare_host(&url);
+        let registry = self.registry.as_str();
+        let registry = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        if trust::may_have_credentials(host, &[trust::bare_host(&self.base), registry], &self.policy.realms) {
+            return Ok(());
+        }
+        Err(format!(
+            "its token endpoint is at `{host}`, which is not of the registry's domain, so no credentials are sent there: \
+             name the host in `realms` of this registry if that is right"
+        ))
     }
 
     fn denied(&self, reason: &str) -> Failure {

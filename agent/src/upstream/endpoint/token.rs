@@ -46,44 +46,28 @@ impl Endpoint {
             .ok_or_else(|| self.unavailable(format!("token endpoint `{host}` sent no token")))
     }
 
-    /// GET with Basic or nothing; POST with an identity token, and where GET is not known (token specification,
-    /// "Requesting a Token"; OAuth2 token specification).
+    /// GET with Basic or nothing; POST with an identity token, which has no other form (token specification, "Requesting a
+    /// Token"; OAuth2 token specification). A password is never posted: an endpoint that does not know GET would get it in
+    /// another form than the registry's challenge asked for.
     async fn token_request(&self, url: &mut Url, key: &TokenKey) -> Result<reqwest::Response, Failure> {
         let service = key.service.as_deref().unwrap_or_default();
-        let mut form =
-            vec![("service", service), ("scope", key.scope.as_str()), ("client_id", "hearth-agent")];
-        match &key.login {
-            Some(Login::IdentityToken(token)) => {
-                form.extend([("grant_type", "refresh_token"), ("refresh_token", token.as_str())]);
-                return self.token_post(url, &form).await;
-            }
-            Some(Login::Password { user, secret }) => {
-                form.extend([
-                    ("grant_type", "password"),
-                    ("username", user.as_str()),
-                    ("password", secret.as_str()),
-                ]);
-            }
-            Some(Login::RegistryToken(_)) | None => {}
+        if let Some(Login::IdentityToken(token)) = &key.login {
+            let form = [
+                ("service", service),
+                ("scope", key.scope.as_str()),
+                ("client_id", "hearth-agent"),
+                ("grant_type", "refresh_token"),
+                ("refresh_token", token.as_str()),
+            ];
+            return self.token_post(url, &form).await;
         }
-        let bare = url.clone();
         if !service.is_empty() {
             url.query_pairs_mut().append_pair("service", service);
         }
         url.query_pairs_mut().append_pair("scope", &key.scope);
         let headers = key.login.as_ref().and_then(basic).map(|value| (header::AUTHORIZATION, value));
-        let response = self
-            .request(
-                &Method::GET,
-                url,
-                HeaderMap::from_iter(headers),
-                Kind::token,
-                None,
-                self.shared.header_limit,
-            )
-            .await?;
-        let unknown = matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
-        if unknown && key.login.is_some() { self.token_post(&bare, &form).await } else { Ok(response) }
+        let headers = HeaderMap::from_iter(headers);
+        self.request(&Method::GET, url, headers, Kind::token, None, self.shared.header_limit).await
     }
 
     async fn token_post(&self, url: &Url, form: &[(&str, &str)]) -> Result<reqwest::Response, Failure> {
