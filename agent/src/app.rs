@@ -14,6 +14,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::Access,
     config::Config,
     download::{Fetcher, MakeRoom},
     gc::Collector,
@@ -87,6 +88,7 @@ pub struct App {
     fetcher: Fetcher,
     swarm: Swarm,
     collector: Collector,
+    access: Access,
     prepuller: Prepuller,
     upstream: Arc<Upstream>,
     peers: Peers,
@@ -142,10 +144,12 @@ impl App {
             metrics.clone(),
             tasks.clone(),
         );
+        let access = Access::new(store.clone(), upstream.clone());
         let prepuller = Prepuller::new(
             config.prepull.clone(),
             fetcher.clone(),
             upstream.clone(),
+            access.clone(),
             config.runtime.clone(),
             store.clone(),
             metrics.clone(),
@@ -163,6 +167,7 @@ impl App {
             fetcher,
             swarm,
             collector,
+            access,
             prepuller,
             upstream,
             peers,
@@ -235,6 +240,7 @@ impl App {
             self.fetcher.clone(),
             swarm.clone(),
             self.upstream.clone(),
+            self.access.clone(),
             self.peers,
             self.metrics.clone(),
         );
@@ -244,6 +250,7 @@ impl App {
         let mirror = Mirror::new(
             self.fetcher,
             self.upstream,
+            self.access,
             self.metrics.clone(),
             self.config.default_registry.clone(),
             HeaderLimits {

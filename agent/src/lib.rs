@@ -1,7 +1,7 @@
 //! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
 //!
 //! ```text
-//! main -> app -> { http, prepull } -> swarm -> download -> { store, peers, upstream } -> types
+//! main -> app -> { http, prepull } -> { swarm, access } -> download -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
 //!             -> scrub ---------> store
 //! ```
@@ -13,6 +13,7 @@
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`download`] | one download per digest, growing reads, tag resolution |
+//! | [`access`] | who may have cached content that came with credentials |
 //! | [`swarm`] | the peers as one source of blobs: fetches pieces from peers, serves pieces to them, detects corrupt peers |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
@@ -36,6 +37,7 @@
 //! 5. A request from another agent is answered from this node or along the tree, never towards a lower weight.
 //! 6. Decisions are pure functions; I/O sits beside them.
 
+pub mod access;
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -15,15 +15,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "config", "download", "gc", "http", "images", "metrics", "peers", "prepull", "runtime", "scrub",
-            "store", "swarm", "task", "types", "upstream",
+            "access", "config", "download", "gc", "http", "images", "metrics", "peers", "prepull", "runtime",
+            "scrub", "store", "swarm", "task", "types", "upstream",
         ],
     ),
     ("cli", &["config", "http", "images", "setup", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["download", "gc", "http", "peers", "prepull", "runtime", "store", "types", "upstream"]),
-    ("http", &["download", "images", "metrics", "peers", "store", "swarm", "task", "types", "upstream"]),
-    ("prepull", &["download", "kubernetes", "metrics", "runtime", "store", "task", "types", "upstream"]),
+    (
+        "http",
+        &["access", "download", "images", "metrics", "peers", "store", "swarm", "task", "types", "upstream"],
+    ),
+    (
+        "prepull",
+        &["access", "download", "kubernetes", "metrics", "runtime", "store", "task", "types", "upstream"],
+    ),
+    ("access", &["download", "store", "types", "upstream"]),
     ("kubernetes", &[]),
     ("runtime", &["types"]),
     ("limits", &[]),

@@ -17,6 +17,7 @@ use super::{
     route::{self, Addressing, Route, RouteError},
 };
 use crate::{
+    access::{Access, Content},
     download::{CHECK, FetchError, Fetcher, ManifestInfo, Stillness},
     metrics::{Kind, Metrics, RequestLabels},
     types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
@@ -31,6 +32,7 @@ pub struct Mirror(Arc<Inner>);
 struct Inner {
     fetcher: Fetcher,
     upstream: Arc<Upstream>,
+    access: Access,
     metrics: Metrics,
     default_registry: Option<RegistryHost>,
     limits: HeaderLimits,
@@ -45,11 +47,12 @@ impl Mirror {
     pub fn new(
         fetcher: Fetcher,
         upstream: Arc<Upstream>,
+        access: Access,
         metrics: Metrics,
         default_registry: Option<RegistryHost>,
         limits: HeaderLimits,
     ) -> Self {
-        Self(Arc::new(Inner { fetcher, upstream, metrics, default_registry, limits }))
+        Self(Arc::new(Inner { fetcher, upstream, access, metrics, default_registry, limits }))
     }
 
     /// Answers one request.
@@ -174,12 +177,18 @@ impl Mirror {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<Response<Body>, FetchError> {
+        if let Reference::Digest(digest) = reference {
+            self.0.access.check(repository, digest, Content::Manifest).await?;
+        }
         let (info, bytes) = if head {
             (self.0.fetcher.manifest_head(repository, reference).await?, None)
         } else {
             let (info, bytes) = self.0.fetcher.manifest(repository, reference).await?;
             (info, Some(bytes))
         };
+        if matches!(reference, Reference::Tag(_)) {
+            self.0.access.check(repository, &info.digest, Content::Manifest).await?;
+        }
         if is_known(headers, &info.digest) {
             return Ok(not_modified(&info.digest));
         }
@@ -194,6 +203,7 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Response<Body>, FetchError> {
+        self.0.access.check(repository, digest, Content::Blob).await?;
         let size = self.0.fetcher.blob_size(repository, digest).await?;
         Ok(blob_response(StatusCode::OK, digest, size, repository, body::empty()))
     }
@@ -213,6 +223,7 @@ impl Mirror {
         let several = RangeHeader::parse_several(range).filter(|_| same);
         let begins = several.as_ref().and_then(|ranges| ranges.first()).copied();
         let begins = begins.map_or(asked, RangeHeader::One);
+        self.0.access.check(repository, digest, Content::Blob).await?;
         self.0.fetcher.check_resume(digest, user_agent(headers).unwrap_or_default(), begins)?;
         if let Some(response) = self.parts(headers, repository, digest, several.as_deref()).await? {
             return Ok(response);

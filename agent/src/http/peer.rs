@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 
 use super::body::{self, Body};
 use crate::{
+    access::Access,
     download::{FetchError, Fetcher},
     metrics::Metrics,
     peers::{
@@ -36,6 +37,7 @@ struct Inner {
     fetcher: Fetcher,
     swarm: Swarm,
     upstream: Arc<Upstream>,
+    access: Access,
     peers: Peers,
     metrics: Metrics,
 }
@@ -46,10 +48,11 @@ impl PeerApi {
         fetcher: Fetcher,
         swarm: Swarm,
         upstream: Arc<Upstream>,
+        access: Access,
         peers: Peers,
         metrics: Metrics,
     ) -> Self {
-        Self(Arc::new(Inner { fetcher, swarm, upstream, peers, metrics }))
+        Self(Arc::new(Inner { fetcher, swarm, upstream, access, peers, metrics }))
     }
 
     /// Whether a peer may have what this repository's registry gives: what the agent's credentials open, only a peer that
@@ -90,7 +93,7 @@ impl PeerApi {
     }
 
     async fn hashes(&self, ask: &HashesAsk) -> Response<Body> {
-        if !self.serves(&ask.repository) {
+        if !self.serves(&ask.repository) || !self.0.access.may_share(&ask.repository, &ask.digest).await {
             return not_served();
         }
         let Some(hashes) = self.0.swarm.piece_hashes(ask).await else {
@@ -102,7 +105,7 @@ impl PeerApi {
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest, known: bool) -> Response<Body> {
-        if !self.serves(repository) {
+        if !self.serves(repository) || !self.0.access.may_share(repository, digest).await {
             return not_served();
         }
         match self
@@ -142,7 +145,7 @@ impl PeerApi {
     }
 
     async fn answer_piece(&self, ask: &PieceAsk) -> Response<Body> {
-        if !self.serves(&ask.repository) {
+        if !self.serves(&ask.repository) || !self.0.access.may_share(&ask.repository, &ask.digest).await {
             return not_served();
         }
         let began = Instant::now();

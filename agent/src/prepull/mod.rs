@@ -57,6 +57,7 @@ pub use schedule::{Schedule, ScheduleError};
 pub use set::{Origin, PullPolicy, Set, SetName};
 
 use crate::{
+    access::Access,
     download::Fetcher,
     metrics::{Metrics, PrepullLabels, PrepullStateLabels},
     runtime::{Runtime, Stopped},
@@ -95,6 +96,7 @@ struct Inner {
     config: Config,
     fetcher: Fetcher,
     upstream: Arc<Upstream>,
+    access: Access,
     loader: Loader,
     store: Store,
     metrics: Metrics,
@@ -113,13 +115,25 @@ impl Prepuller {
         config: Config,
         fetcher: Fetcher,
         upstream: Arc<Upstream>,
+        access: Access,
         runtime: Option<Runtime>,
         store: Store,
         metrics: Metrics,
     ) -> Self {
         let (cluster, changes) = (watch::Sender::default(), watch::Sender::default());
         let (loader, queue) = (Loader::new(runtime), Mutex::default());
-        Self(Arc::new(Inner { config, fetcher, upstream, loader, store, metrics, queue, cluster, changes }))
+        Self(Arc::new(Inner {
+            config,
+            fetcher,
+            upstream,
+            access,
+            loader,
+            store,
+            metrics,
+            queue,
+            cluster,
+            changes,
+        }))
     }
 
     /// Replaces the sets of the cluster.
@@ -222,7 +236,7 @@ impl Prepuller {
 
     async fn run_task(&self, task: PullTask) -> Done {
         tracing::debug!(set = %task.key.set, image = task.key.image, reference = %task.reference, "pre-pull started");
-        let outcome = pull(&self.0.fetcher, &self.0.upstream, &self.0.loader, &task).await;
+        let outcome = pull(&self.0.fetcher, &self.0.upstream, &self.0.access, &self.0.loader, &task).await;
         (task.key, outcome)
     }
 

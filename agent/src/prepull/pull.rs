@@ -17,6 +17,7 @@ use super::{
     queue::PullTask,
 };
 use crate::{
+    access::{Access, Content},
     download::{FetchError, Fetcher},
     types::{
         ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
@@ -93,6 +94,7 @@ impl From<FetchError> for Problem {
 pub(super) async fn pull(
     fetcher: &Fetcher,
     upstream: &Upstream,
+    access: &Access,
     loader: &Loader,
     task: &PullTask,
 ) -> Result<Pulled, Problem> {
@@ -114,12 +116,12 @@ pub(super) async fn pull(
     };
     let here = [Platform::here()];
     let platforms = if task.platforms.is_empty() { &here[..] } else { &task.platforms };
-    let contents = manifests(fetcher, repository, digest, platforms).await?;
+    let contents = manifests(fetcher, access, repository, digest, platforms).await?;
     for blob in &contents.blobs {
         task.progress.needs(blob.digest, blob.size);
     }
     within_limit(task)?;
-    let bring = |blob: Descriptor| bring(fetcher, repository, blob, task.bandwidth, &task.progress);
+    let bring = |blob: Descriptor| bring(fetcher, access, repository, blob, task.bandwidth, &task.progress);
     stream::iter(contents.blobs).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect::<()>().await?;
     if let Some(problem) = contents.lacking {
         return Err(problem);
@@ -178,6 +180,7 @@ struct Contents {
 
 async fn manifests(
     fetcher: &Fetcher,
+    access: &Access,
     repository: &Repository,
     root: Digest,
     platforms: &[Platform],
@@ -188,6 +191,7 @@ async fn manifests(
         if !fetcher.has(&digest).await {
             within_budget(fetcher, repository)?;
         }
+        access.check(repository, &digest, Content::Manifest).await?;
         let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;
         match choose(&bytes, platforms) {
             Chosen::Index { manifests, missing, offered } if depth > 0 => {
@@ -225,11 +229,13 @@ fn lacking(missing: &[Platform], offered: &[Platform]) -> Problem {
 
 async fn bring(
     fetcher: &Fetcher,
+    access: &Access,
     repository: &Repository,
     blob: Descriptor,
     bandwidth: Option<u64>,
     progress: &Progress,
 ) -> Result<(), Problem> {
+    access.check(repository, &blob.digest, Content::Blob).await?;
     if !fetcher.has(&blob.digest).await {
         within_budget(fetcher, repository)?;
         if let Some(rate) = bandwidth {

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Store, StoreError, TroubleKind, facts, index::Index, paths, paths::Paths, refs};
+use super::{Store, StoreError, TroubleKind, facts, index::Index, origins, paths, paths::Paths, refs};
 
 const FORMAT: &str = "hearth-store-v1";
 
@@ -71,6 +71,7 @@ impl Store {
         tolerate(make_format(paths))?;
         tolerate(empty_directory(&paths.temporary()))?;
         tolerate(remove_lost_maps(&paths.partials()))?;
+        tolerate(origins::sweep(paths))?;
         // Set once: only one process, and one task in it, takes over.
         let _ = self.0.owned.set(Owned { index: Index::open(paths), lock });
         self.0.health.recovered();

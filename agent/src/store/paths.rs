@@ -54,6 +54,15 @@ impl Paths {
         self.root.join("prepull-v1")
     }
 
+    pub(super) fn origins(&self) -> PathBuf {
+        self.root.join("origins-v1")
+    }
+
+    pub(super) fn origins_of(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        self.origins().join(&digest.hex()[..2]).join(name)
+    }
+
     pub(super) fn check_mark(&self) -> PathBuf {
         self.root.join("check-v1")
     }

@@ -7,3 +7,4 @@ mod local;
 mod peer_requests;
 mod private_peers;
 mod realms;
+mod revocation;
