@@ -7,16 +7,10 @@ use serde_saphyr::{Error as YamlError, Location, Spanned};
 use super::{
     Config, ConfigError, KEYS, Key, Log,
     error::nearest,
-    raw::{Merge as _, Raw, RawRegistry},
+    raw::{Merge as _, Raw},
+    registries,
 };
-use crate::{
-    download,
-    http::Limits,
-    peers,
-    runtime::Runtime,
-    store,
-    upstream::{self, Credentials, Private, RegistryConfig},
-};
+use crate::{download, http::Limits, runtime::Runtime, store, upstream};
 
 /// Name of the Unix socket in `dataDir`.
 const SOCKET: &str = "agent.sock";
@@ -94,13 +88,13 @@ pub(super) fn from_parts(
 
 /// Where keys were set, for errors that show only when keys are held against each other.
 #[derive(Default)]
-struct Origins {
+pub(super) struct Origins {
     file: String,
     overlaid: Vec<(&'static str, String)>,
 }
 
 impl Origins {
-    fn error(&self, path: &str, location: Option<Location>, problem: String) -> ConfigError {
+    pub(super) fn error(&self, path: &str, location: Option<Location>, problem: String) -> ConfigError {
         let overlaid = self.overlaid.iter().rev().find(|(key, _)| *key == path);
         match overlaid {
             Some((_, origin)) => ConfigError::new(origin, None, problem),
@@ -164,7 +158,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     }
     let credentials = super::credentials::read(&raw.credentials)
         .map_err(|(key, at, problem)| origins.error(key, Some(at), format!("`{key}`: {problem}")))?;
-    let checked = check_registries(&registries, &credentials, origins)?;
+    let checked = registries::check(&registries, &credentials, origins)?;
     let default_registry = match raw.default_registry {
         None => None,
         Some(named)
@@ -196,7 +190,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     let peers = super::peers::check(&raw.peer, &defaults.peer)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
     if purpose == Purpose::Serve {
-        check_private_peers(&registries, &checked, &peers, origins)?;
+        registries::check_peers(&registries, &checked, &peers, origins)?;
     }
     let data_dir = raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default");
     let admin_socket = match raw.admin.socket {
@@ -281,80 +275,6 @@ fn defaults() -> Raw {
     raw
 }
 
-fn check_registries(
-    registries: &[Spanned<RawRegistry>],
-    credentials: &Credentials,
-    origins: &Origins,
-) -> Result<Vec<RegistryConfig>, ConfigError> {
-    let mut checked: Vec<RegistryConfig> = Vec::new();
-    for registry in registries {
-        let (entry, location) = (&registry.value, Some(registry.referenced));
-        let pattern = entry.host.0.clone();
-        if checked.iter().any(|other| other.pattern == pattern) {
-            return Err(origins.error(
-                "registries",
-                location,
-                format!("`registries`: `{pattern}` is listed twice"),
-            ));
-        }
-        let endpoints = entry.endpoints.iter().map(|endpoint| endpoint.0.0.clone()).collect();
-        let private = entry.private.as_ref().map(|private| private.0.0);
-        if private.is_none()
-            && let Some(known) = credentials.covers(&pattern)
-        {
-            let problem = format!(
-                "`registries`: `private` must be set for `{pattern}`, because the agent has {known}: with \
-                 `private: agent` these credentials decide for every pod on the node; with `private: decline` they are \
-                 not used, and private images are left to the container runtime and the pod's own secret"
-            );
-            return Err(origins.error("registries", location, problem));
-        }
-        let (authorities, identity) = match &entry.tls {
-            Some(tls) => super::tls::read(tls)
-                .map_err(|(at, problem)| origins.error("registries", Some(at), problem))?,
-            None => (Vec::new(), None),
-        };
-        checked.push(RegistryConfig {
-            endpoints,
-            connections: entry.connections.as_ref().map_or(upstream::DEFAULT_CONNECTIONS, |count| count.0.0),
-            authorities,
-            identity,
-            realms: entry.realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
-            redirects: entry.redirects.iter().map(|host| host.to_ascii_lowercase()).collect(),
-            ..RegistryConfig::of(pattern, private.unwrap_or(Private::Decline))
-        });
-    }
-    Ok(checked)
-}
-
-/// What only the agent's own credentials can read, peers must not get without saying who they are: the port for peers is
-/// open to every pod.
-fn check_private_peers(
-    registries: &[Spanned<RawRegistry>],
-    checked: &[RegistryConfig],
-    peers: &peers::Config,
-    origins: &Origins,
-) -> Result<(), ConfigError> {
-    if peers.source == peers::Source::Off || peers.tls.is_some() {
-        return Ok(());
-    }
-    for (registry, config) in registries.iter().zip(checked) {
-        if !config.shows_credentials() {
-            continue;
-        }
-        let why = if config.private == Private::Agent { "`private: agent`" } else { "`tls.certificate`" };
-        let problem = format!(
-            "`registries`: `{}` has {why}, and peers are not authenticated: every pod that reaches `peer.listen` could \
-             read this registry's images with the agent's credentials. Set `peer.tls.certificate`, `peer.tls.key`, \
-             `peer.tls.ca` and `peer.tls.name`; or use `private: decline` without a certificate; or set none of \
-             `peer.members`, `peer.dns` and `peer.service`",
-            config.pattern
-        );
-        return Err(origins.error("registries", Some(registry.referenced), problem));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test writes its own files")]
 mod tests {
@@ -385,6 +305,7 @@ mod tests {
                 "key",
                 "ca",
                 "name",
+                "socket",
                 "socket",
                 "registries",
                 "default_registry",

@@ -11,6 +11,7 @@ mod load;
 mod peers;
 mod prepull;
 mod raw;
+mod registries;
 mod tls;
 
 use std::time::Duration;

@@ -1,0 +1,84 @@
+//! `registries`: which there are, and what the agent may do with its credentials there.
+
+use serde_saphyr::Spanned;
+
+use super::{ConfigError, load::Origins, raw::RawRegistry};
+use crate::{
+    peers,
+    upstream::{self, Credentials, Private, RegistryConfig},
+};
+
+/// Checks each entry by itself.
+pub(super) fn check(
+    registries: &[Spanned<RawRegistry>],
+    credentials: &Credentials,
+    origins: &Origins,
+) -> Result<Vec<RegistryConfig>, ConfigError> {
+    let mut checked: Vec<RegistryConfig> = Vec::new();
+    for registry in registries {
+        let (entry, location) = (&registry.value, Some(registry.referenced));
+        let pattern = entry.host.0.clone();
+        if checked.iter().any(|other| other.pattern == pattern) {
+            return Err(origins.error(
+                "registries",
+                location,
+                format!("`registries`: `{pattern}` is listed twice"),
+            ));
+        }
+        let endpoints = entry.endpoints.iter().map(|endpoint| endpoint.0.0.clone()).collect();
+        let private = entry.private.as_ref().map(|private| private.0.0);
+        if private.is_none()
+            && let Some(known) = credentials.covers(&pattern)
+        {
+            let problem = format!(
+                "`registries`: `private` must be set for `{pattern}`, because the agent has {known}: with \
+                 `private: agent` these credentials decide for every pod on the node; with `private: decline` they are \
+                 not used, and private images are left to the container runtime and the pod's own secret"
+            );
+            return Err(origins.error("registries", location, problem));
+        }
+        let (authorities, identity) = match &entry.tls {
+            Some(tls) => super::tls::read(tls)
+                .map_err(|(at, problem)| origins.error("registries", Some(at), problem))?,
+            None => (Vec::new(), None),
+        };
+        checked.push(RegistryConfig {
+            endpoints,
+            connections: entry.connections.as_ref().map_or(upstream::DEFAULT_CONNECTIONS, |count| count.0.0),
+            authorities,
+            identity,
+            realms: entry.realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            redirects: entry.redirects.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            ..RegistryConfig::of(pattern, private.unwrap_or(Private::Decline))
+        });
+    }
+    Ok(checked)
+}
+
+/// What only the agent's own credentials can read, peers must not get without saying who they are: the port for peers is
+/// open to every pod.
+pub(super) fn check_peers(
+    registries: &[Spanned<RawRegistry>],
+    checked: &[RegistryConfig],
+    peers: &peers::Config,
+    origins: &Origins,
+) -> Result<(), ConfigError> {
+    if peers.source == peers::Source::Off || peers.tls.is_some() {
+        return Ok(());
+    }
+    for (registry, config) in registries.iter().zip(checked) {
+        if !config.shows_credentials() {
+            continue;
+        }
+        let why = if config.private == Private::Agent { "`private: agent`" } else { "`tls.certificate`" };
+        let problem = format!(
+            "`registries`: `{}` has {why}, and peers are not authenticated: every pod that reaches `peer.listen` could \
+             read this registry's images with the agent's credentials. Set `peer.tls.certificate`, `peer.tls.key`, \
+             `peer.tls.ca` and `peer.tls.name`; or use `private: decline` without a certificate; or set none of \
+             `peer.members`, `peer.dns` and `peer.service`",
+            config.pattern
+        );
+        return Err(origins.error("registries", Some(registry.referenced), problem));
+    }
+    Ok(())
+}
