@@ -73,6 +73,8 @@ pub enum Class {
 pub(super) struct Budget {
     limit: Option<u64>,
     remaining: Option<u64>,
+    /// Counted requests since the registry said so: a "not found" says nothing of what is left.
+    since_told: u64,
     window: Option<Duration>,
     /// When the first request of the window was seen: the window is refilled one window later at the latest.
     since: Option<Instant>,
@@ -115,7 +117,7 @@ impl Budget {
             && let (Some(limit), Some(remaining)) = (self.limit, self.remaining)
         {
             #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
-            let reserve_reached = (remaining as f64) < limit as f64 * RESERVE;
+            let reserve_reached = (remaining.saturating_sub(self.since_told) as f64) < limit as f64 * RESERVE;
             if reserve_reached && let Some(wait) = self.refills_in(now) {
                 return Err(wait);
             }
@@ -129,6 +131,7 @@ impl Budget {
 
     /// Counts a request that registries count: a manifest GET.
     pub(super) fn spent(&mut self, repository: &RepoName) {
+        self.since_told = self.since_told.saturating_add(1);
         if let Some(count) = self.used.get_mut(repository.as_str()) {
             *count += 1;
         } else if self.used.len() < NAMED {
@@ -151,7 +154,7 @@ impl Budget {
             if self.remaining.is_none_or(|before| remaining > before) {
                 self.since = Some(now);
             }
-            self.remaining = Some(remaining);
+            (self.remaining, self.since_told) = (Some(remaining), 0);
             self.window = window.or(self.window);
         }
     }

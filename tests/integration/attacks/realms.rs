@@ -52,7 +52,7 @@ async fn a_realm_on_another_host_gets_no_credentials_unless_it_is_configured() {
         let log = upstream.log().kind(Kind::Token);
         let secret = |entry: &Entry| entry.authorization().is_some() || entry.method == Method::POST;
         assert!(!log.iter().any(secret), "{login}: {}", log.describe());
-        let (configured, _file) = agent(&upstream, login, ", realms: [localhost]").await;
+        let (configured, _file) = agent(&upstream, login, ", realms: [\"127.0.0.2\"]").await;
         assert_eq!(status(&configured).await, 200);
     }
 }

@@ -22,7 +22,7 @@ fn docker_config(host: &str, user: &str, password: &str) -> NamedTempFile {
 
 fn with_credentials(upstream: &FakeUpstream, file: &NamedTempFile) -> AgentConfig {
     AgentConfig::default()
-        .registry(REGISTRY, &[&upstream.url()], "private: agent, realms: [localhost]")
+        .registry(REGISTRY, &[&upstream.url()], "private: agent, realms: [\"127.0.0.2\"]")
         .with(&format!("credentials: {{ dockerConfig: {} }}", file.path().display()))
 }
 
