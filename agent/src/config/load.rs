@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde_saphyr::{Error as YamlError, Location, Spanned};
+use serde_saphyr::{Error as YamlError, Location};
 
 use super::{
     Config, ConfigError, KEYS, Key, Log,

@@ -3,6 +3,7 @@
 use hearth_agent::prepull::crd::{ImageSet, NodeCache};
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY},
+    kubernetes::FakeApi,
     registry::{Access, FakeUpstream, Layer},
 };
 use kube::api::ListParams;
@@ -116,7 +117,7 @@ async fn an_application_gets_nothing_with_the_agents_credentials_and_pins_nothin
         REGISTRY: {"username": "user", "password": "word"}, "public.test": {"username": "user", "password": "word"},
     }});
     std::fs::write(file.path(), logins.to_string()).expect("writable");
-    let api = world.fake.as_ref().map(|fake| fake.url()).unwrap_or_default();
+    let api = world.fake.as_ref().map(FakeApi::url).unwrap_or_default();
     let config = AgentConfig::default()
         .registry(REGISTRY, &[&world.upstream.url()], "private: agent")
         .registry("public.test", &[&public.url()], "private: agent")

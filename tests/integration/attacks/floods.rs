@@ -62,7 +62,7 @@ async fn hold(to: SocketAddr, at: usize, begun: Arc<Barrier>) {
         }
         if let Ok(mut stream) = stream {
             let mut rest = Vec::new();
-            if at % 2 == 0 {
+            if at.is_multiple_of(2) {
                 // Idle.
                 let _ = stream.read_to_end(&mut rest).await;
             } else {
