@@ -210,3 +210,41 @@ impl<R: Read> Read for Bounded<R> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Config;
+
+    /// A layer of a few KiB whose content is as long as one likes.
+    fn bomb(store: &Store, mebibytes: usize) -> Staged {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        for _ in 0..mebibytes {
+            io::Write::write_all(&mut encoder, &vec![0; 1 << 20]).unwrap();
+        }
+        store.stage(Algorithm::Sha256, &mut encoder.finish().unwrap().as_slice()).unwrap()
+    }
+
+    #[test]
+    fn a_layer_that_unpacks_to_more_than_any_real_one_is_refused_early() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(&Config::of(home.path())).unwrap();
+        let go_on = CancellationToken::new();
+        let small = uncompressed_digest(&bomb(&store, 3), &go_on).unwrap();
+        assert_eq!(small, Digest::of(&vec![0; 3 << 20]));
+        let large = bomb(&store, 200);
+        assert!(large.size() < 1 << 20, "{}", large.size());
+        let refused = uncompressed_digest(&large, &go_on).unwrap_err();
+        assert!(matches!(&refused, ArchiveError::TooLarge(_)), "{refused:?}");
+    }
+
+    #[test]
+    fn an_agent_that_is_told_to_end_does_not_hash_on() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(&Config::of(home.path())).unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let ended = uncompressed_digest(&bomb(&store, 3), &stop).unwrap_err();
+        assert!(matches!(&ended, ArchiveError::Read(_)), "{ended:?}");
+    }
+}
