@@ -18,12 +18,13 @@ pub(super) struct Head {
     /// Since when a head is under way.
     pending: watch::Sender<Option<Instant>>,
     open: OpenWatch,
+    limit: Duration,
 }
 
 impl Head {
     /// Of a connection that has just begun. `open` says whether an answer is under way.
     pub(super) fn new(open: &Open) -> Self {
-        Self { pending: watch::Sender::new(Some(Instant::now())), open: open.watch() }
+        Self { pending: watch::Sender::new(Some(Instant::now())), open: open.watch(), limit: HEAD }
     }
 
     /// Bytes have arrived: of a head, unless they are a body's.
@@ -49,7 +50,7 @@ impl Head {
             let since = *pending.borrow_and_update();
             let late = async {
                 match since {
-                    Some(since) => tokio::time::sleep_until(since + HEAD).await,
+                    Some(since) => tokio::time::sleep_until(since + self.limit).await,
                     None => std::future::pending().await,
                 }
             };
@@ -66,22 +67,23 @@ impl Head {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_head_is_late_five_seconds_after_it_began_and_an_idle_connection_is_not() {
+    #[tokio::test]
+    async fn the_first_head_is_due_from_the_beginning_and_later_ones_from_their_first_byte() {
         let open = Open::default();
-        let head = Head::new(&open);
-        let late_within = async |time| tokio::time::timeout(time, head.late()).await.is_ok();
-        assert!(!late_within(HEAD / 2).await);
-        assert!(late_within(HEAD).await, "the first head is due from the beginning");
+        let head = Head { limit: Duration::from_millis(10), ..Head::new(&open) };
+        let since = || *head.pending.borrow();
+        let late = async || tokio::time::timeout(Duration::from_mins(1), head.late()).await.is_ok();
+        assert!(since().is_some() && late().await);
         head.complete();
-        assert!(!late_within(HEAD * 20).await, "idle between requests");
+        assert_eq!(since(), None, "idle between requests");
         head.received();
-        assert!(!late_within(HEAD / 2).await);
+        let begun = since();
         head.received();
-        assert!(late_within(HEAD).await, "further bytes do not prolong it");
+        assert!(begun.is_some() && since() == begun, "further bytes do not prolong it");
+        assert!(late().await);
         head.complete();
         let _answer = open.clone();
         head.received();
-        assert!(!late_within(HEAD * 2).await, "bytes of a body");
+        assert_eq!(since(), None, "bytes of a body");
     }
 }

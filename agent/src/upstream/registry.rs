@@ -263,12 +263,12 @@ impl Registry {
             Err(Failure { error: UpstreamError::Throttled { retry_after, .. }, .. }) => {
                 Outcome::Throttled(*retry_after)
             }
-            Err(Failure { error: UpstreamError::Unavailable { .. }, cause }) => match cause {
+            Err(Failure { error: UpstreamError::Unavailable { .. }, cause, .. }) => match cause {
                 Cause::Connection => Outcome::Unreachable,
                 Cause::Answer => Outcome::Broken,
                 Cause::NotSent => Outcome::NotSent,
             },
-            Err(_) => Outcome::Settled(None),
+            Err(failure) => Outcome::Settled(failure.told.as_deref()),
         };
         let mut limits = guard(&watched.limits);
         let wait = limits.settle(&subject, began, outcome, now);

@@ -112,7 +112,7 @@ async fn a_peer_that_ranks_first_cannot_set_what_a_tag_resolves_to() {
 
 /// Certificates for every peer, also those of attackers, and the keys of `peer` that name them.
 fn tls() -> (tempfile::TempDir, String) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("temporary folders are available");
     let authority = Authority::new(directory.path(), "peers").expect("openssl is there");
     authority.sign("peer", &format!("DNS:{NAME}")).expect("the authority signs");
     let path = |name: &str| directory.path().join(name).display().to_string();
@@ -218,13 +218,10 @@ async fn colluding_peers_at_the_quorum_give_an_answer_that_is_marked_and_ends_wi
         let what = format!("{outage:?}");
         let attack = Attack::start(1, &ground_names(3, 1), "").await;
         let victim = &attack.honest[0];
-        let fault = match outage {
-            Some(fault) => Some(attack.registry.fault(On::any(), fault)),
-            None => {
-                attack.registry.stop().await;
-                None
-            }
-        };
+        let fault = outage.map(|fault| attack.registry.fault(On::any(), fault));
+        if fault.is_none() {
+            attack.registry.stop().await;
+        }
         let wrong = (200, Some(attack.wrong.digest.clone()), true);
         assert_eq!(resolve(victim).await, wrong, "{what}: three of three agree");
         assert!(attack.unconfirmed(0).await >= 1.0, "{what}: it is counted");

@@ -81,6 +81,8 @@ pub(super) struct Endpoint {
 pub(super) struct Failure {
     pub(super) error: UpstreamError,
     pub(super) cause: Cause,
+    /// Headers of the answer, where they may say what is left of a rate limit.
+    pub(super) told: Option<Box<HeaderMap>>,
 }
 
 /// What a failure says of the endpoint, where it is "unavailable".
@@ -96,7 +98,7 @@ pub(super) enum Cause {
 
 impl From<UpstreamError> for Failure {
     fn from(error: UpstreamError) -> Self {
-        Self { error, cause: Cause::Answer }
+        Self { error, cause: Cause::Answer, told: None }
     }
 }
 
@@ -325,7 +327,11 @@ impl Endpoint {
         let status = reply.status();
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(reply),
-            StatusCode::NOT_FOUND => Err(UpstreamError::NotFound { registry: self.registry.clone() }.into()),
+            StatusCode::NOT_FOUND => {
+                let told = Some(Box::new(reply.headers().clone()));
+                let error = UpstreamError::NotFound { registry: self.registry.clone() };
+                Err(Failure { told, ..error.into() })
+            }
             StatusCode::RANGE_NOT_SATISFIABLE => Err(UpstreamError::Changed {
                 registry: self.registry.clone(),
                 reason: "it ends before the bytes that were asked for".to_owned(),
