@@ -165,7 +165,8 @@ mod tests {
     async fn a_new_agents_socket_takes_the_place_of_the_old_one_and_outlives_it() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("agent.sock");
-        fs::write(&path, "left behind").unwrap();
+        // What an agent that was killed leaves behind.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let old = LocalServer::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let new = LocalServer::bind(&path).unwrap();
