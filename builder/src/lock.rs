@@ -4,10 +4,11 @@
 //! version, codec, headers    who reads it, and how layers are written: other bytes need another lock
 //! inputs                     name -> digest and origin: "spark 3.5.9", "base base.tar"
 //! layers                     every layer by its files, lowest first
+//! images                     which layers each image has, by the digest over its files
 //! ```
 //!
 //! A build takes inputs from the cache or from their origin and checks their digests; nothing is looked up
-//! anew. Layers of the lock are kept as they are ([`crate::plan::frozen`]): a new cell gets those that fit it
+//! anew. Layers of the lock are kept as they are ([`crate::plan::locked`]): a new image gets those that fit it
 //! and new ones for the rest. The file is JSON in one form, written aside and renamed.
 
 use std::{
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     layer::{codec::Codec, header},
-    plan::{frozen::Frozen, layers::Planned},
+    plan::locked::{LockedLayer, LockedPlan},
 };
 
 const VERSION: u32 = 1;
@@ -42,7 +43,11 @@ pub struct Lock {
     /// Inputs by name.
     pub inputs: BTreeMap<String, Pin>,
     /// Layers, lowest first.
-    pub layers: Vec<Frozen>,
+    pub layers: Vec<LockedLayer>,
+    /// The layers of each image by their position; the key is the digest over the image's files. Locks of earlier
+    /// versions of hearth do not have it.
+    #[serde(default)]
+    images: BTreeMap<Digest, Vec<usize>>,
 }
 
 /// One input.
@@ -132,9 +137,21 @@ pub enum LockError {
 
 impl Lock {
     /// What was planned, in the form of a lock.
-    pub fn new(codec: Codec, inputs: BTreeMap<String, Pin>, layers: &[Planned]) -> Self {
-        let layers = layers.iter().map(Frozen::of).collect();
-        Self { version: VERSION, codec: codec.id().to_owned(), headers: header::VERSION, inputs, layers }
+    pub fn new(codec: Codec, inputs: BTreeMap<String, Pin>, plan: LockedPlan) -> Self {
+        let LockedPlan { layers, images } = plan;
+        let (codec, headers) = (codec.id().to_owned(), header::VERSION);
+        Self { version: VERSION, codec, headers, inputs, layers, images }
+    }
+
+    /// The layers and the images that have them.
+    pub fn plan(&self) -> LockedPlan {
+        LockedPlan { layers: self.layers.clone(), images: self.images.clone() }
+    }
+
+    /// Removes all layers, so that files are grouped anew.
+    pub fn forget_layers(&mut self) {
+        self.layers.clear();
+        self.images.clear();
     }
 
     /// Reads a lock; `None` when there is none.
@@ -227,7 +244,7 @@ impl Lock {
         if added + removed > 0 {
             found.push(format!("{added} layers are new and {removed} are gone"));
         } else if found.is_empty() && self != newer {
-            found.push("its layers are in another order".to_owned());
+            found.push("the same layers are stacked otherwise".to_owned());
         }
         found
     }
@@ -324,7 +341,7 @@ mod tests {
     fn lock(inputs: &[(&str, &str)]) -> Lock {
         let pin = |text: &str| Pin { digest: Digest::of(text.as_bytes()), origin: "somewhere".to_owned() };
         let inputs = inputs.iter().map(|(name, text)| ((*name).to_owned(), pin(text))).collect();
-        Lock::new(Codec::Gzip, inputs, &[])
+        Lock::new(Codec::Gzip, inputs, LockedPlan::default())
     }
 
     #[test]

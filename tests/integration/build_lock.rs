@@ -52,6 +52,23 @@ fn a_lock_changes_nothing_by_itself_and_is_the_same_when_made_again() {
 }
 
 #[test]
+fn a_lock_is_current_when_it_is_written() {
+    // The layer with x alone, which a has, would fit b as well; b has a layer with its own copy of x.
+    let variants = "variants:\n  a: { files: [{ text: x, to: /opt/x }] }\n  \
+                    b: { files: [{ text: x, to: /opt/x }, { text: y, to: /opt/y }] }\n  c: {}\n";
+    let fixture = Fixture::new();
+    fixture.spec("registry.test/data/spark", "{ rootfs: base.tar }", variants);
+    edit(&fixture, "-python{python}", "-python{python}-{variant}");
+    let unlocked = fixture.build(&[]);
+    lock(&fixture, &[]);
+    let written = fs::read(fixture.path("hearth.lock")).expect("it was written");
+    lock(&fixture, &["--check"]);
+    assert_eq!(fixture.build(&["--locked"])["images"], unlocked["images"]);
+    lock(&fixture, &[]);
+    assert_eq!(fs::read(fixture.path("hearth.lock")).expect("it was written"), written);
+}
+
+#[test]
 fn an_added_release_leaves_the_locked_images_alone() {
     const OLD: &str = "3.5.9-java17-python3.11";
     let fixture = Fixture::new();

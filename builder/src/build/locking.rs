@@ -41,7 +41,7 @@ async fn relock(
     if let Some(lock) = &mut kept {
         lock.forget(&change.upgrade)?;
         if change.regroup {
-            lock.layers.clear();
+            lock.forget_layers();
         }
     } else if let Some(name) = change.upgrade.first() {
         return Err(LockError::Unknown { name: name.clone(), known: String::new() }.into());

@@ -29,8 +29,8 @@ use crate::{
     lock::{Lock, LockError, Pins},
     plan::{
         self, Refused,
-        frozen::{Frozen, fingerprint},
         layers::{Files, Limits, Planned},
+        locked::{LockedPlan, fingerprint},
     },
     platform::Platform,
     progress::Progress,
@@ -219,18 +219,18 @@ async fn prepare(
         prepared.push(inputs.prepare(wanted).await?);
     }
     let (warnings, pins) = (inputs.warnings, inputs.pins.seen);
-    let frozen = lock.map(|lock| lock.layers.as_slice()).unwrap_or_default();
-    let layers = layers(&prepared, frozen);
-    let lock = Lock::new(matrix.compression, pins, &layers);
+    let layers = layers(&prepared, &lock.map(Lock::plan).unwrap_or_default());
+    let plan = LockedPlan::of(&layers, prepared.iter().map(|prepared| &prepared.files));
+    let lock = Lock::new(matrix.compression, pins, plan);
     Ok(Planning { matrix, prepared, layers, warnings, lock })
 }
 
 /// Plans the layers of all images; in which order the specification lists them makes no difference.
-fn layers(prepared: &[Prepared], frozen: &[Frozen]) -> Vec<Planned> {
+fn layers(prepared: &[Prepared], locked: &LockedPlan) -> Vec<Planned> {
     let mut order: Vec<usize> = (0..prepared.len()).collect();
     order.sort_by_key(|at| &prepared[*at].wanted.cell);
     let files: Vec<Files> = order.iter().map(|at| prepared[*at].files.clone()).collect();
-    let mut layers = plan::layers::layers(&files, frozen, Limits::default());
+    let mut layers = plan::layers::layers(&files, locked, Limits::default());
     for layer in &mut layers {
         layer.images = layer.images.iter().map(|at| order[*at]).collect();
         layer.images.sort_unstable();

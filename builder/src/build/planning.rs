@@ -15,7 +15,7 @@ use crate::{
     digest::Digest,
     layer,
     lock::{Lock, LockError},
-    plan::{frozen::fingerprint, layers::Planned},
+    plan::{layers::Planned, locked::fingerprint},
     progress::Progress,
     registry::Registry,
     report::{Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Target},

@@ -28,9 +28,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cut,
-    frozen::{self, Frozen},
+    locked::{self, LockedPlan},
 };
-use crate::tree::{self, Entry, ImagePath, Kind, Tree};
+use crate::{
+    digest::Digest,
+    tree::{self, Entry, ImagePath, Kind, Tree},
+};
 
 /// Which part of an image a file belongs to; files of different parts share no layer unless one is too small.
 /// The order is that of the layers, and of who wins where two parts have the same path.
@@ -136,6 +139,11 @@ pub struct Files {
 }
 
 impl Files {
+    /// Digest over all files and the parts that they belong to.
+    pub fn fingerprint(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(&self.parts).expect("paths are strings"))
+    }
+
     /// Every file with its part.
     pub(super) fn entries(&self) -> impl Iterator<Item = (LayerName, &ImagePath, &Entry)> {
         self.parts.iter().flat_map(|(name, tree)| tree.iter().map(|(path, entry)| (*name, path, entry)))
@@ -169,10 +177,10 @@ impl Planned {
 /// Groups of files by part and by the images that have them.
 type Groups = BTreeMap<(LayerName, Vec<usize>), Tree>;
 
-/// Plans the layers of all images, in the order in which each image stacks those that it has. What `frozen`
-/// layers cover stays in them; the rest is grouped.
-pub fn layers(images: &[Files], frozen: &[Frozen], limits: Limits) -> Vec<Planned> {
-    let (kept, claimed) = frozen::claim(frozen, images);
+/// Plans the layers of all images, in the order in which each image stacks those that it has. Files that `locked`
+/// layers cover stay in them; the rest is grouped.
+pub fn layers(images: &[Files], locked: &LockedPlan, limits: Limits) -> Vec<Planned> {
+    let (kept, claimed) = locked::claim(locked, images);
     let mut groups = group(images, &claimed);
     copy_small(&mut groups, images.len(), limits);
     join_small(&mut groups, limits);
@@ -184,13 +192,14 @@ pub fn layers(images: &[Files], frozen: &[Frozen], limits: Limits) -> Vec<Planne
         .iter()
         .flat_map(|((name, members), tree)| cut::cut(*name, members, tree, limits, fine))
         .collect();
+    for layer in &mut planned {
+        add_directories(layer, &images[layer.images[0]]);
+    }
+    let mut planned = merge_equal(planned);
     planned.sort_by_key(|layer| {
         let top = layer.name.on_top();
         (top, Reverse(layer.images.len()), layer.name, layer.images.clone(), layer.part)
     });
-    for layer in &mut planned {
-        add_directories(layer, &images[layer.images[0]]);
-    }
     // The order among kept layers is that of the lock: another one would be another image.
     let (mut stacked, mut tops): (Vec<Planned>, Vec<Planned>) =
         kept.into_iter().partition(|layer| !layer.name.on_top());
@@ -300,6 +309,24 @@ fn bound_layers(groups: &mut Groups, images: &[Files], kept: &[Planned], limits:
             copy(groups, &key);
         }
     }
+}
+
+/// Copies can make layers of several images equal: they are one layer, and a lock could not tell them apart.
+fn merge_equal(planned: Vec<Planned>) -> Vec<Planned> {
+    let mut merged: Vec<Planned> = Vec::new();
+    let mut known: HashMap<(LayerName, (usize, usize), Digest), usize> = HashMap::new();
+    for layer in planned {
+        let position =
+            *known.entry((layer.name, layer.part, locked::fingerprint(&layer.tree))).or_insert(merged.len());
+        match merged.get_mut(position) {
+            Some(same) => {
+                same.images.extend(layer.images);
+                same.images.sort_unstable();
+            }
+            None => merged.push(layer),
+        }
+    }
+    merged
 }
 
 fn add_directories(layer: &mut Planned, files: &Files) {

@@ -2,8 +2,8 @@
 
 pub mod condition;
 mod cut;
-pub mod frozen;
 pub mod layers;
+pub mod locked;
 
 use self::condition::Condition;
 use crate::{

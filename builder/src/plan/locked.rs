@@ -1,8 +1,14 @@
 //! Layers that a lock keeps as they are.
 //!
-//! A frozen layer names its files, not the images that have it: an image gets the layer when it has every one of
-//! these files byte for byte and none of them came with an earlier layer. So a cell can be added, changed or
-//! removed, and the layers of all other cells stay what they were; what is not covered is grouped anew.
+//! A locked layer lists its files, and a lock records which layers each image has. An image is identified by the
+//! digest over its files, not by its matrix entry:
+//!
+//! * An image whose files are those of a locked image gets exactly the layers of that image. So planning under the
+//!   lock of a plan gives the same plan again.
+//! * Any other image gets the locked layers that fit: it has each of their files byte for byte, and none of these
+//!   files came with an earlier layer. Files that no locked layer covers are grouped anew.
+//!
+//! So matrix entries can be added, changed or removed, and the layers of all other images stay what they were.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +23,7 @@ use crate::{
 /// A layer of an earlier plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Frozen {
+pub struct LockedLayer {
     /// What is in it.
     pub name: LayerName,
     /// Which part of a group that was cut, and of how many: it is in the label, and so in the image's history.
@@ -28,8 +34,31 @@ pub struct Frozen {
     pub files: BTreeMap<String, Vec<String>>,
 }
 
-impl Frozen {
-    /// Remembers a planned layer.
+/// The layers of an earlier plan, and the images that had them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LockedPlan {
+    /// The layers, lowest first.
+    pub layers: Vec<LockedLayer>,
+    /// The layers of each image by their position; the key is the digest over the image's files.
+    pub images: BTreeMap<Digest, Vec<usize>>,
+}
+
+impl LockedPlan {
+    /// Records a plan. `images` are the files of the images in the order that the plan refers to.
+    pub fn of<'a>(planned: &[Planned], images: impl Iterator<Item = &'a Files>) -> Self {
+        let stack = |(at, files): (usize, &Files)| {
+            let own = planned.iter().enumerate().filter(|(_, layer)| layer.images.contains(&at));
+            (files.fingerprint(), own.map(|(position, _)| position).collect())
+        };
+        Self {
+            layers: planned.iter().map(LockedLayer::of).collect(),
+            images: images.enumerate().map(stack).collect(),
+        }
+    }
+}
+
+impl LockedLayer {
+    /// Records a planned layer.
     pub fn of(planned: &Planned) -> Self {
         let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for path in planned.tree.keys() {
@@ -63,25 +92,21 @@ pub fn fingerprint(tree: &Tree) -> Digest {
     Digest::of(&serde_json::to_vec(tree).expect("paths are strings"))
 }
 
-/// Gives images the frozen layers whose files they have, in the order of the lock; and says for each image which
-/// paths these layers cover.
-pub fn claim(frozen: &[Frozen], images: &[Files]) -> (Vec<Planned>, Vec<BTreeSet<ImagePath>>) {
+/// Assigns locked layers to images, in the order of the lock. The second value lists for each image the paths that
+/// these layers cover.
+pub fn claim(locked: &LockedPlan, images: &[Files]) -> (Vec<Planned>, Vec<BTreeSet<ImagePath>>) {
     let mut claimed: Vec<BTreeSet<ImagePath>> = vec![BTreeSet::new(); images.len()];
-    let entries: Vec<BTreeMap<&str, Vec<&Entry>>> = images
-        .iter()
-        .map(|files| {
-            let mut entries: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
-            for (_, path, entry) in files.entries() {
-                entries.entry(path.as_str()).or_default().push(entry);
-            }
-            entries
-        })
-        .collect();
+    let stacks: Vec<Option<&Vec<usize>>> =
+        images.iter().map(|files| locked.images.get(&files.fingerprint())).collect();
+    let entries: Vec<BTreeMap<&str, Vec<&Entry>>> = images.iter().map(by_path).collect();
     let mut planned = Vec::new();
-    for layer in frozen {
-        let mut members = Vec::new();
+    for (position, layer) in locked.layers.iter().enumerate() {
+        let mut owners = Vec::new();
         let mut tree: Option<Tree> = None;
         for (image, entries) in entries.iter().enumerate() {
+            if stacks[image].is_some_and(|stack| !stack.contains(&position)) {
+                continue;
+            }
             let Some(found) = layer.in_image(entries, tree.as_ref()) else { continue };
             let own = |(path, entry): (&ImagePath, &Entry)| {
                 let covers = entry.kind != Kind::Directory || !inhabited(entries, path);
@@ -92,14 +117,22 @@ pub fn claim(frozen: &[Frozen], images: &[Files]) -> (Vec<Planned>, Vec<BTreeSet
                 continue;
             }
             claimed[image].extend(covered);
-            members.push(image);
+            owners.push(image);
             tree = Some(found);
         }
         if let Some(tree) = tree {
-            planned.push(Planned { name: layer.name, part: layer.part, images: members, tree });
+            planned.push(Planned { name: layer.name, part: layer.part, images: owners, tree });
         }
     }
     (planned, claimed)
+}
+
+fn by_path(files: &Files) -> BTreeMap<&str, Vec<&Entry>> {
+    let mut entries: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+    for (_, path, entry) in files.entries() {
+        entries.entry(path.as_str()).or_default().push(entry);
+    }
+    entries
 }
 
 fn inhabited(entries: &BTreeMap<&str, Vec<&Entry>>, directory: &ImagePath) -> bool {
