@@ -8,6 +8,11 @@
 //! apart from small ones, and both are dealt out by family. Where a JAR lies depends on its own name and size and on
 //! little else: two releases that are planned apart, or one after the other under a lock, still have most portions in
 //! common (from 3.5.8 to 3.5.9 six of seven).
+//!
+//! Python packages are divided by distribution: a large one is a portion of its own, since a new version of it changes
+//! most of its files and none of the others; small ones are dealt out by name.
+
+use std::collections::BTreeMap;
 
 use super::layers::{LayerName, Limits, Planned};
 use crate::{
@@ -18,20 +23,43 @@ use crate::{
 /// Files of a group that will be one layer.
 type Portion<'a> = Vec<(&'a ImagePath, &'a Entry)>;
 
-/// How many layers a group will be.
-pub(super) fn count(name: LayerName, tree: &Tree, limits: Limits, fine: bool) -> usize {
-    portions(name, tree, limits, fine).len()
+/// Python distributions that get a portion of their own; with more, only the larger ones do.
+const DISTRIBUTIONS: usize = 8;
+
+/// The directory of the Python packages of an image.
+const PACKAGES: &str = "python-packages";
+
+/// Which groups are divided into portions that change independently. Finer layers are worth less than shared ones: the
+/// planner takes the finest that keeps every image within its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Division {
+    /// JARs and Python packages.
+    Packages,
+    /// JARs.
+    Jars,
+    /// None.
+    Nothing,
 }
 
-/// The layers of a group; `fine`: JARs are divided.
+impl Division {
+    /// From the finest to the coarsest.
+    pub(super) const ALL: [Self; 3] = [Self::Packages, Self::Jars, Self::Nothing];
+}
+
+/// How many layers a group will be.
+pub(super) fn count(name: LayerName, tree: &Tree, limits: Limits, division: Division) -> usize {
+    portions(name, tree, limits, division).len()
+}
+
+/// The layers of a group.
 pub(super) fn cut(
     name: LayerName,
     images: &[usize],
     tree: &Tree,
     limits: Limits,
-    fine: bool,
+    division: Division,
 ) -> Vec<Planned> {
-    let portions = portions(name, tree, limits, fine);
+    let portions = portions(name, tree, limits, division);
     let of = portions.len();
     let planned = portions.into_iter().enumerate().map(|(at, portion)| Planned {
         name,
@@ -42,9 +70,13 @@ pub(super) fn cut(
     planned.collect()
 }
 
-fn portions(name: LayerName, tree: &Tree, limits: Limits, fine: bool) -> Vec<Portion<'_>> {
+fn portions(name: LayerName, tree: &Tree, limits: Limits, division: Division) -> Vec<Portion<'_>> {
     let all: Portion<'_> = tree.iter().collect();
-    let divided = if fine && name.is_jars() { families(all, limits) } else { vec![all] };
+    let divided = match (division, name) {
+        (Division::Packages | Division::Jars, _) if name.is_jars() => families(all, limits),
+        (Division::Packages, LayerName::Wheels) => distributions(all, limits),
+        _ => vec![all],
+    };
     divided.into_iter().flat_map(|portion| evenly(portion, limits.largest)).collect()
 }
 
@@ -65,18 +97,44 @@ fn families<'a>(all: Portion<'a>, limits: Limits) -> Vec<Portion<'a>> {
         all.into_iter().partition(|(_, entry)| size(entry) >= limits.smallest);
     let mut found: Vec<Portion<'a>> = Vec::new();
     for class in [large, small] {
-        // A power of two: half of the families stay where they are when the number doubles.
-        let wanted = bytes(&class).div_ceil(limits.portion.max(1)).next_power_of_two();
-        let mut dealt: Vec<Portion<'a>> = vec![Vec::new(); usize::try_from(wanted).unwrap_or(1)];
-        for (path, entry) in class {
-            let at = usize::from(Digest::of(family(path.name()).as_bytes()).bytes()[0]) % dealt.len();
-            dealt[at].push((path, entry));
-        }
-        found.extend(dealt);
+        found.extend(dealt(class, |path| family(path.name()).to_owned(), limits));
     }
-    // What is not worth a request of its own goes along with another.
+    joined(found, limits)
+}
+
+/// Large Python distributions by themselves, and the small ones dealt out.
+fn distributions<'a>(all: Portion<'a>, limits: Limits) -> Vec<Portion<'a>> {
+    let mut known: BTreeMap<String, Portion<'a>> = BTreeMap::new();
+    for (path, entry) in all {
+        known.entry(distribution(path)).or_default().push((path, entry));
+    }
+    let mut smallest = limits.smallest.max(1);
+    while known.values().filter(|files| bytes(files) >= smallest).count() > DISTRIBUTIONS {
+        smallest *= 2;
+    }
+    let (large, small): (Vec<Portion<'a>>, Vec<Portion<'a>>) =
+        known.into_values().partition(|files| bytes(files) >= smallest);
+    let mut found = dealt(small.into_iter().flatten().collect(), distribution, limits);
+    found.extend(large);
+    joined(found, limits)
+}
+
+/// Deals files out by family, into as many portions as their size asks for.
+fn dealt<'a>(files: Portion<'a>, family: impl Fn(&ImagePath) -> String, limits: Limits) -> Vec<Portion<'a>> {
+    // A power of two: half of the families stay where they are when the number doubles.
+    let wanted = bytes(&files).div_ceil(limits.portion.max(1)).next_power_of_two();
+    let mut dealt: Vec<Portion<'a>> = vec![Vec::new(); usize::try_from(wanted).unwrap_or(1)];
+    for (path, entry) in files {
+        let at = usize::from(Digest::of(family(path).as_bytes()).bytes()[0]) % dealt.len();
+        dealt[at].push((path, entry));
+    }
+    dealt
+}
+
+/// Portions that are not worth a request of their own go along with another.
+fn joined<'a>(portions: Vec<Portion<'a>>, limits: Limits) -> Vec<Portion<'a>> {
     let (mut found, tiny): (Vec<Portion<'a>>, Vec<Portion<'a>>) =
-        found.into_iter().partition(|portion| bytes(portion) >= limits.smallest);
+        portions.into_iter().partition(|portion| bytes(portion) >= limits.smallest);
     let mut rest: Portion<'a> = tiny.into_iter().flatten().collect();
     if let Some(last) = found.last_mut() {
         last.append(&mut rest);
@@ -87,6 +145,14 @@ fn families<'a>(all: Portion<'a>, limits: Limits) -> Vec<Portion<'a>> {
         portion.sort_unstable_by_key(|(path, _)| *path);
     }
     found
+}
+
+/// `shapely` of `opt/python-packages/shapely.libs/x.so` and of `opt/python-packages/Shapely-2.0.6.dist-info/RECORD`.
+fn distribution(path: &ImagePath) -> String {
+    let mut parts = path.as_str().split('/');
+    let top = parts.by_ref().find(|part| *part == PACKAGES).and_then(|_| parts.next());
+    let top = top.unwrap_or(path.as_str());
+    top.split(['-', '.']).next().unwrap_or(top).to_lowercase()
 }
 
 /// `jersey` of `jersey-client-2.47.jar`: what is released together.
@@ -130,7 +196,7 @@ mod tests {
     }
 
     fn trees(tree: &Tree) -> Vec<Tree> {
-        let planned = cut(LayerName::SparkJars, &[0], tree, Limits::default(), true);
+        let planned = cut(LayerName::SparkJars, &[0], tree, Limits::default(), Division::Jars);
         planned.into_iter().map(|layer| layer.tree).collect()
     }
 
@@ -166,10 +232,66 @@ mod tests {
     #[test]
     fn what_is_small_or_no_jars_stays_together() {
         let few = jars([("a-1.jar", 20 * MB), ("b-1.jar", 20 * MB)].into_iter());
-        assert_eq!(count(LayerName::SparkJars, &few, Limits::default(), true), 1);
+        assert_eq!(count(LayerName::SparkJars, &few, Limits::default(), Division::Packages), 1);
         let many = jars([("a-1.jar", 100 * MB), ("b-1.jar", 100 * MB)].into_iter());
-        assert_eq!(count(LayerName::Wheels, &many, Limits::default(), true), 1);
-        assert_eq!(count(LayerName::SparkJars, &many, Limits::default(), false), 1);
-        assert_eq!(count(LayerName::SparkJars, &Tree::new(), Limits::default(), true), 1);
+        assert_eq!(count(LayerName::Spark, &many, Limits::default(), Division::Packages), 1);
+        assert_eq!(count(LayerName::SparkJars, &many, Limits::default(), Division::Nothing), 1);
+        for name in [LayerName::SparkJars, LayerName::Wheels] {
+            assert_eq!(count(name, &Tree::new(), Limits::default(), Division::Packages), 1);
+        }
+    }
+
+    /// Distributions (name, version, size of their library) as wheels are laid out.
+    fn packages(distributions: &[(&str, &str, u64)]) -> Tree {
+        let mut tree = Tree::new();
+        for (name, version, size) in distributions {
+            for (path, size) in [
+                (format!("{name}/__init__.py"), 1000),
+                (format!("{name}.libs/library.so"), *size),
+                (format!("{name}-{version}.dist-info/RECORD"), 100),
+            ] {
+                let content = Content { digest: Digest::of(format!("{path} {version}").as_bytes()), size };
+                let path = ImagePath::new(&format!("opt/python-packages/{path}")).unwrap();
+                tree.insert(path, Entry::file(content, 0o644));
+            }
+        }
+        tree
+    }
+
+    fn wheel_layers(tree: &Tree) -> Vec<Tree> {
+        let planned = cut(LayerName::Wheels, &[0], tree, Limits::default(), Division::Packages);
+        planned.into_iter().map(|layer| layer.tree).collect()
+    }
+
+    #[test]
+    fn a_changed_distribution_takes_no_other_large_one_along() {
+        let with = |shapely| {
+            packages(&[
+                ("numpy", "2.2.1", 60 * MB),
+                ("pandas", "2.2.3", 50 * MB),
+                ("shapely", shapely, 9 * MB),
+                ("six", "1.16", MB / 10),
+                ("dateutil", "2.9", MB / 2),
+            ])
+        };
+        let (before, after) = (wheel_layers(&with("2.0.6")), wheel_layers(&with("2.0.7")));
+        let new: u64 = after.iter().filter(|tree| !before.contains(tree)).map(crate::tree::bytes).sum();
+        assert!(new < 11 * MB, "{} MB are new", new / MB);
+        let all: Tree = before.iter().flatten().map(|(path, entry)| (path.clone(), entry.clone())).collect();
+        assert_eq!(all, with("2.0.6"));
+        assert_eq!(before.iter().map(Tree::len).sum::<usize>(), all.len());
+    }
+
+    #[test]
+    fn many_distributions_stay_a_few_layers() {
+        let names: Vec<String> = (0..60).map(|at| format!("package{at}")).collect();
+        let many: Vec<(&str, &str, u64)> = names
+            .iter()
+            .enumerate()
+            .map(|(at, name)| (name.as_str(), "1", (at as u64 + 1) * MB / 4))
+            .collect();
+        let layers = wheel_layers(&packages(&many));
+        assert!((2..=DISTRIBUTIONS + 16).contains(&layers.len()), "{}", layers.len());
+        assert!(layers.iter().all(|tree| crate::tree::bytes(tree) >= Limits::default().smallest));
     }
 }

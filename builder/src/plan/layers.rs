@@ -6,8 +6,8 @@
 //!
 //! * A group below [`Limits::smallest`] that only some images share is not worth a request: each of them gets a
 //!   copy in the layer of its own files. What all images share stays one layer, however small.
-//! * A group that is too large is cut (`cut`), and groups of JARs are divided such that a changed one takes
-//!   few others along.
+//! * A group that is too large is cut (`cut`), and groups of JARs and of Python packages are divided such that a changed one
+//!   takes few others along.
 //! * An image with more than [`Limits::layers`] gets its smallest shared groups as copies, too.
 //!
 //! The order is the same in every image: what most images share lies lowest, so that the snapshots of container
@@ -27,7 +27,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cut,
+    cut::{self, Division},
     locked::{self, LockedPlan},
 };
 use crate::{
@@ -184,13 +184,15 @@ pub fn layers(images: &[Files], locked: &LockedPlan, limits: Limits) -> Vec<Plan
     let mut groups = group(images, &claimed);
     copy_small(&mut groups, images.len(), limits);
     join_small(&mut groups, limits);
-    // Finer layers are worth less than shared ones.
-    let fine =
-        (0..images.len()).all(|image| stacked(&groups, images, &kept, image, limits, true) <= limits.layers);
-    bound_layers(&mut groups, images, &kept, limits, fine);
+    let suffices = |division: &Division| {
+        (0..images.len())
+            .all(|image| stacked(&groups, images, &kept, image, limits, *division) <= limits.layers)
+    };
+    let division = Division::ALL.into_iter().find(suffices).unwrap_or(Division::Nothing);
+    bound_layers(&mut groups, images, &kept, limits, division);
     let mut planned: Vec<Planned> = groups
         .iter()
-        .flat_map(|((name, members), tree)| cut::cut(*name, members, tree, limits, fine))
+        .flat_map(|((name, members), tree)| cut::cut(*name, members, tree, limits, division))
         .collect();
     for layer in &mut planned {
         add_directories(layer, &images[layer.images[0]]);
@@ -292,16 +294,16 @@ fn stacked(
     kept: &[Planned],
     image: usize,
     limits: Limits,
-    fine: bool,
+    division: Division,
 ) -> usize {
     let own = groups.iter().filter(|((_, members), _)| members.contains(&image));
-    let own: usize = own.map(|((name, _), tree)| cut::count(*name, tree, limits, fine)).sum();
+    let own: usize = own.map(|((name, _), tree)| cut::count(*name, tree, limits, division)).sum();
     own + images[image].base_layers + kept.iter().filter(|layer| layer.images.contains(&image)).count()
 }
 
-fn bound_layers(groups: &mut Groups, images: &[Files], kept: &[Planned], limits: Limits, fine: bool) {
+fn bound_layers(groups: &mut Groups, images: &[Files], kept: &[Planned], limits: Limits, division: Division) {
     for image in 0..images.len() {
-        while stacked(groups, images, kept, image, limits, fine) > limits.layers {
+        while stacked(groups, images, kept, image, limits, division) > limits.layers {
             let shared =
                 groups.iter().filter(|((_, members), _)| members.len() > 1 && members.contains(&image));
             let smallest = shared.min_by_key(|(key, tree)| (tree::bytes(tree), *key));
