@@ -118,7 +118,10 @@ impl Term {
     fn holds(&self, value: &Value) -> bool {
         let holds = match (&self.test, value) {
             (Test::Word(wanted), Value::Word(word)) => wanted == word,
-            (Test::Below(wanted), Value::Version(version)) => version.compare(wanted) == Ordering::Equal,
+            (Test::Below(wanted), Value::Version(version)) => {
+                let suffix = wanted.suffix().is_empty() || wanted.suffix() == version.suffix();
+                suffix && version.compare(wanted) == Ordering::Equal
+            }
             (Test::Compared(orders, wanted), Value::Version(version)) => {
                 orders.contains(&version.compare(wanted))
             }
@@ -166,6 +169,18 @@ mod tests {
         both.add("spark", "3.5").unwrap();
         both.add("java", "11").unwrap();
         assert!(!both.holds(&cell));
+    }
+
+    #[test]
+    fn a_suffix_counts_when_it_is_written() {
+        let vendor = cell("3.5.1-amzn-1", "17", "3.11");
+        for (text, expected) in
+            [("3.5.1", true), ("3.5.1-amzn-1", true), ("3.5.1-amzn-0", false), (">=3.5.1 <3.5.2", true)]
+        {
+            let mut condition = Condition::default();
+            condition.add("spark", text).unwrap();
+            assert_eq!(condition.holds(&vendor), expected, "{text}");
+        }
     }
 
     #[test]

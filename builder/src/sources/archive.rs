@@ -132,6 +132,10 @@ impl Unpacker<'_> {
         if matches!(name.trim_end_matches('/'), "." | "") {
             return Ok(());
         }
+        if is_pax_sparse(member).map_err(ArchiveError::Read)? {
+            let reason = "it is a sparse file in the PAX format, which would be read wrongly: pack the archive without `--sparse`, or with `--format=gnu`";
+            return Err(ArchiveError::Member { member: name, reason: reason.to_owned() });
+        }
         let path = ImagePath::new(&name).map_err(ArchiveError::Path)?;
         let refuse = |reason: &str| ArchiveError::Member { member: name.clone(), reason: reason.to_owned() };
         if path.name().starts_with(".wh.") {
@@ -283,6 +287,18 @@ impl Unpacker<'_> {
             Err(format!("it is a hard link to `{target}`, which is no regular file"))
         }
     }
+}
+
+/// Whether a member is a sparse file in one of the three PAX formats of GNU tar: its content is a map and the parts
+/// that are not zero, and the `tar` crate gives them as they are. The older GNU format is read by the crate.
+fn is_pax_sparse(member: &mut tar::Entry<'_, impl Read>) -> io::Result<bool> {
+    let Some(extensions) = member.pax_extensions()? else { return Ok(false) };
+    for extension in extensions {
+        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn special(kind: tar::EntryType, header: &tar::Header) -> Option<Kind> {

@@ -1,5 +1,6 @@
 //! Reads files and directories of this disk into the cache.
 //!
+//! Directories `__pycache__` are left out: compiled Python files hold times and belong to the Python that made them.
 //! Owners and times of the disk are dropped (who checked the files out, and when, says nothing about them), and
 //! permission bits are reduced to "executable or not", so that a umask changes no image.
 
@@ -55,6 +56,9 @@ pub fn read(cache: &Cache, root: &Path) -> Result<Vec<(String, Entry)>, Director
             let path = entry.map_err(fail)?.path();
             let name = path.file_name().and_then(|name| name.to_str());
             let name = name.ok_or_else(|| DirectoryError::Name(path.clone()))?;
+            if name == "__pycache__" {
+                continue;
+            }
             let below = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
             let fail = |source| DirectoryError::Read { path: path.clone(), source };
             let kind = fs::symlink_metadata(&path).map_err(fail)?.file_type();
@@ -111,6 +115,8 @@ mod tests {
         fs::write(root.join("sub/run.sh"), "x").unwrap();
         fs::set_permissions(root.join("sub/run.sh"), fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(root.join("plain"), "y").unwrap();
+        fs::create_dir(root.join("sub/__pycache__")).unwrap();
+        fs::write(root.join("sub/__pycache__/a.cpython-311.pyc"), "holds a time").unwrap();
         fs::set_permissions(root.join("plain"), fs::Permissions::from_mode(0o600)).unwrap();
         std::os::unix::fs::symlink("plain", root.join("link")).unwrap();
         let read = read(&cache, &root).unwrap();

@@ -83,7 +83,7 @@ fn member_into(
     additions: &mut Vec<(String, Node)>,
     member: &mut tar::Entry<'_, impl Read>,
 ) -> io::Result<()> {
-    let bytes = member.path_bytes().into_owned();
+    let bytes = sparse_name(member)?.unwrap_or_else(|| member.path_bytes().into_owned());
     let name = String::from_utf8_lossy(&bytes);
     let path = name.trim_start_matches("./").trim_matches('/').to_owned();
     let (parent, last) = path.rsplit_once('/').unwrap_or(("", &path));
@@ -122,6 +122,18 @@ fn member_into(
     };
     additions.push((path, node));
     Ok(())
+}
+
+/// The name of a sparse file in the PAX format of GNU tar, whose header has a made-up one.
+fn sparse_name(member: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<Vec<u8>>> {
+    let Some(extensions) = member.pax_extensions()? else { return Ok(None) };
+    for extension in extensions {
+        let extension = extension?;
+        if extension.key_bytes() == b"GNU.sparse.name" {
+            return Ok(Some(extension.value_bytes().to_vec()));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ pub enum SparkError {
     #[error("the archive is neither a Spark release nor a pyspark source distribution: it has no `{0}`")]
     Missing(String),
     /// It is another version.
-    #[error("the archive holds Spark {found}, but {wanted} is asked for")]
+    #[error(
+        "the archive holds Spark {found}, but {wanted} is asked for: write `{found}` on the axis `spark`, or use another archive"
+    )]
     Version {
         /// What its JARs say.
         found: String,
@@ -294,6 +296,20 @@ mod tests {
         let release = spark.tree["opt/spark/RELEASE"].content().unwrap();
         let text = cache.read_small(&release, 1000).unwrap();
         assert!(text.starts_with(b"Spark 3.5.9 built for Hadoop 3.3.4\n"));
+    }
+
+    #[test]
+    fn a_vendor_names_its_spark_with_a_suffix() {
+        let (_directory, cache) = cache();
+        let vendor: Tree = sdist(&cache)
+            .into_iter()
+            .map(|(path, entry)| {
+                (ImagePath::new(&path.as_str().replace("-3.5.9.jar", "-3.5.1-amzn-1.jar")).unwrap(), entry)
+            })
+            .collect();
+        assert!(lay_out(&cache, &vendor, &"3.5.1-amzn-1".parse().unwrap(), None).is_ok());
+        let error = lay_out(&cache, &vendor, &"3.5.1".parse().unwrap(), None).unwrap_err().to_string();
+        assert!(error.contains("write `3.5.1-amzn-1` on the axis `spark`"), "{error}");
     }
 
     #[test]

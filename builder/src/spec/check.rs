@@ -127,14 +127,16 @@ impl Check<'_> {
 
     fn version(&self, axis: &str, value: &At<String>) -> Result<Version, SpecError> {
         let (depth, example) = match axis {
-            "spark" => (3, "`3.5.9`"),
+            "spark" => (3, "`3.5.9` or `3.5.1-amzn-1`"),
             "java" => (1, "`17`: the major version alone"),
             "scala" => (2, "`2.12`"),
             _ => (2, "`3.11`: major and minor"),
         };
         let wrong = |why: &str| self.wrong(value.at(), &format!("`axes.{axis}`: {why}"));
         let version: Version = value.value().parse().map_err(|error| wrong(&format!("{error}")))?;
-        if version.depth() == depth {
+        // Vendors add numbers and suffixes to the version of their Spark.
+        let vendor = axis == "spark" && version.depth() > depth;
+        if vendor || (version.depth() == depth && (axis == "spark" || version.suffix().is_empty())) {
             Ok(version)
         } else {
             Err(wrong(&format!("`{version}` should look like {example}")))

@@ -218,7 +218,7 @@ pub fn unpack_known(
     flavour: Flavour,
     progress: &Progress,
 ) -> Result<Tree, ArchiveError> {
-    let key = Digest::of(format!("tree 1 {} {digest}", flavour.name()).as_bytes());
+    let key = Digest::of(format!("tree 2 {} {digest}", flavour.name()).as_bytes());
     if let Some(tree) = cache.note::<Tree>("trees-v2", &key)
         && tree
             .values()
