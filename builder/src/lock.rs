@@ -244,7 +244,7 @@ impl Lock {
         if added + removed > 0 {
             found.push(format!("{added} layers are new and {removed} are gone"));
         } else if found.is_empty() && self != newer {
-            found.push("the same layers are stacked otherwise".to_owned());
+            found.push("images have the same layers in another order".to_owned());
         }
         found
     }

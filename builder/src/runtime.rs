@@ -260,7 +260,7 @@ mod tests {
         let paths: Vec<&str> = fitted.keys().map(ImagePath::as_str).collect();
         assert_eq!(paths, ["usr/opt/spark", "usr/opt/spark/RELEASE", "usr/passwd"]);
 
-        view.put("usr/opt/spark", Node::File { mode: 0o644, text: None });
+        view.put("usr/opt/spark", Node::file(0o644));
         let error = fit(tree, &view).unwrap_err();
         assert!(matches!(error, RuntimeError::Blocked(path) if path.as_str() == "usr/opt/spark"));
     }

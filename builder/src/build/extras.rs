@@ -22,6 +22,7 @@ use crate::{
             Request,
             install::{self, Target},
             marker::Environment,
+            tags,
         },
     },
     spec::{FileContent, FileInput, Input, Jars, Recipe, Source, Wanted, Wheels},
@@ -166,7 +167,8 @@ impl Inputs<'_> {
         };
         let (version, platform) = (wanted.cell.python.clone(), wanted.cell.platform);
         let Some(version) = version else { return Ok(Tree::new()) };
-        let environment = Environment { python: version, platform };
+        let libc = python.libc.unwrap_or(tags::ASSUMED);
+        let environment = Environment { python: version, platform, libc };
         let request = Request::read(wheels)?;
         let (directory, shown) = match wheels {
             Wheels::Lock(path) | Wheels::Requirements(Some(path), _) => {
@@ -174,7 +176,9 @@ impl Inputs<'_> {
             }
             Wheels::Requirements(None, _) => (Path::new(""), request.digest().short()),
         };
-        let name = format!("wheels {shown} python{} {platform}", environment.python);
+        // Bases with other C libraries get other wheels. What a base does not show is not in the name, either.
+        let libc = python.libc.map(|libc| format!(" {libc}")).unwrap_or_default();
+        let name = format!("wheels {shown} python{} {platform}{libc}", environment.python);
         let known = self.pins.resolved(&name, request.digest())?;
         let files: Vec<(String, String, Checksum)> = if let Some(parts) = known {
             parts.into_iter().map(|(file, pin)| (file, pin.origin, Checksum::Sha256(pin.digest))).collect()

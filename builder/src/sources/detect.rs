@@ -4,8 +4,11 @@
 //! both matter (Spark 4 does not start without `jdk.incubator.vector`, which slimmed runtimes lack). A Python
 //! is a program `pythonX.Y` in a directory of the search path.
 
-use super::view::{Node, View};
-use crate::{compat, plan::Cell, tree::ImagePath, version::Version};
+use super::{
+    elf::Libc,
+    view::{Node, View},
+};
+use crate::{compat, plan::Cell, platform::Platform, tree::ImagePath, version::Version};
 
 /// Where programs are looked for when the base has no `PATH`.
 pub const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -28,6 +31,8 @@ pub struct Python {
     pub program: ImagePath,
     /// Major and minor version.
     pub version: (u32, u32),
+    /// The C library that it uses; `None` when the base does not show it.
+    pub libc: Option<Libc>,
 }
 
 /// Why a base does not suit a cell.
@@ -45,6 +50,18 @@ pub enum DetectError {
         found: String,
         /// What the cell asks for.
         wanted: u32,
+    },
+    /// Its programs are for another processor.
+    #[error(
+        "`{program}` is a program for `linux/{found}`, but the image is for `{wanted}`: use a base (and `sources.java`, `sources.python`) of that platform"
+    )]
+    Platform {
+        /// The program.
+        program: ImagePath,
+        /// Its architecture.
+        found: String,
+        /// The platform of the image.
+        wanted: Platform,
     },
     /// Its Java lacks a module.
     #[error("the Java in `{home}` lacks the module `{module}`, without which Spark {spark} does not start")]
@@ -99,10 +116,18 @@ pub fn check(
     }
     let python = match &cell.python {
         None => None,
-        Some(wanted) => Some(python(view, wanted, path.unwrap_or(SEARCH_PATH))?),
+        Some(wanted) => Some(python(view, wanted, cell.platform, path.unwrap_or(SEARCH_PATH))?),
     };
-    if !program(view, "bash") {
-        return Err(DetectError::Program { program: "/bin/bash", package: "bash" });
+    let bash = program(view, "bash");
+    let bash = bash.ok_or(DetectError::Program { program: "/bin/bash", package: "bash" })?;
+    let programs =
+        [Some(bash), java.home.join("bin/java").ok(), python.as_ref().map(|python| python.program.clone())];
+    for path in programs.into_iter().flatten() {
+        if let Some(binary) = view.binary(&path).filter(|binary| !binary.is_for(cell.platform)) {
+            let (found, wanted) = (binary.architecture(), cell.platform);
+            let program = view.real(&path).unwrap_or(path);
+            return Err(DetectError::Platform { program, found, wanted });
+        }
     }
     let optional = [
         ("tini", "`tini` is missing: Spark will be process 1 and nobody reaps its orphans (package `tini`)"),
@@ -111,17 +136,18 @@ pub fn check(
             "`ps` is missing: Spark's daemon scripts (history server, Connect) need it (package `procps`)",
         ),
     ];
-    let missing = optional.into_iter().filter(|(name, _)| !program(view, name));
+    let missing = optional.into_iter().filter(|(name, _)| program(view, name).is_none());
     let warnings = missing.map(|(_, text)| text.to_owned()).collect();
     Ok(Found { java, python, warnings })
 }
 
-fn program(view: &View, name: &str) -> bool {
+/// The place of a program that the entry point starts by its name.
+fn program(view: &View, name: &str) -> Option<ImagePath> {
     let places = ["bin", "usr/bin", "sbin", "usr/sbin", "usr/local/bin"];
     places
         .iter()
         .filter_map(|directory| ImagePath::new(&format!("{directory}/{name}")).ok())
-        .any(|path| view.has_program(&path))
+        .find(|path| view.has_program(path))
 }
 
 fn java(view: &View, cell: &Cell, java_home: Option<&str>) -> Result<Java, DetectError> {
@@ -185,14 +211,15 @@ fn java_at(view: &View, home: &str, release: &str) -> Option<Java> {
     Some(Java { home, major, modules: modules.split_whitespace().map(str::to_owned).collect() })
 }
 
-fn python(view: &View, wanted: &Version, path: &str) -> Result<Python, DetectError> {
+fn python(view: &View, wanted: &Version, platform: Platform, path: &str) -> Result<Python, DetectError> {
     let directories: Vec<&str> = path.split(':').map(|directory| directory.trim_start_matches('/')).collect();
     let at = |directory: &str, name: &str| ImagePath::new(&format!("{directory}/{name}")).ok();
     let name = format!("python{wanted}");
     let found =
         directories.iter().filter_map(|directory| at(directory, &name)).find(|path| view.has_program(path));
     if let Some(program) = found {
-        return Ok(Python { program, version: wanted.line() });
+        let libc = view.libc(&program, platform);
+        return Ok(Python { program, version: wanted.line(), libc });
     }
     let mut others: Vec<&str> = view
         .nodes()
@@ -216,11 +243,14 @@ mod tests {
         "IMPLEMENTOR=\"X\"\nJAVA_VERSION=\"17.0.21\"\nMODULES=\"java.base jdk.incubator.vector\"\n";
 
     fn program_node() -> Node {
-        Node::File { mode: 0o755, text: None }
+        Node::file(0o755)
     }
 
     fn put_java(view: &mut View, home: &str, release: &str) {
-        view.put(&format!("{home}/release"), Node::File { mode: 0o644, text: Some(release.to_owned()) });
+        view.put(
+            &format!("{home}/release"),
+            Node::File { mode: 0o644, text: Some(release.to_owned()), binary: None },
+        );
         view.put(&format!("{home}/bin/java"), program_node());
     }
 
@@ -262,6 +292,42 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(check(&slim, &cell("3.5.9", "17", "3.11"), None, None).is_ok(), "only Spark 4 needs it");
+    }
+
+    fn elf(platform: Platform, loader: &str, text: &[u8]) -> Node {
+        let bytes = crate::sources::elf::samples::program(platform, loader, text);
+        let binary = crate::sources::elf::Interest::Library.read(&bytes[..]).unwrap();
+        Node::File { mode: 0o755, text: None, binary }
+    }
+
+    #[test]
+    fn programs_for_another_processor_are_refused() {
+        let other = if Platform::host() == Platform::Amd64 { Platform::Arm64 } else { Platform::Amd64 };
+        for path in ["usr/bin/bash", "usr/bin/python3.11", "usr/lib/jvm/java-17/bin/java"] {
+            let mut view = base();
+            view.put(path, elf(other, "/lib/ld-linux.so", b""));
+            let error = check(&view, &cell("3.5.9", "17", "3.11"), None, None).unwrap_err().to_string();
+            let expected =
+                format!("`/{path}` is a program for `{other}`, but the image is for `{}`", Platform::host());
+            assert!(error.contains(&expected), "{error}");
+            view.put(path, elf(Platform::host(), "/lib/ld-linux.so", b""));
+            assert!(check(&view, &cell("3.5.9", "17", "3.11"), None, None).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_c_library_of_the_python_is_found() {
+        let libc =
+            |view: &View| check(view, &cell("3.5.9", "17", "3.11"), None, None).unwrap().python.unwrap().libc;
+        let host = Platform::host();
+        let mut view = base();
+        assert_eq!(libc(&view), None);
+        view.put("usr/lib/libc.so.6", elf(host, "", b"GNU C Library (X) stable release version 2.31.\n"));
+        view.put("lib/ld-musl-x86_64.so.1", elf(host, "", b"musl libc (x)\0\x001.2.4\0"));
+        view.put("usr/bin/python3.11", elf(host, "/lib64/ld-linux-x86-64.so.2", b""));
+        assert_eq!(libc(&view), Some(Libc::Glibc(2, 31)));
+        view.put("usr/bin/python3.11", elf(host, "/lib/ld-musl-x86_64.so.1", b""));
+        assert_eq!(libc(&view), Some(Libc::Musl(1, 2)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod base;
 pub mod detect;
 pub mod directory;
 pub mod download;
+pub mod elf;
 pub mod logins;
 pub mod maven;
 pub mod objects;

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 
 use super::{
     archive::ArchiveError,
+    elf::Interest,
     tarball::{Limits, decompressed, for_each_member},
     view::{Node, SMALL, View, of_interest},
 };
@@ -107,7 +108,7 @@ fn member_into(
         let target = member.link_name_bytes().unwrap_or_default().into_owned();
         Node::Symlink(String::from_utf8_lossy(&target).into_owned())
     } else if kind.is_hard_link() {
-        Node::File { mode, text: None }
+        Node::file(mode)
     } else if kind.is_file() {
         let text = if of_interest(&path) && member.size() <= SMALL {
             let mut bytes = Vec::new();
@@ -116,7 +117,11 @@ fn member_into(
         } else {
             None
         };
-        Node::File { mode, text }
+        let binary = match Interest::of(&path) {
+            Some(interest) => interest.read(&mut *member)?,
+            None => None,
+        };
+        Node::File { mode, text, binary }
     } else {
         Node::Special
     };

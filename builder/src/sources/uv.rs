@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::wheels::marker::Environment;
+use super::{elf::Libc, wheels::marker::Environment};
 
 /// A resolver that answers at all answers within this time.
 const TIMEOUT: Duration = Duration::from_mins(3);
@@ -84,8 +84,7 @@ pub async fn compile(
         return Err(UvError::Option(line.trim().to_owned()));
     }
     let scratch = tempfile::tempdir().map_err(UvError::Scratch)?;
-    let (python, platform) =
-        (environment.python.to_string(), format!("{}-manylinux_2_28", environment.platform.machine()));
+    let (python, platform) = (environment.python.to_string(), target(environment));
     // PySpark is in the image already, and there is no wheel of it: never mind who needs it.
     std::fs::write(scratch.path().join(OVERRIDES), "pyspark ; sys_platform == 'never'\n")
         .map_err(UvError::Scratch)?;
@@ -112,6 +111,19 @@ pub async fn compile(
         return Err(UvError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The platform as uv names it. uv knows some versions of glibc only: the newest that the image has is taken.
+fn target(environment: &Environment) -> String {
+    const KNOWN: [u32; 12] = [17, 28, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
+    let machine = environment.platform.machine();
+    match environment.libc {
+        Libc::Musl(..) => format!("{machine}-unknown-linux-musl"),
+        Libc::Glibc(_, minor) => {
+            let newest = KNOWN.into_iter().rev().find(|known| *known <= minor).unwrap_or(KNOWN[0]);
+            format!("{machine}-manylinux_2_{newest}")
+        }
+    }
 }
 
 /// The index that the user configured for pip alone: uv does not read pip's configuration. `None` as soon as

@@ -9,9 +9,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::archive::resolve;
+use super::{
+    archive::resolve,
+    elf::{Binary, Interest, Libc},
+};
 use crate::{
-    cache::{Cache, CacheError},
+    cache::{Cache, CacheError, Content, Shelf},
+    platform::Platform,
     tree::{ImagePath, Kind, Tree},
 };
 
@@ -29,6 +33,9 @@ pub enum Node {
         mode: u32,
         /// The contents, where they matter.
         text: Option<String>,
+        /// What an ELF file says about itself, where it matters.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<Binary>,
     },
     /// A symbolic link.
     Symlink(String),
@@ -47,6 +54,20 @@ pub fn of_interest(path: &str) -> bool {
     matches!(path, "etc/passwd" | "etc/group") || path.ends_with("/release")
 }
 
+fn read_binary(cache: &Cache, content: &Content, interest: Interest) -> Result<Option<Binary>, CacheError> {
+    let file = cache.open_content(Shelf::Files, content)?;
+    interest
+        .read(file)
+        .map_err(|error| cache.fault("read", &cache.path(Shelf::Files, &content.digest), error))
+}
+
+impl Node {
+    /// A file of which only the permission bits matter.
+    pub fn file(mode: u32) -> Self {
+        Self::File { mode, text: None, binary: None }
+    }
+}
+
 impl View {
     /// The view of a tree whose contents are in the cache.
     pub fn of_tree(cache: &Cache, tree: &Tree) -> Result<Self, CacheError> {
@@ -59,7 +80,11 @@ impl View {
                     let read = of_interest(path.as_str()) && content.size <= SMALL;
                     let bytes = if read { Some(cache.read_small(content, SMALL)?) } else { None };
                     let text = bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-                    Node::File { mode: entry.mode, text }
+                    let binary = match Interest::of(path.as_str()) {
+                        Some(interest) => read_binary(cache, content, interest)?,
+                        None => None,
+                    };
+                    Node::File { mode: entry.mode, text, binary }
                 }
                 Kind::Character { .. } | Kind::Block { .. } | Kind::Fifo => Node::Special,
             };
@@ -134,6 +159,25 @@ impl View {
         self.nodes.get(path) == Some(&Node::Directory)
     }
 
+    /// What the ELF file at a path says about itself, links followed.
+    pub fn binary(&self, path: &ImagePath) -> Option<&Binary> {
+        match self.get(path) {
+            Some(Node::File { binary, .. }) => binary.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The C library that a program uses: that of its loader, for its platform.
+    pub fn libc(&self, program: &ImagePath, platform: Platform) -> Option<Libc> {
+        let loader = self.binary(program)?.loader.as_deref()?;
+        let musl = loader.contains("ld-musl-");
+        let libraries = self.nodes.values().filter_map(|node| match node {
+            Node::File { binary: Some(binary), .. } if binary.is_for(platform) => binary.libc,
+            _ => None,
+        });
+        libraries.filter(|libc| matches!(libc, Libc::Musl(..)) == musl).min()
+    }
+
     /// The remembered text of a file, links followed.
     pub fn text(&self, path: &ImagePath) -> Option<&str> {
         match self.get(path) {
@@ -148,7 +192,7 @@ mod tests {
     use super::*;
 
     fn file() -> Node {
-        Node::File { mode: 0o755, text: None }
+        Node::file(0o755)
     }
 
     fn merged_usr() -> View {

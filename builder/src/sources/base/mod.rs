@@ -306,7 +306,7 @@ fn layer_type(media_type: &str) -> Result<&str, String> {
 
 fn view(context: Context<'_>, layers: &[Layer]) -> Result<View, ScanError> {
     let mut hasher = Hasher::default();
-    hasher.update(b"view 1");
+    hasher.update(b"view 2");
     for layer in layers {
         hasher.update(format!(" {} {}", layer.blob.digest, layer.diff_id).as_bytes());
     }

@@ -233,7 +233,8 @@ fn best(
     let shown = version.map_or_else(|| name.to_owned(), |version| format!("{name} {version}"));
     let suiting = all.iter().filter_map(|file| Some((tags::rank(&file.0, environment)?, file)));
     let Some((_, (file, place, hash))) = suiting.min() else {
-        let target = format!("Python {} on {}", environment.python, environment.platform);
+        let Environment { python, platform, libc } = environment;
+        let target = format!("Python {python} on {platform} with {libc}");
         return Err(if all.is_empty() && source {
             format!(
                 "`{shown}` exists as a source distribution only: hearth installs wheels, since building runs code of the package on this machine; build a wheel and put it into your index"
@@ -258,7 +259,7 @@ mod tests {
     use crate::platform::Platform;
 
     fn environment(python: &str) -> Environment {
-        Environment { python: python.parse().unwrap(), platform: Platform::Amd64 }
+        Environment { python: python.parse().unwrap(), platform: Platform::Amd64, libc: tags::ASSUMED }
     }
 
     fn files(found: &[Wheel]) -> Vec<&str> {

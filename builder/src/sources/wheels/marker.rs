@@ -9,6 +9,7 @@
 
 use std::cmp::Ordering;
 
+use super::super::elf::Libc;
 use crate::{platform::Platform, version::Version};
 
 /// What markers are evaluated for.
@@ -18,6 +19,8 @@ pub struct Environment {
     pub python: Version,
     /// The platform.
     pub platform: Platform,
+    /// The C library.
+    pub libc: Libc,
 }
 
 impl Environment {
@@ -259,7 +262,11 @@ mod tests {
 
     #[test]
     fn markers_hold_as_pip_evaluates_them() {
-        let environment = Environment { python: "3.11".parse().unwrap(), platform: Platform::Amd64 };
+        let environment = Environment {
+            python: "3.11".parse().unwrap(),
+            platform: Platform::Amd64,
+            libc: super::super::tags::ASSUMED,
+        };
         for (marker, expected) in [
             ("python_version >= '3.8'", true),
             ("python_version < '3.9'", false),

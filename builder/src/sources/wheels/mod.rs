@@ -11,7 +11,7 @@
 pub mod install;
 pub mod lockfile;
 pub mod marker;
-mod tags;
+pub mod tags;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,12 +1,13 @@
 //! Which wheel of a package suits a Python and a platform best, from their file names alone.
 //!
 //! The order is that of pip: built for exactly this Python, then for the stable interface, then pure ones; of several
-//! platforms the newest that the image has. An image is taken to have glibc 2.28 or newer, as uv takes it.
+//! platforms the newest that the image's C library supports (PEP 600 for glibc, PEP 656 for musl).
 
-use super::marker::Environment;
+use super::{super::elf::Libc, marker::Environment};
 
-/// The newest glibc that wheels may ask for: that of the oldest distributions still in use.
-const GLIBC: u32 = 28;
+/// Taken for bases that do not show their C library: the glibc of the oldest distributions still in use, as uv
+/// takes it.
+pub const ASSUMED: Libc = Libc::Glibc(2, 28);
 
 /// How well a wheel suits; less is better. `None`: not at all.
 pub fn rank(file: &str, environment: &Environment) -> Option<(u32, u32)> {
@@ -55,14 +56,27 @@ fn machine(platform: &str, environment: &Environment) -> Option<u32> {
         return Some(1000);
     }
     let kind = platform.strip_suffix(machine)?.strip_suffix('_')?;
-    let glibc = match kind {
-        "linux" => return Some(500),
-        "manylinux1" => 5,
-        "manylinux2010" => 12,
-        "manylinux2014" => 17,
-        other => other.strip_prefix("manylinux_2_")?.parse().ok()?,
+    if kind == "linux" {
+        return Some(500);
+    }
+    let (major, minor, asked) = match environment.libc {
+        Libc::Glibc(major, minor) => {
+            let asked = match kind {
+                "manylinux1" => (2, 5),
+                "manylinux2010" => (2, 12),
+                "manylinux2014" => (2, 17),
+                other => numbers(other.strip_prefix("manylinux_")?)?,
+            };
+            (major, minor, asked)
+        }
+        Libc::Musl(major, minor) => (major, minor, numbers(kind.strip_prefix("musllinux_")?)?),
     };
-    GLIBC.checked_sub(glibc)
+    if asked.0 == major { minor.checked_sub(asked.1) } else { None }
+}
+
+fn numbers(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('_')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -88,7 +102,7 @@ mod tests {
             "n-1-cp314-cp314t-manylinux_2_28_x86_64.whl",
         ];
         let choose = |python: &str, platform: Platform, from: &[&str]| {
-            let environment = Environment { python: python.parse().unwrap(), platform };
+            let environment = Environment { python: python.parse().unwrap(), platform, libc: ASSUMED };
             from.iter()
                 .filter_map(|file| rank(file, &environment).map(|rank| (rank, (*file).to_owned())))
                 .min()
@@ -104,5 +118,26 @@ mod tests {
         assert_eq!(choose("3.14", Platform::Arm64, &files[..2]).as_deref(), Some(files[1]));
         assert_eq!(choose("3.11", Platform::Amd64, &files[9..]).as_deref(), None);
         assert_eq!(choose("3.11", Platform::Amd64, &["broken.whl", "a-b.whl", "x.tar.gz"]), None);
+    }
+
+    #[test]
+    fn the_c_library_of_the_image_decides() {
+        let files = [
+            "n-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+            "n-1-cp311-cp311-manylinux_2_34_x86_64.whl",
+            "n-1-cp311-cp311-musllinux_1_1_x86_64.whl",
+            "n-1-cp311-cp311-musllinux_1_2_x86_64.whl",
+        ];
+        let choose = |libc| {
+            let environment =
+                Environment { python: "3.11".parse().unwrap(), platform: Platform::Amd64, libc };
+            let ranked = files.iter().filter_map(|file| Some((rank(file, &environment)?, *file)));
+            ranked.min().map(|(_, file)| file)
+        };
+        assert_eq!(choose(Libc::Glibc(2, 36)), Some(files[1]));
+        assert_eq!(choose(Libc::Glibc(2, 31)), Some(files[0]));
+        assert_eq!(choose(Libc::Glibc(2, 12)), None);
+        assert_eq!(choose(Libc::Musl(1, 2)), Some(files[3]));
+        assert_eq!(choose(Libc::Musl(1, 1)), Some(files[2]));
     }
 }
