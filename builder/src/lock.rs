@@ -192,9 +192,14 @@ impl Lock {
         write().map(drop).map_err(|source| LockError::Write { path: path.to_owned(), source })
     }
 
-    /// Whether layers would be written as when the lock was made.
+    /// Whether the same files come to the same bytes as when the lock was made.
+    pub fn is_written_with(&self, codec: Codec) -> bool {
+        self.codec == codec.id() && self.headers == header::VERSION
+    }
+
+    /// Refuses a lock whose layers were written in another way.
     pub fn check_codec(&self, path: &Path, codec: Codec) -> Result<(), LockError> {
-        if self.codec == codec.id() && self.headers == header::VERSION {
+        if self.is_written_with(codec) {
             return Ok(());
         }
         let problem = format!(

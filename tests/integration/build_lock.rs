@@ -69,6 +69,24 @@ fn a_lock_is_current_when_it_is_written() {
 }
 
 #[test]
+fn a_plan_notices_that_nodes_have_layers_of_another_codec() {
+    let fixture = Fixture::new();
+    lock(&fixture, &[]);
+    fs::rename(fixture.path("hearth.lock"), fixture.path("old.lock")).expect("writable");
+    let against = || {
+        let mut plan = fixture.subcommand("plan", &["--against", "old.lock", "--output-format", "json"]);
+        report(&finish(&mut plan))["against"].clone()
+    };
+    let same = against();
+    assert_eq!((&same["otherCodec"], &same["uniqueBytes"]), (&false.into(), &0.into()), "{same}");
+    edit(&fixture, "axes:", "compression: zstd\naxes:");
+    let other = against();
+    assert_eq!((&other["otherCodec"], &other["images"][0]["baseIsNew"]), (&true.into(), &true.into()));
+    assert!(other["uniqueBytes"].as_u64() > Some(6_000_000), "every layer is new: {other}");
+    assert!(other["images"][0]["baseUnbuiltBytes"].as_u64() > Some(0), "{other}");
+}
+
+#[test]
 fn an_added_release_leaves_the_locked_images_alone() {
     const OLD: &str = "3.5.9-java17-python3.11";
     let fixture = Fixture::new();

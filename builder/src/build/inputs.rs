@@ -133,7 +133,7 @@ impl<'a> Inputs<'a> {
             let parts = runtime::arrange(parts)?;
             let fitted = parts.into_iter().map(|(name, tree)| Ok((name, runtime::fit(tree, &base.view)?)));
             let fitted: BTreeMap<LayerName, Tree> = fitted.collect::<Result<_, BuildError>>()?;
-            Ok::<_, BuildError>(Files { base_layers: base.layers.len(), parts: fitted })
+            Ok::<_, BuildError>(Files { base_layers: base.layer_count(), parts: fitted })
         })?;
         let inputs = std::mem::take(&mut self.pins.touched);
         Ok(Prepared { wanted: wanted.clone(), base, files, settings, inputs })
@@ -214,8 +214,8 @@ impl<'a> Inputs<'a> {
 
     async fn base(&mut self, wanted: &Wanted) -> Result<Base, BuildError> {
         let platform = wanted.cell.platform;
-        let (cache, progress, jobs) = (self.cache, self.progress, self.options.jobs);
-        let context = Context { cache, progress, platform, jobs, offline: self.options.offline };
+        let (cache, progress) = (self.cache, self.progress);
+        let context = Context { cache, progress, platform, offline: self.options.offline };
         let key = match &wanted.recipe.base {
             spec::Base::RootFs(path) | spec::Base::Layout(path, None) => path.display().to_string(),
             spec::Base::Layout(path, Some(name)) => format!("{} {name}", path.display()),

@@ -136,11 +136,12 @@ async fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<
     let started = Instant::now();
     let registry = Registry::new(options.registries.clone());
     let lock = read_lock(options)?;
-    let planning = prepare(options, cache, &registry, progress, lock.as_ref(), true).await?;
+    let mut planning = prepare(options, cache, &registry, progress, lock.as_ref(), true).await?;
     if let Some(lock) = &lock {
         lock.check_codec(&lock_path(options), planning.matrix.compression)?;
         complete(lock, &planning)?;
     }
+    blocking(|| write_bases(options, cache, &mut planning, progress))?;
     let built = blocking(|| images(options, cache, &planning, progress))?;
     blocking(|| verify(options, cache, &built))?;
     let mut publication = publication(&planning.matrix, &built);
@@ -236,6 +237,17 @@ fn layers(prepared: &[Prepared], locked: &LockedPlan) -> Vec<Planned> {
         layer.images.sort_unstable();
     }
     layers
+}
+
+/// Compresses the bases that are root file systems.
+fn write_bases(
+    options: &Options,
+    cache: &Cache,
+    planning: &mut Planning,
+    progress: &Progress,
+) -> Result<(), LayerError> {
+    let codec = planning.matrix.compression;
+    planning.prepared.iter_mut().try_for_each(|one| one.base.write(cache, codec, options.jobs, progress))
 }
 
 /// Writes the planned layers, each once.

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     BuildError, Options, Planning, blocking, inputs::Prepared, prepare, pushing::mounts, read_lock,
-    refused_report, repaired, write_layers,
+    refused_report, repaired, write_bases, write_layers,
 };
 use crate::{
     cache::{Cache, Content},
@@ -19,6 +19,7 @@ use crate::{
     progress::Progress,
     registry::Registry,
     report::{Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Target},
+    spec,
     tree::{self, Entry},
 };
 
@@ -46,8 +47,9 @@ async fn report(options: &Options, cache: &Cache, progress: &Progress) -> Result
     };
     // A plan is also where a user sees what a stale lock comes to: new inputs are looked up.
     let lock = read_lock(options)?;
-    let planning = prepare(options, cache, &registry, progress, lock.as_ref(), false).await?;
+    let mut planning = prepare(options, cache, &registry, progress, lock.as_ref(), false).await?;
     if options.exact {
+        blocking(|| write_bases(options, cache, &mut planning, progress))?;
         blocking(|| write_layers(options, cache, &planning, progress))?;
     }
     let names = names(&planning);
@@ -104,6 +106,7 @@ fn bases(planning: &Planning, names: &[String]) -> Vec<PlannedBase> {
             name: prepared.base.name.clone(),
             images: Vec::new(),
             layers: prepared.base.layers.iter().map(|layer| layer.blob).collect(),
+            unbuilt_bytes: prepared.base.unwritten_bytes(),
         });
         base.images.push(name.clone());
     }
@@ -121,7 +124,8 @@ async fn target(
 ) -> Target {
     let of_bases = bases.iter().flat_map(|base| &base.layers).copied();
     let blobs: BTreeSet<Content> = of_bases.chain(layers.iter().filter_map(|layer| layer.blob)).collect();
-    let unbuilt = layers.iter().filter(|layer| layer.blob.is_none()).map(|layer| layer.bytes).sum();
+    let unbuilt = layers.iter().filter(|layer| layer.blob.is_none()).map(|layer| layer.bytes);
+    let unbuilt = unbuilt.chain(bases.iter().map(|base| base.unbuilt_bytes)).sum();
     let present = if options.offline {
         Err("--offline forbids to ask".to_owned())
     } else {
@@ -151,21 +155,26 @@ fn distinct(planning: &Planning) -> u64 {
 
 /// What a node that has the images of an old lock would download for each image.
 fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]) -> Against {
+    // Written in another way, the same files come to other bytes.
+    let rewritten = !old.is_written_with(planning.matrix.compression);
     let had: BTreeSet<Digest> = old.layers.iter().map(|layer| layer.tree).collect();
     let bases: BTreeSet<Digest> = old.inputs.values().map(|pin| pin.digest).collect();
     let new: Vec<(&Planned, &PlannedLayer)> = planning
         .layers
         .iter()
         .zip(layers)
-        .filter(|(planned, _)| !had.contains(&fingerprint(&planned.tree)))
+        .filter(|(planned, _)| rewritten || !had.contains(&fingerprint(&planned.tree)))
         .collect();
     let packed = |layers: &[&PlannedLayer]| layers.iter().map(|layer| Some(layer.blob?.size)).sum();
     let names = names(planning);
     let image = |(at, prepared): (usize, &Prepared)| {
         let own = new.iter().filter(|(planned, _)| planned.images.contains(&at));
         let own: Vec<&PlannedLayer> = own.map(|(_, layer)| *layer).collect();
-        let base_is_new = !bases.contains(&prepared.base.digest);
-        let of_base = prepared.base.layers.iter().map(|layer| layer.blob.size).sum();
+        let base = &prepared.base;
+        // Layers of finished images are taken as they are, those of archives are written here.
+        let of_archive = matches!(prepared.wanted.recipe.base, spec::Base::RootFs(_));
+        let base_is_new = !bases.contains(&base.digest) || (rewritten && of_archive);
+        let of_base = base.layers.iter().map(|layer| layer.blob.size).sum::<u64>();
         AgainstImage {
             tag: names[at].clone(),
             layers: own.len(),
@@ -173,11 +182,13 @@ fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]
             compressed_bytes: packed(&own),
             base_is_new,
             base_bytes: if base_is_new { of_base } else { 0 },
+            base_unbuilt_bytes: if base_is_new { base.unwritten_bytes() } else { 0 },
         }
     };
     let all: Vec<&PlannedLayer> = new.iter().map(|(_, layer)| *layer).collect();
     Against {
         lock: path.display().to_string(),
+        other_codec: rewritten,
         images: planning.prepared.iter().enumerate().map(image).collect(),
         unique_bytes: all.iter().map(|layer| layer.bytes).sum(),
         unique_compressed_bytes: packed(&all),

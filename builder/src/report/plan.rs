@@ -45,6 +45,8 @@ pub struct PlanReport {
 pub struct Against {
     /// The old lock.
     pub lock: String,
+    /// Whether its layers were compressed in another way, so that every layer over the base is new.
+    pub other_codec: bool,
     /// What each image needs that the old ones did not have.
     pub images: Vec<AgainstImage>,
     /// Uncompressed bytes of all new layers, each counted once; without bases.
@@ -71,6 +73,8 @@ pub struct AgainstImage {
     pub base_is_new: bool,
     /// Compressed bytes of the base when it is another one: at most these are downloaded as well.
     pub base_bytes: u64,
+    /// Uncompressed bytes of the base when it is another one that was never compressed.
+    pub base_unbuilt_bytes: u64,
 }
 
 /// What the target repository has already.
@@ -145,6 +149,8 @@ pub struct PlannedBase {
     pub images: Vec<String>,
     /// Its layers, compressed as they are.
     pub layers: Vec<Content>,
+    /// Uncompressed bytes of a root file system that was never compressed.
+    pub unbuilt_bytes: u64,
 }
 
 /// An image of a plan.
@@ -197,10 +203,16 @@ impl PlanReport {
             writeln!(out, "{}:{}  {}  {layers} layers, {size}", self.repository, image.tag, image.cell)?;
         }
         write_refused(out, &self.refused)?;
-        for PlannedBase { name, images, layers } in &self.bases {
-            let size = megabytes(layers.iter().map(|layer| layer.size).sum());
+        for PlannedBase { name, images, layers, unbuilt_bytes } in &self.bases {
             let (count, shared) = (layers.len(), images.len());
-            writeln!(out, "base {name}: {count} layers, {size} compressed, {shared} images")?;
+            let size = match unbuilt_bytes {
+                0 => {
+                    let size = megabytes(layers.iter().map(|layer| layer.size).sum());
+                    format!("{count} layers, {size} compressed")
+                }
+                bytes => format!("1 layer, {} uncompressed", megabytes(*bytes)),
+            };
+            writeln!(out, "base {name}: {size}, {shared} images")?;
         }
         self.write_layers(out)?;
         write_warnings(out, &self.warnings)?;
@@ -228,12 +240,17 @@ impl PlanReport {
 impl Against {
     fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "a node with the images of {} would download (uncompressed; compressed):", self.lock)?;
+        if self.other_codec {
+            writeln!(out, "  (its layers were compressed in another way: all are new)")?;
+        }
         for image in &self.images {
             let (size, layers, tag) = (megabytes(image.bytes), image.layers, &image.tag);
             let packed = compressed(image.compressed_bytes);
             write!(out, "  {size:>10}  {packed:>10}  {layers:>3} layers  {tag}")?;
-            if image.base_is_new {
-                write!(out, ", and another base of {}", megabytes(image.base_bytes))?;
+            match (image.base_is_new, image.base_unbuilt_bytes) {
+                (false, _) => {}
+                (true, 0) => write!(out, ", and another base of {}", megabytes(image.base_bytes))?,
+                (true, bytes) => write!(out, ", and another base of {} (uncompressed)", megabytes(bytes))?,
             }
             writeln!(out)?;
         }

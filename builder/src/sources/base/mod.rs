@@ -12,6 +12,7 @@ mod origin;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -35,7 +36,7 @@ use crate::{
     platform::Platform,
     progress::Progress,
     registry::RegistryError,
-    tree::Tree,
+    tree::{self, Tree},
 };
 
 /// Manifests and configurations of real images are far smaller; more is refused before it is read.
@@ -59,9 +60,6 @@ pub enum BaseError {
         #[source]
         source: ArchiveError,
     },
-    /// Its layer cannot be written.
-    #[error("cannot write the base layer")]
-    Layer(#[from] LayerError),
     /// A file of the layout cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {
@@ -127,8 +125,37 @@ pub struct Base {
     pub config: Value,
     /// Its layers, in the cache, lowest first.
     pub layers: Vec<Layer>,
+    /// The files of a root file system that was never compressed: they become the only layer ([`Base::write`]).
+    pub unwritten: Option<Arc<Tree>>,
     /// Its files.
     pub view: View,
+}
+
+impl Base {
+    /// How many layers it has or will have.
+    pub fn layer_count(&self) -> usize {
+        self.layers.len() + usize::from(self.unwritten.is_some())
+    }
+
+    /// Uncompressed bytes of what was never compressed.
+    pub fn unwritten_bytes(&self) -> u64 {
+        self.unwritten.as_deref().map_or(0, tree::bytes)
+    }
+
+    /// Compresses a root file system, unless an earlier build has done so.
+    pub fn write(
+        &mut self,
+        cache: &Cache,
+        codec: Codec,
+        jobs: usize,
+        progress: &Progress,
+    ) -> Result<(), LayerError> {
+        if let Some(files) = self.unwritten.take() {
+            let bar = progress.bytes("compressing the base", tree::bytes(&files));
+            self.layers = vec![layer::write(cache, &files, codec, jobs, bar)?];
+        }
+        Ok(())
+    }
 }
 
 /// What every source of a base needs.
@@ -140,13 +167,11 @@ pub struct Context<'a> {
     pub progress: &'a Progress,
     /// Which platform of a multi-platform image.
     pub platform: Platform,
-    /// Threads for compression.
-    pub jobs: usize,
     /// Whether no registry may be asked.
     pub offline: bool,
 }
 
-/// Makes a base of a root file system archive.
+/// Makes a base of a root file system archive. It is not compressed here: a plan and a lock do not need that.
 pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<Base, BaseError> {
     let fail = |source| BaseError::Archive { path: path.to_owned(), source };
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -156,15 +181,17 @@ pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<B
         let problem = "it has neither `/usr` nor `/bin`: is it a root file system?".to_owned();
         return Err(BaseError::Unsuitable { name, problem });
     }
-    let bar = context.progress.bytes("compressing the base", crate::tree::bytes(&tree));
-    let layer = layer::write(context.cache, &tree, codec, context.jobs, bar)?;
     let view = View::of_tree(context.cache, &tree)?;
     let config = json!({
         "architecture": context.platform.architecture(),
         "os": "linux",
         "config": { "Env": [format!("PATH={SEARCH_PATH}")] },
     });
-    Ok(Base { name, digest, config, layers: vec![layer], view })
+    let (layers, unwritten) = match layer::known(context.cache, &tree, codec) {
+        Some(layer) => (vec![layer], None),
+        None => (Vec::new(), Some(Arc::new(tree))),
+    };
+    Ok(Base { name, digest, config, layers, unwritten, view })
 }
 
 /// Reads an archive, or remembers what it holds from an earlier run. The file itself is always hashed.
@@ -222,7 +249,7 @@ pub fn unpack_known(
     if let Some(tree) = cache.note::<Tree>("trees-v2", &key)
         && tree
             .values()
-            .filter_map(crate::tree::Entry::content)
+            .filter_map(tree::Entry::content)
             .all(|content| cache.find(Shelf::Files, &content).is_some())
     {
         return Ok(tree);
@@ -267,7 +294,7 @@ pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base
     let wanted = manifest.layers.iter().zip(diff_ids);
     let layers: Vec<Layer> = stream::iter(wanted.map(fetch)).buffered(PARALLEL).try_collect().await?;
     let view = view(context, &layers)?;
-    Ok(Base { name, digest, config, layers, view })
+    Ok(Base { name, digest, config, layers, unwritten: None, view })
 }
 
 /// Follows indexes to the manifest of the platform; gives that manifest's digest.
