@@ -22,7 +22,7 @@ use crate::{
         base::Base,
         detect::{Found, SEARCH_PATH},
         spark::Distribution,
-        view::View,
+        view::{Node, View},
     },
     spec::Recipe,
     tree::{Entry, ImagePath, Kind, Tree},
@@ -52,6 +52,11 @@ pub enum RuntimeError {
     /// One input has a file where another has a directory.
     #[error("`{0}` is a file in one input and a directory in another")]
     Covered(ImagePath),
+    /// A directory of the base would be hidden by a file.
+    #[error(
+        "a file would replace the directory `{0}` of the base: put the file into it, with `{0}/` as its place"
+    )]
+    Hidden(ImagePath),
     /// The base's links to this place form a loop.
     #[error("the base's symbolic links at `{0}` form a loop")]
     Loop(ImagePath),
@@ -89,6 +94,13 @@ pub fn files(cache: &Cache, cell: &Cell, view: &View) -> Result<Tree, RuntimeErr
 pub fn arrange(mut parts: BTreeMap<LayerName, Tree>) -> Result<BTreeMap<LayerName, Tree>, RuntimeError> {
     let mut seen: BTreeMap<ImagePath, bool> = BTreeMap::new();
     for tree in parts.values_mut().rev() {
+        let is_directory = |entry: &Entry| entry.kind == Kind::Directory;
+        let other = |(path, entry): &(&ImagePath, &Entry)| {
+            seen.get(*path).is_some_and(|directory| *directory != is_directory(entry))
+        };
+        if let Some((path, _)) = tree.iter().find(other) {
+            return Err(RuntimeError::Covered(path.clone()));
+        }
         // A directory that several parts have keeps the attributes of the last one, too.
         tree.retain(|path, _| !seen.contains_key(path));
         seen.extend(tree.iter().map(|(path, entry)| (path.clone(), entry.kind == Kind::Directory)));
@@ -132,6 +144,8 @@ pub fn fit(tree: Tree, view: &View) -> Result<Tree, RuntimeError> {
             if view.get(&place).is_some() {
                 return Err(RuntimeError::Blocked(place));
             }
+        } else if matches!(view.get(&place), Some(Node::Directory)) {
+            return Err(RuntimeError::Hidden(path));
         }
         fitted.insert(place, entry);
     }
@@ -228,7 +242,6 @@ fn with_entry(text: &str, field: usize, entry: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sources::view::Node;
 
     #[test]
     fn the_user_is_added_once() {
@@ -263,6 +276,29 @@ mod tests {
         view.put("usr/opt/spark", Node::file(0o644));
         let error = fit(tree, &view).unwrap_err();
         assert!(matches!(error, RuntimeError::Blocked(path) if path.as_str() == "usr/opt/spark"));
+    }
+
+    #[test]
+    fn a_file_replaces_no_directory() {
+        let mut view = View::default();
+        for directory in ["usr", "usr/bin", "etc"] {
+            view.put(directory, Node::Directory);
+        }
+        view.put("bin", Node::Symlink("usr/bin".to_owned()));
+        view.put("etc/motd", Node::file(0o644));
+        let tree = |path: &'static str, entry| Tree::from([(ImagePath::known(path), entry)]);
+        for path in ["usr/bin", "bin"] {
+            let error = fit(tree(path, Entry::symlink("x")), &view).unwrap_err().to_string();
+            assert!(error.contains(&format!("`/{path}/` as its place")), "{error}");
+        }
+        assert!(fit(tree("etc/motd", Entry::symlink("x")), &view).is_ok());
+        let parts = |files| {
+            let hearth = tree("opt/spark/conf", Entry::directory(0o755));
+            BTreeMap::from([(LayerName::Hearth, hearth), (LayerName::Files, files)])
+        };
+        let error = arrange(parts(tree("opt/spark/conf", Entry::symlink("x")))).unwrap_err();
+        assert!(matches!(error, RuntimeError::Covered(path) if path.as_str() == "opt/spark/conf"));
+        assert!(arrange(parts(tree("opt/spark/conf", Entry::directory(0o700)))).is_ok());
     }
 
     #[test]

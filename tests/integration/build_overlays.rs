@@ -122,6 +122,17 @@ fn a_variant_adds_files_a_runtime_and_settings() {
 }
 
 #[test]
+fn a_place_with_a_slash_is_the_directory_that_a_file_goes_into() {
+    let fixture = fixture();
+    let spec = SPEC
+        .replace("path: conf, to: /opt/spark/conf", "path: conf/spark-defaults.conf, to: /opt/spark/conf/");
+    fs::write(fixture.path("hearth.yaml"), spec).expect("writable");
+    let built = fixture.build(&[]);
+    let members = members(&fixture, &built["images"][0]);
+    assert!(members.iter().any(|(name, ..)| name == "opt/spark/conf/spark-defaults.conf"), "{members:?}");
+}
+
+#[test]
 fn a_lock_covers_what_a_variant_adds_and_a_build_with_it_is_offline() {
     let fixture = fixture();
     let lock = |more: &[&str]| {
@@ -150,6 +161,15 @@ fn what_cannot_come_together_is_refused() {
     };
     let (code, message) = edit("to: /opt/spark/RELEASE", "to: /opt/spark/jars");
     assert!(code == 1 && message.contains("`/opt/spark/jars` is a file in one input"), "{message}");
+    for place in ["/usr/bin", "/bin"] {
+        let (code, message) = edit("to: /usr/local/bin/run,", &format!("to: {place},"));
+        assert!(code == 1 && message.contains(&format!("`{place}/` as its place")), "{message}");
+    }
+    let (code, message) = edit("to: /usr/local/bin/run,", "to: /opt/spark/RELEASE,");
+    assert!(
+        code == 2 && message.contains("contradicts the entry at") && message.contains("hearth.yaml:20:"),
+        "{message}"
+    );
     let (code, message) = edit("java: { path: jre.tar.gz }", "java: { path: base.tar }");
     assert!(code == 1 && message.contains("base.tar"), "{message}");
     let (code, message) = edit("path: conf/run.sh", "path: conf/none.sh");

@@ -15,7 +15,7 @@ use crate::{
     sources::{
         detect::Found,
         directory,
-        download::{Remote, redacted},
+        download::{Remote, last_segment, redacted},
         maven::{self, MavenError, Repositories, coordinate::Coordinate, resolve},
         relocate,
         wheels::{
@@ -25,7 +25,7 @@ use crate::{
             tags,
         },
     },
-    spec::{FileContent, FileInput, Input, Jars, Recipe, Source, Wanted, Wheels},
+    spec::{FileContent, FileInput, Input, Jars, Recipe, Source, SpecError, Wanted, Wheels},
     tree::{Entry, ImagePath, Kind, Tree},
 };
 
@@ -170,12 +170,7 @@ impl Inputs<'_> {
         let libc = python.libc.unwrap_or(tags::ASSUMED);
         let environment = Environment { python: version, platform, libc };
         let request = Request::read(wheels)?;
-        let (directory, shown) = match wheels {
-            Wheels::Lock(path) | Wheels::Requirements(Some(path), _) => {
-                (path.parent().unwrap_or(Path::new("")), self.relative(path))
-            }
-            Wheels::Requirements(None, _) => (Path::new(""), request.digest().short()),
-        };
+        let (directory, shown) = self.request_name(wheels, &request);
         // Bases with other C libraries get other wheels. What a base does not show is not in the name, either.
         let libc = python.libc.map(|libc| format!(" {libc}")).unwrap_or_default();
         let name = format!("wheels {shown} python{} {platform}{libc}", environment.python);
@@ -222,35 +217,61 @@ impl Inputs<'_> {
         Ok(tree)
     }
 
-    /// The files that the specification adds, in its order: later ones win.
+    /// The directory that paths of a request for Python packages are relative to, and what the lock calls it.
+    fn request_name<'w>(&self, wheels: &'w Wheels, request: &Request) -> (&'w Path, String) {
+        let (path, more) = match wheels {
+            Wheels::Lock { path, extras, groups } => (path, [extras.as_slice(), groups].concat()),
+            Wheels::Requirements(Some(path), packages) => (path, packages.clone()),
+            Wheels::Requirements(None, _) => return (Path::new(""), request.digest().short()),
+        };
+        let mut shown = self.relative(path);
+        if !more.is_empty() {
+            // One file with other packages beside it is another request.
+            shown = format!("{shown}+{}", Digest::of(more.join("\n").as_bytes()).short());
+        }
+        (path.parent().unwrap_or(Path::new("")), shown)
+    }
+
+    /// The files that the specification adds, in its order. A file may replace one that came with a directory; two
+    /// entries for one file contradict each other.
     pub(super) async fn files(&mut self, recipe: &Recipe) -> Result<Tree, BuildError> {
         let mut tree = Tree::new();
+        let mut single: BTreeMap<ImagePath, &FileInput> = BTreeMap::new();
         for file in &recipe.files {
-            match &file.content {
+            let (to, entry) = match &file.content {
                 FileContent::Text(text) => {
                     let content = self.cache.put(Shelf::Files, &mut text.as_bytes())?;
-                    tree.insert(file.to.clone(), own(file, Entry::file(content, 0o644)));
+                    (file.to.clone(), own(file, Entry::file(content, 0o644)))
                 }
                 FileContent::Input(Input { place: Source::Path(path), .. }) if path.is_dir() => {
-                    let read = blocking(|| directory::read(self.cache, path))
-                        .map_err(|source| BuildError::Directory { path: path.clone(), source })?;
-                    self.pins.used(
-                        &format!("files {}", self.relative(path)),
-                        directory::digest(&read),
-                        &self.relative(path),
-                    )?;
-                    for (below, entry) in read {
-                        let place = ImagePath::new(&format!("{}/{below}", file.to.as_str()))
-                            .map_err(|source| BuildError::Place { path: below.clone(), source })?;
-                        tree.insert(place, own(file, entry));
-                    }
+                    self.directory(file, path, &mut tree)?;
+                    continue;
                 }
-                FileContent::Input(input) => {
-                    tree.insert(file.to.clone(), self.file(file, input).await?);
-                }
+                FileContent::Input(input) => (target(file, input)?, self.file(file, input).await?),
+            };
+            if let Some(other) = single.insert(to.clone(), file)
+                && (&other.content, other.mode, other.owner) != (&file.content, file.mode, file.owner)
+            {
+                let problem = format!("`files`: `{to}` contradicts the entry at {}", other.at);
+                return Err(SpecError::Wrong { at: file.at.clone(), problem }.into());
             }
+            tree.insert(to, entry);
         }
         Ok(tree)
+    }
+
+    /// Adds what is in a directory.
+    fn directory(&mut self, file: &FileInput, path: &Path, tree: &mut Tree) -> Result<(), BuildError> {
+        let read = blocking(|| directory::read(self.cache, path))
+            .map_err(|source| BuildError::Directory { path: path.to_owned(), source })?;
+        let name = self.relative(path);
+        self.pins.used(&format!("files {name}"), directory::digest(&read), &name)?;
+        for (below, entry) in read {
+            let place = ImagePath::new(&format!("{}/{below}", file.to.as_str()))
+                .map_err(|source| BuildError::Place { path: below.clone(), source })?;
+            tree.insert(place, own(file, entry));
+        }
+        Ok(())
     }
 
     async fn file(&mut self, file: &FileInput, input: &Input) -> Result<Entry, BuildError> {
@@ -274,6 +295,18 @@ fn copy(error: &MavenError) -> BuildError {
         MavenError::Variable(name) => MavenError::Variable(name.clone()).into(),
         other => MavenError::Resolve(other.to_string()).into(),
     }
+}
+
+/// Where a single file goes: a directory takes it under its own name.
+fn target(file: &FileInput, input: &Input) -> Result<ImagePath, BuildError> {
+    if !file.into {
+        return Ok(file.to.clone());
+    }
+    let name = match &input.place {
+        Source::Path(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Source::Url(url) => last_segment(url),
+    };
+    file.to.join(&name).map_err(|source| BuildError::Place { path: format!("{}/{name}", file.to), source })
 }
 
 /// Mode and owner as the specification has them. A mode is for files; directories can be entered where it reads.

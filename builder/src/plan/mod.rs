@@ -45,6 +45,35 @@ impl Cell {
         Ok(out)
     }
 
+    /// Puts the cell's values into a text that may have braces of its own, such as an environment variable: only
+    /// `{letters}` is a placeholder, unless a `$` stands before it; `{{letters}}` stands for the text `{letters}`.
+    pub fn fill_text(&self, text: &str) -> Result<String, String> {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            out.push_str(before);
+            let escaped = after.strip_prefix('{').and_then(|inner| inner.split_once("}}"));
+            let plain = after.split_once('}').filter(|_| !out.ends_with('$'));
+            rest = match (escaped, plain) {
+                (Some((name, tail)), _) if is_word(name) => {
+                    out.extend(["{", name, "}"]);
+                    tail
+                }
+                (_, Some((name, tail))) if is_word(name) => {
+                    let hint = |why| format!("{why}, or `{{{{{name}}}}}` for the text itself");
+                    out.push_str(&self.value(name).map_err(hint)?);
+                    tail
+                }
+                _ => {
+                    out.push('{');
+                    after
+                }
+            };
+        }
+        out.push_str(rest);
+        Ok(out)
+    }
+
     fn value(&self, axis: &str) -> Result<String, String> {
         let missing = || format!("`{{{axis}}}` needs the axis `{axis}`");
         let set = |value: &Option<Version>| value.as_ref().map(Version::to_string).ok_or_else(missing);
@@ -80,6 +109,10 @@ impl Cell {
             None => name,
         }
     }
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphabetic())
 }
 
 /// What a template may name.
@@ -155,6 +188,13 @@ pub fn cells(axes: &Axes, allow_untested: bool) -> Cells {
         }
     }
     cells
+}
+
+/// Every combination with every platform, before any is left out.
+pub fn combinations(axes: &Axes) -> impl Iterator<Item = Cell> + '_ {
+    let with =
+        |cell: Cell| axes.platforms.iter().map(move |platform| Cell { platform: *platform, ..cell.clone() });
+    product(axes).into_iter().flat_map(with)
 }
 
 /// Every combination, for one platform.
@@ -238,6 +278,22 @@ mod tests {
             let error = cell.fill(template).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn free_texts_keep_their_own_braces() {
+        let cell = cell("3.5.9", "17", "");
+        for (text, expected) in [
+            ("-Dspark={spark}", "-Dspark=3.5.9"),
+            ("${spark} ${HOME:-x} {}", "${spark} ${HOME:-x} {}"),
+            ("{\"a\": {\"b\": 1}}", "{\"a\": {\"b\": 1}}"),
+            ("%d{{yyyy}} {{java}} {java}", "%d{yyyy} {java} 17"),
+            ("{open", "{open"),
+        ] {
+            assert_eq!(cell.fill_text(text).unwrap(), expected, "{text}");
+        }
+        let error = cell.fill_text("{sparc}").unwrap_err();
+        assert!(error.contains("did you mean `{spark}`?") && error.contains("`{{sparc}}`"), "{error}");
     }
 
     #[test]

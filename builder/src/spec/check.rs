@@ -8,11 +8,11 @@ use serde_saphyr::Location;
 use super::{
     Matrix, Place, SpecError, Wanted,
     keys::{At, AxesKeys, CellKeys, Document, Overlay, WhenKeys},
-    recipe::Merged,
+    merge::Merged,
 };
 use crate::{
     layer::codec::Codec,
-    plan::{self, Axes, Cell, condition::Condition},
+    plan::{self, Axes, Cell, Cells, Refused, condition::Condition},
     platform::Platform,
     version::Version,
 };
@@ -63,6 +63,7 @@ impl Check<'_> {
             let problem = "nothing is left to build: `exclude` and `when` leave out every combination";
             return Err(self.wrong(document.axes.at(), problem));
         }
+        self.matched(document, &axes, &overlays, &cells)?;
         let mut wanted = Vec::new();
         for cell in cells.built {
             let merged = Merged::of(overlays.of(&cell));
@@ -72,6 +73,46 @@ impl Check<'_> {
         self.unique_tags(document, &wanted)?;
         self.one_checksum_per_file(&wanted, document)?;
         Ok(Matrix { repository, compression, wanted, refused: cells.refused })
+    }
+
+    /// A condition that holds nowhere is a mistake: what it guards would be left out silently.
+    fn matched(
+        &self,
+        document: &Document,
+        axes: &Axes,
+        overlays: &Overlays,
+        cells: &Cells,
+    ) -> Result<(), SpecError> {
+        let mut left: Vec<Cell> = cells.built.clone();
+        for Refused { cell, .. } in &cells.refused {
+            left.extend(axes.platforms.iter().map(|platform| Cell { platform: *platform, ..cell.clone() }));
+        }
+        let nowhere = |key: &str, at| {
+            self.wrong(at, &format!("`{key}` holds for no combination that is left: it would have no effect"))
+        };
+        for (line, (condition, _)) in document.lines.iter().zip(&overlays.lines) {
+            if !left.iter().any(|cell| condition.holds(cell)) {
+                return Err(nowhere("lines.when", line.when.at()));
+            }
+        }
+        for (name, variant) in &document.variants {
+            if !left.iter().any(|cell| cell.variant.as_ref() == Some(name)) {
+                return Err(match &variant.when {
+                    Some(when) => nowhere(&format!("variants.{name}.when"), when.at()),
+                    None => self.wrong(
+                        document.axes.at(),
+                        &format!("`exclude` leaves out every image of the variant `{name}`"),
+                    ),
+                });
+            }
+        }
+        let all: Vec<Cell> = plan::combinations(axes).collect();
+        for (when, condition) in document.exclude.iter().zip(&axes.exclude) {
+            if !all.iter().any(|cell| condition.holds(cell)) {
+                return Err(nowhere("exclude", when.at()));
+            }
+        }
+        Ok(())
     }
 
     fn fixed(&self, key: &str, found: &At<String>, expected: &str) -> Result<(), SpecError> {
@@ -242,8 +283,11 @@ impl Check<'_> {
     }
 
     pub(super) fn wrong(&self, at: Location, problem: &str) -> SpecError {
-        let at = Place { file: self.file.to_owned(), line: at.line(), column: at.column() };
-        SpecError::Wrong { at, problem: problem.to_owned() }
+        SpecError::Wrong { at: self.place(at), problem: problem.to_owned() }
+    }
+
+    pub(super) fn place(&self, at: Location) -> Place {
+        Place { file: self.file.to_owned(), line: at.line(), column: at.column() }
     }
 
     fn yaml(&self, error: &serde_saphyr::Error) -> SpecError {

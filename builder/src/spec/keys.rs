@@ -20,6 +20,11 @@ impl<T> At<T> {
     pub(super) fn value(&self) -> &T {
         &self.0.value
     }
+
+    /// Another value at the same place.
+    pub(super) fn with(&self, value: T) -> Self {
+        Self(Spanned { value, referenced: self.0.referenced, defined: self.0.defined })
+    }
 }
 
 impl<T: JsonSchema> JsonSchema for At<T> {
@@ -75,9 +80,9 @@ overlays! {
         /// Where Spark comes from, and Java and Python when the base has none.
         sources: Option<SourcesKeys>,
         /// Environment variables of the image; an overlay adds to them and its values win.
-        env: BTreeMap<String, String>,
+        env: BTreeMap<String, At<String>>,
         /// Labels of the image, likewise.
-        labels: BTreeMap<String, String>,
+        labels: BTreeMap<String, At<String>>,
         /// Files and directories to put into the image; an overlay adds its own.
         files: Vec<At<FileKeys>>,
         /// JARs by Maven coordinates.
@@ -87,9 +92,9 @@ overlays! {
         /// The user that containers run as; default: 185.
         user: Option<At<String>>,
         /// The program that containers start with; default: Spark's entry point.
-        entrypoint: Option<Vec<String>>,
+        entrypoint: Option<Vec<At<String>>>,
         /// Arguments of the entry point when a container is started with none.
-        command: Option<Vec<String>>,
+        command: Option<Vec<At<String>>>,
         /// Where containers start; default: `/opt/spark/work-dir`.
         working_directory: Option<At<String>>,
     }
@@ -233,7 +238,7 @@ pub(super) struct ArchiveKeys {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileKeys {
-    /// Where it goes: an absolute path.
+    /// Where it goes: an absolute path; with a slash at its end the directory that the file is put into.
     pub(super) to: At<String>,
     /// A file or directory.
     pub(super) path: Option<At<String>>,
@@ -285,11 +290,17 @@ pub(super) struct RepositoryKeys {
 }
 
 /// Python packages: one lock, or requirements.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WheelsKeys {
     /// `uv.lock` or `pylock.toml`.
     pub(super) lock: Option<At<String>>,
+    /// Extras of the lock's project that are installed, too.
+    #[serde(default)]
+    pub(super) extras: Vec<At<String>>,
+    /// Dependency groups of the lock that are installed, too.
+    #[serde(default)]
+    pub(super) groups: Vec<At<String>>,
     /// A requirements file; without hashes it is locked with `uv`.
     pub(super) requirements: Option<At<String>>,
     /// Requirements such as `pandas==2.2.3`; locked with `uv`.

@@ -11,6 +11,8 @@
 
 mod check;
 mod keys;
+mod merge;
+mod packages;
 mod recipe;
 mod schema;
 
@@ -169,10 +171,14 @@ pub struct FileInput {
     pub content: FileContent,
     /// Where it goes.
     pub to: ImagePath,
+    /// Whether `to` is the directory that a file is put into, under its own name.
+    pub into: bool,
     /// Permission bits, when they are given.
     pub mode: Option<u32>,
     /// User and group.
     pub owner: (u64, u64),
+    /// Where the specification asks for it.
+    pub at: Place,
 }
 
 /// What is put into an image.
@@ -212,7 +218,14 @@ pub struct MavenRepository {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wheels {
     /// A `uv.lock` or `pylock.toml`.
-    Lock(PathBuf),
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Extras of the project that are installed, too.
+        extras: Vec<String>,
+        /// Dependency groups that are installed, too.
+        groups: Vec<String>,
+    },
     /// A requirements file and further requirements.
     Requirements(Option<PathBuf>, Vec<String>),
 }

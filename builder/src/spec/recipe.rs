@@ -1,56 +1,14 @@
 //! The recipe of one cell: its overlays merged, placeholders filled, every value checked.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Base, FileContent, FileInput, Input, Jars, Matrix, MavenRepository, Recipe, Source, SparkSource,
-    SpecError, Wanted, Wheels,
+    Base, FileContent, FileInput, Input, Matrix, Recipe, Source, SparkSource, SpecError, Wanted,
     check::Check,
-    keys::{ArchiveKeys, At, BaseKeys, Document, FileKeys, JarsKeys, Overlay, RepositoryKeys, WheelsKeys},
+    keys::{ArchiveKeys, At, BaseKeys, Document, FileKeys, Overlay},
+    merge::Merged,
 };
-use crate::{
-    checksum::Checksum,
-    image,
-    plan::Cell,
-    sources::{maven::coordinate::Coordinate, objects},
-    tree::ImagePath,
-};
-
-/// Everything that the overlays of a cell say.
-pub(super) struct Merged(Overlay);
-
-impl Merged {
-    /// Single values are replaced by later overlays, maps are merged by name, lists grow.
-    pub(super) fn of<'a>(overlays: impl Iterator<Item = &'a Overlay>) -> Self {
-        let mut merged = Overlay::default();
-        for overlay in overlays.cloned() {
-            merged.tags.extend(overlay.tags);
-            merged.base = overlay.base.or(merged.base);
-            merged.env.extend(overlay.env);
-            merged.labels.extend(overlay.labels);
-            merged.files.extend(overlay.files);
-            merged.wheels = overlay.wheels.or(merged.wheels);
-            merged.user = overlay.user.or(merged.user);
-            merged.entrypoint = overlay.entrypoint.or(merged.entrypoint);
-            merged.command = overlay.command.or(merged.command);
-            merged.working_directory = overlay.working_directory.or(merged.working_directory);
-            if let Some(sources) = overlay.sources {
-                let known = merged.sources.get_or_insert_default();
-                known.spark = sources.spark.or(known.spark.take());
-                known.java = sources.java.or(known.java.take());
-                known.python = sources.python.or(known.python.take());
-            }
-            if let Some(jars) = overlay.jars {
-                let known = merged.jars.get_or_insert_default();
-                known.repositories.extend(jars.repositories);
-                known.packages.extend(jars.packages);
-                known.exclude.extend(jars.exclude);
-                known.keep_spark.extend(jars.keep_spark);
-            }
-        }
-        Self(merged)
-    }
-}
+use crate::{checksum::Checksum, image, plan::Cell, sources::objects, tree::ImagePath};
 
 /// The digest algorithms of the `sha256` and `sha512` keys beside a file.
 type Sums<'a> = (&'a Option<At<String>>, &'a Option<At<String>>);
@@ -62,7 +20,7 @@ impl Check<'_> {
         merged: &Merged,
         cell: &Cell,
     ) -> Result<Recipe, SpecError> {
-        let Merged(overlay) = merged;
+        let overlay = merged.overlay();
         let sources = overlay.sources.clone().unwrap_or_default();
         let missing = |key: &str| {
             let problem = format!("the key `{key}` is missing for {}", cell.name());
@@ -73,26 +31,79 @@ impl Check<'_> {
         let archive = |key: &str, keys: &Option<At<ArchiveKeys>>| {
             keys.as_ref().map(|keys| self.archive(key, keys, cell)).transpose()
         };
-        self.env(document, &overlay.env)?;
+        self.env_names(document, &overlay.env)?;
         Ok(Recipe {
             tags: self.tags(document, overlay, cell)?,
             base: self.base(base, cell)?,
             spark: self.spark(spark, cell)?,
             java: archive("sources.java", &sources.java)?,
             python: archive("sources.python", &sources.python)?,
-            env: overlay.env.clone(),
-            labels: overlay.labels.clone(),
+            env: self.texts("env", &overlay.env, cell)?,
+            labels: self.texts("labels", &overlay.labels, cell)?,
             files: overlay.files.iter().map(|keys| self.file(keys, cell)).collect::<Result<_, _>>()?,
             jars: self.jars(overlay.jars.as_ref(), cell)?,
             wheels: overlay.wheels.as_ref().map(|keys| self.wheels(keys, cell)).transpose()?,
-            user: overlay.user.as_ref().map(|user| user.value().clone()),
-            entrypoint: overlay.entrypoint.clone(),
-            command: overlay.command.clone(),
-            working_directory: overlay.working_directory.as_ref().map(|text| text.value().clone()),
+            user: overlay.user.as_ref().map(|user| self.user(user, cell)).transpose()?,
+            entrypoint: self.arguments("entrypoint", overlay.entrypoint.as_ref(), cell)?,
+            command: self.arguments("command", overlay.command.as_ref(), cell)?,
+            working_directory: overlay
+                .working_directory
+                .as_ref()
+                .map(|text| self.working_directory(text, cell))
+                .transpose()?,
         })
     }
 
-    fn fill(&self, key: &str, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
+    fn fill_text(&self, key: &str, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
+        cell.fill_text(text.value()).map_err(|why| self.wrong(text.at(), &format!("`{key}`: {why}")))
+    }
+
+    fn texts(
+        &self,
+        key: &str,
+        texts: &BTreeMap<String, At<String>>,
+        cell: &Cell,
+    ) -> Result<BTreeMap<String, String>, SpecError> {
+        texts.iter().map(|(name, text)| Ok((name.clone(), self.fill_text(key, text, cell)?))).collect()
+    }
+
+    fn arguments(
+        &self,
+        key: &str,
+        texts: Option<&Vec<At<String>>>,
+        cell: &Cell,
+    ) -> Result<Option<Vec<String>>, SpecError> {
+        let fill =
+            |texts: &Vec<At<String>>| texts.iter().map(|text| self.fill_text(key, text, cell)).collect();
+        texts.map(fill).transpose()
+    }
+
+    /// `user` or `user:group`, as names or numbers, as the image configuration takes them.
+    fn user(&self, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
+        let user = self.fill_text("user", text, cell)?;
+        let name = |part: &str| {
+            part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-$".contains(&byte))
+        };
+        let parts: Vec<&str> = user.split(':').collect();
+        if parts.len() <= 2 && parts.into_iter().all(name) {
+            return Ok(user);
+        }
+        let problem = format!("`user`: `{user}` is not `user` or `user:group`, each a name or a number");
+        Err(self.wrong(text.at(), &problem))
+    }
+
+    fn working_directory(&self, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
+        let directory = self.fill_text("workingDirectory", text, cell)?;
+        let below = directory.strip_prefix('/');
+        if below.is_some_and(|below| below.is_empty() || ImagePath::new(below).is_ok()) {
+            return Ok(directory);
+        }
+        let problem = format!("`workingDirectory`: `{directory}` is not an absolute path without `..`");
+        Err(self.wrong(text.at(), &problem))
+    }
+
+    pub(super) fn fill(&self, key: &str, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
         cell.fill(text.value()).map_err(|why| self.wrong(text.at(), &format!("`{key}`: {why}")))
     }
 
@@ -265,10 +276,15 @@ impl Check<'_> {
     fn file(&self, keys: &At<FileKeys>, cell: &Cell) -> Result<FileInput, SpecError> {
         let FileKeys { to, path, url, text, sha256, sha512, mode, owner } = keys.value();
         let place = self.fill("files.to", to, cell)?;
+        let into = place.ends_with('/');
         let absolute = place.strip_prefix('/').and_then(|below| ImagePath::new(below).ok());
         let place = absolute.ok_or_else(|| {
             self.wrong(to.at(), &format!("`files.to`: `{place}` is no absolute path of a file"))
         })?;
+        if let (true, Some(text)) = (into, text) {
+            let problem = format!("`files.to`: `{place}/` is a directory, and a `text` has no name: add one");
+            return Err(self.wrong(text.at(), &problem));
+        }
         let choice = || self.wrong(keys.at(), "`files` needs exactly one of `path`, `url` and `text`");
         let content = match (text, path, url) {
             (Some(text), None, None) => FileContent::Text(text.value().clone()),
@@ -290,79 +306,11 @@ impl Check<'_> {
             ids.ok_or_else(|| self.wrong(text.at(), &problem))
         });
         let owner = owner.transpose()?.unwrap_or((0, 0));
-        Ok(FileInput { content, to: place, mode: mode.transpose()?, owner })
+        let at = self.place(keys.at());
+        Ok(FileInput { content, to: place, into, mode: mode.transpose()?, owner, at })
     }
 
-    fn jars(&self, keys: Option<&JarsKeys>, cell: &Cell) -> Result<Jars, SpecError> {
-        let Some(keys) = keys else { return Ok(Jars::default()) };
-        let texts = |texts: &[At<String>]| -> Result<Vec<String>, SpecError> {
-            let mut seen = BTreeSet::new();
-            let filled = texts.iter().map(|text| self.fill("jars", text, cell));
-            let filled: Vec<String> = filled.collect::<Result<_, _>>()?;
-            Ok(filled.into_iter().filter(|text| seen.insert(text.clone())).collect())
-        };
-        let mut packages: Vec<Coordinate> = Vec::new();
-        for text in &keys.packages {
-            let package = self.fill("jars.packages", text, cell)?.parse();
-            let package =
-                package.map_err(|error| self.wrong(text.at(), &format!("`jars.packages`: {error}")))?;
-            if !packages.contains(&package) {
-                packages.push(package);
-            }
-        }
-        if let (Some(package), []) = (keys.packages.first(), keys.repositories.as_slice()) {
-            let problem = "`jars.packages` needs `jars.repositories`: none is built in";
-            return Err(self.wrong(package.at(), problem));
-        }
-        let repositories = keys.repositories.iter().map(|keys| self.repository(keys, cell));
-        Ok(Jars {
-            repositories: repositories.collect::<Result<_, _>>()?,
-            packages,
-            exclude: texts(&keys.exclude)?,
-            keep_spark: texts(&keys.keep_spark)?,
-        })
-    }
-
-    fn repository(&self, keys: &At<RepositoryKeys>, cell: &Cell) -> Result<MavenRepository, SpecError> {
-        let RepositoryKeys { url, mirrors, username_env, password_env } = keys.value();
-        let mut urls = Vec::new();
-        for text in std::iter::once(url).chain(mirrors) {
-            let url = self.fill("jars.repositories", text, cell)?;
-            let url = url.trim_end_matches('/');
-            let relative = url.strip_prefix("file:").filter(|path| !path.starts_with('/'));
-            match (scheme(url), relative) {
-                (_, Some(path)) => urls.push(format!("file:{}", self.directory.join(path).display())),
-                (Some("http" | "https" | "file"), None) => urls.push(url.to_owned()),
-                _ => {
-                    let problem = format!("`jars.repositories`: `{url}` is no http(s) or file URL");
-                    return Err(self.wrong(text.at(), &problem));
-                }
-            }
-        }
-        let (username_env, password_env) = (username_env.clone(), password_env.clone());
-        Ok(MavenRepository { urls, username_env, password_env })
-    }
-
-    fn wheels(&self, keys: &At<WheelsKeys>, cell: &Cell) -> Result<Wheels, SpecError> {
-        let WheelsKeys { lock, requirements, packages } = keys.value();
-        if cell.python.is_none() {
-            return Err(self.wrong(keys.at(), "`wheels` needs the axis `python`: wheels are chosen for it"));
-        }
-        let path = |text: &At<String>| Ok(self.directory.join(self.fill("wheels", text, cell)?));
-        match (lock, requirements, packages.as_slice()) {
-            (Some(lock), None, []) => Ok(Wheels::Lock(path(lock)?)),
-            (None, None, []) | (Some(_), _, _) => {
-                Err(self.wrong(keys.at(), "`wheels` needs either `lock`, or `requirements` or `packages`"))
-            }
-            (None, requirements, packages) => {
-                let packages = packages.iter().map(|text| self.fill("wheels", text, cell));
-                let requirements = requirements.as_ref().map(path).transpose()?;
-                Ok(Wheels::Requirements(requirements, packages.collect::<Result<_, _>>()?))
-            }
-        }
-    }
-
-    fn env(&self, document: &Document, env: &BTreeMap<String, String>) -> Result<(), SpecError> {
+    fn env_names(&self, document: &Document, env: &BTreeMap<String, At<String>>) -> Result<(), SpecError> {
         let bad = |name: &&String| name.is_empty() || name.contains(['=', '\0']);
         match env.keys().find(bad) {
             None => Ok(()),
@@ -374,7 +322,7 @@ impl Check<'_> {
     }
 }
 
-fn scheme(url: &str) -> Option<&str> {
+pub(super) fn scheme(url: &str) -> Option<&str> {
     url.split_once(':').map(|(scheme, _)| scheme)
 }
 

@@ -73,6 +73,8 @@ fn mistakes_are_shown_with_file_line_column_and_remedy() {
         ("{ rootfs: base.tar }", "{ rootfs: a, ref: b }", &["hearth.yaml:5:", "goes with `base.layout`"]),
         ("{ rootfs: base.tar }", "{ image: \"UPPER:x y\" }", &["hearth.yaml:5:", "`base.image`"]),
         ("\"3.5.9\"", "\"3.5\"", &["hearth.yaml:7:11", "should look like `3.5.9`"]),
+        ("\"3.5.9\"", "\"3.5.9-SNAPSHOT\"", &["hearth.yaml:7:11", "is not a version"]),
+        ("[\"17\"]", "[\"17-corretto\"]", &["hearth.yaml:8:10", "major version alone"]),
         ("\"3.5.9\"", "\"3.5.9\", \"3.5.9\"", &["hearth.yaml:7:20", "listed twice"]),
         ("\"3.5.9\"", "latest", &["hearth.yaml:7:11", "is not a version"]),
         ("[\"3.5.9\"]", "[]", &["hearth.yaml:", "needs at least one version"]),
@@ -98,6 +100,12 @@ fn mistakes_are_shown_with_file_line_column_and_remedy() {
     }
     let several = GOOD.replace("\"3.5.9\"", "\"3.5.8\", \"3.5.9\"").replace("{ pypi: pyspark }", &two);
     assert!(read(&several).unwrap_err().contains("fits one Spark version"));
+}
+
+#[test]
+fn a_spark_may_be_that_of_a_vendor() {
+    let matrix = read(&GOOD.replace("\"3.5.9\"", "3.5.1-amzn-1")).unwrap();
+    assert_eq!(matrix.wanted[0].recipe.tags, ["3.5.1-amzn-1-java17-python3.10"]);
 }
 
 #[test]
@@ -215,6 +223,24 @@ fn mistakes_in_overlays_are_shown_with_place_and_remedy() {
         ("{ path: jre.tar.gz }", "{ pypi: x }", &["hearth.yaml:22:", "`path` and `url`"]),
         ("linux/arm64]", "linux/amd64]", &["hearth.yaml:10:", "listed twice"]),
         ("kind:", "platform: linux/amd64\nkind:", &["say the same"]),
+        (
+            "when: { spark: \"4\" }",
+            "when: { spark: \"3.3\" }",
+            &["hearth.yaml:18:", "`lines.when` holds for no"],
+        ),
+        (
+            "platform: linux/amd64 }",
+            "java: \"21\" }",
+            &["hearth.yaml:26:", "`variants.geo.when` holds for no"],
+        ),
+        ("- { spark: \"4\", pl", "- { spark: \"2\", pl", &["hearth.yaml:36:", "`exclude` holds for no"]),
+        ("- { spark: \"4\", platform: linux/arm64 }", "- { variant: geo }", &["`variants.geo.when`"]),
+        ("A: variant", "A: \"{sprak}\"", &["hearth.yaml:27:", "did you mean `{spark}`?"]),
+        ("to: /etc/motd", "to: /etc/", &["hearth.yaml:16:", "a `text` has no name"]),
+        ("    env: { A: variant }", "    user: spark nobody", &["hearth.yaml:27:", "`user:group`"]),
+        ("    env: { A: variant }", "    user: \"1:2:3\"", &["hearth.yaml:27:", "`user:group`"]),
+        ("    env: { A: variant }", "    workingDirectory: work", &["hearth.yaml:27:", "absolute path"]),
+        ("    env: { A: variant }", "    workingDirectory: /a/../b", &["hearth.yaml:27:", "absolute path"]),
     ];
     for (from, to, expected) in cases {
         let error = read(&RICH.replacen(from, to, 1)).expect_err(to);
@@ -225,6 +251,59 @@ fn mistakes_in_overlays_are_shown_with_place_and_remedy() {
     let nothing = RICH.replace("{ spark: \"4\", platform: linux/arm64 }", "{ java: \">=8\" }");
     let nothing = nothing.replace("java: \"11\"", "java: \"8\"").replace("include:", "exclude2:");
     assert!(read(&nothing).is_err());
+}
+
+#[test]
+fn placeholders_are_filled_in_texts() {
+    let more = "labels: { line: \"{sparkLine}\", raw: \"{{java}}\" }\nentrypoint: [\"/opt/{spark}\", \"${HOME}\"]\nuser: \"spark{java}\"\nkind:";
+    let matrix = read(&RICH.replace("A: default", "A: \"{spark}\"").replacen("kind:", more, 1)).unwrap();
+    let plain = &matrix.wanted[1].recipe;
+    assert_eq!((plain.env["A"].as_str(), plain.labels["line"].as_str()), ("3.5.9", "3.5"));
+    assert_eq!((plain.labels["raw"].as_str(), plain.user.as_deref()), ("{java}", Some("spark17")));
+    let entrypoint = plain.entrypoint.as_ref().unwrap();
+    assert_eq!(entrypoint, &["/opt/3.5.9", "${HOME}"]);
+}
+
+#[test]
+fn lists_of_overlays_grow_and_contradictions_are_named() {
+    let with = |default: &str, variant: &str| {
+        let text = RICH.replacen("lines:", &format!("{default}\nlines:"), 1);
+        let text = text.replace("wheels: { packages: [\"shapely==2.0.6\"] }", variant);
+        read(&text).map(|matrix| matrix.wanted[0].recipe.clone())
+    };
+    let wheels = |packages: &[&str]| {
+        Some(Wheels::Requirements(None, packages.iter().map(|text| (*text).to_owned()).collect()))
+    };
+    let shapely = "wheels: { packages: [\"shapely==2.0.6\"] }";
+    let both = with("wheels: { packages: [pandas==2.2.3, shapely] }", shapely).unwrap();
+    assert_eq!(both.wheels, wheels(&["pandas==2.2.3", "shapely", "shapely==2.0.6"]));
+    let with_file = with("wheels: { requirements: r.txt }", shapely).unwrap().wheels;
+    assert!(matches!(with_file, Some(Wheels::Requirements(Some(_), more)) if more.len() == 1));
+    let locks = with("wheels: { lock: a.lock }", "wheels: { lock: b.lock }").unwrap().wheels;
+    let lock = |extras: &[&str]| {
+        let extras = extras.iter().map(|text| (*text).to_owned()).collect();
+        Some(Wheels::Lock { path: "/specs/b.lock".into(), extras, groups: Vec::new() })
+    };
+    assert_eq!(locks, lock(&[]), "a single value is replaced");
+    let extras = with("wheels: { lock: b.lock, extras: [a] }", "wheels: { extras: [b] }").unwrap().wheels;
+    assert_eq!(extras, lock(&["a", "b"]));
+    for (default, variant, expected) in [
+        (
+            "wheels: { packages: [Shapely==2.0.7] }",
+            shapely,
+            &["shapely==2.0.6", "`shapely==2.0.7` of line 17"],
+        ),
+        ("", "wheels: { packages: [a], groups: [b] }", &["go with `wheels.lock` only", "hearth.yaml:3"]),
+        ("wheels: { lock: uv.lock }", shapely, &["either `lock`", "(line 35)"]),
+        (
+            "jars: { repositories: [{ url: \"file:r\" }], packages: [\"org.example:geo_2.12:1.0\"] }",
+            shapely,
+            &["`org.example:geo_2.12:3.5.9` contradicts", "`org.example:geo_2.12:1.0` of line 17"],
+        ),
+    ] {
+        let error = with(default, variant).unwrap_err();
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    }
 }
 
 #[test]

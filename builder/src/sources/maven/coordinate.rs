@@ -56,6 +56,15 @@ impl Coordinate {
         format!("{artifact}-{version}{classifier}.{}", self.extension)
     }
 
+    /// Whether both are the same file but for the version.
+    pub fn same_file(&self, other: &Self) -> bool {
+        let key = |one: &Self| {
+            let Project { group, artifact, .. } = &one.project;
+            (group.clone(), artifact.clone(), one.extension.clone(), one.classifier.clone())
+        };
+        key(self) == key(other)
+    }
+
     /// Its file in a repository.
     pub fn path(&self) -> String {
         format!("{}/{}", self.project.directory(), self.file())

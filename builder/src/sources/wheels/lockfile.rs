@@ -26,20 +26,31 @@ pub struct Wheel {
     pub digest: Digest,
 }
 
+/// What is installed beside the dependencies of the project.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct More {
+    /// Extras of the project (`project.optional-dependencies`).
+    pub extras: Vec<String>,
+    /// Dependency groups (PEP 735).
+    pub groups: Vec<String>,
+}
+
 /// The wheels that a lock comes to, by package.
-pub fn wheels(text: &str, environment: &Environment) -> Result<Vec<Wheel>, String> {
+pub fn wheels(text: &str, environment: &Environment, more: &More) -> Result<Vec<Wheel>, String> {
     let table: toml::Table = toml::from_str(text).map_err(|error| format!("it cannot be read: {error}"))?;
     let value = toml::Value::Table(table);
     if value.get("lock-version").is_some() {
         return pylock(
             value.try_into().map_err(|error| format!("it is no pylock.toml: {error}"))?,
             environment,
+            more,
         );
     }
     if value.get("version").is_some() {
         return uv_lock(
             &value.try_into().map_err(|error| format!("it is no uv.lock: {error}"))?,
             environment,
+            more,
         );
     }
     Err("it is neither a pylock.toml nor a uv.lock".to_owned())
@@ -53,6 +64,10 @@ struct PyLock {
     packages: Vec<PyPackage>,
     #[serde(default)]
     default_groups: Vec<String>,
+    #[serde(default)]
+    extras: Vec<String>,
+    #[serde(default)]
+    dependency_groups: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,14 +93,17 @@ struct PyFile {
     hashes: BTreeMap<String, String>,
 }
 
-fn pylock(lock: PyLock, environment: &Environment) -> Result<Vec<Wheel>, String> {
+fn pylock(lock: PyLock, environment: &Environment, more: &More) -> Result<Vec<Wheel>, String> {
     if lock.lock_version.split('.').next() != Some("1") {
         return Err(format!("its version `{}` is not one that hearth reads (1.x)", lock.lock_version));
     }
+    known("extra", &more.extras, &lock.extras)?;
+    known("group", &more.groups, &lock.dependency_groups)?;
+    let names: Vec<String> = [&lock.default_groups, &more.extras, &more.groups].map(Clone::clone).concat();
     let mut found = Vec::new();
     for package in lock.packages {
         let wanted = match &package.marker {
-            Some(marker) => environment.holds(marker, &lock.default_groups)?,
+            Some(marker) => environment.holds(marker, &names)?,
             None => true,
         };
         if !wanted {
@@ -109,6 +127,20 @@ fn pylock(lock: PyLock, environment: &Environment) -> Result<Vec<Wheel>, String>
     Ok(sorted(found))
 }
 
+/// Refuses names that a lock does not have.
+fn known<'a>(
+    kind: &str,
+    wanted: &[String],
+    known: impl IntoIterator<Item = &'a String>,
+) -> Result<(), String> {
+    let known: Vec<&String> = known.into_iter().collect();
+    let missing = wanted.iter().find(|name| !known.iter().any(|known| normal(known) == normal(name)));
+    let Some(name) = missing else { return Ok(()) };
+    let list: Vec<&str> = known.into_iter().map(String::as_str).collect();
+    let list = if list.is_empty() { "none".to_owned() } else { format!("`{}`", list.join("`, `")) };
+    Err(format!("it has no {kind} `{name}` (it has {list})"))
+}
+
 #[derive(Debug, Deserialize)]
 struct UvLock {
     version: u32,
@@ -129,6 +161,8 @@ struct UvPackage {
     dependencies: Vec<UvDependency>,
     #[serde(default)]
     optional_dependencies: BTreeMap<String, Vec<UvDependency>>,
+    #[serde(default)]
+    dev_dependencies: BTreeMap<String, Vec<UvDependency>>,
     #[serde(default)]
     wheels: Vec<UvFile>,
     sdist: Option<toml::Value>,
@@ -158,31 +192,65 @@ impl UvPackage {
     }
 }
 
-fn uv_lock(lock: &UvLock, environment: &Environment) -> Result<Vec<Wheel>, String> {
+/// Which list of dependencies of a package is followed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum List {
+    Plain,
+    Extra(String),
+    Group(String),
+}
+
+impl UvPackage {
+    fn dependencies(&self, list: &List) -> &[UvDependency] {
+        let named = |lists: &'_ BTreeMap<String, Vec<UvDependency>>, name: &String| -> Option<String> {
+            lists.keys().find(|key| normal(key) == normal(name)).cloned()
+        };
+        match list {
+            List::Plain => &self.dependencies,
+            List::Extra(name) => {
+                named(&self.optional_dependencies, name).map_or(&[], |key| &self.optional_dependencies[&key])
+            }
+            List::Group(name) => {
+                named(&self.dev_dependencies, name).map_or(&[], |key| &self.dev_dependencies[&key])
+            }
+        }
+    }
+}
+
+/// Where the walk starts: the projects with the extras and groups that are asked for.
+fn roots(lock: &UvLock, more: &More) -> Result<Vec<(usize, List)>, String> {
+    let projects = || lock.package.iter().enumerate().filter(|(_, package)| package.is_project());
+    known("extra", &more.extras, projects().flat_map(|(_, package)| package.optional_dependencies.keys()))?;
+    known("group", &more.groups, projects().flat_map(|(_, package)| package.dev_dependencies.keys()))?;
+    let extras = more.extras.iter().cloned().map(List::Extra);
+    let lists = std::iter::once(List::Plain).chain(extras);
+    let lists: Vec<List> = lists.chain(more.groups.iter().cloned().map(List::Group)).collect();
+    Ok(projects().flat_map(|(at, _)| lists.iter().map(move |list| (at, list.clone()))).collect())
+}
+
+fn uv_lock(lock: &UvLock, environment: &Environment, more: &More) -> Result<Vec<Wheel>, String> {
     if lock.version != 1 {
         return Err(format!("its version {} is not one that hearth reads (1)", lock.version));
     }
-    let roots = lock.package.iter().enumerate().filter(|(_, package)| package.is_project());
-    let mut open: Vec<(usize, Option<String>)> = roots.map(|(at, _)| (at, None)).collect();
+    let mut open = roots(lock, more)?;
     if open.is_empty() {
         return Err("it has no project whose dependencies could be installed".to_owned());
     }
-    let mut seen: BTreeSet<(usize, Option<String>)> = open.iter().cloned().collect();
-    while let Some((at, extra)) = open.pop() {
-        let package = &lock.package[at];
-        let dependencies = match &extra {
-            None => Some(&package.dependencies),
-            Some(extra) => package.optional_dependencies.get(extra),
+    let mut seen: BTreeSet<(usize, List)> = open.iter().cloned().collect();
+    while let Some((at, list)) = open.pop() {
+        let extras = match &list {
+            List::Extra(name) => vec![name.clone()],
+            List::Plain | List::Group(_) => Vec::new(),
         };
-        let extras: Vec<String> = extra.into_iter().collect();
-        for dependency in dependencies.into_iter().flatten() {
+        for dependency in lock.package[at].dependencies(&list) {
             let holds = dependency.marker.as_ref().map(|marker| environment.holds(marker, &extras));
             if !holds.unwrap_or(Ok(true))? || of_spark(&normal(&dependency.name)) {
                 continue;
             }
             let target = target(lock, dependency, environment)?;
-            let wanted = std::iter::once(None).chain(dependency.extra.iter().cloned().map(Some));
-            open.extend(wanted.map(|extra| (target, extra)).filter(|next| seen.insert(next.clone())));
+            let lists = dependency.extra.iter().cloned().map(List::Extra);
+            let lists = std::iter::once(List::Plain).chain(lists).map(|list| (target, list));
+            open.extend(lists.filter(|next| seen.insert(next.clone())));
         }
     }
     let reached: BTreeSet<usize> = seen.into_iter().map(|(at, _)| at).collect();
@@ -254,107 +322,5 @@ fn sorted(mut wheels: Vec<Wheel>) -> Vec<Wheel> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::platform::Platform;
-
-    fn environment(python: &str) -> Environment {
-        Environment { python: python.parse().unwrap(), platform: Platform::Amd64, libc: tags::ASSUMED }
-    }
-
-    fn files(found: &[Wheel]) -> Vec<&str> {
-        found.iter().map(|wheel| wheel.file.as_str()).collect()
-    }
-
-    fn hash(letter: &str) -> String {
-        letter.repeat(64)
-    }
-
-    fn pylock_text() -> String {
-        format!(
-            r#"lock-version = "1.0"
-[[packages]]
-name = "NumPy"
-version = "2.0.0"
-wheels = [
-  {{ url = "https://files.example.com/numpy-2.0.0-cp311-cp311-manylinux_2_17_x86_64.whl", hashes = {{ sha256 = "{a}" }} }},
-  {{ path = "wheels/numpy-2.0.0-cp312-cp312-manylinux_2_17_x86_64.whl", hashes = {{ sha256 = "{b}" }} }},
-]
-[[packages]]
-name = "colorama"
-version = "0.4"
-marker = "sys_platform == 'win32'"
-wheels = [{{ name = "colorama-0.4-py3-none-any.whl", url = "https://x/y", hashes = {{ sha256 = "{a}" }} }}]
-"#,
-            a = hash("a"),
-            b = hash("b")
-        )
-    }
-
-    #[test]
-    fn a_pylock_gives_the_wheels_of_one_environment() {
-        let text = pylock_text();
-        let found = wheels(&text, &environment("3.11")).unwrap();
-        assert_eq!(files(&found), ["numpy-2.0.0-cp311-cp311-manylinux_2_17_x86_64.whl"]);
-        assert_eq!(found[0].package, "numpy");
-        let found = wheels(&text, &environment("3.12")).unwrap();
-        assert_eq!(found[0].place, "wheels/numpy-2.0.0-cp312-cp312-manylinux_2_17_x86_64.whl");
-        let error = wheels(&text, &environment("3.13")).unwrap_err();
-        assert!(error.contains("`numpy 2.0.0` has no wheel for Python 3.13 on linux/amd64"), "{error}");
-        let source = "lock-version = \"1.0\"\n[[packages]]\nname = \"old\"\nsdist = { url = \"x\" }\n";
-        let error = wheels(source, &environment("3.11")).unwrap_err();
-        assert!(error.contains("source distribution only"), "{error}");
-        for (from, to, expected) in [
-            ("1.0\"\n[[", "2.0\"\n[[", "not one that hearth reads"),
-            ("sha256 = \"aaa", "md5 = \"aaa", "no SHA-256"),
-            ("lock-version", "something", "neither"),
-            ("marker = \"", "marker = \"? ", "stray"),
-        ] {
-            let error = wheels(&text.replace(from, to), &environment("3.11")).unwrap_err();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn pyspark_comes_with_spark_whoever_needs_it() {
-        // There is no wheel of it: looked at, it would be refused.
-        let pylock = "lock-version = \"1.0\"\n[[packages]]\nname = \"PySpark\"\nsdist = { url = \"x\" }\n";
-        assert_eq!(wheels(pylock, &environment("3.11")), Ok(Vec::new()));
-        let uv = "version = 1\n[[package]]\nname = \"app\"\nsource = { virtual = \".\" }\n\
-                  dependencies = [{ name = \"pyspark\" }]\n[[package]]\nname = \"pyspark\"\nversion = \"3.5.9\"\n\
-                  source = { registry = \"https://i\" }\nsdist = { url = \"x\" }\ndependencies = [{ name = \"py4j\" }]\n";
-        assert_eq!(wheels(uv, &environment("3.11")), Ok(Vec::new()));
-    }
-
-    #[test]
-    fn a_uv_lock_is_followed_from_the_project_along_markers_and_extras() {
-        let wheel = |name: &str, version: &str| {
-            let (file, hash) = (format!("{name}-{version}-py3-none-any.whl"), hash("c"));
-            format!("wheels = [{{ url = \"https://x/{file}\", hash = \"sha256:{hash}\", size = 1 }}]\n")
-        };
-        let package = |name: &str, version: &str, more: &str| {
-            let wheel = wheel(name, version);
-            format!(
-                "[[package]]\nname = \"{name}\"\nversion = \"{version}\"\nsource = {{ registry = \"https://i\" }}\n{wheel}{more}"
-            )
-        };
-        let text = [
-            "version = 1\nrevision = 3\nrequires-python = \">=3.8\"\n".to_owned(),
-            "[[package]]\nname = \"project\"\nversion = \"0\"\nsource = { virtual = \".\" }\ndependencies = [{ name = \"a\", extra = [\"fast\"] }, { name = \"w\", marker = \"sys_platform == 'win32'\" }]\n".to_owned(),
-            package("a", "1", "dependencies = [{ name = \"b\" }]\n[package.optional-dependencies]\nfast = [{ name = \"c\", version = \"2\" }]\nslow = [{ name = \"d\" }]\n"),
-            package("b", "1", "dependencies = [{ name = \"a\" }]\n"),
-            package("c", "1", "resolution-markers = [\"python_version < '3.9'\"]\n"),
-            package("c", "2", "resolution-markers = [\"python_version >= '3.9'\"]\n"),
-            package("d", "1", ""),
-            package("w", "1", ""),
-        ]
-        .concat();
-        let found = wheels(&text, &environment("3.11")).unwrap();
-        assert_eq!(files(&found), ["a-1-py3-none-any.whl", "b-1-py3-none-any.whl", "c-2-py3-none-any.whl"]);
-        let error = wheels(&text.replace("virtual", "registry"), &environment("3.11")).unwrap_err();
-        assert!(error.contains("no project"), "{error}");
-        let error =
-            wheels(&text.replace("name = \"b\" }", "name = \"z\" }"), &environment("3.11")).unwrap_err();
-        assert!(error.contains("needs `z`"), "{error}");
-    }
-}
+#[path = "lockfile_tests.rs"]
+mod tests;

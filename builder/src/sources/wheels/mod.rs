@@ -65,26 +65,35 @@ pub struct Request {
     text: String,
     /// Whether it is a lock already.
     locked: bool,
+    /// Extras and groups of the lock that are installed as well.
+    more: lockfile::More,
 }
 
 impl Request {
     /// Reads the files that a specification names.
     pub fn read(wheels: &Wheels) -> Result<Self, WheelsError> {
         match wheels {
-            Wheels::Lock(path) => Ok(Self { text: read(path)?, locked: true }),
+            Wheels::Lock { path, extras, groups } => {
+                let more = lockfile::More { extras: extras.clone(), groups: groups.clone() };
+                Ok(Self { text: read(path)?, locked: true, more })
+            }
             Wheels::Requirements(path, packages) => {
                 let mut text = path.as_deref().map(read).transpose()?.unwrap_or_default();
                 for package in packages {
                     text = format!("{}\n{package}\n", text.trim_end());
                 }
-                Ok(Self { text, locked: false })
+                Ok(Self { text, locked: false, more: lockfile::More::default() })
             }
         }
     }
 
     /// What the lock remembers of it.
     pub fn digest(&self) -> Digest {
-        Digest::of(self.text.as_bytes())
+        let lockfile::More { extras, groups } = &self.more;
+        if extras.is_empty() && groups.is_empty() {
+            return Digest::of(self.text.as_bytes());
+        }
+        Digest::of(format!("{}\nextras {extras:?} groups {groups:?}", self.text).as_bytes())
     }
 
     /// Chooses the wheels; runs uv unless it is a lock already.
@@ -95,12 +104,12 @@ impl Request {
     ) -> Result<Vec<lockfile::Wheel>, WheelsError> {
         let unusable = |what: &str, problem| WheelsError::Lock { what: what.to_owned(), problem };
         if self.locked {
-            return lockfile::wheels(&self.text, environment)
+            return lockfile::wheels(&self.text, environment, &self.more)
                 .map_err(|problem| unusable("the lock of Python packages", problem));
         }
         let text = uv::compile(&self.text, environment, offline).await?;
-        let wheels =
-            lockfile::wheels(&text, environment).map_err(|problem| unusable("what `uv` locked", problem))?;
+        let wheels = lockfile::wheels(&text, environment, &self.more)
+            .map_err(|problem| unusable("what `uv` locked", problem))?;
         let hashes = hashes(&self.text);
         for wheel in &wheels {
             let known = hashes.get(&wheel.package);
