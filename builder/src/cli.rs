@@ -100,6 +100,7 @@ Examples:
   hearth lock                                 write hearth.lock beside hearth.yaml
   hearth lock --check                         fail when it is stale (for CI)
   hearth lock --upgrade 'base base.tar'       look up this input anew and leave the others alone
+  hearth lock --upgrade numpy                 a newer numpy; all other Python packages keep their versions
 
 What is locked stays as it is: inputs by digest, and the layers of images that are there already.
 Builds use the lock from then on, and need no network when the cache has the inputs.
@@ -115,7 +116,8 @@ pub struct LockArgs {
     /// Write nothing; fail when the lock is not what it would be now.
     #[arg(long)]
     check: bool,
-    /// Look up this input anew, by its name in the lock. May be given several times.
+    /// Look up this input anew, by its name in the lock, or a newer version of this Python package. May be given
+    /// several times.
     #[arg(long, value_name = "NAME", conflicts_with = "check")]
     upgrade: Vec<String>,
     /// Group all files into layers anew. Images that are there get other layers, and all share more.

@@ -11,6 +11,8 @@
 //! anew. Layers of the lock are kept as they are ([`crate::plan::locked`]): a new image gets those that fit it
 //! and new ones for the rest. The file is JSON in one form, written aside and renamed.
 
+mod pins;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -20,10 +22,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::pins::Pins;
 use crate::{
     digest::Digest,
     layer::{codec::Codec, header},
     plan::locked::{LockedLayer, LockedPlan},
+    sources::wheels::{self, marker::normal},
 };
 
 const VERSION: u32 = 1;
@@ -120,7 +124,7 @@ pub enum LockError {
         expected: Digest,
     },
     /// `--upgrade` names nothing.
-    #[error("the lock has no input `{name}`: it has `{known}`")]
+    #[error("the lock has no input and no Python package `{name}`: it has `{known}`")]
     Unknown {
         /// What was asked for.
         name: String,
@@ -212,16 +216,24 @@ impl Lock {
         Err(LockError::Unusable { path: path.to_owned(), problem })
     }
 
-    /// Forgets inputs, so that they are looked up anew: a request with everything that it came to, whether it is
-    /// named itself or a part of it.
+    /// Forgets inputs, so that they are resolved anew. `names` are names of inputs or of Python packages. A request is
+    /// forgotten with everything that it came to; a part of a request only by itself, and the other parts stay
+    /// preferred versions.
     pub fn forget(&mut self, names: &[String]) -> Result<(), LockError> {
-        let known: Vec<String> = self.inputs.keys().cloned().collect();
         for name in names {
-            if !known.contains(name) {
+            let named = |known: &str| known == name || is_wheel_of(known, name);
+            let found: Vec<String> = self.inputs.keys().filter(|known| named(known)).cloned().collect();
+            if found.is_empty() {
+                let known: Vec<&str> = self.inputs.keys().map(String::as_str).collect();
                 return Err(LockError::Unknown { name: name.clone(), known: known.join("`, `") });
             }
-            let request = name.split_once(PART).map_or(name.as_str(), |(request, _)| request);
-            self.inputs.retain(|known, _| known != request && !is_part(known, request));
+            for input in found {
+                self.inputs.remove(&input);
+                match input.split_once(PART) {
+                    Some((request, _)) => drop(self.inputs.remove(request)),
+                    None => self.inputs.retain(|known, _| !is_part(known, &input)),
+                }
+            }
         }
         Ok(())
     }
@@ -232,7 +244,9 @@ impl Lock {
         if (&self.codec, self.headers) != (&newer.codec, newer.headers) {
             found.push(format!("layers are written with `{}` instead of `{}`", newer.codec, self.codec));
         }
-        for (name, pin) in &newer.inputs {
+        let (moved, old_files, new_files) = self.moved_packages(newer);
+        found.extend(moved);
+        for (name, pin) in newer.inputs.iter().filter(|(name, _)| !new_files.contains(*name)) {
             match self.inputs.get(name) {
                 None => found.push(format!("`{name}` is new")),
                 Some(old) if old.digest != pin.digest => found.push(format!("`{name}` has changed")),
@@ -241,6 +255,7 @@ impl Lock {
             }
         }
         let gone = self.inputs.keys().filter(|name| !newer.inputs.contains_key(*name));
+        let gone = gone.filter(|name| !old_files.contains(*name));
         found.extend(gone.map(|name| format!("`{name}` is no longer needed")));
         let missing = |from: &Self, other: &Self| {
             from.layers.iter().filter(|layer| !other.layers.iter().any(|known| known == *layer)).count()
@@ -253,6 +268,36 @@ impl Lock {
         }
         found
     }
+
+    /// Python packages of one request that have another version in `newer`, in words and as the names of both inputs.
+    fn moved_packages(&self, newer: &Self) -> (Vec<String>, BTreeSet<String>, BTreeSet<String>) {
+        let (mut words, mut old_files, mut new_files) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let gone = |name: &&String| !newer.inputs.contains_key(*name);
+        for name in newer.inputs.keys().filter(|name| !self.inputs.contains_key(*name)) {
+            let Some((request, package, version)) = wheel(name) else { continue };
+            let old = self.inputs.keys().filter(gone).find_map(|old| {
+                let (of, same, before) = wheel(old)?;
+                (of == request && same == package && before != version).then_some((old, before))
+            });
+            if let Some((old, before)) = old {
+                words.push(format!("`{request}`: `{package}` is {version} instead of {before}"));
+                old_files.insert(old.clone());
+                new_files.insert(name.clone());
+            }
+        }
+        (words, old_files, new_files)
+    }
+}
+
+/// Request, package and version of the name of a wheel.
+fn wheel(name: &str) -> Option<(&str, String, String)> {
+    let (request, file) = name.split_once(PART)?;
+    let (package, version) = wheels::package(file)?;
+    Some((request, package, version))
+}
+
+fn is_wheel_of(name: &str, package: &str) -> bool {
+    wheel(name).is_some_and(|(_, found, _)| found == normal(package))
 }
 
 /// The name of a part of a request: `wheels requirements.txt: numpy-2.0.0.whl`.
@@ -264,79 +309,6 @@ const PART: &str = ": ";
 
 fn is_part(name: &str, request: &str) -> bool {
     name.strip_prefix(request).is_some_and(|rest| rest.starts_with(PART))
-}
-
-/// The inputs of one run, held against the lock.
-#[derive(Debug, Default)]
-pub struct Pins {
-    known: BTreeMap<String, Pin>,
-    /// Whether an input that was not locked is an error.
-    strict: bool,
-    /// Everything that was used.
-    pub seen: BTreeMap<String, Pin>,
-    /// The names that were used since this was emptied: the inputs of one image.
-    pub touched: BTreeSet<String>,
-}
-
-impl Pins {
-    /// The pins of a lock.
-    pub fn new(lock: Option<&Lock>, strict: bool) -> Self {
-        let known = lock.map(|lock| lock.inputs.clone()).unwrap_or_default();
-        Self { known, strict: strict && lock.is_some(), ..Self::default() }
-    }
-
-    /// What was locked under this name.
-    pub fn get(&self, name: &str) -> Result<Option<Pin>, LockError> {
-        match self.known.get(name) {
-            None if self.strict => Err(LockError::Stale { what: format!("`{name}`") }),
-            found => Ok(found.cloned()),
-        }
-    }
-
-    /// Whether everything has to be locked.
-    pub fn is_strict(&self) -> bool {
-        self.strict
-    }
-
-    /// Everything that was locked.
-    pub fn known(&self) -> impl Iterator<Item = (&String, &Pin)> {
-        self.known.iter()
-    }
-
-    /// What a request came to, as part and pin; `None` when it is new or another one.
-    pub fn resolved(&self, request: &str, digest: Digest) -> Result<Option<Vec<(String, Pin)>>, LockError> {
-        if self.known.get(request).is_some_and(|pin| pin.digest == digest) {
-            let parts = self.known.iter().filter(|(name, _)| is_part(name, request));
-            let part = |name: &String| name[request.len() + PART.len()..].to_owned();
-            return Ok(Some(parts.map(|(name, pin)| (part(name), pin.clone())).collect()));
-        }
-        if self.strict {
-            return Err(LockError::Stale { what: format!("`{request}` as it is now") });
-        }
-        Ok(None)
-    }
-
-    /// Notes a request; another one than before is a change of the specification and no surprise.
-    pub fn request(&mut self, request: &str, digest: Digest, origin: &str) {
-        self.touched.insert(request.to_owned());
-        self.seen.insert(request.to_owned(), Pin { digest, origin: origin.to_owned() });
-    }
-
-    /// Notes what was used, and refuses what is not what was locked.
-    pub fn used(&mut self, name: &str, digest: Digest, origin: &str) -> Result<(), LockError> {
-        if let Some(locked) = self.get(name)?
-            && locked.digest != digest
-        {
-            return Err(LockError::Changed { name: name.to_owned(), found: digest, expected: locked.digest });
-        }
-        if let Some(other) = self.seen.get(name).filter(|pin| pin.digest != digest) {
-            let (name, expected) = (name.to_owned(), other.digest);
-            return Err(LockError::Twice { name, found: digest, expected });
-        }
-        self.touched.insert(name.to_owned());
-        self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned() });
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -403,6 +375,26 @@ mod tests {
             lock.forget(&[name.to_owned()]).unwrap();
             assert_eq!(lock.inputs.keys().collect::<Vec<_>>(), ["wheels r.txt2"]);
         }
+        let before = lock(&[
+            ("wheels r", "r"),
+            ("wheels r: Num_Py-2.2.1-cp311-cp311-linux_x86_64.whl", "n"),
+            ("wheels r: six-1.16-py3-none-any.whl", "s"),
+        ]);
+        let mut forgotten = before.clone();
+        forgotten.forget(&["num-py".to_owned()]).unwrap();
+        assert_eq!(forgotten.inputs.keys().collect::<Vec<_>>(), ["wheels r: six-1.16-py3-none-any.whl"]);
+        let pins = Pins::new(Some(&forgotten), false);
+        assert_eq!(pins.resolved("wheels r", Digest::of(b"r")).unwrap(), None);
+        assert_eq!(
+            pins.parts(|request| request == "wheels r").collect::<Vec<_>>(),
+            ["six-1.16-py3-none-any.whl"]
+        );
+        let after = lock(&[
+            ("wheels r", "r"),
+            ("wheels r: Num_Py-2.4.6-cp311-cp311-linux_x86_64.whl", "m"),
+            ("wheels r: six-1.16-py3-none-any.whl", "s"),
+        ]);
+        assert_eq!(before.differences(&after), ["`wheels r`: `num-py` is 2.4.6 instead of 2.2.1"]);
         let mut pins = Pins::default();
         pins.used("a", Digest::of(b"1"), "x").unwrap();
         assert!(matches!(pins.used("a", Digest::of(b"2"), "x"), Err(LockError::Twice { .. })));

@@ -19,7 +19,7 @@ use crate::{
         maven::{self, MavenError, Repositories, coordinate::Coordinate, resolve},
         relocate,
         wheels::{
-            Request,
+            self, Request,
             install::{self, Target},
             marker::Environment,
             tags,
@@ -179,7 +179,9 @@ impl Inputs<'_> {
             parts.into_iter().map(|(file, pin)| (file, pin.origin, Checksum::Sha256(pin.digest))).collect()
         } else {
             let _bar = self.progress.step(&format!("locking {name}"));
-            let wheels = request.wheels(&environment, self.options.offline).await?.into_iter();
+            let preferred =
+                self.preferred_wheels(&name, &format!(" python{} {platform}", environment.python));
+            let wheels = request.wheels(&environment, &preferred, self.options.offline).await?.into_iter();
             wheels.map(|wheel| (wheel.file, wheel.place, Checksum::Sha256(wheel.digest))).collect()
         };
         self.pins.request(&name, request.digest(), &shown);
@@ -230,6 +232,17 @@ impl Inputs<'_> {
             shown = format!("{shown}+{}", Digest::of(more.join("\n").as_bytes()).short());
         }
         (path.parent().unwrap_or(Path::new("")), shown)
+    }
+
+    /// The locked versions of Python packages: those of this request, else those of any for the same Python and platform.
+    fn preferred_wheels(&self, request: &str, suffix: &str) -> BTreeMap<String, String> {
+        let same: BTreeMap<_, _> =
+            self.pins.parts(|name| name == request).filter_map(wheels::package).collect();
+        if !same.is_empty() {
+            return same;
+        }
+        let similar = self.pins.parts(|name| name.starts_with("wheels ") && name.contains(suffix));
+        similar.filter_map(wheels::package).collect()
     }
 
     /// The files that the specification adds, in its order. A file may replace one that came with a directory; two

@@ -1,6 +1,7 @@
 //! Runs the user's `uv`, which knows the user's indexes, credentials, mirrors and certificates.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
@@ -15,6 +16,9 @@ const TIMEOUT: Duration = Duration::from_mins(3);
 
 /// A file in the scratch directory.
 const OVERRIDES: &str = "overrides.txt";
+
+/// Another one; uv knows the format by its name.
+const OUTPUT: &str = "pylock.toml";
 
 /// Why uv is of no help.
 #[derive(Debug, thiserror::Error)]
@@ -69,10 +73,12 @@ async fn with_input(
     output.map_err(UvError::NoUv)
 }
 
-/// Locks requirements for one Python and platform and gives the lock in the format of `pylock.toml`.
+/// Locks requirements for one Python and platform and gives the lock in the format of `pylock.toml`. Of a package in
+/// `preferred` (name and version) that version is taken, unless the requirements rule it out.
 pub async fn compile(
     requirements: &str,
     environment: &Environment,
+    preferred: &BTreeMap<String, String>,
     offline: bool,
 ) -> Result<String, UvError> {
     let option = requirements.lines().map(str::trim_start).find(|line| {
@@ -88,6 +94,11 @@ pub async fn compile(
     // PySpark is in the image already, and there is no wheel of it: never mind who needs it.
     std::fs::write(scratch.path().join(OVERRIDES), "pyspark ; sys_platform == 'never'\n")
         .map_err(UvError::Scratch)?;
+    // uv prefers the versions of the output file of an earlier run, and refuses one without packages.
+    let output_file = scratch.path().join(OUTPUT);
+    if !preferred.is_empty() {
+        std::fs::write(&output_file, earlier(preferred)).map_err(UvError::Scratch)?;
+    }
     let arguments = [
         "pip",
         "compile",
@@ -97,6 +108,8 @@ pub async fn compile(
         "--no-annotate",
         "--format",
         "pylock.toml",
+        "--output-file",
+        OUTPUT,
         "--override",
         OVERRIDES,
         "--only-binary",
@@ -110,7 +123,16 @@ pub async fn compile(
     if !output.status.success() {
         return Err(UvError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    std::fs::read_to_string(output_file).map_err(UvError::Scratch)
+}
+
+/// A lock that names versions and nothing else.
+fn earlier(preferred: &BTreeMap<String, String>) -> String {
+    let mut text = "lock-version = \"1.0\"\ncreated-by = \"hearth\"\n".to_owned();
+    for (name, version) in preferred {
+        text = format!("{text}\n[[packages]]\nname = \"{name}\"\nversion = \"{version}\"\n");
+    }
+    text
 }
 
 /// The platform as uv names it. uv knows some versions of glibc only: the newest that the image has is taken.
@@ -148,4 +170,74 @@ pub async fn pip_index() -> Option<String> {
     let output = tokio::time::timeout(Duration::from_secs(20), pip.output()).await.ok()?.ok()?;
     let index = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (output.status.success() && !index.is_empty()).then_some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::platform::Platform;
+
+    fn environment(libc: Libc) -> Environment {
+        Environment { python: "3.11".parse().unwrap(), platform: Platform::Amd64, libc }
+    }
+
+    /// A directory with two versions of one wheel.
+    fn wheels() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for version in ["1.0", "1.1"] {
+            let path = directory.path().join(format!("alpha-{version}-py3-none-any.whl"));
+            let mut wheel = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+            let options =
+                zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+            for (name, text) in [
+                ("METADATA", format!("Metadata-Version: 2.1\nName: alpha\nVersion: {version}\n")),
+                ("WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n".to_owned()),
+                ("RECORD", String::new()),
+            ] {
+                wheel.start_file(format!("alpha-{version}.dist-info/{name}"), options).unwrap();
+                wheel.write_all(text.as_bytes()).unwrap();
+            }
+            wheel.finish().unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn locked_versions_are_kept_while_the_requirements_allow_it() {
+        let directory = wheels();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let locked = |requirement: &str, preferred: &[(&str, &str)]| {
+            let find = directory.path().display();
+            let text = format!("--no-index\n--find-links {find}\n{requirement}\n");
+            let preferred =
+                preferred.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned()));
+            let environment = environment(Libc::Glibc(2, 28));
+            runtime.block_on(compile(&text, &environment, &preferred.collect(), false))
+        };
+        let newest = match locked("alpha", &[]) {
+            // Machines without uv cannot run this test, nor lock Python packages.
+            Err(UvError::NoUv(_)) => return,
+            other => other.unwrap(),
+        };
+        assert!(newest.contains("version = \"1.1\""), "{newest}");
+        let kept = locked("alpha", &[("alpha", "1.0")]).unwrap();
+        assert!(kept.contains("version = \"1.0\""), "{kept}");
+        let moved = locked("alpha>1.0", &[("alpha", "1.0")]).unwrap();
+        assert!(moved.contains("version = \"1.1\""), "{moved}");
+    }
+
+    #[test]
+    fn uv_is_asked_for_the_c_library_of_the_image() {
+        for (libc, expected) in [
+            (Libc::Glibc(2, 36), "x86_64-manylinux_2_36"),
+            (Libc::Glibc(2, 30), "x86_64-manylinux_2_28"),
+            (Libc::Glibc(2, 50), "x86_64-manylinux_2_40"),
+            (Libc::Glibc(2, 12), "x86_64-manylinux_2_17"),
+            (Libc::Musl(1, 2), "x86_64-unknown-linux-musl"),
+        ] {
+            assert_eq!(target(&environment(libc)), expected);
+        }
+    }
 }

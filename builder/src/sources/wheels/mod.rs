@@ -96,10 +96,11 @@ impl Request {
         Digest::of(format!("{}\nextras {extras:?} groups {groups:?}", self.text).as_bytes())
     }
 
-    /// Chooses the wheels; runs uv unless it is a lock already.
+    /// Chooses the wheels; runs uv unless it is a lock already. uv keeps `preferred` versions where it can.
     pub async fn wheels(
         &self,
         environment: &Environment,
+        preferred: &BTreeMap<String, String>,
         offline: bool,
     ) -> Result<Vec<lockfile::Wheel>, WheelsError> {
         let unusable = |what: &str, problem| WheelsError::Lock { what: what.to_owned(), problem };
@@ -107,7 +108,7 @@ impl Request {
             return lockfile::wheels(&self.text, environment, &self.more)
                 .map_err(|problem| unusable("the lock of Python packages", problem));
         }
-        let text = uv::compile(&self.text, environment, offline).await?;
+        let text = uv::compile(&self.text, environment, preferred, offline).await?;
         let wheels = lockfile::wheels(&text, environment, &self.more)
             .map_err(|problem| unusable("what `uv` locked", problem))?;
         let hashes = hashes(&self.text);
@@ -120,6 +121,16 @@ impl Request {
         }
         Ok(wheels)
     }
+}
+
+/// Package and version of a wheel, from its file name; `None` for a name that is not one of a wheel.
+pub fn package(file: &str) -> Option<(String, String)> {
+    let mut parts = file.strip_suffix(".whl")?.split('-');
+    let (name, version) = (parts.next()?, parts.next()?);
+    let sound = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._+!".contains(c))
+    };
+    (sound(name) && sound(version)).then(|| (normal(name), version.to_owned()))
 }
 
 fn read(path: &Path) -> Result<String, WheelsError> {
@@ -148,6 +159,15 @@ fn hashes(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wheel_is_named_after_its_package() {
+        let expected = ("python-dateutil".to_owned(), "2.9.0.post0".to_owned());
+        assert_eq!(package("python_dateutil-2.9.0.post0-py2.py3-none-any.whl"), Some(expected));
+        for file in ["six.tar.gz", "six.whl", "a\"b-1-py3-none-any.whl"] {
+            assert_eq!(package(file), None, "{file}");
+        }
+    }
 
     #[test]
     fn hashes_are_read_from_requirements() {
