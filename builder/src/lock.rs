@@ -11,10 +11,11 @@
 //! anew. Layers of the lock are kept as they are ([`crate::plan::locked`]): a new image gets those that fit it
 //! and new ones for the rest. The file is JSON in one form, written aside and renamed.
 
+mod differences;
 mod pins;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -237,56 +238,6 @@ impl Lock {
         }
         Ok(())
     }
-
-    /// What is different in `newer`, in words.
-    pub fn differences(&self, newer: &Self) -> Vec<String> {
-        let mut found = Vec::new();
-        if (&self.codec, self.headers) != (&newer.codec, newer.headers) {
-            found.push(format!("layers are written with `{}` instead of `{}`", newer.codec, self.codec));
-        }
-        let (moved, old_files, new_files) = self.moved_packages(newer);
-        found.extend(moved);
-        for (name, pin) in newer.inputs.iter().filter(|(name, _)| !new_files.contains(*name)) {
-            match self.inputs.get(name) {
-                None => found.push(format!("`{name}` is new")),
-                Some(old) if old.digest != pin.digest => found.push(format!("`{name}` has changed")),
-                Some(old) if old.origin != pin.origin => found.push(format!("`{name}` has moved")),
-                Some(_) => {}
-            }
-        }
-        let gone = self.inputs.keys().filter(|name| !newer.inputs.contains_key(*name));
-        let gone = gone.filter(|name| !old_files.contains(*name));
-        found.extend(gone.map(|name| format!("`{name}` is no longer needed")));
-        let missing = |from: &Self, other: &Self| {
-            from.layers.iter().filter(|layer| !other.layers.iter().any(|known| known == *layer)).count()
-        };
-        let (added, removed) = (missing(newer, self), missing(self, newer));
-        if added + removed > 0 {
-            found.push(format!("{added} layers are new and {removed} are gone"));
-        } else if found.is_empty() && self != newer {
-            found.push("images have the same layers in another order".to_owned());
-        }
-        found
-    }
-
-    /// Python packages of one request that have another version in `newer`, in words and as the names of both inputs.
-    fn moved_packages(&self, newer: &Self) -> (Vec<String>, BTreeSet<String>, BTreeSet<String>) {
-        let (mut words, mut old_files, mut new_files) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-        let gone = |name: &&String| !newer.inputs.contains_key(*name);
-        for name in newer.inputs.keys().filter(|name| !self.inputs.contains_key(*name)) {
-            let Some((request, package, version)) = wheel(name) else { continue };
-            let old = self.inputs.keys().filter(gone).find_map(|old| {
-                let (of, same, before) = wheel(old)?;
-                (of == request && same == package && before != version).then_some((old, before))
-            });
-            if let Some((old, before)) = old {
-                words.push(format!("`{request}`: `{package}` is {version} instead of {before}"));
-                old_files.insert(old.clone());
-                new_files.insert(name.clone());
-            }
-        }
-        (words, old_files, new_files)
-    }
 }
 
 /// Request, package and version of the name of a wheel.
@@ -395,6 +346,20 @@ mod tests {
             ("wheels r: six-1.16-py3-none-any.whl", "s"),
         ]);
         assert_eq!(before.differences(&after), ["`wheels r`: `num-py` is 2.4.6 instead of 2.2.1"]);
+        let listed = |digest: &str, six: &str| {
+            let request = format!("wheels {digest} python3.11 linux/amd64");
+            let files = [
+                format!("{request}: a-1-py3-none-any.whl"),
+                format!("{request}: six-{six}-py3-none-any.whl"),
+            ];
+            lock(&[(&request, digest), (&files[0], "a"), (&files[1], six)])
+        };
+        let expected = [
+            "`wheels bb python3.11 linux/amd64`: `six` is 1.17 instead of 1.16",
+            "`wheels bb python3.11 linux/amd64` is new",
+            "`wheels aa python3.11 linux/amd64` is no longer needed",
+        ];
+        assert_eq!(listed("aa", "1.16").differences(&listed("bb", "1.17")), expected);
         let mut pins = Pins::default();
         pins.used("a", Digest::of(b"1"), "x").unwrap();
         assert!(matches!(pins.used("a", Digest::of(b"2"), "x"), Err(LockError::Twice { .. })));
