@@ -59,7 +59,7 @@ fn a_pylock_gives_the_wheels_of_one_environment() {
 }
 
 #[test]
-fn pyspark_comes_with_spark_whoever_needs_it() {
+fn pyspark_comes_with_spark_whatever_needs_it() {
     // There is no wheel of it: looked at, it would be refused.
     let pylock = "lock-version = \"1.0\"\n[[packages]]\nname = \"PySpark\"\nsdist = { url = \"x\" }\n";
     assert_eq!(wheels(pylock, &environment("3.11"), &More::default()), Ok(Vec::new()));
