@@ -6,9 +6,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     download::FetchError,
@@ -85,7 +87,7 @@ impl Access {
         content: Content,
     ) -> Result<(), FetchError> {
         let credentials = self.0.upstream.shows_credentials(&repository.registry);
-        if !credentials && guard(&self.0.open).contains(digest) {
+        if !credentials && self.0.open.lock().contains(digest) {
             return Ok(());
         }
         let origins = self.0.store.origins(digest).await?;
@@ -93,7 +95,7 @@ impl Access {
             Step::Give => {
                 // Another process that writes here may still record it.
                 if origins.is_none() && self.0.store.is_owner() {
-                    let mut open = guard(&self.0.open);
+                    let mut open = self.0.open.lock();
                     if open.len() >= REMEMBERED {
                         open.clear();
                     }
@@ -134,7 +136,7 @@ impl Access {
 
     /// Where the disk takes no record it takes no content either.
     async fn note(&self, repository: &Repository, digest: &Digest, credentials: bool) {
-        guard(&self.0.open).remove(digest);
+        self.0.open.lock().remove(digest);
         let (store, registry, digest) = (self.0.store.clone(), repository.registry.clone(), *digest);
         let noted =
             tokio::task::spawn_blocking(move || store.note_origin(&digest, &registry, credentials)).await;
@@ -181,7 +183,7 @@ impl Access {
 
     /// Bounded: forgetting costs one request more.
     fn allow(&self, key: (Repository, Option<Digest>)) {
-        let mut allowed = guard(&self.0.allowed);
+        let mut allowed = self.0.allowed.lock();
         if allowed.len() >= REMEMBERED {
             allowed.clear();
         }
@@ -189,7 +191,7 @@ impl Access {
     }
 
     fn is_allowed(&self, key: &(Repository, Option<Digest>)) -> bool {
-        guard(&self.0.allowed).get(key).is_some_and(|at| at.elapsed() < RECHECK)
+        self.0.allowed.lock().get(key).is_some_and(|at| at.elapsed() < RECHECK)
     }
 
     async fn head(
@@ -205,10 +207,6 @@ impl Access {
             }
         }
     }
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

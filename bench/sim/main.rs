@@ -188,7 +188,8 @@ fn save(arguments: &Arguments, name: &str, json: &Value, plot: &str) -> Result<(
         arguments.size
     );
     if let Some(link) = arguments.link {
-        command += &format!(" --link {link}");
+        command.push_str(" --link ");
+        command.push_str(&link.to_string());
     }
     json["command"] = command.into();
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");

@@ -3,11 +3,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +86,7 @@ impl Context {
 
     /// The download of a blob, if there is one.
     pub(super) fn download(&self, digest: &Digest) -> Option<Arc<Download>> {
-        self.downloads.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+        self.downloads.lock().get(digest).cloned()
     }
 
     /// A number that rises while bytes of a blob arrive at this node, or at the peer that is to send them; `None`
@@ -101,7 +102,7 @@ impl Context {
 
     /// Removes a download that has ended, unless a newer one has replaced it.
     pub(super) fn leave(&self, download: &Arc<Download>) {
-        let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut downloads = self.downloads.lock();
         if downloads.get(download.digest()).is_some_and(|current| Arc::ptr_eq(current, download)) {
             downloads.remove(download.digest());
         }

@@ -5,11 +5,9 @@
 //! detects it and blames the sender, and no other peer is blamed. Without a hash (a peer restarted, or runs an agent
 //! before 0.2), only the blob's digest protects the content.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::{HashMap, HashSet};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
 use super::keyed_mutex::KeyedMutex;
@@ -76,7 +74,7 @@ pub(crate) fn judge(expected: Option<&Digest>, announced: Option<&Digest>, found
 
 impl Expected {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for the lock under which hashes of a slot's segments are requested.

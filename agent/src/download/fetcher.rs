@@ -1,7 +1,8 @@
 //! The public interface of the download engine; see the module documentation.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -188,7 +189,7 @@ impl Fetcher {
         range: RangeHeader,
     ) -> (Arc<Download>, Subscriber, Found) {
         let rest = self.0.config.whole_on_range;
-        let mut downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut downloads = self.0.downloads.lock();
         if let Some(download) = downloads.get(digest)
             && let Some(subscriber) = download.subscribe(repository, range, rest)
         {
@@ -206,7 +207,7 @@ impl Fetcher {
 
     /// The download of a blob that another peer requests pieces of. `size` is the size in the peer's request.
     pub(crate) fn carry(&self, digest: &Digest, repository: &Repository, size: u64) -> Option<Arc<Download>> {
-        let mut downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut downloads = self.0.downloads.lock();
         if let Some(download) = downloads.get(digest).filter(|download| !download.is_closed()) {
             return Some(download.clone());
         }
@@ -225,7 +226,7 @@ impl Fetcher {
 
     /// The running downloads.
     pub fn status(&self) -> Vec<TransferStatus> {
-        let downloads = self.0.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let downloads = self.0.downloads.lock();
         let mut all: Vec<_> = downloads.values().map(|download| download.status()).collect();
         all.sort_by(|a, b| a.digest.cmp(&b.digest));
         all

@@ -1,12 +1,9 @@
 //! One async lock per key, kept only while it is held or waited for: the second caller waits for the first and then
 //! finds its result.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
 #[derive(Debug)]
@@ -22,7 +19,7 @@ impl<K: Eq + Hash + Clone> KeyedMutex<K> {
     /// Waits for the key's lock. Dropping the wait or the guard releases it.
     pub(crate) async fn lock(&self, key: &K) -> OwnedMutexGuard<()> {
         let lock = {
-            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut locks = self.0.lock();
             // Removes locks that are neither held nor waited for.
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
             locks.entry(key.clone()).or_default().clone()
@@ -44,6 +41,6 @@ mod tests {
         drop((first, other));
         drop(locks.lock(&1).await);
         drop(locks.lock(&3).await);
-        assert_eq!(locks.0.lock().unwrap().len(), 1);
+        assert_eq!(locks.0.lock().len(), 1);
     }
 }

@@ -1,10 +1,9 @@
 //! Manifests that the store could not take: kept in memory, so that a full disk does not cost one registry request
 //! per pull. Bounded in bytes; the oldest are removed first.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
 
 use crate::{
     types::{Digest, Repository},
@@ -24,7 +23,7 @@ struct Kept {
 
 impl Memory {
     pub(super) fn keep(&self, repository: &Repository, manifest: &Manifest) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         kept.forget(repository, &manifest.digest);
         kept.bytes += manifest.bytes.len();
         kept.manifests.push_back((repository.clone(), manifest.clone()));
@@ -36,7 +35,7 @@ impl Memory {
     }
 
     pub(super) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Manifest> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.0.lock();
         let found =
             kept.manifests.iter().rev().find(|(place, one)| one.digest == *digest && place == repository);
         found.map(|(_, manifest)| manifest.clone())
@@ -44,7 +43,7 @@ impl Memory {
 
     /// Removes a manifest that the store has now.
     pub(super) fn forget(&self, repository: &Repository, digest: &Digest) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).forget(repository, digest);
+        self.0.lock().forget(repository, digest);
     }
 }
 

@@ -2,11 +2,9 @@
 //! after the second not at all for a short time, so that a resuming client gets 503 and uses another mirror, instead
 //! of receiving the same wrong bytes until its pull fails (containerd: three attempts without a new byte).
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::{collections::HashMap, time::Instant};
+
+use parking_lot::Mutex;
 
 use crate::{types::Digest, upstream::OriginPenalties};
 
@@ -22,7 +20,7 @@ impl Penalties {
     /// Notes a transfer of wrong bytes.
     pub(super) fn note(&self, digest: &Digest, origins: &[String]) {
         let now = Instant::now();
-        let mut penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut penalties = self.0.lock();
         if penalties.len() >= MOST {
             penalties.retain(|_, origins| origins.values().any(|(_, at)| now.duration_since(*at) < MEMORY));
         }
@@ -39,7 +37,7 @@ impl Penalties {
 
     /// Which origins to use last and which not at all.
     pub(super) fn of(&self, digest: &Digest) -> OriginPenalties {
-        let penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let penalties = self.0.lock();
         let mut origin_penalties = OriginPenalties::default();
         for (origin, (count, at)) in penalties.get(digest).into_iter().flatten() {
             if at.elapsed() >= MEMORY {

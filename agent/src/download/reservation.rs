@@ -2,8 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
+
+use parking_lot::Mutex;
 
 use super::{blocking::blocking, error::FetchError};
 use crate::store::{Need, Partial, StoreError};
@@ -42,7 +44,7 @@ impl Reservations {
     /// Makes sure that there is space for the missing bytes of a blob, and of all other running downloads.
     /// `described` is the size according to the manifest. Blocking.
     pub(super) fn admit(&self, partial: &Arc<Partial>, described: Option<u64>) -> Result<(), StoreError> {
-        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admitted.lock();
         admitted.retain(|one| one.strong_count() > 0);
         let others = admitted.iter().filter_map(Weak::upgrade).map(|one| missing(&one, None)).sum::<u64>();
         (self.make.0)(Need::Room(others.saturating_add(missing(partial, described))))?;

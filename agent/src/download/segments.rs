@@ -1,12 +1,9 @@
 //! The segments of a blob that this node reads from the registry for the cluster: each byte is read once, for any
 //! number of waiting requests.
 
-use std::{
-    collections::HashMap,
-    ops::Range,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashMap, ops::Range};
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::error::FetchError;
@@ -41,7 +38,7 @@ impl Drop for Segments {
 impl Segments {
     /// Aborts all reads: the download has ended, or fetches from the registry itself.
     pub(crate) fn end(&self) {
-        let mut segments = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut segments = self.0.lock();
         for (_, (_, task)) in segments.drain() {
             task.abort();
         }
@@ -56,7 +53,7 @@ impl Segments {
         wanted: &Range<u64>,
         start: impl FnOnce(Range<u64>, watch::Sender<Outcome>) -> AbortHandle,
     ) -> watch::Receiver<Outcome> {
-        let mut segments = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut segments = self.0.lock();
         segments.retain(|_, (outcome, _)| outcome.borrow().is_none());
         let under_way = segments.iter().find(|(other, _)| covers(other, wanted));
         if let Some((_, (outcome, _))) = under_way {

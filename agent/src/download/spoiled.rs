@@ -6,9 +6,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
     time::Instant,
 };
+
+use parking_lot::Mutex;
 
 use crate::types::Digest;
 
@@ -28,7 +29,7 @@ pub(super) struct SpoiledBlobs(Mutex<HashMap<Digest, Spoiled>>);
 impl SpoiledBlobs {
     /// Notes that wrong bytes of a blob were sent.
     pub(super) fn note(&self, digest: &Digest) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.retain(|_, spoiled| spoiled.since.elapsed() < LIFETIME);
         if all.len() >= BLOBS
             && let Some(oldest) =
@@ -41,7 +42,7 @@ impl SpoiledBlobs {
 
     /// Whether `client` may be sent bytes from `first` on.
     pub(super) fn allows(&self, digest: &Digest, client: &str, first: u64) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let Some(spoiled) = all.get_mut(digest) else { return true };
         if spoiled.since.elapsed() >= LIFETIME {
             all.remove(digest);
@@ -78,6 +79,6 @@ mod tests {
         for number in 0..BLOBS + 3 {
             spoiled.note(&Digest::of(&number.to_le_bytes()));
         }
-        assert_eq!(spoiled.0.lock().unwrap().len(), BLOBS);
+        assert_eq!(spoiled.0.lock().len(), BLOBS);
     }
 }

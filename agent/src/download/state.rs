@@ -7,11 +7,12 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -159,11 +160,11 @@ impl Download {
     }
 
     pub(super) fn demand(&self) -> MutexGuard<'_, Demand> {
-        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+        self.demand.lock()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Notes a wait at a registry's limit.
@@ -288,7 +289,7 @@ impl Download {
 
     /// Notes bytes that this node has read from the registry itself.
     pub(crate) fn note_read(&self, bytes: &[Range<u64>]) {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = self.read.lock();
         for bytes in bytes {
             read.insert(bytes.clone());
         }
@@ -296,7 +297,7 @@ impl Download {
 
     /// Whether this node has read all of `bytes` from the registry itself.
     pub(crate) fn has_read(&self, bytes: Range<u64>) -> bool {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).gaps(bytes).is_empty()
+        self.read.lock().gaps(bytes).is_empty()
     }
 
     /// Enters a phase. A change that the diagram does not allow is ignored: a late response to a range request must

@@ -10,10 +10,11 @@ mod tags;
 
 use std::{
     fmt::Write as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 pub use plan::{Plan, Step, View, plan};
 use tokio_util::sync::CancellationToken;
 
@@ -95,7 +96,7 @@ impl Collector {
 
 impl Inner {
     fn only(&self) -> MutexGuard<'_, ()> {
-        self.collecting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.collecting.lock()
     }
 
     fn collect(&self, sweep: bool, stop: &CancellationToken) -> Result<(), StoreError> {

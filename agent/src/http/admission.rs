@@ -11,10 +11,11 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Refusals under way at once: at most so many, and no more than a quarter of the connections that are served.
@@ -60,7 +61,7 @@ type Addresses = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self.addresses.lock();
         if let Some(count) = addresses.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -121,7 +122,7 @@ impl Admission {
 
     fn foreign(&self, address: IpAddr) -> Option<Foreign> {
         let permit = self.foreign.clone().try_acquire_owned().ok()?;
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self.addresses.lock();
         let count = addresses.entry(address).or_default();
         if *count >= self.per_address {
             return None;
@@ -131,7 +132,7 @@ impl Admission {
     }
 
     fn log(&self) {
-        let due = self.refused.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now());
+        let due = self.refused.lock().due(Instant::now());
         if let Some(count) = due {
             tracing::warn!(
                 limit = self.limit,
@@ -194,7 +195,7 @@ mod tests {
         let own: Vec<_> = (0..32).map(|_| admission.admit(node, node)).collect();
         assert!(own.iter().all(is_served));
         held.clear();
-        assert!(admission.addresses.lock().unwrap().is_empty());
+        assert!(admission.addresses.lock().is_empty());
         let networks = ["fd00::1", "fd00::2", "fd00:0:0:1::1"].map(|text| group(text.parse().unwrap()));
         assert!(networks[0] == networks[1] && networks[1] != networks[2]);
         assert_eq!(group("::ffff:10.0.0.2".parse().unwrap()), IpAddr::from([10, 0, 0, 2]));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -173,7 +174,7 @@ impl Client {
     /// Uses the current certificates for new connections.
     pub(super) fn renew(&self, tls: &Tls) {
         match Clients::new(Some(tls)) {
-            Ok(clients) => *self.http.write().unwrap_or_else(PoisonError::into_inner) = clients,
+            Ok(clients) => *self.http.write() = clients,
             Err(error) => {
                 tracing::warn!(error = root_cause(&error), "cannot use the changed certificates for peers");
             }
@@ -181,7 +182,7 @@ impl Client {
     }
 
     fn http(&self, slow: bool) -> reqwest::Client {
-        let clients = self.http.read().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.http.read();
         if slow { clients.slow.clone() } else { clients.usual.clone() }
     }
 

@@ -28,11 +28,12 @@ use std::{
     collections::BTreeMap,
     hash::RandomState,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -218,12 +219,12 @@ impl Peers {
 
     /// Whether to skip a parent now because it is much slower than others.
     pub fn skips(&self, peer: &Peer) -> bool {
-        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).skips(&peer.name)
+        self.0.paces.lock().skips(&peer.name)
     }
 
     /// Whether a peer that has sent this many bytes in this time is much slower than others.
     pub fn is_slow_transfer(&self, bytes: u64, taken: Duration) -> bool {
-        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner).is_slow_transfer(bytes, taken)
+        self.0.paces.lock().is_slow_transfer(bytes, taken)
     }
 
     /// Bytes of content have arrived at this node, from the registry or a peer.
@@ -260,7 +261,7 @@ impl Peers {
     }
 
     fn speeds(&self) -> MutexGuard<'_, Speeds> {
-        self.0.speeds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.speeds.lock()
     }
 
     /// The peers whose answers about tags count for this node.
@@ -271,7 +272,7 @@ impl Peers {
 
     /// A peer sent this many bytes of a piece in this time.
     pub fn note_pace(&self, peer: &Peer, bytes: u64, taken: Duration) {
-        let mut paces = self.0.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paces = self.0.paces.lock();
         paces.note(peer.name.clone(), bytes, taken);
     }
 

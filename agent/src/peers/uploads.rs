@@ -5,12 +5,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -113,7 +114,7 @@ impl Upload {
 impl Pace {
     /// When bytes that are requested at `now` may be sent.
     fn take(&self, bytes: u64, now: Instant) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let leave = (*next).max(now.checked_sub(BURST).unwrap_or(now));
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
         *next = leave + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));

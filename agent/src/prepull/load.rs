@@ -4,10 +4,9 @@
 //! The list of loaded images is kept in memory only: an image of a set that was removed while no agent ran
 //! stays pinned until an administrator removes it.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeSet;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::pull::Problem;
 use crate::{
@@ -33,7 +32,7 @@ impl Loader {
     }
 
     fn loaded(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loaded.lock()
     }
 
     /// Loads an image from the cache into the runtime.

@@ -38,14 +38,11 @@ mod schema;
 mod set;
 pub mod spark;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -170,7 +167,7 @@ impl Prepuller {
     }
 
     fn queue(&self) -> MutexGuard<'_, Option<PullQueue>> {
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock()
     }
 
     fn with_queue<T>(&self, act: impl FnOnce(&mut PullQueue) -> T) -> T {

@@ -1,6 +1,6 @@
 //! The progress of one image.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::types::Digest;
 
@@ -18,7 +18,7 @@ struct Part {
 
 impl Progress {
     fn parts(&self) -> MutexGuard<'_, Vec<Part>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Adds a blob that the image needs.

@@ -1,13 +1,10 @@
 //! Stops calling a container runtime that crashes when it is called: a defect of the agent or of the runtime must not
 //! crash it over and over on every node of a cluster. Pure except for the lock.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A crash counts when it comes this soon after the start of a call. A pull takes longer, and an administrator may
 /// restart the runtime meanwhile.
@@ -48,7 +45,7 @@ pub(super) struct Guard(Mutex<State>);
 
 impl Guard {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Why the runtime must not be called.

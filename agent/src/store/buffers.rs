@@ -9,9 +9,8 @@
 //! parts of one slab. An allocator keeps what many clients have freed in small parts (measured after 500 slow readers, with
 //! glibc and with mimalloc); a slab this large is mapped alone, and unmapped as soon as none of its parts is in use.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Size of a large buffer: a system call costs little compared with copying so many bytes.
 const LARGE: usize = 256 * 1024;
@@ -61,7 +60,7 @@ struct Small {
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
 fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+    POOL.lock()
 }
 
 impl Pool {

@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::PoisonError,
 };
 
 use super::{
@@ -170,7 +169,7 @@ impl Store {
     /// Removes a reference, and directories that become empty. A reference that has changed since stays.
     pub fn remove_reference(&self, reference: &RefFact) -> Result<(), StoreError> {
         self.owner()?;
-        let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
+        let _only = self.0.references.lock();
         let path = match &reference.name {
             RefName::Tag(tag) => {
                 let path = self.0.paths.tag(&reference.repository, tag);
@@ -213,7 +212,7 @@ impl Store {
         pinned: Option<bool>,
         held: Option<bool>,
     ) -> Result<bool, StoreError> {
-        let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
+        let _only = self.0.references.lock();
         let paths = &self.0.paths;
         match &reference.name {
             RefName::Tag(tag) => {

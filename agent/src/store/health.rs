@@ -6,9 +6,10 @@
 use std::{
     fs, io,
     io::Write as _,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Store, StoreError};
 
@@ -60,7 +61,7 @@ pub(super) struct Health(Mutex<Option<Trouble>>);
 
 impl Health {
     fn state(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// A write has succeeded.

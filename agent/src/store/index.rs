@@ -15,14 +15,12 @@ use std::{
     fs, io,
     panic::{self, AssertUnwindSafe},
     path::Path,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -132,7 +130,7 @@ impl Index {
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock()
     }
 
     /// Uses the stored entries only if the last process closed the index; removes the mark before anything is
@@ -247,7 +245,7 @@ impl Index {
     /// Counts the files when the stored totals cannot be used. Known entries keep their time of use; entries without
     /// a file are removed. Only one caller counts; others return at once.
     pub(super) fn rebuild_if_needed(&self, paths: &Paths) -> Result<(), StoreError> {
-        let Ok(_counting) = self.counting.try_lock() else { return Ok(()) };
+        let Some(_counting) = self.counting.try_lock() else { return Ok(()) };
         let mut next = *self.lock();
         if next == ALL_SHARDS {
             return Ok(());

@@ -170,7 +170,7 @@ struct Inner {
     health: Health,
     /// Locked while references are written or removed, so that none is written into a directory that is being
     /// removed.
-    references: std::sync::Mutex<()>,
+    references: parking_lot::Mutex<()>,
     /// Counts changes of references other than by client requests.
     changes: AtomicU64,
     /// Number of records of tags; see `tags`.
@@ -209,7 +209,7 @@ impl Store {
             limits: config.limits,
             runtime: config.runtime.clone(),
             health: Health::default(),
-            references: std::sync::Mutex::default(),
+            references: parking_lot::Mutex::default(),
             changes: AtomicU64::new(0),
             tags: AtomicUsize::new(tags::UNCOUNTED),
         }))
@@ -272,7 +272,7 @@ impl Store {
     /// Records the digest of a tag. Blocking.
     pub fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
         self.owner()?;
-        let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _only = self.0.references.lock();
         let path = self.0.paths.tag(repository, tag);
         // A pin belongs to the tag, whatever digest the registry returns.
         let old = refs::read::<TagRecord>(&path)?;
@@ -288,7 +288,7 @@ impl Store {
     /// Removes the record of a tag that the registry does not have. A pinned or imported tag stays. Blocking.
     pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
         self.owner()?;
-        let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _only = self.0.references.lock();
         let path = self.0.paths.tag(repository, tag);
         let kept = refs::read::<TagRecord>(&path)?.is_some_and(|record| record.is_kept());
         if kept { Ok(()) } else { refs::remove(&path) }
@@ -312,7 +312,7 @@ impl Store {
         record: &ManifestRecord,
     ) -> Result<(), StoreError> {
         self.owner()?;
-        let _only = self.0.references.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _only = self.0.references.lock();
         let path = self.0.paths.manifest(repository, digest);
         let (pinned, held) =
             refs::read::<ManifestRecord>(&path)?.map_or((false, false), |old| (old.pinned, old.held));

@@ -7,7 +7,7 @@
 //! Content without a record came without credentials: anyone may have it. A record is written before the first byte of
 //! the content is stored, and goes when the content has gone.
 
-use std::{fs, sync::PoisonError};
+use std::fs;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,7 +66,7 @@ impl Store {
         credentials: bool,
     ) -> Result<(), StoreError> {
         self.owner()?;
-        let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
+        let _only = self.0.references.lock();
         let path = self.0.paths.origins_of(digest);
         let before = refs::read::<Origins>(&path)?.unwrap_or_default();
         let now = before.clone().with(registry, credentials);

@@ -4,7 +4,7 @@
 //! [`MOST_TAGS`]. The number is an estimate that is never too low: counted once after the start, and again when it
 //! seems to exceed the limit; new records are added to it in between.
 
-use std::sync::{PoisonError, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use super::{Store, StoreError, TagRecord, facts, refs};
 use crate::types::{Digest, Repository, Tag};
@@ -87,7 +87,7 @@ impl Store {
         let mut removed = 0;
         for fact in tags {
             let path = self.0.paths.tag(&fact.repository, &fact.tag);
-            let _only = self.0.references.lock().unwrap_or_else(PoisonError::into_inner);
+            let _only = self.0.references.lock();
             let same = |record: &TagRecord| {
                 record.digest == fact.digest && record.confirmed == fact.confirmed && !record.is_kept()
             };

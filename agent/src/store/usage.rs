@@ -3,9 +3,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::types::Digest;
 
@@ -41,7 +43,7 @@ impl Drop for Hold {
 impl UsageLog {
     fn shard(&self, digest: &Digest) -> MutexGuard<'_, HashMap<Digest, Use>> {
         let shard = usize::from(digest.as_bytes()[0]) % SHARDS;
-        self.0[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0[shard].lock()
     }
 
     /// Notes a use.
@@ -67,7 +69,7 @@ impl UsageLog {
     pub(super) fn take(&self) -> Vec<(Digest, u64)> {
         let mut all = Vec::new();
         for shard in &self.0 {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = shard.lock();
             all.extend(
                 shard.iter_mut().filter_map(|(digest, entry)| Some((*digest, entry.unwritten.take()?))),
             );

@@ -10,9 +10,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::piece_hashes::hash_piece;
 use crate::{download::Claim, peers::layout::Layout, types::Digest};
@@ -61,7 +62,7 @@ impl WrongBlob {
 
 impl Evidence {
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, WrongBlob>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Notes a wrong blob. Returns whether it is the digest's first, and was noted.

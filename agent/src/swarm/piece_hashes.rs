@@ -8,9 +8,9 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt as _,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
 use crate::{peers::layout::Layout, types::Digest};
@@ -41,7 +41,7 @@ impl Default for PieceHashes {
 
 impl PieceHashes {
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     pub(super) fn get(&self, digest: &Digest, piece: u64) -> Option<Digest> {

@@ -5,10 +5,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::credentials::Login;
@@ -149,7 +150,7 @@ const MAX_SLOTS: usize = 4096;
 
 impl TokenCache {
     pub(super) fn slot(&self, key: &TokenKey) -> TokenSlot {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.0.lock();
         if let Some(slot) = slots.get(key) {
             return slot.clone();
         }

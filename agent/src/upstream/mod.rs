@@ -23,13 +23,11 @@ mod registry;
 mod retry;
 mod trust;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
+use parking_lot::Mutex;
 
 pub use answer::{BlobBody, Listing, Manifest, ManifestHead, OriginPenalties};
 pub use ask::Span;
@@ -104,7 +102,7 @@ impl Upstream {
     /// The registry's state, created at first use: wildcard entries match registries that are not known in
     /// advance.
     fn registry(&self, host: &RegistryHost) -> Result<Arc<Registry>, UpstreamError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(registry) = known.get(host) {
             return Ok(registry.clone());
         }
@@ -175,7 +173,7 @@ impl Upstream {
 
     /// The state of every registry that was requested so far.
     pub fn status(&self) -> Vec<RegistryStatus> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         let mut all: Vec<_> = known.values().map(|registry| registry.status()).collect();
         all.sort_by(|a, b| a.registry.cmp(&b.registry));
         all

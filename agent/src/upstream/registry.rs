@@ -1,12 +1,13 @@
 //! One registry: its endpoints in order, each with its own limits, and the number of concurrent transfers.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::Method;
+use parking_lot::Mutex;
 use reqwest::Url;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -113,10 +114,6 @@ pub struct EndpointStatus {
     pub rate: BudgetStatus,
 }
 
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Registry {
     pub(super) fn new(
         host: &RegistryHost,
@@ -164,11 +161,11 @@ impl Registry {
     }
 
     pub(super) fn has_ranges(&self) -> bool {
-        guard(&self.no_ranges).is_none_or(|since| since.elapsed() > NO_RANGES)
+        self.no_ranges.lock().is_none_or(|since| since.elapsed() > NO_RANGES)
     }
 
     pub(super) fn note_no_ranges(&self) {
-        *guard(&self.no_ranges) = Some(Instant::now());
+        *self.no_ranges.lock() = Some(Instant::now());
     }
 
     /// Sends one request: endpoints in order, those that sent wrong bytes for this content last. Small requests
@@ -254,7 +251,7 @@ impl Registry {
         let began = Instant::now();
         self.admit(watched, &subject, began)?;
         if ask.kind == Kind::manifest && ask.method == Method::GET {
-            guard(&watched.limits).budget.spent(name);
+            watched.limits.lock().budget.spent(name);
         }
         let sent = watched.endpoint.send(name, ask).await;
         let now = Instant::now();
@@ -270,7 +267,7 @@ impl Registry {
             },
             Err(failure) => Outcome::Settled(failure.told.as_deref()),
         };
-        let mut limits = guard(&watched.limits);
+        let mut limits = watched.limits.lock();
         let wait = limits.settle(&subject, began, outcome, now);
         if sent.is_ok() {
             self.export(&limits.budget, now);
@@ -287,7 +284,7 @@ impl Registry {
 
     /// Rejects a request that the endpoint would reject or not answer.
     fn admit(&self, watched: &Watched, subject: &str, now: Instant) -> Result<(), UpstreamError> {
-        let admitted = guard(&watched.limits).admit(subject, now);
+        let admitted = watched.limits.lock().admit(subject, now);
         let name = watched.endpoint.name();
         admitted.map_err(|refusal| match refusal {
             Refusal::Throttled(wait) => {
@@ -306,7 +303,7 @@ impl Registry {
     pub(super) fn background_wait(&self) -> Option<Duration> {
         let now = Instant::now();
         let waits = self.endpoints.iter().map(|watched| {
-            let waits = guard(&watched.limits).budget.admit(Class::Background, now);
+            let waits = watched.limits.lock().budget.admit(Class::Background, now);
             waits.err().unwrap_or_default()
         });
         waits.min().filter(|wait| !wait.is_zero())
@@ -328,7 +325,7 @@ impl Registry {
     pub(super) fn status(&self) -> RegistryStatus {
         let now = Instant::now();
         let endpoint = |watched: &Watched| {
-            let limits = guard(&watched.limits);
+            let limits = watched.limits.lock();
             EndpointStatus {
                 endpoint: watched.endpoint.name().to_owned(),
                 left_alone_for_seconds: limits.open_for(now).map(|wait| wait.as_secs() + 1),

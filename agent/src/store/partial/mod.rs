@@ -21,12 +21,13 @@ use std::{
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use map::Map;
 pub use unverified::Unverified;
@@ -100,10 +101,6 @@ pub enum Finish {
     },
 }
 
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Partial {
     pub(super) fn open(store: Store, digest: &Digest) -> Result<Self, StoreError> {
         let hold = store.0.usage.hold(digest);
@@ -153,22 +150,22 @@ impl Partial {
 
     /// The blob's size, once known.
     pub fn size(&self) -> Option<u64> {
-        guard(&self.state).size
+        self.state.lock().size
     }
 
     /// End of the contiguous bytes from `position` on.
     pub fn end_from(&self, position: u64) -> u64 {
-        guard(&self.state).have.end_from(position)
+        self.state.lock().have.end_from(position)
     }
 
     /// The missing parts of `within`.
     pub fn gaps(&self, within: Range<u64>) -> Vec<Range<u64>> {
-        guard(&self.state).have.gaps(within)
+        self.state.lock().have.gaps(within)
     }
 
     /// The ranges that have arrived.
     pub fn have(&self) -> RangeSet {
-        guard(&self.state).have.clone()
+        self.state.lock().have.clone()
     }
 
     /// Contiguous bytes that are not hashed yet; zero while another thread hashes.
@@ -179,15 +176,15 @@ impl Partial {
 
     /// Number of bytes that have arrived.
     pub fn total(&self) -> u64 {
-        guard(&self.state).have.total()
+        self.state.lock().have.total()
     }
 
     /// Sets the size according to the registry. If it differs from an earlier size, the bytes belong to other content
     /// and are discarded.
     pub fn set_size(&self, size: u64) -> Result<(), StoreError> {
-        let _writing = guard(&self.writing);
+        let _writing = self.writing.lock();
         {
-            let mut state = guard(&self.state);
+            let mut state = self.state.lock();
             if state.sealed || state.size.is_none_or(|old| old == size) {
                 state.size = state.size.or(Some(size));
                 return Ok(());
@@ -200,7 +197,7 @@ impl Partial {
     /// Discards everything. The caller holds `writing`.
     fn start_over(&self, size: Option<u64>) -> Result<(), StoreError> {
         let epoch = {
-            let mut state = guard(&self.state);
+            let mut state = self.state.lock();
             if state.sealed {
                 return Ok(());
             }
@@ -209,7 +206,7 @@ impl Partial {
             *state = State { have, size, validators: Vec::new(), unsaved: 0, epoch, sealed: false };
             epoch
         };
-        *guard(&self.hash) = Running { hasher: self.digest.algorithm().hasher(), position: 0, epoch };
+        *self.hash.lock() = Running { hasher: self.digest.algorithm().hasher(), position: 0, epoch };
         self.file.set_len(0).map_err(StoreError::io("truncate", &self.data_path))
     }
 
@@ -220,17 +217,17 @@ impl Partial {
 
     /// The current epoch, for [`Self::write_in`].
     pub fn epoch(&self) -> u64 {
-        guard(&self.state).epoch
+        self.state.lock().epoch
     }
 
     /// The versions of the content that its bytes come from, by sender.
     pub fn validators(&self) -> Vec<Validator> {
-        guard(&self.state).validators.clone()
+        self.state.lock().validators.clone()
     }
 
     /// Records a version; only the first one of each sender, while its bytes are kept.
     pub fn note_validator(&self, validator: &Validator) {
-        let mut state = guard(&self.state);
+        let mut state = self.state.lock();
         let known = state.validators.iter().any(|known| known.origin == validator.origin);
         if !known && state.validators.len() < MAX_VALIDATORS {
             state.validators.push(validator.clone());
@@ -239,7 +236,7 @@ impl Partial {
 
     /// Discards everything including the size, after contradictory information about the content.
     pub fn forget(&self) -> Result<(), StoreError> {
-        let _writing = guard(&self.writing);
+        let _writing = self.writing.lock();
         self.start_over(None)?;
         self.save_map()
     }
@@ -259,7 +256,7 @@ impl Partial {
         written: impl FnOnce(&[Range<u64>]),
     ) -> Result<(), StoreError> {
         let end = offset + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        let writing = guard(&self.writing);
+        let writing = self.writing.lock();
         if self.epoch() != epoch {
             return Ok(());
         }
@@ -279,7 +276,7 @@ impl Partial {
 
     /// Adds a range. Returns whether the map is due to be saved.
     fn note(&self, range: Range<u64>) -> bool {
-        let mut state = guard(&self.state);
+        let mut state = self.state.lock();
         state.unsaved += range.end - range.start;
         state.have.insert(range);
         let due = state.unsaved >= SAVE_EVERY;
@@ -298,9 +295,9 @@ impl Partial {
 
     /// Discards a range.
     pub fn give_up(&self, range: Range<u64>) -> Result<(), StoreError> {
-        let _writing = guard(&self.writing);
+        let _writing = self.writing.lock();
         let restart = {
-            let mut state = guard(&self.state);
+            let mut state = self.state.lock();
             if state.sealed {
                 return Ok(());
             }
@@ -314,7 +311,7 @@ impl Partial {
 
     /// Restarts the hash when it has passed a position where bytes have changed.
     fn hash_again_from(&self, (place, epoch): (u64, u64)) {
-        let mut running = guard(&self.hash);
+        let mut running = self.hash.lock();
         if running.position > place {
             *running = Running { hasher: self.digest.algorithm().hasher(), position: 0, epoch };
         }
@@ -323,9 +320,9 @@ impl Partial {
     /// Writes bytes even if others have arrived. Returns whether there were different ones.
     pub fn replace(&self, offset: u64, bytes: &Bytes) -> Result<bool, StoreError> {
         let range = offset..offset + bytes.len() as u64;
-        let _writing = guard(&self.writing);
+        let _writing = self.writing.lock();
         let (whole, restart) = {
-            let state = guard(&self.state);
+            let state = self.state.lock();
             if state.sealed {
                 return Ok(false);
             }
@@ -368,7 +365,7 @@ impl Partial {
     /// Adds bytes in memory to the hash when they continue it. When another thread hashes, that thread or
     /// [`Self::finish`] reads these bytes from the file later.
     fn hash_written(&self, epoch: u64, offset: u64, chunks: &[Bytes]) {
-        let Ok(mut running) = self.hash.try_lock() else { return };
+        let Some(mut running) = self.hash.try_lock() else { return };
         if (running.epoch, running.position) == (epoch, offset) {
             for chunk in chunks {
                 running.hasher.update(chunk);
@@ -379,7 +376,7 @@ impl Partial {
 
     /// Hashes further contiguous bytes from the file (usually from the page cache).
     pub fn hash_forward(&self) -> Result<(), StoreError> {
-        let mut running = guard(&self.hash);
+        let mut running = self.hash.lock();
         loop {
             let end = self.end_from(running.position);
             if end == running.position {
@@ -410,7 +407,7 @@ impl Partial {
             return Ok(None);
         }
         let mut running = {
-            let running = guard(&self.hash);
+            let running = self.hash.lock();
             let fits = running.position <= position;
             let (hasher, start) = if fits {
                 (running.hasher.clone(), running.position)
@@ -426,7 +423,7 @@ impl Partial {
     /// Verifies the digest of the complete content. After a mismatch the caller discards the bytes.
     pub fn finish(&self) -> Result<Finish, StoreError> {
         self.hash_forward()?;
-        let found = guard(&self.hash).hasher.clone().finish();
+        let found = self.hash.lock().hasher.clone().finish();
         Ok(if found == self.digest { Finish::Verified } else { Finish::Mismatch { found } })
     }
 
@@ -434,12 +431,12 @@ impl Partial {
     ///
     /// The digest is verified again with the running hash, so that no order of calls can publish other content.
     pub fn commit(&self) -> Result<Blob, StoreError> {
-        let _writing = guard(&self.writing);
-        let found = guard(&self.hash).hasher.clone().finish();
+        let _writing = self.writing.lock();
+        let found = self.hash.lock().hasher.clone().finish();
         if found != self.digest {
             return Err(Box::new(Mismatch { expected: self.digest, found }).into());
         }
-        guard(&self.state).sealed = true;
+        self.state.lock().sealed = true;
         self.file.sync_all().map_err(StoreError::io("sync", &self.data_path))?;
         let target = self.store.0.paths.blob(&self.digest);
         paths::publish(&self.data_path, &target, Mode::ReadOnly)?;
@@ -465,9 +462,9 @@ impl Partial {
 
     fn save_map(&self) -> Result<(), StoreError> {
         // Locked before the snapshot, so that an older map never replaces a newer one.
-        let _saving = guard(&self.saving);
+        let _saving = self.saving.lock();
         let map = {
-            let state = guard(&self.state);
+            let state = self.state.lock();
             Map {
                 size: state.size,
                 have: state.have.iter().map(|range| (range.start, range.end)).collect(),

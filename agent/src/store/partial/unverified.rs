@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Partial, guard};
+use super::Partial;
 use crate::{
     store::StoreError,
     types::{Algorithm, Digest, Hasher},
@@ -26,14 +26,14 @@ pub struct Unverified {
 
 impl Drop for Unverified {
     fn drop(&mut self) {
-        guard(&self.partial.unverified).retain(|range| *range != self.range);
+        self.partial.unverified.lock().retain(|range| *range != self.range);
     }
 }
 
 impl Partial {
     /// Starts to write `range`; `None` while another writer writes a part of it.
     pub fn unverified(self: &Arc<Self>, range: Range<u64>) -> Option<Unverified> {
-        let mut writers = guard(&self.unverified);
+        let mut writers = self.unverified.lock();
         if writers.iter().any(|other| other.start < range.end && range.start < other.end) {
             return None;
         }
@@ -53,7 +53,7 @@ impl Unverified {
     pub fn write(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
         let end = self.position + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         {
-            let _writing = guard(&self.partial.writing);
+            let _writing = self.partial.writing.lock();
             if self.partial.epoch() == self.epoch {
                 for gap in self.partial.gaps(self.position..end) {
                     self.partial.write_gap(self.position, chunks, &gap)?;
@@ -75,7 +75,7 @@ impl Unverified {
     /// Publishes the bytes. Returns whether they count: not when everything was discarded since the start. Blocking.
     pub fn accept(self) -> bool {
         let due = {
-            let _writing = guard(&self.partial.writing);
+            let _writing = self.partial.writing.lock();
             if self.partial.epoch() != self.epoch || self.position != self.range.end {
                 return false;
             }

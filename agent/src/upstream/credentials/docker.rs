@@ -6,11 +6,12 @@ use std::{
     fs::Metadata,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::Login;
@@ -181,7 +182,7 @@ impl DockerFile {
     /// The current configuration. A file that becomes unreadable keeps its last content. Blocks for a `stat`,
     /// rarely for a small read.
     pub fn config(&self) -> Arc<DockerConfig> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.looked.elapsed() < LOOK_EVERY {
             return state.config.clone();
         }
@@ -290,7 +291,7 @@ mod tests {
         write("one");
         let file = DockerFile::open(&path).unwrap();
         let now = || {
-            file.state.lock().unwrap().looked -= LOOK_EVERY;
+            file.state.lock().looked -= LOOK_EVERY;
             file.config().source(&"r.test".parse().unwrap())
         };
         assert_eq!(now(), password("u", "one"));

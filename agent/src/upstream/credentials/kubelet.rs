@@ -4,10 +4,11 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -167,7 +168,7 @@ impl KubeletProviders {
         fresh: bool,
     ) -> Result<Logins, String> {
         if !fresh {
-            let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
+            let global = self.global.lock();
             let kept = global.get(&provider.name).filter(|(until, _)| *until > Instant::now());
             if let Some((_, logins)) = kept {
                 return Ok(logins.clone());
@@ -226,7 +227,7 @@ async fn run(
     })?;
     let (scope, keep, logins) = response;
     if scope == "Global" {
-        let mut global = global.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut global = global.lock();
         global.insert(provider.name.clone(), (Instant::now() + keep, logins.clone()));
     }
     let scope = if scope == "Image" { image } else { String::new() };

@@ -11,10 +11,9 @@ mod helper;
 mod kubelet;
 mod runs;
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{fmt, sync::Arc};
+
+use parking_lot::RwLock;
 
 pub use docker::{CredentialsError, DockerFile};
 pub use kubelet::{KubeletError, KubeletProviders};
@@ -69,12 +68,12 @@ impl Credentials {
         let (read, wrong): (Vec<_>, Vec<_>) =
             documents.iter().map(|document| docker::DockerConfig::parse(document)).partition(Result::is_ok);
         let read = read.into_iter().filter_map(Result::ok).collect();
-        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) = read;
+        *self.secrets.write() = read;
         wrong.into_iter().filter_map(Result::err).collect()
     }
 
     fn of_secrets(&self, registry: &RegistryHost) -> Option<Login> {
-        let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        let secrets = self.secrets.read();
         secrets.iter().find_map(|config| match config.source(registry)? {
             docker::Source::Login(login) => Some(login),
             // A secret must not select programs of this node.

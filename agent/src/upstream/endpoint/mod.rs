@@ -4,11 +4,12 @@ mod reply;
 mod token;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use parking_lot::Mutex;
 use reqwest::Url;
 
 use super::{
@@ -354,11 +355,11 @@ impl Endpoint {
     }
 
     fn known_challenge(&self) -> Option<Challenge> {
-        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.challenge.lock().clone()
     }
 
     fn remember(&self, challenge: &Challenge) {
-        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+        *self.challenge.lock() = Some(challenge.clone());
     }
 
     async fn login(&self, name: &RepoName, fresh: bool) -> Result<Option<Login>, String> {
