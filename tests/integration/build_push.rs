@@ -111,12 +111,12 @@ async fn a_push_outlasts_faults_and_sends_manifests_last_and_tags_after_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_refuses_large_bodies_gets_pieces() {
+async fn a_registry_that_refuses_large_bodies_gets_chunks() {
     let upstream = FakeUpstream::start().await;
     let host = upstream.address().to_string();
     let fixture = Fixture::new();
     fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
-    upstream.fault(On::kind(Kind::Upload).put(), Fault::status(413)).times(1);
+    upstream.limit_bodies(4_500_000);
     pushed(&fixture, &host, &["--jobs", "1"]).await;
     let log = upstream.log();
     assert!(log.iter().any(|entry| entry.method == Method::PATCH), "{}", log.describe());
