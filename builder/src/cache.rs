@@ -45,7 +45,7 @@ use crate::digest::{Digest, Hasher};
 /// memory bound of the whole program.
 pub const BUFFER: usize = 256 * 1024;
 
-/// Temporary files are removed when older than this, whoever else uses the cache.
+/// Temporary files are removed when older than this, even if another process uses the cache.
 const STALE: Duration = Duration::from_hours(24);
 
 /// The directories of the cache.

@@ -167,7 +167,7 @@ fn what_cannot_come_together_is_refused() {
     }
     let (code, message) = edit("to: /usr/local/bin/run,", "to: /opt/spark/RELEASE,");
     assert!(
-        code == 2 && message.contains("contradicts the entry at") && message.contains("hearth.yaml:20:"),
+        code == 2 && message.contains("contradicts the entry at") && message.contains("hearth.yaml:23:"),
         "{message}"
     );
     let (code, message) = edit("java: { path: jre.tar.gz }", "java: { path: base.tar }");

@@ -170,12 +170,8 @@ mod tests {
             ),
             (Some(&[("x", "y")]), &[("grpc-status", "12")], "12: "),
             (None, &[("grpc-status", "14"), ("grpc-message", "down")], "14: down"),
-            (None, &[], "the answer to `/a.B/C` is not understood: it has no `grpc-status`"),
-            (
-                None,
-                &[("grpc-status", "x")],
-                "the answer to `/a.B/C` is not understood: it has no `grpc-status`",
-            ),
+            (None, &[], "invalid response to `/a.B/C`: it has no `grpc-status`"),
+            (None, &[("grpc-status", "x")], "invalid response to `/a.B/C`: it has no `grpc-status`"),
         ] {
             assert_eq!(refused(trailers, headers), expected);
         }

@@ -105,7 +105,7 @@ impl Inputs<'_> {
         for (coordinate, input) in found {
             let part = lock::part(&name, &coordinate);
             let archive = match &input {
-                // Whoever has the file needs no credentials any more.
+                // A process that has the file needs no credentials any more.
                 Input { place: Source::Url(url), checksum: Some(checksum) } => {
                     let basic = repositories.as_ref().ok().and_then(|repositories| repositories.basic(url));
                     self.download(&part, Remote { basic, ..Remote::open(url) }, *checksum, &redacted(url))

@@ -2,7 +2,7 @@
 //!
 //! What the specification or its lock names with a checksum is fetched at the start; what resolution comes to (packages of
 //! Python, JARs) as soon as it is known. The [`Downloader`](crate::sources::download::Downloader) bounds how many transfers
-//! run at once, whoever asked for them. Preparation then finds the files in the cache.
+//! run at once, for all inputs together. Preparation then finds the files in the cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,7 +3,7 @@
 //! The modification time of a file of the cache says when it was last used: finding it moves the time on, at most once a
 //! day, so that looking costs next to nothing. Access times would say the same, but many file systems do not keep them.
 //!
-//! Every process holds a shared lock on `<cache>/lock`. Whoever gets the lock alone knows that no other process uses the
+//! Every process holds a shared lock on `<cache>/lock`. A process that gets the lock alone knows that no other process uses the
 //! cache: then temporary files are leftovers of killed ones, and old files can be removed.
 
 use std::{

@@ -114,7 +114,7 @@ async fn files_that_cannot_be_used_are_named_before_anything_starts() {
     assert!(missing.ends_with("`peer.tls.certificate`: needs `peer.tls.key`"), "{missing}");
     for (file, expected) in [
         ("nowhere", "nowhere.pem` cannot be read: No such file"),
-        ("empty", "empty.pem` holds no certificate"),
+        ("empty", "empty.pem` contains no certificate"),
         ("other", "other.pem` is not valid for `hearth-peers.hearth.svc` (`peer.tls.name`)"),
         ("mixed", "mixed.pem` cannot be used with its key"),
     ] {
