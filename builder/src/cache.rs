@@ -13,11 +13,11 @@
 //!
 //! Invariants: a name outside `downloads-v1` and `tmp-v1` exists only once its content is whole (write
 //! aside, rename), so a killed process leaves nothing to repair. Everything is verified while it is read
-//! ([`verify`](self::verify)): content against the digest in its name, compressed files and notes against a digest that
+//! (`verify`): content against the digest in its name, compressed files and notes against a digest that
 //! they carry. A damaged file is removed and made again. Formats carry their version in the directory name; nothing
 //! is ever migrated.
 //!
-//! The cache does not shrink by itself: `hearth cache prune` removes what was not used for a while ([`usage`](self::usage)),
+//! The cache does not shrink by itself: `hearth cache prune` removes what was not used for a while (`usage`),
 //! and every directory in it can be deleted while no build runs. Temporary files of killed processes are removed by the
 //! next one that has the cache for itself.
 

@@ -123,7 +123,7 @@ fn check(agent: &Agent, config: &Path, more: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("hearth-agent")?);
     command.args(["setup", "--check", "--config"]).arg(config);
     command.args(["--mirror-listen", agent.url().trim_start_matches("http://")]);
-    command.args(["--admin-listen", &agent.admin.to_string()]).args(more);
+    command.arg("--admin-socket").arg(agent.socket()).args(more);
     Ok(command)
 }
 
@@ -193,7 +193,6 @@ async fn a_check_of_docker_pulls_through_its_own_api() -> Result<()> {
         let mut command = Command::new(binary("hearth-agent")?);
         command.args(["setup", "--check", "--runtime", "docker", "--config"]).arg(&file);
         command.args(["--mirror-listen", &agent.addresses.mirror.to_string()]);
-        command.args(["--admin-listen", &agent.addresses.admin.to_string()]);
         command.arg("--socket").arg(docker.socket());
         let finished = run(command, LIMIT).await?;
         ensure!(finished.success == expected, "{}\n{}\n{}", said(&finished), docker.log(), agent.log());

@@ -7,7 +7,7 @@ pub use image::Image;
 use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::disk::SmallDisk;
@@ -61,7 +61,7 @@ pub struct Agent {
     pub admin: SocketAddr,
     process: Option<AgentProcess>,
     _disk: Option<SmallDisk>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Agent {
@@ -93,7 +93,7 @@ impl Agent {
         let disk = disk.map(|bytes| SmallDisk::mount(&data, bytes)).transpose()?;
         let process = AgentProcess::start(&config).await?;
         let Addresses { mirror, admin } = process.addresses;
-        Ok(Self { mirror, admin, process: Some(process), _disk: disk, _directory: directory })
+        Ok(Self { mirror, admin, process: Some(process), _disk: disk, directory })
     }
 
     /// `http://` and the address of the mirror.
@@ -103,6 +103,11 @@ impl Agent {
 }
 
 impl Agent {
+    /// Its Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("data/agent.sock")
+    }
+
     /// `kill -9`.
     pub async fn kill(mut self) -> Result<()> {
         self.process.take().context("it was killed before")?.kill().await

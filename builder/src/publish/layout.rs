@@ -8,7 +8,7 @@
 //!
 //! Blobs come first and the index last, each written aside and renamed: a reader, or a build that is killed,
 //! sees the old state or the new one. An image of the same name is replaced in the index; then blobs that only the old
-//! one needed are removed ([`unreferenced`](super::unreferenced)). Builds that write the same layout take turns.
+//! one needed are removed (`unreferenced`). Builds that write the same layout take turns.
 
 use std::{
     collections::BTreeMap,
