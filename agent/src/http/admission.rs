@@ -1,6 +1,6 @@
 //! How many clients a listener serves at once, and what those above that number are told.
 //!
-//! A client of the node itself (its address is the one that it connected to, as a kubelet's probe, or a loopback one on a
+//! A client of the node itself (its address is the one it connected to, as a kubelet's probe, or a loopback address on a
 //! loopback listener) may use every place. Clients from elsewhere have three quarters of them together, and each address
 //! one in eight: those above that are closed at once. So a flood from the network leaves room for the node and for others.
 //!

@@ -50,7 +50,7 @@ impl LocalServer {
         let listener = UnixListener::bind(&aside)?;
         let placed = place(&aside, path);
         if placed.is_err() {
-            // The first error is the one that matters.
+            // Only the first error matters.
             let _ = remove(&aside);
         }
         Ok(Self { listener, path: path.to_owned(), identity: placed? })
