@@ -124,7 +124,7 @@ fn seed() -> Option<u64> {
 fn is_tried(seed: Option<u64>, call: &str, nth: usize) -> bool {
     let mut hasher = DefaultHasher::new();
     (seed, call, nth).hash(&mut hasher);
-    seed.is_none() || hasher.finish().is_multiple_of(4)
+    seed.is_none() || hasher.finish().is_multiple_of(2)
 }
 
 /// Kills builds before the calls of a kind that are tried; says how many.
