@@ -19,7 +19,7 @@ use crate::limits::download::expected_hashes::USELESS;
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     state: Mutex<State>,
-    /// One request at a time for the segments of a slot: those that wait use its result.
+    /// One request at a time for the segments of a slot; waiting callers use its result.
     requests: KeyedMutex<u64>,
 }
 

@@ -173,7 +173,7 @@ async fn land(
         return Err(FetchError::Corrupt { registry: source, origins, mismatch });
     }
     if download.sent_wrong_bytes() {
-        // The bytes on disk are right, and those that clients received may not be.
+        // The bytes on disk are right, but clients may have received wrong ones.
         blocking(move || partial.park()).await?;
         return Err(FetchError::Changed("wrong bytes from a peer were replaced".to_owned()));
     }

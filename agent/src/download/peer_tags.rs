@@ -28,7 +28,7 @@ use crate::{
 use crate::limits::download::peer_tags::{ANSWER, AT_ONCE, EVERYONE, RESOLVERS, VOTES};
 
 impl Fetcher {
-    /// Peers to request a manifest from: those that rank before this node and are not known to be unreachable.
+    /// Peers to request a manifest from: usable peers that rank before this node.
     fn before_this_node(&self, membership: &Membership, subject: u64) -> Vec<Peer> {
         let before = membership.resolvers(subject).into_iter();
         before.filter(|peer| self.0.peers.is_usable(peer)).take(RESOLVERS).cloned().collect()
@@ -73,7 +73,7 @@ impl Fetcher {
     }
 
     /// Which peers to request a manifest from when the registry does not answer this node: all of them for a copy on
-    /// disk; then those that rank after this node, because they may reach the registry. Those send no further peer
+    /// disk; then the peers that rank after this node, because they may reach the registry. They send no further peer
     /// requests.
     fn last_resorts(&self, subject: u64) -> Option<[(Vec<Peer>, bool); 2]> {
         let membership = self.0.peers.membership()?;

@@ -114,7 +114,7 @@ pub fn naming(images: &[Image]) -> HashMap<Digest, u32> {
     named
 }
 
-/// All images: referenced manifests, except those that are part of another one and have no tag of their own.
+/// All images: referenced manifests, without untagged parts of another image.
 pub fn all(store: &Store) -> Result<Vec<Image>, StoreError> {
     let mut named: HashMap<Digest, Vec<RefFact>> = HashMap::new();
     for reference in store.references()? {

@@ -79,7 +79,7 @@ pub(crate) mod tags {
     /// After a failure of the registry, the last known digest is served without a request for this long.
     pub(crate) const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
-    /// Tags in memory before those that were not used longest are dropped; the disk has them.
+    /// Most tags in memory. Above it the least recently used are dropped; the disk has them.
     pub(crate) const MAX_SLOTS: u64 = 16_384;
 }
 

@@ -4,7 +4,7 @@
 //! A blob has about 256 pieces within the limits of a piece's size: with few, a node waits long before it can forward
 //! the first one, and the work is uneven; many small ones cost requests. [`SLOTS`] segments of equal length cover
 //! [`WINDOW`] pieces (or the whole blob when it is smaller), the next segments the next window, and so on: the pieces
-//! that nodes request in their windows are those that all readers are reading, however slow the registry is. Segment
+//! that nodes request in their windows are the ones that all readers are reading, however slow the registry is. Segment
 //! `s` belongs to slot `s mod SLOTS`, and a slot to a reader.
 
 use std::ops::Range;

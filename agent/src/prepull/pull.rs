@@ -132,7 +132,7 @@ pub(super) async fn pull(
     Ok(Pulled { digest, bytes: task.progress.total() })
 }
 
-/// Images of applications are those that anyone may read: an application that names an image must not get with the agent's
+/// Images of applications must be public: an application that names an image must not get with the agent's
 /// credentials what its own namespace could not pull.
 async fn check_public(upstream: &Upstream, task: &PullTask) -> Result<(), Problem> {
     match upstream.check_public(&task.image.repository, &task.reference).await {

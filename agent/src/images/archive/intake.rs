@@ -229,12 +229,12 @@ mod tests {
     fn a_layer_that_unpacks_to_more_than_any_real_one_is_refused_early() {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(&Config::of(home.path())).unwrap();
-        let go_on = CancellationToken::new();
-        let small = uncompressed_digest(&bomb(&store, 3), &go_on).unwrap();
+        let never = CancellationToken::new();
+        let small = uncompressed_digest(&bomb(&store, 3), &never).unwrap();
         assert_eq!(small, Digest::of(&vec![0; 3 << 20]));
         let large = bomb(&store, 200);
         assert!(large.size() < 1 << 20, "{}", large.size());
-        let refused = uncompressed_digest(&large, &go_on).unwrap_err();
+        let refused = uncompressed_digest(&large, &never).unwrap_err();
         assert!(matches!(&refused, ArchiveError::TooLarge(_)), "{refused:?}");
     }
 
