@@ -308,7 +308,7 @@ async fn what_docker_saves_is_taken_with_its_layers_checked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_hearth_builds_is_taken_from_its_directory() {
-    let fixture = crate::build_fixture::Fixture::new();
+    let fixture = kit::build_fixture::Fixture::new();
     let report = fixture.build(&[]);
     let dist = fixture.path("dist");
     let agent = Agent::start(&closed_network()).await;

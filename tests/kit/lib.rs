@@ -1,6 +1,7 @@
 //! Test kit.
 
 pub mod agent;
+pub mod build_fixture;
 pub mod certificates;
 pub mod cluster;
 pub mod disk;

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, blob, finish, report, write_spark};
+use kit::build_fixture::{Fixture, blob, finish, report, write_spark};
 
 /// Two patch releases: one JAR of five megabytes is the same, the ones that carry the version in their name differ.
 fn two_releases() -> Fixture {

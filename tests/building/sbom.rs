@@ -13,7 +13,7 @@ use kit::{
 };
 use serde_json::Value;
 
-use crate::build_fixture::{Archive, Fixture, blob, finish, report, skipped, write_base, write_spark};
+use kit::build_fixture::{Archive, Fixture, blob, finish, report, skipped, write_base, write_spark};
 
 fn document(layout: &Path, digest: &Value) -> Value {
     let path = blob(layout, digest.as_str().expect("a digest"));
@@ -138,7 +138,7 @@ fn documents_validate_against_their_schemas_and_package_urls_are_canonical() {
     let mut uv = Command::new("uv");
     uv.args(["run", "--no-project", "--quiet", "--with", "cyclonedx-python-lib[json-validation]==11.12.0"]);
     uv.args(["--with", "spdx-tools==0.8.5", "python"]);
-    uv.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/build_sbom_schema.py"));
+    uv.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("building/sbom_schema.py"));
     let output = finish(uv.arg(fixture.path("dist")).current_dir(fixture.path("")));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));

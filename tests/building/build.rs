@@ -12,7 +12,7 @@ use flate2::{Compression, write::GzEncoder};
 use kit::process::binary;
 use serde_json::Value;
 
-use crate::build_fixture::{
+use kit::build_fixture::{
     Archive, Fixture, blob, finish, layers, printed, report, skipped, wait, write_base, write_spark,
 };
 

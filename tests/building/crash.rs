@@ -21,7 +21,7 @@ use flate2::{Compression, write::GzEncoder};
 use kit::{process::binary, registry::random_bytes, registry::sha256, runtime::missing};
 use serde_json::Value;
 
-use crate::build_fixture::{Archive, Fixture, finish, report, skipped};
+use kit::build_fixture::{Archive, Fixture, finish, report, skipped};
 
 /// Calls that change a directory or a file.
 const CALLS: [&str; 8] = ["rename", "fsync", "write", "linkat", "unlink", "fchmod", "mkdir", "ftruncate"];

@@ -11,7 +11,7 @@ use kit::{
 };
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, finish, layers, report, skipped};
+use kit::build_fixture::{Fixture, finish, layers, report, skipped};
 
 const TAG: &str = "3.5.9-java17-python3.11";
 

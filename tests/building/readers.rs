@@ -27,7 +27,7 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner},
 };
 
-use crate::build_fixture::Archive;
+use kit::build_fixture::Archive;
 
 /// What happens to a file on its way.
 #[derive(Clone, Debug)]

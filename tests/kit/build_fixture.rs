@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{process::binary, registry::random_bytes};
 use flate2::{Compression, write::GzEncoder};
-use kit::{process::binary, registry::random_bytes};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -18,8 +18,15 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_mins(2);
 
 /// A specification beside its inputs, with a cache of its own.
+#[derive(Debug)]
 pub struct Fixture {
     home: TempDir,
+}
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Fixture {
@@ -133,6 +140,12 @@ pub fn layers(report: &Value, key: &str) -> Vec<String> {
 
 /// A tar archive that is written member by member.
 pub struct Archive<W: Write>(tar::Builder<W>);
+
+impl<W: Write> std::fmt::Debug for Archive<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive").finish_non_exhaustive()
+    }
+}
 
 impl<W: Write> Archive<W> {
     /// Starts one.

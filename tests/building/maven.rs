@@ -20,7 +20,7 @@ use hearth_builder::{
 use kit::registry::random_bytes;
 use sha2::{Digest as _, Sha256};
 
-use crate::build_fixture::{Archive, Fixture, finish, report, skipped};
+use kit::build_fixture::{Archive, Fixture, finish, report, skipped};
 
 /// Where Debian keeps the POMs of its own packages: the only repository that is there without a network.
 const DEBIAN: &str = "/usr/share/maven-repo";
@@ -274,7 +274,7 @@ fn fixture() -> Fixture {
     let needs = dependency("com.google.guava:guava:33.0", "");
     store.add("org.example", "modern", "1", &format!("<dependencies>{needs}</dependencies>"));
     let spark = File::create(fixture.path("pyspark-3.5.9.tar.gz")).expect("writable");
-    crate::build_fixture::write_spark(spark, "3.5.9", &[("deps/jars/guava-14.0.1.jar", b"no zip archive")]);
+    kit::build_fixture::write_spark(spark, "3.5.9", &[("deps/jars/guava-14.0.1.jar", b"no zip archive")]);
     fixture
 }
 

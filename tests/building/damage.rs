@@ -8,7 +8,7 @@ use std::{
 
 use kit::registry::sha256;
 
-use crate::build_fixture::{Fixture, finish, report};
+use kit::build_fixture::{Fixture, finish, report};
 
 /// All files below a directory.
 fn files(directory: &Path) -> Vec<PathBuf> {

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use kit::registry::FakeUpstream;
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, finish, report, write_base, write_spark};
+use kit::build_fixture::{Fixture, finish, report, write_base, write_spark};
 
 fn edit(fixture: &Fixture, from: &str, to: &str) {
     let text = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");

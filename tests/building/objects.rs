@@ -13,7 +13,7 @@ use kit::{
     runtime::{S3, missing},
 };
 
-use crate::build_fixture::{Fixture, finish, report, skipped};
+use kit::build_fixture::{Fixture, finish, report, skipped};
 
 /// In front of a server: notes the heads of requests and cuts one answer short.
 struct Cutter {

@@ -15,7 +15,7 @@ use proptest::{
 };
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, finish, report, write_spark};
+use kit::build_fixture::{Fixture, finish, report, write_spark};
 
 /// What may be different from build to build and machine to machine.
 #[derive(Clone, Debug)]

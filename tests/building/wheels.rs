@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::build_fixture::{Fixture, blob, finish, report, skipped};
+use kit::build_fixture::{Fixture, blob, finish, report, skipped};
 
 /// Makes wheels with everything that a wheel can have, and one package that exists as source only.
 const MAKE: &str = r##"

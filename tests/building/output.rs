@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, io::Read};
 use kit::{registry::sha256, runtime::missing};
 use serde_json::Value;
 
-use crate::build_fixture::{Fixture, finish, layers, printed, report, skipped};
+use kit::build_fixture::{Fixture, finish, layers, printed, report, skipped};
 
 const TAG: &str = "3.5.9-java17-python3.11";
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
 
-use crate::build_fixture::{Archive, Fixture, blob, finish, report};
+use kit::build_fixture::{Archive, Fixture, blob, finish, report};
 
 const SPEC: &str = r#"apiVersion: hearth.dev/v1alpha1
 kind: ImageMatrix

@@ -1,0 +1,17 @@
+//! `hearth`, run as its users run it.
+
+mod build;
+mod crash;
+mod damage;
+mod entrypoint;
+mod lock;
+mod matrix;
+mod maven;
+mod objects;
+mod output;
+mod overlays;
+mod property;
+mod push;
+mod readers;
+mod sbom;
+mod wheels;
