@@ -17,11 +17,13 @@ use crate::{
     access::Access,
     config::Config,
     download::{Fetcher, MakeRoom},
+    explain::Explainer,
     gc::Collector,
     http::{
-        Admin, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Readiness, Section, Server,
-        Shares,
+        Admin, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Readiness, Report, Section,
+        Server, Shares, Token,
     },
+    journal::Journal,
     metrics::Metrics,
     peers::{self, Peers, directory::Publisher},
     prepull::{self, Prepuller, cluster::Cluster},
@@ -94,6 +96,7 @@ pub struct App {
     peers: Peers,
     publisher: Publisher,
     metrics: Metrics,
+    journal: Journal,
     mirror: Server,
     peer: Option<Server>,
     admin: Server,
@@ -112,6 +115,7 @@ impl App {
         let store_config = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::attach(&store_config)).await??;
         let (metrics, tasks, park) = (Metrics::default(), Tasks::default(), CancellationToken::new());
+        let journal = Journal::default();
         let upstream = Arc::new(Upstream::new(config.upstream.clone(), metrics.clone())?);
         let bind = |key, address, limits| {
             Server::bind(address, limits).map_err(|source| AppError::Listen { key, address, source })
@@ -132,6 +136,7 @@ impl App {
             upstream.clone(),
             peers.clone(),
             metrics.clone(),
+            journal.clone(),
             tasks.clone(),
             park.clone(),
             MakeRoom::new(move |need| room.make_room(need)),
@@ -173,6 +178,7 @@ impl App {
             peers,
             publisher,
             metrics,
+            journal,
             mirror,
             peer,
             admin,
@@ -201,16 +207,34 @@ impl App {
         let connections = Tasks::default();
         let prepuller = self.prepuller;
         let reporter = prepuller.clone();
+        let report = Report::new(
+            self.store.clone(),
+            self.fetcher.clone(),
+            self.upstream.clone(),
+            self.peers.clone(),
+            self.journal.clone(),
+            self.metrics.clone(),
+            Section::new("prepull", move |detail| match detail {
+                Detail::Names => prepull::document(&reporter.report()),
+                Detail::Numbers => prepull::counts(&reporter.report()),
+            }),
+        );
+        let explainer = Explainer::new(
+            self.store.clone(),
+            self.fetcher.clone(),
+            self.upstream.clone(),
+            self.peers.clone(),
+            self.journal.clone(),
+        );
         let admin = Admin::new(
             self.readiness,
             self.metrics.clone(),
             self.store.clone(),
             self.upstream.clone(),
-            self.fetcher.clone(),
-            Section::new("prepull", move |detail| match detail {
-                Detail::Names => prepull::document(&reporter.report()),
-                Detail::Numbers => prepull::counts(&reporter.report()),
-            }),
+            report,
+            explainer,
+            self.journal.clone(),
+            Token::of(self.config.admin_token.clone()),
             self.tasks.clone(),
             stop.clone(),
         );
@@ -252,6 +276,7 @@ impl App {
             self.upstream,
             self.access,
             self.metrics.clone(),
+            self.journal,
             self.config.default_registry.clone(),
             HeaderLimits {
                 first: self.config.fetch.first_header,

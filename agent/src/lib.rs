@@ -14,6 +14,7 @@
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`download`] | one download per digest, growing reads, tag resolution |
 //! | [`access`] | who may have cached content that came with credentials |
+//! | [`explain`] | why a pull of an image is as it is, and advice (pure) |
 //! | [`swarm`] | the peers as one source of blobs: fetches pieces from peers, serves pieces to them, detects corrupt peers |
 //! | [`images`] | which images the store holds: list, pin, remove |
 //! | [`gc`] | what to evict (pure), and the loop that does it |
@@ -27,6 +28,7 @@
 //! | [`types`] | types for the terms of the protocol |
 //! | `kubernetes` | access to the API server: a client, time limits, watching a kind of objects |
 //! | `limits` | the durations and counts of the data path that are not configurable |
+//! | [`journal`] | the last pulls, downloads and failures, in memory, for people |
 //! | [`metrics`], [`task`] | counters; the only place that starts tasks |
 //!
 //! Invariants, each kept by the module that could break it:
@@ -42,9 +44,11 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod download;
+pub mod explain;
 pub mod gc;
 pub mod http;
 pub mod images;
+pub mod journal;
 mod kubernetes;
 mod limits;
 pub mod metrics;

@@ -207,6 +207,8 @@ pub struct Metrics {
     pub store_errors: Family<TroubleLabels, Counter>,
     /// Whether the store accepts writes: 1 or 0.
     pub store_writable: Gauge,
+    /// Second since 1970 at which a client last sent a request to the mirror; 0 before the first.
+    pub last_request: Gauge,
     /// Whether this process had to rebuild the index.
     pub index_rebuilt: Gauge,
     /// Stored bytes that the background check has read.
@@ -323,6 +325,12 @@ impl Default for Metrics {
             "Whether the store accepts writes (1) or not (0)",
             store_writable.clone(),
         );
+        let last_request = Gauge::default();
+        registry.register(
+            "last_request_timestamp_seconds",
+            "When a client last sent a request to the mirror, in seconds since 1970; 0 before the first",
+            last_request.clone(),
+        );
         let index_rebuilt = Gauge::default();
         registry.register(
             "store_index_rebuilt",
@@ -391,6 +399,7 @@ impl Default for Metrics {
             bad_blobs,
             store_errors,
             store_writable,
+            last_request,
             index_rebuilt,
             store_allowed,
             runtime_bytes,

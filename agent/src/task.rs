@@ -18,7 +18,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(self.0.track_future(future.instrument(tracing::info_span!("task", name))))
+        tokio::spawn(self.0.track_future(future.instrument(tracing::info_span!("task", task = name))))
     }
 
     /// Waits until every task has ended; none may be started after that.

@@ -10,6 +10,7 @@
 //! | `faults` | root, containerd |
 //! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
 //! | `matrix::CLIENT::SUITE` | root, the program of that suite (`tests/runtimes.sh`) |
+//! | `page` | chromium |
 //! | `podman`, `buildah` | an image, root, the program |
 //! | `containerd` | an image, root, containerd, runc |
 //! | `runtime` | an image, root, containerd, runc, iproute2, podman, dockerd |
@@ -26,6 +27,7 @@ mod closed;
 mod containerd;
 mod faults;
 mod matrix;
+mod page;
 mod podman;
 mod runtime;
 mod skopeo;

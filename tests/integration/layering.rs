@@ -15,26 +15,31 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "access", "config", "download", "gc", "http", "images", "metrics", "peers", "prepull", "runtime",
-            "scrub", "store", "swarm", "task", "types", "upstream",
+            "access", "config", "download", "explain", "gc", "http", "images", "journal", "metrics", "peers",
+            "prepull", "runtime", "scrub", "store", "swarm", "task", "types", "upstream",
         ],
     ),
-    ("cli", &["config", "http", "images", "setup", "store", "types"]),
+    ("cli", &["config", "http", "images", "journal", "setup", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
     ("config", &["download", "gc", "http", "peers", "prepull", "runtime", "store", "types", "upstream"]),
     (
         "http",
-        &["access", "download", "images", "metrics", "peers", "store", "swarm", "task", "types", "upstream"],
+        &[
+            "access", "download", "explain", "images", "journal", "metrics", "peers", "store", "swarm",
+            "task", "types", "upstream",
+        ],
     ),
     (
         "prepull",
         &["access", "download", "kubernetes", "metrics", "runtime", "store", "task", "types", "upstream"],
     ),
     ("access", &["download", "store", "types", "upstream"]),
+    ("explain", &["download", "images", "journal", "peers", "store", "types", "upstream"]),
     ("kubernetes", &[]),
     ("runtime", &["types"]),
     ("limits", &[]),
-    ("download", &["limits", "metrics", "peers", "store", "task", "types", "upstream"]),
+    ("journal", &["types"]),
+    ("download", &["journal", "limits", "metrics", "peers", "store", "task", "types", "upstream"]),
     ("swarm", &["download", "limits", "metrics", "peers", "store", "task", "types", "upstream"]),
     ("gc", &["images", "metrics", "store", "task", "types"]),
     ("images", &["store", "types"]),

@@ -8,6 +8,7 @@ mod images;
 mod layering;
 mod manifests;
 mod mirror;
+mod observe;
 mod peers;
 mod prepull;
 mod registry;

@@ -21,14 +21,14 @@ use crate::{
 
 /// The result of one runtime's pull.
 #[derive(Debug, serde::Serialize)]
-struct Checked {
+pub(super) struct Checked {
     runtime: Runtime,
     /// The image that it pulled; `None` when no served registry fits the runtime.
     image: Option<String>,
     /// Milliseconds, when the pull succeeded.
-    took: Option<u128>,
+    pub(super) took: Option<u128>,
     /// Why the pull failed.
-    problem: Option<String>,
+    pub(super) problem: Option<String>,
 }
 
 pub(super) fn run(
@@ -58,7 +58,12 @@ pub(super) fn run(
 }
 
 /// Returns the agent's errors; the runtime's errors are part of the result.
-fn one(runtime: Runtime, job: &Job, socket: Option<&Path>, client: &Client) -> anyhow::Result<Checked> {
+pub(super) fn one(
+    runtime: Runtime,
+    job: &Job,
+    socket: Option<&Path>,
+    client: &Client,
+) -> anyhow::Result<Checked> {
     let Some(registry) = check::registry(runtime, &job.registries) else {
         let problem = "the configuration has no registry that this runtime can pull from through the agent: add one to \
                        `registries` (Docker: `docker.io`)";

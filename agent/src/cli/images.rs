@@ -2,13 +2,16 @@
 
 use std::{
     fmt::Write as _,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use clap::{ArgMatches, Command};
 use reqwest::Method;
 
-use super::{Place, as_json, names, print, table::table};
+use super::{
+    Place, as_json, names, print,
+    table::{ago, table},
+};
 use crate::{
     config::Config,
     images::{self, Listed, Removed},
@@ -134,16 +137,6 @@ fn state(image: &Listed) -> String {
         let _ = write!(out, ", {} other platforms not stored", image.missing_images);
     }
     out
-}
-
-fn ago(seconds: u64) -> String {
-    let span = Duration::from_secs(seconds);
-    match seconds {
-        0..60 => "now".to_owned(),
-        60..3_600 => format!("{} min ago", span.as_secs() / 60),
-        3_600..86_400 => format!("{} h ago", span.as_secs() / 3_600),
-        _ => format!("{} d ago", span.as_secs() / 86_400),
-    }
 }
 
 fn pinned(names: &[String], pin: bool, json: bool) -> anyhow::Result<String> {

@@ -7,6 +7,8 @@
 mod archives;
 mod check;
 mod client;
+mod doctor;
+mod explain;
 mod images;
 mod prepare;
 mod progress;
@@ -33,7 +35,13 @@ const OUTPUT: &str = "output";
 pub fn commands(file: &Arg) -> Vec<Command> {
     let all = images::commands().into_iter().chain(archives::commands());
     all.map(|command| with_common(command, file))
-        .chain([prepare::command(file), setup::command(file), status::command(file)])
+        .chain([
+            doctor::command(file),
+            explain::command(file),
+            prepare::command(file),
+            setup::command(file),
+            status::command(file),
+        ])
         .collect()
 }
 
@@ -42,6 +50,8 @@ pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Resul
     match name {
         "import" => archives::import(arguments, config),
         "export" => archives::export(arguments, config),
+        doctor::NAME => doctor::run(arguments, config),
+        explain::NAME => explain::run(arguments, config),
         prepare::NAME => prepare::run(arguments, config),
         setup::NAME => setup::run(arguments, config),
         status::NAME => status::run(arguments, config),

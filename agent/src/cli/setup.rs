@@ -61,11 +61,10 @@ pub(super) fn command(file: &Arg) -> Command {
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let names = arguments.get_many::<String>(RUNTIME).into_iter().flatten();
+    let root = arguments.get_one::<PathBuf>(ROOT).cloned().unwrap_or_else(|| PathBuf::from("/"));
     let job = Job {
-        root: arguments.get_one::<PathBuf>(ROOT).cloned().unwrap_or_else(|| PathBuf::from("/")),
-        mirror: reachable(config.mirror_listen),
-        registries: config.upstream.registries.iter().map(|entry| entry.pattern.clone()).collect(),
         runtimes: names.filter_map(|name| Runtime::ALL.into_iter().find(|one| one.name() == name)).collect(),
+        ..job(root, config)
     };
     let undo = arguments.get_flag(UNINSTALL);
     if !undo && job.registries.is_empty() {
@@ -81,9 +80,25 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
         setup::apply(&job.root, &plan.edits)?;
     }
     if as_json(arguments) {
-        print(&format!("{}\n", serde_json::to_string_pretty(&plan)?))
+        print(&format!("{}\n", serde_json::to_string_pretty(&plan)?))?;
     } else {
-        print(&describe(&plan, dry_run))
+        print(&describe(&plan, dry_run))?;
+    }
+    if !undo && plan.is_in_vain() {
+        anyhow::bail!(
+            "no container runtime of this node sends its requests to the agent: see TRAP above for what to change"
+        );
+    }
+    Ok(())
+}
+
+/// What to set up on this node for its configuration, for all runtimes that are found.
+pub(super) fn job(root: PathBuf, config: &Config) -> Job {
+    Job {
+        root,
+        mirror: reachable(config.mirror_listen),
+        registries: config.upstream.registries.iter().map(|entry| entry.pattern.clone()).collect(),
+        runtimes: Vec::new(),
     }
 }
 
@@ -146,6 +161,7 @@ mod tests {
                 what: "it is so".into(),
                 remedy: "do this".into(),
             }],
+            bypassing: Vec::new(),
         };
         assert_eq!(
             describe(&plan, false),

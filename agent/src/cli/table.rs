@@ -15,6 +15,16 @@ pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// How long ago something was, in the largest unit.
+pub(super) fn ago(seconds: u64) -> String {
+    match seconds {
+        0..60 => "now".to_owned(),
+        60..3_600 => format!("{} min ago", seconds / 60),
+        3_600..86_400 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} d ago", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

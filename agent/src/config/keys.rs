@@ -158,13 +158,21 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "admin.listen",
         default: "0.0.0.0:5052",
-        meaning: "address for probes and Prometheus: /livez /readyz /metrics, and /api/v1/status without names",
+        meaning: "address for probes, Prometheus and people: /livez /readyz /metrics, the status page at / and /api/v1/status, \
+                  both without names",
     },
     Key {
         path: "admin.socket",
         default: "",
         meaning: "Unix socket for the commands of `hearth-agent` (`ls`, `pin`, `import`, ...), for root and the agent's own \
                   user alone; without it `agent.sock` in `dataDir`",
+    },
+    Key {
+        path: "admin.tokenFile",
+        default: "",
+        meaning: "file with a token of at least 16 characters; clients of `admin.listen` that show it (`Authorization: Bearer`, \
+                  or `#token=` after the status page's address) see the names of images, registries and peers; without a file \
+                  no client does",
     },
     Key {
         path: "registries",

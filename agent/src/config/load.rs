@@ -249,6 +249,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         mirror_listen: value!(mirror.listen).0,
         admin_listen: value!(admin.listen).0,
         admin_socket,
+        admin_token: raw.admin.token_file,
         peer_listen: value!(peer.listen).0,
         peers,
         prepull,

@@ -45,6 +45,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// The Unix socket of programs of this node.
     pub admin_socket: PathBuf,
+    /// File with the token that shows names on the admin listener.
+    pub admin_token: Option<PathBuf>,
     /// Where other agents reach this one.
     pub peer_listen: SocketAddr,
     /// Who they are, and how this one takes part.

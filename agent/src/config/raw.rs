@@ -69,7 +69,7 @@ section!(RawStore {
     runtime_link: Option<Text<bool>>,
 });
 section!(Listener { listen: Option<Text<Address>> });
-section!(RawAdmin { listen: Option<Text<Address>>, socket: Option<Spanned<PathBuf>> });
+section!(RawAdmin { listen: Option<Text<Address>>, socket: Option<Spanned<PathBuf>>, token_file: Option<PathBuf> });
 section!(RawPeer {
     listen: Option<Text<Address>>,
     name: Option<Text<Name>>,

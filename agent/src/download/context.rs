@@ -18,6 +18,7 @@ use super::{
     spoiled::SpoiledBlobs, state::Download, tag_slot::TagSlot,
 };
 use crate::{
+    journal::Journal,
     metrics::Metrics,
     peers::Peers,
     store::{Blob, Store},
@@ -53,6 +54,7 @@ pub(super) struct Context {
     pub(super) upstream: Arc<Upstream>,
     pub(super) peers: Peers,
     pub(super) metrics: Metrics,
+    pub(super) journal: Journal,
     pub(super) tasks: Tasks,
     pub(super) stop: CancellationToken,
     /// Empty until the peers are set up, and after they have stopped.

@@ -27,6 +27,7 @@ use super::{
     tag_slot::tag_slots,
 };
 use crate::{
+    journal::Journal,
     metrics::{Found, Kind, Metrics},
     peers::Peers,
     store::{Partial, Store},
@@ -51,6 +52,7 @@ impl Fetcher {
         upstream: Arc<Upstream>,
         peers: Peers,
         metrics: Metrics,
+        journal: Journal,
         tasks: Tasks,
         stop: CancellationToken,
         room: MakeRoom,
@@ -60,6 +62,7 @@ impl Fetcher {
             upstream,
             peers,
             metrics,
+            journal,
             tasks,
             stop,
             peer_source: OnceLock::new(),

@@ -1,13 +1,17 @@
 //! A download from start to end: checks the store again, then reads from the container runtime's content, from peers
 //! and from the registry, verifies the digest, and commits the blob. A failed download keeps its partial blob.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     blocking::blocking, context::Context, downloader::Downloader, error::FetchError, phase::Phase, runtime,
     source::PeerSource, state::Download,
 };
 use crate::{
+    journal::{self, millis},
     store::{Finish, Partial},
     types::{Mismatch, RegistryHost, chain},
 };
@@ -22,7 +26,9 @@ pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
         let _ended = download.ended.clone().drop_guard();
         download.wait_for_turn().await;
         context.metrics.downloads.inc();
-        let outcome = run(&context, &download).await;
+        let mut stages = Stages::new();
+        let outcome = run(&context, &download, &mut stages).await;
+        stages.record(&context, &download, outcome.as_ref().err());
         download.close();
         download.peer_requests.leave();
         download.segments.end();
@@ -32,6 +38,52 @@ pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
         context.leave(&download);
         context.metrics.downloads.dec();
     });
+}
+
+/// How long the parts of a download took.
+#[derive(Debug)]
+struct Stages {
+    since: Instant,
+    waited: Duration,
+    transfer: Duration,
+}
+
+impl Stages {
+    fn new() -> Self {
+        Self { since: Instant::now(), waited: Duration::ZERO, transfer: Duration::ZERO }
+    }
+
+    fn waited(&mut self) {
+        self.waited = self.since.elapsed();
+        self.since = Instant::now();
+    }
+
+    fn transferred(&mut self) {
+        self.transfer = self.since.elapsed();
+        self.since = Instant::now();
+    }
+
+    /// Writes what has happened into the journal. A blob that was here already was not downloaded.
+    fn record(&self, context: &Context, download: &Download, error: Option<&FetchError>) {
+        let quiet = matches!(error, Some(FetchError::Parked | FetchError::Stopping));
+        if quiet || (download.partial().is_none() && error.is_none()) {
+            return;
+        }
+        let unfinished = self.transfer.is_zero();
+        let (from_registry, from_peers) = download.sources();
+        context.journal.note_download(journal::Download {
+            at: journal::now(),
+            digest: download.digest().to_string(),
+            repository: download.source(0).map(|repository| repository.to_string()),
+            size: download.size(),
+            from_registry,
+            from_peers,
+            waited_millis: millis(self.waited),
+            transfer_millis: millis(if unfinished { self.since.elapsed() } else { self.transfer }),
+            commit_millis: if unfinished { 0 } else { millis(self.since.elapsed()) },
+            error: error.map(|error| chain(error)),
+        });
+    }
 }
 
 /// Keeps the partial blob for the next download and reports the error to all subscribers.
@@ -59,7 +111,11 @@ async fn fail(context: &Arc<Context>, download: &Arc<Download>, error: FetchErro
     download.enter(Phase::Failed(error));
 }
 
-async fn run(context: &Arc<Context>, download: &Arc<Download>) -> Result<(), FetchError> {
+async fn run(
+    context: &Arc<Context>,
+    download: &Arc<Download>,
+    stages: &mut Stages,
+) -> Result<(), FetchError> {
     // An earlier download may have ended between the check of the store and the start of this one.
     if let Some(blob) = context.store.blob(download.digest()).await? {
         download.set_found(blob);
@@ -74,6 +130,7 @@ async fn run(context: &Arc<Context>, download: &Arc<Download>) -> Result<(), Fet
     let permit = stop.run_until_cancelled(context.upstream.download_permit(&registry, for_peer)).await;
     let _permit = permit.ok_or(FetchError::Stopping)?;
     drop(queued);
+    stages.waited();
     let found = runtime::find(context, download).await?;
     if let Some(runtime::Found::Linked(blob)) = found {
         download.set_found(blob);
@@ -96,6 +153,7 @@ async fn run(context: &Arc<Context>, download: &Arc<Download>) -> Result<(), Fet
     let filled = stop.run_until_cancelled(fill(context, download, &partial, &mut downloader)).await;
     filled.unwrap_or(Err(FetchError::Stopping))?;
     let (source, origins) = downloader.finish().await?;
+    stages.transferred();
     land(context, download, partial, source, origins).await
 }
 

@@ -10,6 +10,7 @@ use super::{
     tag_slot::{ManifestInfo, Sources, info},
 };
 use crate::{
+    journal::Source,
     metrics::{Found, Kind},
     store::{ManifestRecord, StoreError},
     types::{Digest, ManifestError, ManifestLinks, MediaType, Reference, Repository, chain, media_type_of},
@@ -91,18 +92,19 @@ impl Fetcher {
         }
         let peers = sources == Sources::All;
         let received = if peers { self.manifest_of_peers(repository, digest).await } else { None };
-        let manifest = match received {
-            Some(manifest) => manifest,
+        let (manifest, source) = match received {
+            Some(manifest) => (manifest, Source::Peers),
             None => match self.0.upstream.manifest(repository, &Reference::Digest(*digest)).await {
                 Err(error @ (UpstreamError::Throttled { .. } | UpstreamError::Unavailable { .. }))
                     if peers =>
                 {
-                    self.manifest_of_any_peer(repository, digest).await.ok_or(error)?
+                    (self.manifest_of_any_peer(repository, digest).await.ok_or(error)?, Source::Peers)
                 }
-                asked => asked?,
+                asked => (asked?, Source::Registry),
             },
         };
         self.keep_manifest(repository, &manifest).await?;
+        self.0.journal.note_fetched(digest, source);
         Ok(manifest)
     }
 

@@ -8,7 +8,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -52,6 +52,8 @@ pub(crate) struct Download {
     pub(crate) expected: Expected,
     /// Bytes that this node has read from the registry itself.
     read: Mutex<RangeSet>,
+    /// Bytes that an earlier download had left.
+    resumed: AtomicU64,
     /// Segments that are being read again.
     pub(crate) rereads: KeyedMutex<u64>,
     /// Wrong bytes were replaced after clients may have received them.
@@ -80,6 +82,12 @@ pub struct TransferStatus {
     pub size: Option<u64>,
     /// Bytes that have arrived.
     pub have: u64,
+    /// Bytes of them that came from the registry.
+    pub from_registry: u64,
+    /// Bytes of them that came from peers.
+    pub from_peers: u64,
+    /// `registry/repository` for which it was started.
+    pub repository: Option<String>,
     /// Clients that read it.
     pub readers: usize,
 }
@@ -122,6 +130,7 @@ impl Download {
             peer_requests: PeerRequests::default(),
             expected: Expected::default(),
             read: Mutex::default(),
+            resumed: AtomicU64::new(0),
             rereads: KeyedMutex::default(),
             replaced: AtomicBool::new(false),
             segments: Segments::default(),
@@ -198,10 +207,14 @@ impl Download {
 
     pub(crate) fn status(&self) -> TransferStatus {
         let partial = self.partial.get();
+        let (from_registry, from_peers) = self.sources();
         TransferStatus {
             digest: self.digest.to_string(),
             size: partial.and_then(|partial| partial.size()),
             have: partial.map_or(0, |partial| partial.total()),
+            from_registry,
+            from_peers,
+            repository: self.source(0).map(|repository| repository.to_string()),
             readers: self.demand().subscribers(),
         }
     }
@@ -234,6 +247,7 @@ impl Download {
     }
 
     pub(crate) fn set_partial(&self, partial: Arc<Partial>) {
+        self.resumed.store(partial.total(), Ordering::Relaxed);
         let _ = self.partial.set(partial);
         self.wrote();
     }
@@ -293,6 +307,13 @@ impl Download {
         for bytes in bytes {
             read.insert(bytes.clone());
         }
+    }
+
+    /// Bytes that have come from the registry, and from peers.
+    pub(crate) fn sources(&self) -> (u64, u64) {
+        let (arrived, registry) =
+            (self.partial().map_or(0, |partial| partial.total()), self.read.lock().total());
+        (registry, arrived.saturating_sub(self.resumed.load(Ordering::Relaxed)).saturating_sub(registry))
     }
 
     /// Whether this node has read all of `bytes` from the registry itself.

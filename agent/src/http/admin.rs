@@ -1,5 +1,6 @@
-//! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, and `/api/v1/status`
-//! with numbers alone. On the Unix socket (`local`) the status with names, and the calls of `api`.
+//! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, the status page, and
+//! `/api/v1/status` with numbers alone; to a client with the token (`token`) with names, and the list of images. On the Unix
+//! socket (`local`) the status with names, and the calls of `api`.
 
 use std::sync::{Arc, Weak};
 
@@ -9,8 +10,13 @@ use hyper::body::Incoming;
 use super::{
     api::{self, Api},
     body::{self, Body},
+    page,
+    report::Report,
+    token::Token,
 };
-use crate::{download::Fetcher, metrics::Metrics, store::Store, task::Tasks, upstream::Upstream};
+use crate::{
+    explain::Explainer, journal::Journal, metrics::Metrics, store::Store, task::Tasks, upstream::Upstream,
+};
 
 /// Ready as soon as every latch is dropped.
 #[derive(Clone, Debug)]
@@ -57,6 +63,14 @@ impl Section {
     ) -> Self {
         Self { name, make: Arc::new(make) }
     }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(super) fn make(&self, detail: Detail) -> serde_json::Value {
+        (self.make)(detail)
+    }
 }
 
 impl std::fmt::Debug for Section {
@@ -72,9 +86,9 @@ pub struct Admin {
     metrics: Metrics,
     store: Store,
     api: Api,
-    upstream: Arc<Upstream>,
-    fetcher: Fetcher,
-    section: Section,
+    report: Report,
+    journal: Journal,
+    token: Token,
     stopping: tokio_util::sync::CancellationToken,
 }
 
@@ -89,13 +103,15 @@ impl Admin {
         metrics: Metrics,
         store: Store,
         upstream: Arc<Upstream>,
-        fetcher: Fetcher,
-        section: Section,
+        report: Report,
+        explainer: Explainer,
+        journal: Journal,
+        token: Token,
         tasks: Tasks,
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
-        let api = Api::new(store.clone(), upstream.clone(), tasks, stopping.clone());
-        Self { readiness, metrics, store, api, upstream, fetcher, section, stopping }
+        let api = Api::new(store.clone(), upstream, explainer, tasks, stopping.clone());
+        Self { readiness, metrics, store, api, report, journal, token, stopping }
     }
 
     /// Answers a request that came over the Unix socket.
@@ -104,28 +120,40 @@ impl Admin {
             "/api/v1/status" if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 self.status(Detail::Names)
             }
+            "/api/v1/peers" if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                document(&self.report.probe_peers().await)
+            }
             path if path.starts_with("/api/v1/") => self.api.answer(request).await,
-            _ => self.answer(&request),
+            _ => self.answer(request).await,
         }
     }
 
     /// Answers a request of the TCP listener.
-    pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
-        if path.starts_with("/api/v1/") && path != "/api/v1/status" {
-            return api::only_local();
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let is_status = path == "/api/v1/status";
+        if path.starts_with("/api/v1/") && (reads || !is_status) {
+            let named = reads && self.token.is_shown(request.headers()).await;
+            return match (named, path) {
+                (true, "/api/v1/images") => self.api.answer(request).await,
+                (_, "/api/v1/status") => self.status(if named { Detail::Names } else { Detail::Numbers }),
+                _ => api::only_local(),
+            };
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return api::read_only();
-        }
-        match request.uri().path() {
+        if reads { self.read(path, request.headers()) } else { api::read_only() }
+    }
+
+    fn read(&self, path: &str, headers: &http::HeaderMap) -> Response<Body> {
+        match path {
             "/readyz" if self.stopping.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
             "/readyz" if !self.readiness.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => text(StatusCode::OK, self.detail()),
-            "/metrics" => self.metrics(request.headers()),
-            "/api/v1/status" => self.status(Detail::Numbers),
-            _ => text(StatusCode::NOT_FOUND, "served here: /livez /readyz /metrics /api/v1/status\n"),
+            "/metrics" => self.metrics(headers),
+            path => page::file(path).unwrap_or_else(|| {
+                text(StatusCode::NOT_FOUND, "served here: / /livez /readyz /metrics /api/v1/status\n")
+            }),
         }
     }
 
@@ -143,27 +171,8 @@ impl Admin {
         )
     }
 
-    /// What the agent does and how its registries stand, for people and scripts.
     fn status(&self, detail: Detail) -> Response<Body> {
-        // In this order: what is said to be counted is counted.
-        let counted = self.store.is_counted();
-        let totals = self.store.totals();
-        let trouble = self.store.trouble();
-        let (downloads, registries) = (self.fetcher.status(), self.upstream.status());
-        let names = detail == Detail::Names;
-        let mut document = serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "store": {
-                "blobs": totals.blobs,
-                "bytes": totals.bytes,
-                "counted": counted,
-                "trouble": trouble.map(|trouble| if names { trouble.what } else { trouble.kind.as_str().to_owned() }),
-            },
-            "transfers": if names { serde_json::json!(downloads) } else { downloads.len().into() },
-            "registries": if names { serde_json::json!(registries) } else { registries.len().into() },
-        });
-        document[self.section.name] = (self.section.make)(detail);
-        self::document(&document)
+        document(&self.report.document(detail))
     }
 
     /// In OpenMetrics for clients that ask for it (Prometheus does), otherwise in the format that every tool reads.
@@ -172,6 +181,8 @@ impl Admin {
         self.metrics.store_blobs.set(i64::try_from(totals.blobs).unwrap_or(i64::MAX));
         self.metrics.store_bytes.set(i64::try_from(totals.bytes).unwrap_or(i64::MAX));
         self.metrics.store_writable.set(i64::from(self.store.trouble().is_none()));
+        let last = self.journal.requests().1.unwrap_or(0);
+        self.metrics.last_request.set(i64::try_from(last).unwrap_or(i64::MAX));
         self.metrics.index_rebuilt.set(i64::from(self.store.was_index_rebuilt()));
         let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let (format, body) = if accepted.flat_map(|value| value.split(',')).any(is_open_metrics) {

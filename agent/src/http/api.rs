@@ -7,6 +7,7 @@
 //! PUT    /api/v1/pins?name=NAME            keep an image from eviction
 //! DELETE /api/v1/pins?name=NAME            let it go again
 //! GET    /api/v1/archive?name=..[&name=..] export images as a tar of an OCI layout
+//! GET    /api/v1/explain?name=NAME         why a pull of this image is as it is
 //! ```
 //!
 //! Only over the Unix socket (`local`): these calls decide what the node's tags resolve to, and names of images may be
@@ -27,6 +28,7 @@ use super::{
     transfer,
 };
 use crate::{
+    explain::Explainer,
     images::{
         self, ImageError,
         archive::{self, ArchiveError, ImportOptions, Source},
@@ -48,6 +50,7 @@ enum Call {
     Export(Vec<ImageName>),
     Remove(ImageName),
     Pin(ImageName, bool),
+    Explain(ImageName),
 }
 
 /// A refusal: status and what to do about it.
@@ -106,6 +109,7 @@ impl From<StoreError> for Refusal {
 pub(super) struct Api {
     store: Store,
     upstream: Arc<Upstream>,
+    explainer: Explainer,
     /// One call at a time: each looks at the whole store.
     turn: Arc<tokio::sync::Mutex<()>>,
     /// One archive at a time, beside the other calls.
@@ -116,9 +120,15 @@ pub(super) struct Api {
 
 impl Api {
     /// Archives under way end with `stop`.
-    pub(super) fn new(store: Store, upstream: Arc<Upstream>, tasks: Tasks, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        store: Store,
+        upstream: Arc<Upstream>,
+        explainer: Explainer,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) -> Self {
         let archives = Arc::new(tokio::sync::Semaphore::new(1));
-        Self { store, upstream, turn: Arc::default(), archives, tasks, stop }
+        Self { store, upstream, explainer, turn: Arc::default(), archives, tasks, stop }
     }
 
     /// Answers a request below `/api/v1/`.
@@ -138,6 +148,10 @@ impl Api {
                 self.import(request, ImportOptions { name, pin, stop }).await
             }
             Call::Export(names) => self.export(names).await,
+            Call::Explain(name) => {
+                let _turn = self.turn.lock().await;
+                Ok(document(&serde_json::json!(self.explainer.explain(&name).await?)))
+            }
             Call::List => self.look(|store| Ok(images::list(store)?)).await,
             Call::Remove(name) => self.look(move |store| Ok(images::remove(store, &name)?)).await,
             Call::Pin(name, pinned) => self.look(move |store| Ok(images::pin(store, &name, pinned)?)).await,
@@ -234,10 +248,11 @@ fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Call, Refus
         ("/api/v1/images", &Method::DELETE) => Ok(Call::Remove(name()?)),
         ("/api/v1/pins", &Method::PUT) => Ok(Call::Pin(name()?, true)),
         ("/api/v1/pins", &Method::DELETE) => Ok(Call::Pin(name()?, false)),
-        ("/api/v1/images" | "/api/v1/pins" | "/api/v1/archive", _) => Err(wrong_method()),
+        ("/api/v1/explain", &Method::GET) => Ok(Call::Explain(name()?)),
+        ("/api/v1/images" | "/api/v1/pins" | "/api/v1/archive" | "/api/v1/explain", _) => Err(wrong_method()),
         _ => Err(Refusal(
             StatusCode::NOT_FOUND,
-            "served here: /api/v1/status, images, pins and archive".to_owned(),
+            "served here: /api/v1/status, explain, images, peers, pins and archive".to_owned(),
         )),
     }
 }
@@ -303,6 +318,9 @@ mod tests {
             ("POST", "/api/v1/images?name=a&name=b", Err(400)),
             ("GET", "/api/v1/archive?name=r.test:5000/a:v1", Ok(Call::Export(vec![name()]))),
             ("GET", "/api/v1/archive", Err(400)),
+            ("GET", "/api/v1/explain?name=r.test:5000/a:v1", Ok(Call::Explain(name()))),
+            ("GET", "/api/v1/explain", Err(400)),
+            ("POST", "/api/v1/explain?name=r.test:5000/a:v1", Err(405)),
             ("PATCH", "/api/v1/images", Err(405)),
             ("GET", "/api/v1/pins", Err(405)),
             ("GET", "/api/v1/other", Err(404)),

@@ -15,7 +15,7 @@ use hyper::body::{Frame, SizeHint};
 
 use prometheus_client::metrics::counter::Counter;
 
-use crate::{download::ContentReader, peers::Upload};
+use crate::{download::ContentReader, peers::Upload, types::chain};
 
 /// What every answer carries.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -91,8 +91,18 @@ pub(super) fn counted(body: Body, open: Open) -> Body {
     Counted { body, _open: open }.boxed_unsync()
 }
 
+/// What a body belongs to, for the log.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    /// Id of the request; a peer's has none.
+    pub(super) request: Option<String>,
+    /// The content.
+    pub(super) what: String,
+}
+
 struct Sending {
     reader: ContentReader,
+    subject: Subject,
     sent: Counter,
     upload: Option<Upload>,
     since_yield: usize,
@@ -100,8 +110,13 @@ struct Sending {
 
 /// Content as it becomes readable. When it cannot be completed the body ends with an error: the connection is closed
 /// short of `Content-Length`, and the client resumes from there. `sent` counts bytes, `upload` sets the pace.
-pub(super) fn content(reader: ContentReader, sent: Counter, upload: Option<Upload>) -> Body {
-    let sending = Sending { reader, sent, upload, since_yield: 0 };
+pub(super) fn content(
+    reader: ContentReader,
+    sent: Counter,
+    upload: Option<Upload>,
+    subject: Subject,
+) -> Body {
+    let sending = Sending { reader, subject, sent, upload, since_yield: 0 };
     StreamBody::new(stream::unfold(Some(sending), |sending| async {
         let mut sending = sending?;
         if sending.since_yield >= YIELD_EVERY {
@@ -119,7 +134,11 @@ pub(super) fn content(reader: ContentReader, sent: Counter, upload: Option<Uploa
             }
             Ok(None) => None,
             Err(error) => {
-                tracing::warn!(%error, "body ended early");
+                let Subject { request, what } = &sending.subject;
+                tracing::warn!(
+                    request, subject = what, error = %chain(&error), next = "the client has to ask for the rest",
+                    "answer ended early"
+                );
                 Some((Err(io::Error::other(error)), None))
             }
         }

@@ -13,7 +13,11 @@ use super::{
     client,
     route::RouteError,
 };
-use crate::{download::FetchError, metrics::Kind, types::NameError};
+use crate::{
+    download::FetchError,
+    metrics::Kind,
+    types::{NameError, chain},
+};
 
 /// `Retry-After` when upstream named no time.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -39,6 +43,23 @@ impl Refusal {
     /// What the client is told.
     pub(super) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// What happens next, for the log. Pure.
+    pub(super) fn next(&self) -> &'static str {
+        match (self.status, self.retry_after) {
+            (StatusCode::SERVICE_UNAVAILABLE, _) => {
+                "the client may try again; container runtimes ask the registry itself meanwhile"
+            }
+            (StatusCode::NOT_FOUND, _) => "container runtimes ask the registry itself",
+            (StatusCode::FORBIDDEN, _) => {
+                "container runtimes ask the registry itself, with their own credentials"
+            }
+            (StatusCode::LOOP_DETECTED, _) => {
+                "nothing: two mirrors point at each other; remove this agent from the registry's `endpoints`"
+            }
+            _ => "nothing: the same request fails again",
+        }
     }
 
     fn not_now(message: String, retry_after: Option<Duration>) -> Self {
@@ -72,13 +93,13 @@ impl Refusal {
         match error {
             FetchError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, unknown, error.to_string()),
             FetchError::Denied(_) => Self::new(StatusCode::FORBIDDEN, "DENIED", error.to_string()),
-            FetchError::NotNow { retry_after, .. } => Self::not_now(error.to_string(), *retry_after),
+            FetchError::NotNow { retry_after, .. } => Self::not_now(chain(error), *retry_after),
             FetchError::Corrupt { .. }
             | FetchError::Store(_)
             | FetchError::Disk(_)
             | FetchError::Changed(_)
             | FetchError::Parked
-            | FetchError::Stopping => Self::not_now(error.to_string(), None),
+            | FetchError::Stopping => Self::not_now(chain(error), None),
             FetchError::Unsupported { .. } => {
                 Self::new(StatusCode::NOT_ACCEPTABLE, "MANIFEST_INVALID", error.to_string())
             }

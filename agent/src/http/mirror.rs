@@ -10,15 +10,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 
 use super::{
-    body::{self, Body},
+    body::{self, Body, Subject},
     client::{self, HeaderLimits},
     error::Refusal,
     multipart::Parts,
+    record::{self, Record, RequestId},
     route::{self, Addressing, Route, RouteError},
 };
 use crate::{
     access::{Access, Content},
     download::{CHECK, FetchError, Fetcher, ManifestInfo, Stillness},
+    journal::Journal,
     metrics::{Kind, Metrics, RequestLabels},
     types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
     upstream::{AGENT_HEADER, Listing, Upstream},
@@ -36,6 +38,7 @@ struct Inner {
     metrics: Metrics,
     default_registry: Option<RegistryHost>,
     limits: HeaderLimits,
+    record: Record,
 }
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -49,40 +52,45 @@ impl Mirror {
         upstream: Arc<Upstream>,
         access: Access,
         metrics: Metrics,
+        journal: Journal,
         default_registry: Option<RegistryHost>,
         limits: HeaderLimits,
     ) -> Self {
-        Self(Arc::new(Inner { fetcher, upstream, access, metrics, default_registry, limits }))
+        let record = Record::new(journal, upstream.own_id());
+        Self(Arc::new(Inner { fetcher, upstream, access, metrics, default_registry, limits, record }))
     }
 
     /// Answers one request.
     pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
-        let (kind, response) = match self.route(&request) {
+        let id = self.0.record.begin();
+        let client = user_agent(request.headers());
+        let (kind, outcome) = match self.route(&request) {
             Ok(route) => {
-                let kind = kind_of(&route);
-                let outcome = self.dispatch_in_time(&request, route).await;
-                let agent = user_agent(request.headers());
-                let refused = |refusal: Refusal| {
-                    tracing::warn!(
-                        method = %request.method(), path = request.uri().path(), client = agent, status = refusal.status().as_u16(),
-                        reason = refusal.message(), "request refused"
-                    );
-                    refusal.for_client(agent, kind).into_response()
-                };
-                (kind, outcome.unwrap_or_else(refused))
+                let (kind, subject) = (kind_of(&route), subject_of(&route));
+                let outcome = self.dispatch_in_time(&request, route, &id).await;
+                (kind, outcome.map_err(|refusal| (refusal, subject)))
             }
-            Err(error) => (Kind::unknown, Refusal::of_route(&error).into_response()),
+            Err(error) => {
+                let subject = format!("{} {}", request.method(), request.uri().path());
+                (Kind::unknown, Err((Refusal::of_route(&error), subject)))
+            }
         };
+        let response = outcome.unwrap_or_else(|(refusal, subject)| {
+            self.0.record.refused(&id, &subject, client, &refusal);
+            refusal.for_client(client, kind).into_response()
+        });
         let status = response.status().as_u16();
-        tracing::debug!(method = %request.method(), path = request.uri().path(), status, "answered");
-        self.counted(kind, response)
+        tracing::debug!(request = id.as_str(), method = %request.method(), path = request.uri().path(), status, "answered");
+        record::with_id(self.counted(kind, response), &id)
     }
 
     /// The answer to a client above the connection limit.
     pub(super) fn refuse(&self, request: &Request<Incoming>, limit: usize) -> Response<Body> {
+        let (id, client) = (self.0.record.begin(), user_agent(request.headers()));
         let kind = self.route(request).map_or(Kind::unknown, |route| kind_of(&route));
-        let refusal = Refusal::busy(limit).for_client(user_agent(request.headers()), kind);
-        self.counted(kind, refusal.into_response())
+        let refusal = Refusal::busy(limit);
+        self.0.record.refused(&id, request.uri().path(), client, &refusal);
+        record::with_id(self.counted(kind, refusal.for_client(client, kind).into_response()), &id)
     }
 
     /// The same answer, as every one of the mirror's is.
@@ -114,6 +122,7 @@ impl Mirror {
         &self,
         request: &Request<Incoming>,
         route: Route,
+        id: &RequestId,
     ) -> Result<Response<Body>, Refusal> {
         let patience = client::patience(user_agent(request.headers()), &route, self.0.limits);
         let digest = match &route {
@@ -121,7 +130,7 @@ impl Mirror {
             _ => None,
         };
         let mut still = Stillness::new(Instant::now());
-        let mut answer = std::pin::pin!(self.dispatch(request, route));
+        let mut answer = std::pin::pin!(self.dispatch(request, route, id));
         loop {
             if let Ok(answer) = tokio::time::timeout(CHECK.min(patience), &mut answer).await {
                 return answer;
@@ -133,20 +142,25 @@ impl Mirror {
         }
     }
 
-    async fn dispatch(&self, request: &Request<Incoming>, route: Route) -> Result<Response<Body>, Refusal> {
+    async fn dispatch(
+        &self,
+        request: &Request<Incoming>,
+        route: Route,
+        id: &RequestId,
+    ) -> Result<Response<Body>, Refusal> {
         let head = request.method() == Method::HEAD;
         let kind = kind_of(&route);
         let refuse = |error: FetchError| Refusal::of_fetch(&error, kind);
         match route {
             Route::Base => Ok(json(Bytes::from_static(b"{}"))),
             Route::Manifest { repository, reference } => {
-                self.manifest(request.headers(), head, &repository, &reference).await.map_err(refuse)
+                self.manifest(request, &repository, &reference, id).await.map_err(refuse)
             }
             Route::Blob { repository, digest } if head => {
                 self.blob_head(&repository, &digest).await.map_err(refuse)
             }
             Route::Blob { repository, digest } => {
-                self.blob(request.headers(), &repository, &digest).await.map_err(refuse)
+                self.blob(request.headers(), &repository, &digest, id).await.map_err(refuse)
             }
             Route::Tags { repository, addressing, query } => {
                 let listing = self
@@ -172,15 +186,16 @@ impl Mirror {
 
     async fn manifest(
         &self,
-        headers: &HeaderMap,
-        head: bool,
+        request: &Request<Incoming>,
         repository: &Repository,
         reference: &Reference,
+        id: &RequestId,
     ) -> Result<Response<Body>, FetchError> {
+        let headers = request.headers();
         if let Reference::Digest(digest) = reference {
             self.0.access.check(repository, digest, Content::Manifest).await?;
         }
-        let (info, bytes) = if head {
+        let (info, bytes) = if request.method() == Method::HEAD {
             (self.0.fetcher.manifest_head(repository, reference).await?, None)
         } else {
             let (info, bytes) = self.0.fetcher.manifest(repository, reference).await?;
@@ -193,7 +208,10 @@ impl Mirror {
             return Ok(not_modified(&info.digest));
         }
         if let Some(bytes) = &bytes {
-            self.0.metrics.served_bytes.inc_by(bytes.len() as u64);
+            let length = bytes.len() as u64;
+            self.0.metrics.served_bytes.inc_by(length);
+            let image = image_of(repository, reference);
+            self.0.record.sent(id, &image, &info.digest, length, user_agent(headers));
         }
         Ok(manifest_response(&info, bytes, repository))
     }
@@ -213,7 +231,12 @@ impl Mirror {
         headers: &HeaderMap,
         repository: &Repository,
         digest: &Digest,
+        id: &RequestId,
     ) -> Result<Response<Body>, FetchError> {
+        let subject = || Subject {
+            request: Some(id.as_str().to_owned()),
+            what: image_of(repository, &Reference::Digest(*digest)),
+        };
         let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
         let asked = RangeHeader::parse(range);
         // `If-Range` with anything but our strong entity tag: the client has other content (RFC 9110, 13.1.5).
@@ -225,7 +248,8 @@ impl Mirror {
         let begins = begins.map_or(asked, RangeHeader::One);
         self.0.access.check(repository, digest, Content::Blob).await?;
         self.0.fetcher.check_resume(digest, user_agent(headers).unwrap_or_default(), begins)?;
-        if let Some(response) = self.parts(headers, repository, digest, several.as_deref()).await? {
+        let wanted = several.as_deref();
+        if let Some(response) = self.parts(headers, repository, digest, wanted, &subject).await? {
             return Ok(response);
         }
         let content = self.0.fetcher.blob(repository, digest, asked).await?;
@@ -243,7 +267,7 @@ impl Mirror {
         let length = range.end - range.start;
         let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
         let reader = content.read(range).with_patience(self.patience_inside(headers));
-        let body = body::content(reader, self.0.metrics.served_bytes.clone(), None);
+        let body = body::content(reader, self.0.metrics.served_bytes.clone(), None, subject());
         let mut response = blob_response(status, digest, length, repository, body);
         if status == StatusCode::PARTIAL_CONTENT {
             set(response.headers_mut(), header::CONTENT_RANGE, &content_range);
@@ -262,6 +286,7 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
         asked: Option<&[ByteRange]>,
+        subject: &impl Fn() -> Subject,
     ) -> Result<Option<Response<Body>>, FetchError> {
         let Some((asked, first)) = asked.and_then(|asked| Some((asked, asked.first()?))) else {
             return Ok(None);
@@ -275,7 +300,7 @@ impl Mirror {
         drop(content);
         let (length, media_type) = (parts.length(), parts.media_type());
         let (patience, sent) = (self.patience_inside(headers), self.0.metrics.served_bytes.clone());
-        let body = parts.body(fetcher.clone(), repository.clone(), *digest, patience, sent);
+        let body = parts.body(fetcher.clone(), repository.clone(), *digest, patience, sent, subject());
         let mut response = blob_response(StatusCode::PARTIAL_CONTENT, digest, length, repository, body);
         set(response.headers_mut(), header::CONTENT_TYPE, &media_type);
         Ok(Some(response))
@@ -303,6 +328,26 @@ fn repository_of(route: &Route) -> Option<&Repository> {
         | Route::Blob { repository, .. }
         | Route::Tags { repository, .. }
         | Route::Referrers { repository, .. } => Some(repository),
+    }
+}
+
+/// What a request is about, for people. Pure.
+fn subject_of(route: &Route) -> String {
+    match route {
+        Route::Base => "/v2/".to_owned(),
+        Route::Manifest { repository, reference } => image_of(repository, reference),
+        Route::Blob { repository, digest } => image_of(repository, &Reference::Digest(*digest)),
+        Route::Tags { repository, .. } => format!("tags of {repository}"),
+        Route::Referrers { repository, digest, .. } => {
+            format!("referrers of {}", image_of(repository, &Reference::Digest(*digest)))
+        }
+    }
+}
+
+fn image_of(repository: &Repository, reference: &Reference) -> String {
+    match reference {
+        Reference::Tag(tag) => format!("{repository}:{tag}"),
+        Reference::Digest(digest) => format!("{repository}@{digest}"),
     }
 }
 

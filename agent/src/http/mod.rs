@@ -1,7 +1,7 @@
 //! The listeners: the mirror (`/v2`), other agents (`/peer/v1`) and the admin side.
 //!
 //! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `download`; `error` is the
-//! one place where errors meet the protocol; `body` sends content; `listener` and
+//! one place where errors meet the protocol; `body` sends content; `record` writes log lines and the journal; `listener` and
 //! `admission` decide who is served; `serve` owns connections.
 
 mod admin;
@@ -17,9 +17,13 @@ mod listener;
 mod local;
 mod mirror;
 mod multipart;
+mod page;
 mod peer;
+mod record;
+mod report;
 mod route;
 mod serve;
+mod token;
 mod transfer;
 
 pub use admin::{Admin, Detail, Latch, Readiness, Section};
@@ -28,4 +32,6 @@ pub use descriptors::Shares;
 pub use local::LocalServer;
 pub use mirror::Mirror;
 pub use peer::PeerApi;
+pub use report::Report;
 pub use serve::{Limits, Server};
+pub use token::Token;

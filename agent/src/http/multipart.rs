@@ -14,7 +14,7 @@ use http_body_util::{BodyDataStream, BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use prometheus_client::metrics::counter::Counter;
 
-use super::body::{self, Body};
+use super::body::{self, Body, Subject};
 use crate::{
     download::{FetchError, Fetcher},
     types::{ByteRange, Digest, RangeHeader, Repository},
@@ -73,16 +73,18 @@ impl Parts {
         digest: Digest,
         patience: Duration,
         sent: Counter,
+        subject: Subject,
     ) -> Body {
         let end = self.end();
         let parts: Vec<_> = self.ranges.iter().map(|range| (self.head(range), range.clone())).collect();
         let open = move |(head, range): (String, Range<u64>)| {
             let (fetcher, repository, sent) = (fetcher.clone(), repository.clone(), sent.clone());
+            let subject = subject.clone();
             async move {
                 let content = fetcher.blob(&repository, &digest, part(&range)).await?;
                 Ok::<_, FetchError>((
                     head,
-                    body::content(content.read(range).with_patience(patience), sent, None),
+                    body::content(content.read(range).with_patience(patience), sent, None, subject),
                 ))
             }
         };

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-use super::body::{self, Body};
+use super::body::{self, Body, Subject};
 use crate::{
     access::Access,
     download::{FetchError, Fetcher},
@@ -156,7 +156,10 @@ impl PeerApi {
                     let sent = self.0.metrics.peer_sent_bytes.get();
                     return held(sent, sent);
                 };
-                let body = body::content(*reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload));
+                let subject =
+                    Subject { request: None, what: format!("a piece of {} for a peer", ask.digest) };
+                let body =
+                    body::content(*reader, self.0.metrics.peer_sent_bytes.clone(), Some(upload), subject);
                 let mut response = Response::new(body);
                 response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
                 if let Some(hash) = hash.and_then(|hash| HeaderValue::try_from(hash.to_string()).ok()) {

@@ -107,7 +107,7 @@ impl Server {
 
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
-        let answer = move |request: Request<Incoming>| std::future::ready(admin.answer(&request));
+        let answer = move |request: Request<Incoming>| admin.clone().answer(request);
         self.serve_without_metrics(None, answer, tasks, stop).await;
     }
 

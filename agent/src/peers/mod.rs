@@ -312,6 +312,11 @@ impl Peers {
         answer
     }
 
+    /// Whether a peer answers.
+    pub async fn probe(&self, peer: &Peer) -> Result<(), PeerError> {
+        self.0.client.identity(peer.address).await.map(|_| ())
+    }
+
     /// Requests the hashes of a segment's pieces.
     pub async fn hashes(&self, peer: &Peer, ask: &HashesAsk) -> Option<Settled<BTreeMap<u64, Digest>>> {
         self.settled(PeerWhat::hashes, self.0.client.hashes(peer, ask).await)

@@ -261,7 +261,7 @@ impl Prepuller {
             }
             PullEvent::Failed(problem) => {
                 count(problem.reason);
-                tracing::warn!(%set, image, reason = problem.reason, message = problem.message, "pre-pull failed: retrying later");
+                tracing::warn!(%set, image, reason = problem.reason, details = problem.message, "pre-pull failed: retrying later");
                 false
             }
             PullEvent::Gone => false,

@@ -137,6 +137,15 @@ pub struct Plan {
     pub edits: Vec<Edit>,
     /// What the administrator should know.
     pub findings: Vec<Finding>,
+    /// The runtimes whose requests do not reach the agent, because of a finding that is a trap.
+    pub bypassing: Vec<Runtime>,
+}
+
+impl Plan {
+    /// Whether the setup changes nothing for any runtime: each has a trap.
+    pub fn is_in_vain(&self) -> bool {
+        self.bypassing.len() == self.runtimes.len()
+    }
 }
 
 /// Why setup failed.
@@ -177,12 +186,16 @@ pub fn plan(job: &Job, undo: bool) -> Result<Plan, SetupError> {
     let mut planning =
         Planning { job, host, undo, plan: Plan { runtimes: runtimes(job)?, ..Plan::default() } };
     for runtime in planning.plan.runtimes.clone() {
+        let known = planning.plan.findings.len();
         match runtime {
             Runtime::Containerd => planning.containerd()?,
             Runtime::Crio => planning.containers()?,
             Runtime::Docker => planning.docker()?,
             Runtime::K3s => planning.rancher(documents::K3S, "k3s")?,
             Runtime::Rke2 => planning.rancher(documents::RKE2, "rke2-server or rke2-agent")?,
+        }
+        if planning.plan.findings[known..].iter().any(|finding| finding.trap) {
+            planning.plan.bypassing.push(runtime);
         }
     }
     planning.plan.edits.retain(|edit| edit.before != edit.after);

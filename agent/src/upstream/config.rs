@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Url;
+use serde::Serialize;
 
 use super::Credentials;
 use crate::types::RegistryPattern;
@@ -56,6 +57,32 @@ impl RegistryConfig {
     pub fn shows_credentials(&self) -> bool {
         self.private == Private::Agent || self.identity.is_some()
     }
+}
+
+/// What the configuration says of a registry, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// The entry of `registries` that applies.
+    pub entry: String,
+    /// Its `private`.
+    pub private: &'static str,
+    /// Whether there are credentials.
+    pub credentials: CredentialsFound,
+}
+
+/// Whether the agent has credentials for a repository. They are never shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CredentialsFound {
+    /// The configuration does not allow them for this registry.
+    NotUsed,
+    /// There are some.
+    Found,
+    /// There are none.
+    None,
+    /// A program that may have some failed, with its causes.
+    Failed(String),
 }
 
 /// Default of the transfers of blobs from one registry at once.

@@ -24,7 +24,7 @@ use std::{
 use http::HeaderMap;
 use serde::Serialize;
 
-use super::headers::text;
+use super::{error::UpstreamError, headers::text};
 use crate::types::RepoName;
 
 #[cfg(test)]
@@ -260,6 +260,8 @@ pub(super) struct Limits {
     pub(super) budget: Budget,
     circuit: Circuit,
     penalties: HashMap<String, Penalty>,
+    /// The last failure, and when it was.
+    last_error: Option<(Instant, String)>,
 }
 
 impl Limits {
@@ -310,6 +312,18 @@ impl Limits {
                 None
             }
         }
+    }
+
+    /// Remembers why a request failed, for those that are rejected because of it.
+    pub(super) fn note_error(&mut self, error: &UpstreamError, now: Instant) {
+        if let UpstreamError::Unavailable { reason, .. } = error {
+            self.last_error = Some((now, reason.clone()));
+        }
+    }
+
+    /// The last failure and its age.
+    pub(super) fn last_error(&self, now: Instant) -> Option<(Duration, &str)> {
+        self.last_error.as_ref().map(|(at, reason)| (now.saturating_duration_since(*at), reason.as_str()))
     }
 
     fn punish(&mut self, subject: &str, began: Instant, now: Instant) {

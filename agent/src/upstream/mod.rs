@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 pub use answer::{BlobBody, Listing, Manifest, ManifestHead, OriginPenalties};
 pub use ask::Span;
 use ask::{Ask, place_answer};
-pub use config::{Config, DEFAULT_CONNECTIONS, Private, RegistryConfig};
+pub use config::{Config, CredentialsFound, DEFAULT_CONNECTIONS, Policy, Private, RegistryConfig};
 pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders};
 use endpoint::Reply;
 pub use error::UpstreamError;
@@ -69,6 +69,11 @@ pub struct Upstream {
 pub struct SetupError(#[from] reqwest::Error);
 
 impl Upstream {
+    /// The id that this process adds to its own requests.
+    pub fn own_id(&self) -> &str {
+        self.shared.own_id.to_str().unwrap_or_default()
+    }
+
     /// Whether a request carries the id that this process adds to its own requests.
     pub fn is_own_id(&self, id: &[u8]) -> bool {
         id == self.shared.own_id.as_bytes()
@@ -147,6 +152,12 @@ impl Upstream {
         self.shared.metrics.upstream_bytes.get_or_create(&labels).get()
     }
 
+    /// Bytes received from all registries so far.
+    pub fn received_in_all(&self) -> u64 {
+        let known: Vec<_> = self.known.lock().keys().cloned().collect();
+        known.iter().map(|registry| self.received(registry)).sum()
+    }
+
     /// Whether a registry supports ranges, as far as known.
     pub fn has_ranges(&self, registry: &RegistryHost) -> bool {
         self.registry(registry).is_ok_and(|registry| registry.has_ranges())
@@ -169,6 +180,28 @@ impl Upstream {
     /// `private: agent`. Returns the errors of invalid ones.
     pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
         self.shared.credentials.use_secrets(documents)
+    }
+
+    /// What the configuration says of a repository's registry, and whether there are credentials for it; `None` when the
+    /// registry is not served.
+    pub async fn policy(&self, repository: &Repository) -> Option<Policy> {
+        let entry = self.serves(&repository.registry)?;
+        let login = self.shared.credentials.login(&repository.registry, &repository.name, false);
+        Some(Policy {
+            entry: entry.pattern.to_string(),
+            private: match entry.private {
+                Private::Decline => "decline",
+                Private::Agent => "agent",
+            },
+            credentials: match entry.private {
+                Private::Decline => CredentialsFound::NotUsed,
+                Private::Agent => match login.await {
+                    Ok(Some(_)) => CredentialsFound::Found,
+                    Ok(None) => CredentialsFound::None,
+                    Err(reason) => CredentialsFound::Failed(reason),
+                },
+            },
+        })
     }
 
     /// The state of every registry that was requested so far.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -18,7 +18,7 @@ use super::{
     endpoint::{Cause, Endpoint, Failure, Policy, Reply, Shared},
     guard,
     limits::{Budget, BudgetStatus, Class, Limits, Outcome, Refusal},
-    retry::{Retries, RetryPolicy},
+    retry::{self, Retries, RetryPolicy},
 };
 use crate::{
     metrics::{Kind, RegistryLabels},
@@ -48,6 +48,8 @@ pub(super) struct Registry {
 struct Watched {
     endpoint: Endpoint,
     limits: Mutex<Limits>,
+    /// Seconds by which this node's clock is ahead of the endpoint's.
+    clock_ahead: Mutex<Option<i64>>,
 }
 
 /// The order of endpoints. Pure.
@@ -112,6 +114,12 @@ pub struct EndpointStatus {
     pub left_alone_for_seconds: Option<u64>,
     /// Its rate limit.
     pub rate: BudgetStatus,
+    /// Why the last request that failed did, with causes.
+    pub last_error: Option<String>,
+    /// How long ago that was, in seconds.
+    pub last_error_seconds_ago: Option<u64>,
+    /// Seconds by which this node's clock is ahead of the endpoint's, according to its last `Date`.
+    pub clock_ahead_seconds: Option<i64>,
 }
 
 impl Registry {
@@ -134,7 +142,7 @@ impl Registry {
         });
         let watch = |url| {
             let endpoint = Endpoint::new(host.clone(), url, policy.clone(), client.clone(), shared.clone());
-            Watched { endpoint, limits: Mutex::default() }
+            Watched { endpoint, limits: Mutex::default(), clock_ahead: Mutex::default() }
         };
         Ok(Arc::new(Self {
             host: host.clone(),
@@ -269,8 +277,14 @@ impl Registry {
         };
         let mut limits = watched.limits.lock();
         let wait = limits.settle(&subject, began, outcome, now);
-        if sent.is_ok() {
+        if let Err(failure) = &sent {
+            limits.note_error(&failure.error, now);
+        }
+        if let Ok(reply) = &sent {
             self.export(&limits.budget, now);
+            if let Some(ahead) = retry::clock_ahead(reply.headers(), SystemTime::now()) {
+                *watched.clock_ahead.lock() = Some(ahead);
+            }
         }
         drop(limits);
         sent.map_err(|failure| match (failure.error, wait) {
@@ -284,17 +298,24 @@ impl Registry {
 
     /// Rejects a request that the endpoint would reject or not answer.
     fn admit(&self, watched: &Watched, subject: &str, now: Instant) -> Result<(), UpstreamError> {
-        let admitted = watched.limits.lock().admit(subject, now);
+        let mut limits = watched.limits.lock();
         let name = watched.endpoint.name();
-        admitted.map_err(|refusal| match refusal {
+        let refusal = match limits.admit(subject, now) {
+            Ok(()) => return Ok(()),
+            Err(refusal) => refusal,
+        };
+        let last = limits.last_error(now).map_or_else(String::new, |(age, reason)| {
+            format!("; the last error, {} s ago: {reason}", age.as_secs())
+        });
+        Err(match refusal {
             Refusal::Throttled(wait) => {
                 UpstreamError::Throttled { registry: self.host.clone(), retry_after: Some(wait) }
             }
             Refusal::CircuitOpen(wait) => self.unavailable(format!(
-                "circuit open for `{name}` ({wait:.0?}): several requests in a row failed"
+                "circuit open for `{name}` ({wait:.0?}): several requests in a row failed{last}"
             )),
             Refusal::Penalty(wait) => self.unavailable(format!(
-                "`{name}` failed several times in a row to answer `{subject}`, which is retried in {wait:.0?}"
+                "`{name}` failed several times in a row to answer `{subject}`, which is retried in {wait:.0?}{last}"
             )),
         })
     }
@@ -326,10 +347,14 @@ impl Registry {
         let now = Instant::now();
         let endpoint = |watched: &Watched| {
             let limits = watched.limits.lock();
+            let last = limits.last_error(now);
             EndpointStatus {
                 endpoint: watched.endpoint.name().to_owned(),
                 left_alone_for_seconds: limits.open_for(now).map(|wait| wait.as_secs() + 1),
                 rate: limits.budget.status(now),
+                last_error: last.map(|(_, reason)| reason.to_owned()),
+                last_error_seconds_ago: last.map(|(age, _)| age.as_secs()),
+                clock_ahead_seconds: *watched.clock_ahead.lock(),
             }
         };
         RegistryStatus {

@@ -97,6 +97,18 @@ fn parse_header(value: &str, now: SystemTime) -> Option<Duration> {
     httpdate::parse_http_date(value).ok().map(|date| date.duration_since(now).unwrap_or_default())
 }
 
+/// Seconds by which `now` is ahead of the `Date` of an answer; a cache may have kept that answer for as long as `Age` says.
+pub(super) fn clock_ahead(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
+    let age = text(headers, header::AGE.as_str()).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
+    let date = httpdate::parse_http_date(text(headers, header::DATE.as_str())?).ok()?;
+    let there = date.checked_add(Duration::from_secs(age))?;
+    let seconds = |span: Duration| i64::try_from(span.as_secs()).ok();
+    match now.duration_since(there) {
+        Ok(ahead) => seconds(ahead),
+        Err(behind) => seconds(behind.duration()).map(|seconds| -seconds),
+    }
+}
+
 fn parse_message(message: &str) -> Option<Duration> {
     let rest = message.split("retry-after:").nth(1)?.trim_start();
     let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
@@ -115,6 +127,26 @@ fn parse_message(message: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_clock_is_compared_with_the_date_of_an_answer() {
+        let now = httpdate::parse_http_date("Sat, 21 Nov 2026 10:00:00 GMT").unwrap();
+        for (date, age, expected) in [
+            (Some("Sat, 21 Nov 2026 09:59:58 GMT"), None, Some(2)),
+            (Some("Sat, 21 Nov 2026 10:05:00 GMT"), None, Some(-300)),
+            (Some("Sat, 21 Nov 2026 09:00:00 GMT"), Some("3600"), Some(0)),
+            (Some("Sat, 21 Nov 2026 09:59:00 GMT"), Some("18446744073709551615"), None),
+            (Some("yesterday"), None, None),
+            (None, None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            let pairs = [(header::DATE, date), (header::AGE, age)];
+            for (name, value) in pairs.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+                headers.insert(name, value.parse().unwrap());
+            }
+            assert_eq!(clock_ahead(&headers, now), expected, "{date:?} {age:?}");
+        }
+    }
+
     use http::HeaderValue;
 
     use super::*;
