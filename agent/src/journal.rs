@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
@@ -122,8 +122,8 @@ struct Entries {
     pulls: VecDeque<Pull>,
     downloads: VecDeque<Download>,
     failures: VecDeque<Failure>,
-    /// Manifests that were fetched, with the moment of it.
-    fetched: VecDeque<(Digest, Source, Instant)>,
+    /// Manifests that were fetched and not sent yet.
+    fetched: VecDeque<(Digest, Source)>,
 }
 
 impl Journal {
@@ -141,14 +141,15 @@ impl Journal {
 
     /// A manifest has come from elsewhere.
     pub fn note_fetched(&self, digest: &Digest, source: Source) {
-        keep(&mut self.0.entries.lock().fetched, (*digest, source, Instant::now()));
+        keep(&mut self.0.entries.lock().fetched, (*digest, source));
     }
 
-    /// Where a manifest came from, for a request that began at `since`.
-    pub fn source_since(&self, digest: &Digest, since: Instant) -> Source {
-        let entries = self.0.entries.lock();
-        let fetched = entries.fetched.iter().rev().find(|(known, _, at)| known == digest && *at >= since);
-        fetched.map_or(Source::Disk, |(_, source, _)| *source)
+    /// Where a manifest came from that is sent now. A pull begins with a HEAD request for its tag, which may have fetched it:
+    /// what was fetched counts for the first request that gets it.
+    pub fn take_source(&self, digest: &Digest) -> Source {
+        let mut entries = self.0.entries.lock();
+        let fetched = entries.fetched.iter().rposition(|(known, _)| known == digest);
+        fetched.and_then(|at| entries.fetched.remove(at)).map_or(Source::Disk, |(_, source)| source)
     }
 
     /// A manifest was sent.
@@ -240,12 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_was_fetched_before_the_request_came_from_disk() {
+    fn a_manifest_that_was_fetched_comes_from_elsewhere_once() {
         let (journal, digest) = (Journal::default(), Digest::of(b"x"));
-        let before = Instant::now();
         journal.note_fetched(&digest, Source::Peers);
-        assert_eq!(journal.source_since(&digest, before), Source::Peers);
-        assert_eq!(journal.source_since(&digest, Instant::now() + Duration::from_secs(1)), Source::Disk);
-        assert_eq!(journal.source_since(&Digest::of(b"y"), before), Source::Disk);
+        assert_eq!(journal.take_source(&Digest::of(b"y")), Source::Disk);
+        assert_eq!(journal.take_source(&digest), Source::Peers);
+        assert_eq!(journal.take_source(&digest), Source::Disk);
     }
 }

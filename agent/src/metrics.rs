@@ -1,6 +1,11 @@
 //! Prometheus metrics, by name. One value that is passed to every part; no globals.
 
+mod durations;
 mod exposition;
+mod process;
+
+pub use durations::Durations;
+use process::Process;
 
 use std::sync::Arc;
 
@@ -167,6 +172,9 @@ struct BuildLabels {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    process: Process,
+    /// How long things take.
+    pub durations: Durations,
     /// Responses to clients.
     pub requests: Family<RequestLabels, Counter>,
     /// Where the content of responses came from.
@@ -237,7 +245,10 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("hearth");
+        let mut root = Registry::default();
+        let process = Process::register(&mut root);
+        let registry = root.sub_registry_with_prefix("hearth");
+        let durations = Durations::register(registry);
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         registry.register("build_info", "Always 1; the label says which version runs", build);
@@ -376,7 +387,9 @@ impl Default for Metrics {
         let store_bytes = Gauge::default();
         registry.register("store_bytes", "Bytes of verified blobs in the store", store_bytes.clone());
         Self {
-            registry: Arc::new(registry),
+            registry: Arc::new(root),
+            process,
+            durations,
             requests,
             content,
             served_bytes,
@@ -452,6 +465,7 @@ impl Metrics {
 
     /// All series in OpenMetrics 1.0.
     pub fn open_metrics(&self) -> String {
+        self.process.read();
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
         out

@@ -113,7 +113,7 @@ async fn the_page_shows_a_pull_while_it_happens() {
     let (second, size) = arriving(&page);
     assert!(second > first && second < size, "the bar moves: {first}, then {second} of {size}");
     assert!(
-        page.contains(&format!("{REGISTRY}/{REPOSITORY} sha256:")) && page.contains(", registry, 1 clients"),
+        page.contains(&format!("{REGISTRY}/{REPOSITORY} sha256:")) && page.contains(", registry, 1 client<"),
         "{page}"
     );
     let folder = pictures();

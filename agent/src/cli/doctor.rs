@@ -92,8 +92,7 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     let root = arguments.get_one::<PathBuf>(ROOT).cloned().unwrap_or_else(|| PathBuf::from("/"));
     let job = job(root, config);
     // What cannot be loaded has ended the program before.
-    let mut checks =
-        vec![Check::ok("configuration", format!("{} registries are served", job.registries.len()))];
+    let mut checks = vec![Check::ok("configuration", format!("registries served: {}", job.registries.len()))];
     if job.registries.is_empty() {
         checks[0] = Check::failed("configuration", "`registries` is empty", "name the registries to serve");
     }

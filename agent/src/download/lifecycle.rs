@@ -43,6 +43,7 @@ pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
 /// How long the parts of a download took.
 #[derive(Debug)]
 struct Stages {
+    began: Instant,
     since: Instant,
     waited: Duration,
     transfer: Duration,
@@ -50,7 +51,12 @@ struct Stages {
 
 impl Stages {
     fn new() -> Self {
-        Self { since: Instant::now(), waited: Duration::ZERO, transfer: Duration::ZERO }
+        Self {
+            began: Instant::now(),
+            since: Instant::now(),
+            waited: Duration::ZERO,
+            transfer: Duration::ZERO,
+        }
     }
 
     fn waited(&mut self) {
@@ -71,6 +77,9 @@ impl Stages {
         }
         let unfinished = self.transfer.is_zero();
         let (from_registry, from_peers) = download.sources();
+        if error.is_none() {
+            context.metrics.durations.downloaded(from_registry, from_peers, self.began.elapsed());
+        }
         context.journal.note_download(journal::Download {
             at: journal::now(),
             digest: download.digest().to_string(),

@@ -75,6 +75,11 @@ impl Content {
         self.source.size()
     }
 
+    /// Whether it is complete on this node's disk.
+    pub fn is_stored(&self) -> bool {
+        matches!(self.source, Source::Whole(_))
+    }
+
     /// Reads the range of the content for which it was opened.
     pub fn read(self, range: Range<u64>) -> ContentReader {
         ContentReader { way: Some(self.way), ..ContentReader::of_store(self.source, range) }

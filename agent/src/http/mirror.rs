@@ -56,7 +56,7 @@ impl Mirror {
         default_registry: Option<RegistryHost>,
         limits: HeaderLimits,
     ) -> Self {
-        let record = Record::new(journal, upstream.own_id());
+        let record = Record::new(journal, metrics.clone(), upstream.own_id());
         Self(Arc::new(Inner { fetcher, upstream, access, metrics, default_registry, limits, record }))
     }
 
@@ -253,6 +253,7 @@ impl Mirror {
             return Ok(response);
         }
         let content = self.0.fetcher.blob(repository, digest, asked).await?;
+        self.0.record.ready(id, content.is_stored());
         if is_known(headers, digest) {
             return Ok(not_modified(digest));
         }

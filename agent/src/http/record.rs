@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::{body::Body, error::Refusal};
 use crate::{
     journal::{self, Failure, Journal, Pull, Source},
+    metrics::{Kind, Metrics},
     types::Digest,
 };
 
@@ -42,6 +43,7 @@ impl RequestId {
 #[derive(Debug)]
 pub(super) struct Record {
     journal: Journal,
+    metrics: Metrics,
     /// The same for all requests of this process, so that ids of two processes differ.
     process: String,
     count: AtomicU64,
@@ -50,9 +52,9 @@ pub(super) struct Record {
 
 impl Record {
     /// `process` tells this process from others.
-    pub(super) fn new(journal: Journal, process: &str) -> Self {
+    pub(super) fn new(journal: Journal, metrics: Metrics, process: &str) -> Self {
         let process = process.chars().take(8).collect();
-        Self { journal, process, count: AtomicU64::new(0), pace: Mutex::default() }
+        Self { journal, metrics, process, count: AtomicU64::new(0), pace: Mutex::default() }
     }
 
     /// A request has come.
@@ -92,6 +94,12 @@ impl Record {
         });
     }
 
+    /// A blob is ready to be sent, from the disk or while it arrives.
+    pub(super) fn ready(&self, request: &RequestId, stored: bool) {
+        let source = if stored { "disk" } else { "network" };
+        self.metrics.durations.first_byte(Kind::blob, source, request.began.elapsed());
+    }
+
     /// A manifest is sent.
     pub(super) fn sent(
         &self,
@@ -101,7 +109,8 @@ impl Record {
         bytes: u64,
         client: Option<&str>,
     ) {
-        let source: Source = self.journal.source_since(digest, request.began);
+        let source: Source = self.journal.take_source(digest);
+        self.metrics.durations.first_byte(Kind::manifest, source.as_str(), request.began.elapsed());
         let millis = journal::millis(request.began.elapsed());
         tracing::info!(request = request.as_str(), image, %digest, source = source.as_str(), bytes, millis, client, "manifest sent");
         self.journal.note_pull(Pull {
@@ -163,7 +172,7 @@ mod tests {
 
     #[test]
     fn ids_of_requests_differ() {
-        let record = Record::new(Journal::default(), "0123456789abcdef");
+        let record = Record::new(Journal::default(), Metrics::default(), "0123456789abcdef");
         assert_eq!((record.begin().as_str(), record.begin().as_str()), ("01234567-0", "01234567-1"));
     }
 }

@@ -24,6 +24,7 @@ function ago(second) {
   return Math.floor(seconds / 86400) + " d ago";
 }
 
+const many = (count, word) => count + " " + word + (count === 1 ? "" : "s");
 const text = (id, value) => { element(id).textContent = value; };
 const bar = (id, value, max) => { element(id).max = max || 1; element(id).value = Math.min(value, max || 1); };
 
@@ -71,7 +72,7 @@ function download(one) {
   const from = one.fromPeers && one.fromRegistry ? "peers and registry" : one.fromPeers ? "peers" : one.fromRegistry ? "registry" : "waiting";
   const total = one.size || one.have;
   return { head: (one.repository || "for a peer") + " " + one.digest.slice(0, 19), max: total || 1, value: one.have,
-    notes: [size(one.have) + " of " + size(total) + ", " + from + ", " + one.readers + " clients"] };
+    notes: [size(one.have) + " of " + size(total) + ", " + from + ", " + many(one.readers, "client")] };
 }
 
 function summary(status) {
@@ -79,15 +80,15 @@ function summary(status) {
   text("version", status.version);
   text("store-used", size(store.bytes) + (store.allowedBytes ? " of " + size(store.allowedBytes) : ""));
   bar("store-bar", store.bytes, store.allowedBytes);
-  text("store-note", store.trouble ? "trouble: " + store.trouble : store.blobs + " blobs");
+  text("store-note", store.trouble ? "trouble: " + store.trouble : many(store.blobs, "blob"));
   element("store-note").className = store.trouble ? "bad" : "";
   const found = requests.hits + requests.joined, all = found + requests.misses;
   text("hit-rate", all ? Math.round(100 * found / all) + " %" : "–");
-  text("hit-note", requests.total ? requests.total + " requests, last " + requests.lastSecondsAgo + " s ago" : "no request has come yet");
+  text("hit-note", requests.total ? many(requests.total, "request") + ", last " + requests.lastSecondsAgo + " s ago" : "no request has come yet");
   text("arriving", arriving.size ? Math.floor(100 * arriving.have / arriving.size) + " %" : "nothing");
   bar("arriving-bar", arriving.have, arriving.size);
   const count = Array.isArray(status.transfers) ? status.transfers.length : status.transfers;
-  text("arriving-note", count + " downloads, " + size(arriving.have) + " of " + size(arriving.size));
+  text("arriving-note", many(count, "download") + ", " + size(arriving.have) + " of " + size(arriving.size));
   text("served", size(bytes.served) + " served");
   text("bytes-note", size(bytes.fromPeers) + " from peers, " + size(bytes.fromRegistries) + " from registries, " + size(bytes.toPeers) + " to peers");
   const peers = status.peers, skipped = Array.isArray(peers.skipped) ? peers.skipped : [];
