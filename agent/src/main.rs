@@ -25,7 +25,12 @@ const BAD_USAGE: u8 = 2;
 fn main() -> ExitCode {
     let matches = command().get_matches();
     match matches.subcommand() {
-        Some(("config", _)) => print(&config::explain()),
+        Some(("config", arguments)) => match arguments.subcommand() {
+            Some((_, arguments)) => finish(cli::generate::init(arguments)),
+            None => print(&config::explain()),
+        },
+        Some(("completions", arguments)) => finish(cli::generate::completions(command(), arguments)),
+        Some(("man", arguments)) => finish(cli::generate::man(command(), arguments)),
         Some(("crds", _)) => print(&crd::definitions()),
         Some(("run", arguments)) => match load(arguments, Purpose::Serve) {
             Ok(config) => run(config),
@@ -36,9 +41,7 @@ fn main() -> ExitCode {
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
         Some(("verify", arguments)) => match load(arguments, Purpose::Maintain) {
-            Ok(config) => {
-                verify(&config, arguments.get_one::<String>("output").is_some_and(|form| form == "json"))
-            }
+            Ok(config) => verify(&config, arguments),
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
         Some((name, arguments)) => match load(arguments, Purpose::Maintain) {
@@ -59,7 +62,6 @@ fn command() -> Command {
     let explain = Arg::new("explain")
         .long("explain")
         .action(ArgAction::SetTrue)
-        .required(true)
         .help("Print every key with its default and meaning");
     let dry_run = Arg::new("dry-run")
         .long("dry-run")
@@ -67,12 +69,6 @@ fn command() -> Command {
         .help("Print what would be evicted and why; remove nothing");
     let more = cli::commands(&file);
     let verify_file = file.clone();
-    let output = Arg::new("output")
-        .long("output")
-        .value_name("FORM")
-        .value_parser(["text", "json"])
-        .default_value("text")
-        .help("Output format");
     Command::new("hearth-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Registry mirror and image cache for one node")
@@ -98,16 +94,25 @@ fn command() -> Command {
             Command::new("verify")
                 .about("Check every stored blob now; damaged ones are quarantined, and fetched again at the next request. Works beside a running agent")
                 .arg(verify_file)
-                .arg(output)
+                .arg(cli::output())
                 .args(config::flags())
-                .after_help("Exit codes: 0 ok, 1 a blob is damaged or could not be read, 2 bad usage or configuration\n\nExample:\n  hearth-agent verify --output json --config /etc/hearth/agent.yaml"),
+                .after_help("Exit codes: 0 ok, 1 a blob is damaged or could not be read, 2 bad usage or configuration\n\nExample:\n  hearth-agent verify -o json --config /etc/hearth/agent.yaml"),
         )
         .subcommand(
             Command::new("crds")
                 .about("Print the definitions of the cluster's objects, `ImageSet` and `NodeCache`")
                 .after_help("Example:\n  hearth-agent crds | kubectl apply --server-side -f -"),
         )
-        .subcommand(Command::new("config").about("Show the configuration keys").arg(explain).after_help("Example:\n  hearth-agent config --explain"))
+        .subcommand(
+            Command::new("config")
+                .about("Explain the configuration keys, or write a first configuration file")
+                .arg(explain)
+                .subcommand(cli::generate::init_command())
+                .args_conflicts_with_subcommands(true)
+                .arg_required_else_help(true)
+                .after_help("Examples:\n  hearth-agent config init\n  hearth-agent config --explain"),
+        )
+        .subcommands(cli::generate::commands())
 }
 
 fn load(arguments: &ArgMatches, purpose: Purpose) -> Result<Config, config::ConfigError> {
@@ -141,7 +146,7 @@ fn collect(config: &Config, dry_run: bool) -> ExitCode {
     }
 }
 
-fn verify(config: &Config, json: bool) -> ExitCode {
+fn verify(config: &Config, arguments: &ArgMatches) -> ExitCode {
     telemetry(&config.log);
     let verified = Store::visit(&config.store).and_then(|store| {
         scrub::verify(&store, |so_far, percent| {
@@ -159,8 +164,9 @@ fn verify(config: &Config, json: bool) -> ExitCode {
         Ok(verdict) => verdict,
         Err(error) => return complain(&format!("{:#}", anyhow::Error::from(error)), 1),
     };
-    let printed = if json {
-        print(&format!("{}\n", serde_json::json!(verdict)))
+    let printed = if cli::as_json(arguments) {
+        let json = format!("{}\n", serde_json::json!(verdict));
+        finish(cli::print_result(arguments, &json).map(|()| String::new()))
     } else {
         let line = |bad: &scrub::Bad| format!("bad: {}: {}\n", bad.digest, bad.problem);
         let bad = verdict.bad.iter().map(line).collect::<Vec<_>>().concat();
@@ -211,8 +217,20 @@ fn telemetry(log: &Log) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal() && !no_color());
     if log.json { builder.json().init() } else { builder.init() }
+}
+
+/// Whether the user wants no colours (https://no-color.org).
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+fn finish(outcome: anyhow::Result<String>) -> ExitCode {
+    match outcome {
+        Ok(text) => print(&text),
+        Err(error) => complain(&format!("{error:#}"), 1),
+    }
 }
 
 fn print(text: &str) -> ExitCode {

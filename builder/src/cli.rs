@@ -1,6 +1,8 @@
 //! The command line, and what it comes to: checked [`Options`].
 
 mod cache;
+pub mod former;
+pub mod init;
 
 use std::{env, path::PathBuf};
 
@@ -10,11 +12,11 @@ use hearth_builder::{
     registry::Settings,
 };
 
-pub use self::cache::CacheArgs;
+pub use self::{cache::CacheArgs, init::InitArgs};
 
 /// Builds reproducible Apache Spark images without a container engine and without root.
 #[derive(Debug, Parser)]
-#[command(name = "hearth", version, arg_required_else_help = true)]
+#[command(name = "hearth", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -22,41 +24,62 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Init(InitArgs),
     Build(BuildArgs),
     Plan(PlanArgs),
     Lock(LockArgs),
     Cache(CacheArgs),
     /// Prints the JSON schema of `hearth.yaml`, for editors and checks.
     Schema,
+    /// Prints completions for a shell.
+    #[command(after_long_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Writes a man page for each command into a directory.
+    #[command(after_long_help = "Example:\n  hearth man ~/.local/share/man/man1")]
+    Man {
+        /// The directory; it is made when it is missing.
+        directory: PathBuf,
+    },
 }
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  hearth completions bash > ~/.local/share/bash-completion/completions/hearth
+  hearth completions zsh > \"${fpath[1]}/_hearth\"
+  hearth completions fish > ~/.config/fish/completions/hearth.fish";
 
 const BUILD_HELP: &str = "\
 Examples:
   hearth build                                      build ./hearth.yaml into ./dist
   hearth build -f specs/hearth.yaml --push          build and push
   hearth build --push --plain-http 127.0.0.1:5000   push to a registry without TLS
-  hearth build --output-format json | jq -r '.images[].manifest'
+  hearth build --to images                          build into ./images
+  hearth build -o json | jq -r '.images[].manifest'
 
 Environment:
   SOURCE_DATE_EPOCH   creation time in image configurations (file times in layers never depend on it)
   HEARTH_LOG          what is logged, such as `debug` or `hearth_builder=debug`
+  NO_COLOR            no colours in log lines
   HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and the configuration of uv are honoured.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the specification has to be changed.";
 
 /// Builds the images of a specification into an OCI image layout, and pushes them with --push.
 #[derive(Debug, Args)]
-#[command(after_help = BUILD_HELP)]
+#[command(after_long_help = BUILD_HELP)]
 pub struct BuildArgs {
     #[command(flatten)]
     common: CommonArgs,
     /// The OCI image layout to write or to add to [default: `dist` beside the specification].
     #[arg(long, value_name = "DIR")]
-    output: Option<PathBuf>,
+    to: Option<PathBuf>,
     /// Also write the images into one file for `docker load`, `podman load` and `ctr image import`.
     #[arg(long, value_name = "FILE")]
     docker_archive: Option<PathBuf>,
-    /// Push to the repository that the specification names. What is there already is not sent again.
+    /// Push to the repository of the specification. Blobs that it has are not sent again.
     #[arg(long)]
     push: bool,
     /// Build the other combinations when some of the matrix cannot run or are untested.
@@ -75,22 +98,22 @@ pub struct BuildArgs {
 
 const PLAN_HELP: &str = "\
 Examples:
-  hearth plan                           what ./hearth.yaml comes to
-  hearth plan --output-format json | jq '.uniqueBytes'
+  hearth plan                           what a build of ./hearth.yaml would do
+  hearth plan -o json | jq '.uniqueBytes'
 
 Inputs are downloaded and read (the build will need them anyway); nothing is compressed, written or pushed. The target
-registry is asked which layers it has; with --offline it is not.";
+registry is queried for the layers that it has, except with --offline.";
 
 /// Shows what a build would do: images, refused combinations with the reason, layers and who shares them.
 #[derive(Debug, Args)]
-#[command(after_help = PLAN_HELP)]
+#[command(after_long_help = PLAN_HELP)]
 pub struct PlanArgs {
     #[command(flatten)]
     common: CommonArgs,
     /// Also show what a node would download that has the images of this lock.
     #[arg(long, value_name = "LOCK")]
     against: Option<PathBuf>,
-    /// Build layers that were never built, into the cache, so that all compressed sizes are known.
+    /// Build layers that were never built, into the cache, to show the compressed size of each.
     #[arg(long)]
     exact: bool,
 }
@@ -99,28 +122,28 @@ const LOCK_HELP: &str = "\
 Examples:
   hearth lock                                 write hearth.lock beside hearth.yaml
   hearth lock --check                         fail when it is stale (for CI)
-  hearth lock --upgrade 'base base.tar'       look up this input anew and leave the others alone
+  hearth lock --upgrade 'base base.tar'       look up this input again and leave the others alone
   hearth lock --upgrade numpy                 a newer numpy; all other Python packages keep their versions
 
-What is locked stays as it is: inputs by digest, and the layers of images that are there already.
+Locked inputs keep their digest, and existing images keep their layers.
 Builds use the lock from then on, and need no network when the cache has the inputs.
 
 Exit codes: 0 done or current, 1 failed or stale, 2 the command line or the specification has to be changed.";
 
-/// Writes down every input by digest and every layer by its files, so that builds come to the same later.
+/// Writes `hearth.lock`: every input by digest and every layer by its files, so that later builds give the same images.
 #[derive(Debug, Args)]
-#[command(after_help = LOCK_HELP)]
+#[command(after_long_help = LOCK_HELP)]
 pub struct LockArgs {
     #[command(flatten)]
     common: CommonArgs,
-    /// Write nothing; fail when the lock is not what it would be now.
+    /// Write nothing; fail when `hearth lock` would change the lock.
     #[arg(long)]
     check: bool,
-    /// Look up this input anew, by its name in the lock, or a newer version of this Python package. May be given
+    /// Look up this input again, by its name in the lock, or a newer version of this Python package. May be given
     /// several times.
     #[arg(long, value_name = "NAME", conflicts_with = "check")]
     upgrade: Vec<String>,
-    /// Group all files into layers anew. Images that are there get other layers, and all share more.
+    /// Divide all files into layers again. Existing images get other layers, and all images share more.
     #[arg(long, conflicts_with = "check")]
     regroup: bool,
     /// Lock the other combinations when some of the matrix cannot run or are untested.
@@ -136,14 +159,14 @@ struct CommonArgs {
     /// The lock [default: beside the specification, `hearth.lock` for `hearth.yaml`, when it is there].
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
-    /// A registry (`host` or `host:port`) that is spoken to without TLS. No host is by itself, not even a
-    /// loopback address. May be given several times.
+    /// A registry (`host` or `host:port`) to use without TLS; by default all use TLS, loopback addresses too.
+    /// May be given several times.
     #[arg(long, value_name = "HOST")]
     plain_http: Vec<String>,
     /// A Docker `config.json` with credentials [default: the user's, then that of podman].
     #[arg(long, value_name = "FILE")]
     docker_config: Option<PathBuf>,
-    /// Where downloads, compressed files and layers are kept between builds
+    /// Directory in which downloads, compressed files and layers are kept between builds
     /// [default: `$XDG_CACHE_HOME/hearth` or `~/.cache/hearth`].
     #[arg(long, value_name = "DIR", env = "HEARTH_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
@@ -154,12 +177,12 @@ struct CommonArgs {
     /// OCI layout) or `spark=PATH` (a release archive or pyspark source distribution; `{spark}` stands for the version).
     #[arg(long, value_name = "NAME=PATH", value_parser = source)]
     set_source: Vec<(Source, PathBuf)>,
-    /// Ask no server for inputs: everything has to be in the cache.
+    /// Download nothing: every input has to be in the cache.
     #[arg(long)]
     offline: bool,
-    /// How the result is written to standard output.
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
-    output_format: Format,
+    /// Format of the result on standard output.
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    output: Format,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,22 +192,24 @@ enum Source {
 }
 
 /// How a result is written.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people.
-    Text,
+    Table,
     /// One JSON object.
     Json,
+    /// The same object as YAML.
+    Yaml,
 }
 
 /// What the environment lacks or has wrong; like a wrong argument, it ends with exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
-    #[error("SOURCE_DATE_EPOCH is `{0}`, not a number of seconds")]
+    #[error("SOURCE_DATE_EPOCH is `{0}`, not a number of seconds since 1970 such as 1700000000")]
     Epoch(String),
-    #[error("a lock is made of the specification's own sources: leave --set-source out")]
+    #[error("`hearth lock` locks the sources of the specification: leave --set-source out")]
     LockedSources,
-    #[error("neither HOME nor XDG_CACHE_HOME is set: say with --cache-dir where the cache is")]
+    #[error("neither HOME nor XDG_CACHE_HOME is set: name the directory of the cache with --cache-dir")]
     NoHome,
 }
 
@@ -192,7 +217,7 @@ fn source(text: &str) -> Result<(Source, PathBuf), String> {
     match text.split_once('=') {
         Some(("base", path)) if !path.is_empty() => Ok((Source::Base, path.into())),
         Some(("spark", path)) if !path.is_empty() => Ok((Source::Spark, path.into())),
-        _ => Err("expected `base=PATH` or `spark=PATH`".to_owned()),
+        _ => Err("expected `base=PATH` or `spark=PATH`, for example `base=base.tar`".to_owned()),
     }
 }
 
@@ -200,7 +225,7 @@ impl BuildArgs {
     /// The options, and how the result is written.
     pub fn options(self) -> Result<(Options, Format), UsageError> {
         let (options, format) = self.common.options()?;
-        let (output, push, skip_refused, locked) = (self.output, self.push, self.skip_refused, self.locked);
+        let (output, push, skip_refused, locked) = (self.to, self.push, self.skip_refused, self.locked);
         let (sbom, docker_archive) = (self.sbom, self.docker_archive);
         Ok((Options { output, docker_archive, push, skip_refused, locked, sbom, ..options }, format))
     }
@@ -255,7 +280,7 @@ impl CommonArgs {
             registries: Settings { plain_http: self.plain_http, docker_config: self.docker_config },
             epoch,
         };
-        Ok((options, self.output_format))
+        Ok((options, self.output))
     }
 }
 

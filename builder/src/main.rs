@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use hearth_builder::{
     build::{self, BuildError},
     progress::Progress,
@@ -17,10 +17,15 @@ use hearth_builder::{
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, Format, UsageError};
+use crate::cli::{Cli, Command, Format, UsageError, former};
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let (arguments, warnings) = former::replace(std::env::args_os());
+    let command = Cli::parse_from(arguments).command;
+    for warning in warnings {
+        // As with errors: nothing can be done if standard error is gone.
+        let _ = io::stderr().write_all(format!("warning: {warning}\n").as_bytes());
+    }
     let progress = Progress::detect();
     let level = if progress.draws() { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("HEARTH_LOG").unwrap_or_else(|_| EnvFilter::new(level));
@@ -28,7 +33,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(colours())
         .init();
     match run(command, &progress) {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,6 +43,11 @@ fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Colours in log lines: on a terminal, unless `NO_COLOR` says otherwise (https://no-color.org).
+fn colours() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -57,6 +67,15 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
     let mut stale = false;
     match command {
         Command::Schema => out.extend(spec::schema().into_bytes()),
+        Command::Init(arguments) => out.extend(arguments.run()?.into_bytes()),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hearth", &mut out);
+        }
+        Command::Man { directory } => {
+            std::fs::create_dir_all(&directory)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
+                .with_context(|| format!("cannot write man pages into `{}`", directory.display()))?;
+        }
         Command::Build(arguments) => {
             let dry = arguments.dry_run;
             let (options, format) = arguments.options()?;
@@ -97,7 +116,8 @@ fn show(
     out: &mut Vec<u8>,
 ) -> io::Result<()> {
     match format {
-        Format::Text => text(out),
+        Format::Table => text(out),
         Format::Json => report::write_json(report, out),
+        Format::Yaml => report::write_yaml(report, out),
     }
 }

@@ -22,7 +22,7 @@ fn the_same_inputs_give_the_same_bytes_whatever_surrounds_them() {
     let expected = first.build(&["--jobs", "1"]);
     let second = Fixture::new();
     let script = format!(
-        "umask 077; exec '{}' build -f ./hearth.yaml --output elsewhere --jobs 7 --output-format json",
+        "umask 077; exec '{}' build -f ./hearth.yaml --to elsewhere --jobs 7 --output json",
         binary("hearth").expect("the binary is built").display()
     );
     let mut command = second.command(&[]);
@@ -37,14 +37,14 @@ fn the_same_inputs_give_the_same_bytes_whatever_surrounds_them() {
     let found = report(&finish(&mut shell));
     assert_eq!(found["images"], expected["images"]);
     // And once more with everything in the cache.
-    assert_eq!(report(&finish(command.args(["--output-format", "json"])))["images"], expected["images"]);
+    assert_eq!(report(&finish(command.args(["--output", "json"])))["images"], expected["images"]);
 }
 
 #[test]
 fn only_the_configuration_follows_source_date_epoch() {
     let fixture = Fixture::new();
     let plain = fixture.build(&[]);
-    let mut command = fixture.command(&["--output-format", "json"]);
+    let mut command = fixture.command(&["--output", "json"]);
     let dated = report(&finish(command.env("SOURCE_DATE_EPOCH", "1700000000")));
     assert_eq!(layers(&plain, "digest"), layers(&dated, "digest"));
     let config = dated["images"][0]["config"].as_str().expect("an image was built");

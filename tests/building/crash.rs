@@ -49,7 +49,7 @@ fn killed(fixture: &Fixture, call: &str, nth: usize, cache: &str, output: &str) 
     command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
     command.args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")]);
     command.arg(binary("hearth").expect("the binary is built"));
-    command.args(["build", "--jobs", "2", "--cache-dir", cache, "--output", output]);
+    command.args(["build", "--jobs", "2", "--cache-dir", cache, "--to", output]);
     finish(command.current_dir(fixture.path(""))).status.success()
 }
 
@@ -150,8 +150,8 @@ fn crash_at(fixture: &Fixture, call: &str, nth: usize, expected: &Value, seed: O
     let [cache, output] = [&names[0], &names[1]].map(|name| fixture.path(name));
     let ended = killed(fixture, call, nth, &names[0], &names[1]);
     assert_sound(&cache, &output, &when);
-    let mut command = fixture.command(&["--cache-dir", &names[0], "--output", &names[1]]);
-    let again = report(&finish(command.args(["--output-format", "json"])));
+    let mut command = fixture.command(&["--cache-dir", &names[0], "--to", &names[1]]);
+    let again = report(&finish(command.args(["--output", "json"])));
     assert_eq!(again["images"], expected["images"], "{when}");
     let aside = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".hearth-"))

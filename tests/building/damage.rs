@@ -44,7 +44,7 @@ fn a_flipped_byte_in_any_kind_of_cached_object_is_never_published() {
     let fixture = Fixture::new();
     let lock = finish(&mut fixture.subcommand("lock", &[]));
     assert!(lock.status.success(), "{}", String::from_utf8_lossy(&lock.stderr));
-    let expected = fixture.build(&["--locked", "--sbom", "--output", "expected"]);
+    let expected = fixture.build(&["--locked", "--sbom", "--to", "expected"]);
     let kinds = fs::read_dir(fixture.path("cache")).expect("readable");
     let kinds = kinds.map(|kind| kind.expect("readable")).filter(|kind| kind.path().is_dir());
     let mut kinds: Vec<String> = kinds.map(|kind| kind.file_name().to_string_lossy().into_owned()).collect();
@@ -70,7 +70,7 @@ fn a_flipped_byte_in_any_kind_of_cached_object_is_never_published() {
             }
             flipped.extend((!damaged.is_empty()).then(|| kind.clone()));
             let output = format!("dist-{name}");
-            let arguments = ["--locked", "--sbom", "--output", &output, "--output-format", "json"];
+            let arguments = ["--locked", "--sbom", "--to", &output, "--output", "json"];
             let mut command = fixture.command(&arguments);
             let built = report(&finish(command.env("HEARTH_CACHE_DIR", &cache)));
             assert_eq!(built["images"], expected["images"], "{name}");

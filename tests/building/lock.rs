@@ -15,7 +15,7 @@ fn edit(fixture: &Fixture, from: &str, to: &str) {
 
 fn lock(fixture: &Fixture, arguments: &[&str]) -> Value {
     let mut command = fixture.subcommand("lock", arguments);
-    report(&finish(command.args(["--output-format", "json"])))
+    report(&finish(command.args(["--output", "json"])))
 }
 
 /// Exit code and message of a `hearth lock` that must fail.
@@ -74,7 +74,7 @@ fn a_plan_notices_that_nodes_have_layers_of_another_codec() {
     lock(&fixture, &[]);
     fs::rename(fixture.path("hearth.lock"), fixture.path("old.lock")).expect("writable");
     let against = || {
-        let mut plan = fixture.subcommand("plan", &["--against", "old.lock", "--output-format", "json"]);
+        let mut plan = fixture.subcommand("plan", &["--against", "old.lock", "--output", "json"]);
         report(&finish(&mut plan))["against"].clone()
     };
     let same = against();
@@ -107,7 +107,7 @@ fn an_added_release_leaves_the_locked_images_alone() {
     assert_eq!(manifest(&fixture.build(&[]), OLD), before);
 
     // What nodes with the old image need for the new ones.
-    let mut plan = fixture.subcommand("plan", &["--against", "old.lock", "--output-format", "json"]);
+    let mut plan = fixture.subcommand("plan", &["--against", "old.lock", "--output", "json"]);
     let against = report(&finish(&mut plan))["against"].clone();
     assert_eq!(against["images"][1]["tag"], OLD);
     assert_eq!((&against["images"][1]["layers"], &against["images"][1]["bytes"]), (&0.into(), &0.into()));
@@ -169,7 +169,7 @@ async fn a_locked_build_asks_no_server_and_follows_no_moved_tag() {
     let (fixture, plain) = (Fixture::new(), ["--plain-http", &host]);
     let run = async |name: &'static str, more: &[&str]| {
         let mut command = fixture.subcommand(name, &plain);
-        command.args(more).args(["--output-format", "json"]);
+        command.args(more).args(["--output", "json"]);
         report(&tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic"))
     };
     fixture.spec(&format!("{host}/data/base"), "{ rootfs: base.tar }", "");

@@ -20,7 +20,7 @@ fn two_releases() -> Fixture {
 }
 
 fn plan(fixture: &Fixture) -> Value {
-    let mut command = fixture.subcommand("plan", &["--output-format", "json"]);
+    let mut command = fixture.subcommand("plan", &["--output", "json"]);
     report(&finish(&mut command))
 }
 
@@ -78,7 +78,7 @@ fn images_stack_what_they_share_first_and_hold_exactly_their_files() {
     let (older, newer) = (names(&older), names(&newer));
     // Alone, the same release comes to the same files. It takes the place of the image of its name.
     let alone = Fixture::new();
-    let single = alone.build(&["--output", &fixture.path("dist").display().to_string()]);
+    let single = alone.build(&["--to", &fixture.path("dist").display().to_string()]);
     assert_eq!(newer, names(&stack(&single, 0)));
     assert!(older.contains("opt/spark/jars/spark-core_2.12-3.5.8.jar"));
     assert!(!older.contains("opt/spark/jars/spark-core_2.12-3.5.9.jar"));

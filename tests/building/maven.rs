@@ -288,7 +288,7 @@ fn jars_lie_beside_sparks_and_are_locked_by_digest() {
     let fixture = fixture();
     with_jars(&fixture, "url: \"file:repository\"", "packages: [\"org.example:geo_2.12:1.0\"]");
     let unlocked = fixture.build(&[]);
-    let mut lock = fixture.subcommand("lock", &["--output-format", "json"]);
+    let mut lock = fixture.subcommand("lock", &["--output", "json"]);
     report(&finish(&mut lock));
     let text = fs::read_to_string(fixture.path("hearth.lock")).expect("it was written");
     assert!(text.contains("org.example:geo_2.12:1.0\"") && text.contains("org.example:util:2\""), "{text}");

@@ -69,7 +69,7 @@ fn pass(mut client: TcpStream, server: SocketAddr, after: u64, seen: &Mutex<Vec<
 
 /// Runs `hearth build` with a store behind `endpoint`.
 async fn build(fixture: &Fixture, endpoint: SocketAddr, more: &[&str]) -> Output {
-    let mut command = fixture.command(&["--output-format", "json"]);
+    let mut command = fixture.command(&["--output", "json"]);
     command.args(more);
     command.envs([
         ("AWS_ENDPOINT", format!("http://{endpoint}")),

@@ -65,7 +65,7 @@ fn a_tag_for_several_platforms_does_not_fit_into_an_archive_for_docker_load() {
 #[test]
 fn a_dry_run_shows_what_would_be_built_and_writes_nothing() {
     let fixture = Fixture::new();
-    let mut command = fixture.command(&["--dry-run", "--push", "--offline", "--output-format", "json"]);
+    let mut command = fixture.command(&["--dry-run", "--push", "--offline", "--output", "json"]);
     let planned = report(&finish(&mut command));
     assert_eq!(planned["images"][0]["tag"], TAG);
     assert!(!fixture.path("dist").exists());

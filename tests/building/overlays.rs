@@ -137,7 +137,7 @@ fn a_lock_covers_what_a_variant_adds_and_a_build_with_it_is_offline() {
     let fixture = fixture();
     let lock = |more: &[&str]| {
         let mut command = fixture.subcommand("lock", more);
-        report(&finish(command.args(["--output-format", "json"])))
+        report(&finish(command.args(["--output", "json"])))
     };
     lock(&[]);
     let text = fs::read_to_string(fixture.path("hearth.lock")).expect("it was written");

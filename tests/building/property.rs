@@ -114,14 +114,14 @@ fn build(surroundings: &Surroundings) -> BTreeMap<String, String> {
     if surroundings.used {
         let other = Surroundings { sparks: vec!["3.5.8"], files: Vec::new(), ..surroundings.clone() };
         fs::write(fixture.path("other.yaml"), specification(&other, "gzip")).expect("writable");
-        fixture.build(&["-f", "other.yaml", "--output", "other"]);
+        fixture.build(&["-f", "other.yaml", "--to", "other"]);
     }
     let directory = match surroundings.directory {
         "/" => "/".into(),
         below => fixture.path(below),
     };
     let script = format!(
-        "umask {}; exec '{}' build -f '{}' --jobs {} --output-format json",
+        "umask {}; exec '{}' build -f '{}' --jobs {} --output json",
         surroundings.umask,
         binary("hearth").expect("the binary is built").display(),
         fixture.path("hearth.yaml").display(),

@@ -17,7 +17,7 @@ const TAG: &str = "3.5.9-java17-python3.11";
 
 /// Runs a push beside the test's own server.
 async fn push(fixture: &Fixture, host: &str, more: &[&str]) -> (Option<i32>, Value, String) {
-    let mut command = fixture.command(&["--push", "--plain-http", host, "--output-format", "json"]);
+    let mut command = fixture.command(&["--push", "--plain-http", host, "--output", "json"]);
     command.args(more);
     let output = tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic");
     let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -305,7 +305,7 @@ async fn a_netrc_opens_the_servers_that_it_names() {
     let build = async |machine: &str| {
         let netrc = format!("machine {machine} login me password secret\n");
         fs::write(fixture.path("netrc"), netrc).expect("writable");
-        let mut command = fixture.command(&["--output-format", "json"]);
+        let mut command = fixture.command(&["--output", "json"]);
         command.env("NETRC", fixture.path("netrc"));
         tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic")
     };
@@ -323,7 +323,7 @@ async fn a_plan_says_what_the_target_has_and_what_a_push_would_send() {
     let fixture = Fixture::new();
     fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
     let plan = async |more: &[&str]| {
-        let mut command = fixture.subcommand("plan", &["--plain-http", &host, "--output-format", "json"]);
+        let mut command = fixture.subcommand("plan", &["--plain-http", &host, "--output", "json"]);
         command.args(more);
         report(&tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic"))
     };
@@ -441,7 +441,7 @@ async fn a_download_is_resumed_where_it_broke_off_and_checked() {
     let spec = |sha256: &str| good.replace(from, &format!("{{ url: \"{url}\", sha256: \"{sha256}\" }}"));
     let build = async |name: &str, text: String| {
         fs::write(fixture.path(name), text).expect("writable");
-        let mut command = fixture.command(&["-f", name, "--output-format", "json"]);
+        let mut command = fixture.command(&["-f", name, "--output", "json"]);
         tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic")
     };
     upstream.fault(On::blob().get(), Fault::Cut(1_000_000)).times(1);
@@ -474,7 +474,7 @@ async fn files_are_downloaded_side_by_side_and_no_more_than_the_bound() {
     }
     fixture.spec("registry.test/data/spark", "{ rootfs: base.tar }", &files.join("\n"));
     upstream.fault(On::blob().get(), Fault::Delay(Duration::from_secs(1)));
-    let mut command = fixture.command(&["--output-format", "json"]);
+    let mut command = fixture.command(&["--output", "json"]);
     report(&tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic"));
     let log = upstream.log().blob_gets();
     assert_eq!(log.len(), FILES, "each once: {}", log.describe());

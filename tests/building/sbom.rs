@@ -146,7 +146,7 @@ fn documents_validate_against_their_schemas_and_package_urls_are_canonical() {
 
 async fn push(fixture: &Fixture, host: &str) -> Value {
     fixture.spec(&format!("{host}/data/spark"), "{ rootfs: base.tar }", "");
-    let mut command = fixture.command(&["--push", "--sbom", "--plain-http", host, "--output-format", "json"]);
+    let mut command = fixture.command(&["--push", "--sbom", "--plain-http", host, "--output", "json"]);
     report(&tokio::task::spawn_blocking(move || finish(&mut command)).await.expect("it does not panic"))
 }
 

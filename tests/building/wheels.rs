@@ -178,7 +178,7 @@ fn a_lock_holds_wheels_and_notices_another_request() {
     with_wheels(&fixture, "{ lock: pylock.toml }", "platform: linux/amd64\n");
     let lock = |more: &[&str]| {
         let mut command = fixture.subcommand("lock", more);
-        report(&finish(command.args(["--output-format", "json"])))
+        report(&finish(command.args(["--output", "json"])))
     };
     lock(&[]);
     let written = fs::read_to_string(fixture.path("hearth.lock")).expect("it was written");

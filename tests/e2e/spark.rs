@@ -92,7 +92,7 @@ async fn build_and_push(work: &Path, host: &str) -> Result<()> {
     fs::write(&spec, text)?;
     let mut command = Command::new(binary("hearth")?);
     command.args(["build", "--push", "--plain-http", host, "--file"]).arg(&spec);
-    command.arg("--output").arg(work.join("layout")).arg("--cache-dir").arg(work.join("cache"));
+    command.arg("--to").arg(work.join("layout")).arg("--cache-dir").arg(work.join("cache"));
     run(command, BUILD_LIMIT).await?.output().context("`hearth build --push` failed")?;
     Ok(())
 }

@@ -79,7 +79,7 @@ sources:
     /// Runs a build and gives its JSON report.
     pub fn build(&self, arguments: &[&str]) -> Value {
         let mut command = self.command(arguments);
-        report(&finish(command.args(["--output-format", "json"])))
+        report(&finish(command.args(["--output", "json"])))
     }
 
     /// Runs a build that must fail, and gives exit code and message.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{Place, as_json, names, print, progress::Progress};
+use super::{Place, as_json, names, print_result, progress::Progress};
 use crate::{
     config::Config,
     images::archive::{self, Export, ImportOptions, Imported, Source},
@@ -108,7 +108,7 @@ pub(super) fn import(arguments: &ArgMatches, config: &Config) -> anyhow::Result<
         );
     }
     place.close();
-    print(&tell(&imported, as_json(arguments))?)
+    print_result(arguments, &tell(&imported, as_json(arguments))?)
 }
 
 /// The archive as a stream, and its size if it is known.
@@ -193,7 +193,9 @@ impl Target {
         let name = path.to_string_lossy();
         let compressed = [".tgz", ".gz", ".zst", ".zstd", ".xz", ".bz2"];
         if compressed.iter().any(|suffix| name.ends_with(suffix)) {
-            bail!("`{name}`: the tar is not compressed (layers are); write to `-` and compress that");
+            bail!(
+                "`{name}`: exports are not compressed, because the layers are: name a file that ends in `.tar`, or write to `-` and pipe it into a compressor"
+            );
         }
         Ok(match name.as_ref() {
             "-" => Self::Standard,

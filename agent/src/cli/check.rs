@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::ArgMatches;
 use reqwest::Method;
 
-use super::{client::Client, print};
+use super::{as_json, client::Client, print, print_result};
 use crate::{
     config::Config,
     images::archive::{ImportOptions, Imported},
@@ -36,14 +37,14 @@ pub(super) fn run(
     plan: &Plan,
     socket: Option<&Path>,
     config: &Config,
-    json: bool,
+    arguments: &ArgMatches,
 ) -> anyhow::Result<()> {
     let client = Client::new(&config.admin_socket)?;
     let checked: Vec<_> =
         plan.runtimes.iter().map(|runtime| one(*runtime, job, socket, &client)).collect::<Result<_, _>>()?;
-    if json {
+    if as_json(arguments) {
         let all = serde_json::json!({ "checks": checked, "findings": plan.findings });
-        print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
+        print_result(arguments, &format!("{}\n", serde_json::to_string_pretty(&all)?))?;
     } else {
         print(&describe(&checked, plan, job))?;
     }

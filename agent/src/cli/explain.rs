@@ -6,7 +6,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{agent, as_json, client, output, print, table::ago, with_config};
+use super::{agent, as_json, client, output, print, print_result, table::ago, with_config};
 use crate::{
     config::Config,
     journal,
@@ -38,7 +38,7 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     let name: &ImageName = arguments.get_one(IMAGE).expect("clap requires it");
     let document: Value = client.call(Method::GET, "/api/v1/explain", &[name])?;
     if as_json(arguments) {
-        return print(&(serde_json::to_string_pretty(&document)? + "\n"));
+        return print_result(arguments, &(serde_json::to_string_pretty(&document)? + "\n"));
     }
     print(&show(&document, journal::now()))
 }

@@ -9,7 +9,7 @@ use clap::{ArgMatches, Command};
 use reqwest::Method;
 
 use super::{
-    Place, as_json, names, print,
+    Place, as_json, names, print_result,
     table::{ago, table},
 };
 use crate::{
@@ -23,7 +23,7 @@ pub(super) fn commands() -> Vec<Command> {
         Command::new("ls")
             .about("List the images in the store")
             .after_help(
-                "Examples:\n  hearth-agent ls\n  hearth-agent ls --output json | jq -r '.[] | select(.pinned) | .names[].name'\n  \
+                "Examples:\n  hearth-agent ls\n  hearth-agent ls -o json | jq -r '.[] | select(.pinned) | .names[].name'\n  \
                  hearth-agent ls --offline --data-dir /var/lib/hearth",
             ),
         Command::new("pin")
@@ -58,7 +58,7 @@ pub(super) fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow
         }
     };
     place.close();
-    print(&answer)
+    print_result(arguments, &answer)
 }
 
 /// One after the other until one fails; earlier changes stay.
@@ -134,7 +134,8 @@ fn state(image: &Listed) -> String {
         out.push_str(", pinned");
     }
     if image.missing_images > 0 {
-        let _ = write!(out, ", {} other platforms not stored", image.missing_images);
+        let platforms = if image.missing_images == 1 { "platform" } else { "platforms" };
+        let _ = write!(out, ", {} other {platforms} not stored", image.missing_images);
     }
     out
 }
@@ -157,7 +158,7 @@ fn removed(all: &[Removed], json: bool) -> anyhow::Result<String> {
         for name in &one.names {
             let _ = writeln!(out, "removed {name}");
         }
-        let _ = writeln!(out, "{} blobs removed, {} free", one.blobs, format_size(one.bytes));
+        let _ = writeln!(out, "{} blobs removed, {} freed", one.blobs, format_size(one.bytes));
         if one.in_use > 0 {
             let _ = writeln!(out, "{} blobs are being read and will be evicted later", one.in_use);
         }
@@ -195,8 +196,8 @@ mod tests {
         assert_eq!(
             text.lines().skip(1).collect::<Vec<_>>(),
             [
-                "r.test/a:v1  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platforms not stored",
-                "r.test/a:v2  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platforms not stored",
+                "r.test/a:v1  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platform not stored",
+                "r.test/a:v2  abababababab  3.0 MiB  10 B  now      complete, pinned, 1 other platform not stored",
                 "r.test/a     abababababab  3.0 MiB  10 B  2 h ago  incomplete",
             ]
         );

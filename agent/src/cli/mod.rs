@@ -9,6 +9,7 @@ mod check;
 mod client;
 mod doctor;
 mod explain;
+pub mod generate;
 mod images;
 mod prepare;
 mod progress;
@@ -19,7 +20,11 @@ mod table;
 use std::{io::Write as _, path::PathBuf};
 
 use anyhow::Context as _;
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command,
+    builder::{PossibleValue, PossibleValuesParser},
+    value_parser,
+};
 
 use crate::{
     config::{self, Config},
@@ -81,13 +86,20 @@ fn client(arguments: &ArgMatches, config: &Config) -> anyhow::Result<Client> {
     Client::new(arguments.get_one::<PathBuf>(AGENT).unwrap_or(&config.admin_socket))
 }
 
-fn output() -> Arg {
+/// `-o`, `--output`.
+pub fn output() -> Arg {
     Arg::new(OUTPUT)
+        .short('o')
         .long(OUTPUT)
         .value_name("FORMAT")
-        .value_parser(["table", "json"])
+        // `text` is what `verify` called the table before.
+        .value_parser(PossibleValuesParser::new([
+            PossibleValue::new("table").alias("text"),
+            "json".into(),
+            "yaml".into(),
+        ]))
         .default_value("table")
-        .help("Output format")
+        .help("Format of the result on standard output")
 }
 
 /// With the configuration file, and its keys as flags.
@@ -124,8 +136,18 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-fn as_json(arguments: &ArgMatches) -> bool {
-    arguments.get_one::<String>(OUTPUT).is_some_and(|format| format == "json")
+/// Whether the result is to be an object: JSON, which [`print_result`] writes as YAML when that was asked for.
+pub fn as_json(arguments: &ArgMatches) -> bool {
+    arguments.get_one::<String>(OUTPUT).is_some_and(|format| format == "json" || format == "yaml")
+}
+
+/// Prints a result in the format that the arguments name: a table, or JSON when [`as_json`] says so.
+pub fn print_result(arguments: &ArgMatches, text: &str) -> anyhow::Result<()> {
+    if arguments.get_one::<String>(OUTPUT).is_none_or(|format| format != "yaml") {
+        return print(text);
+    }
+    let value: serde_json::Value = serde_json::from_str(text).context("the result is not JSON")?;
+    print(&serde_saphyr::to_string(&value).context("cannot write YAML")?)
 }
 
 fn names() -> Arg {

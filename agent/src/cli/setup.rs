@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{as_json, check, output, print, with_config};
+use super::{as_json, check, output, print, print_result, with_config};
 use crate::{
     config::Config,
     setup::{self, Edit, Finding, Job, Plan, Runtime},
@@ -73,14 +73,14 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     let plan = setup::plan(&job, undo)?;
     if arguments.get_flag(CHECK) {
         let socket = arguments.get_one::<PathBuf>(SOCKET).map(PathBuf::as_path);
-        return check::run(&job, &plan, socket, config, as_json(arguments));
+        return check::run(&job, &plan, socket, config, arguments);
     }
     let dry_run = arguments.get_flag(DRY_RUN);
     if !dry_run {
         setup::apply(&job.root, &plan.edits)?;
     }
     if as_json(arguments) {
-        print(&format!("{}\n", serde_json::to_string_pretty(&plan)?))?;
+        print_result(arguments, &format!("{}\n", serde_json::to_string_pretty(&plan)?))?;
     } else {
         print(&describe(&plan, dry_run))?;
     }

@@ -4,7 +4,7 @@ use clap::{Arg, ArgMatches, Command};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{agent, as_json, client, output, print, table::table, with_config};
+use super::{agent, as_json, client, output, print, print_result, table::table, with_config};
 use crate::{config::Config, types::format_size};
 
 pub(super) const NAME: &str = "status";
@@ -12,7 +12,7 @@ pub(super) const NAME: &str = "status";
 pub(super) fn command(file: &Arg) -> Command {
     let command = Command::new(NAME)
         .about("Show the running agent's store, downloads, registries, and images of sets")
-        .after_help("Examples:\n  hearth-agent status\n  hearth-agent status --output json | jq '.prepull[].images[] | select(.state == \"Failed\")'")
+        .after_help("Examples:\n  hearth-agent status\n  hearth-agent status -o json | jq '.prepull[].images[] | select(.state == \"Failed\")'")
         .args([agent(), output()]);
     with_config(command, file)
 }
@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     let client = client(arguments, config)?;
     let document: Value = client.call(Method::GET, "/api/v1/status", &[])?;
     if as_json(arguments) {
-        return print(&(serde_json::to_string_pretty(&document)? + "\n"));
+        return print_result(arguments, &(serde_json::to_string_pretty(&document)? + "\n"));
     }
     print(&show(&document))
 }

@@ -1,5 +1,5 @@
 //! Every key of the configuration: the one list behind flags, environment variables, `config --explain` and the
-//! README's table.
+//! table in `agent/README.md`.
 
 use std::fmt::Write as _;
 
@@ -24,38 +24,39 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "store.limit",
         default: "50%",
-        meaning: "most that the store holds: a size (`200GiB`) or a share of its file system; above it images are evicted",
+        meaning: "maximum size of the store: a size (`200GiB`) or a share of its file system; above it images are \
+                  evicted",
     },
     Key {
         path: "store.minFree",
         default: "20%",
-        meaning: "space of the file system that is left to others: a size or a share; the kubelet begins to remove images \
-                  when less than 15% is free",
+        meaning: "space of the file system that is always left free: a size or a share; the kubelet begins to remove \
+                  images when less than 15% is free",
     },
     Key {
         path: "store.highWatermark",
         default: "95%",
-        meaning: "share of what may be held above which the images that were not used for the longest time are evicted",
+        meaning: "share of the maximum size above which the least recently used images are evicted",
     },
     Key { path: "store.lowWatermark", default: "85%", meaning: "share at which eviction ends" },
     Key {
         path: "store.lockWait",
         default: "60s",
-        meaning: "for how long a new agent waits for an old one to let go of `dataDir`, serving what is there meanwhile; then it \
-                  ends with code 2",
+        meaning: "how long a new agent waits for an old one to release `dataDir`, serving what is stored meanwhile; \
+                  then it exits with status 2",
     },
     Key {
         path: "store.scrubRate",
         default: "8MiB",
-        meaning: "bytes per second of stored blobs that are read and checked in the background, each blob once a week at most; \
-                  `0` means none",
+        meaning: "bytes per second of stored blobs that are read and verified in the background, each blob once a \
+                  week at most; `0`: none",
     },
     Key {
         path: "store.runtimeContent",
         default: "",
         meaning: "the container runtime's content directory, with `blobs/sha256/` in it (containerd: \
-                  `/var/lib/containerd/io.containerd.content.v1.content`): blobs that it has are read from there, checked, \
-                  and not fetched again",
+                  `/var/lib/containerd/io.containerd.content.v1.content`): its blobs are read and verified there \
+                  instead of being downloaded",
     },
     Key {
         path: "store.runtimeLink",
@@ -71,59 +72,61 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "peer.listen",
         default: "0.0.0.0:5051",
-        meaning: "address for other agents; nothing listens there without members",
+        meaning: "address for other agents; without peers nothing listens there",
     },
     Key {
         path: "peer.name",
         default: "",
-        meaning: "this node's name among the members, stable over restarts; without it the host's name",
+        meaning: "this node's name among the peers, stable over restarts; default: the host's name",
     },
     Key {
         path: "peer.zone",
         default: "",
-        meaning: "this node's zone: pieces cross from one zone into another once",
+        meaning: "this node's zone: each piece of a blob crosses from one zone into another once",
     },
     Key {
         path: "peer.members",
         default: "",
-        meaning: "the members, when they do not change: `name=address:port` or `name@zone=address:port`, separated by commas",
+        meaning: "the list of peers, when it does not change: `name=address:port` or `name@zone=address:port`, \
+                  separated by commas",
     },
     Key {
         path: "peer.dns",
         default: "",
-        meaning: "`name:port` whose addresses are the members', asked every 10 seconds",
+        meaning: "`name:port` that resolves to the addresses of the peers, resolved every 10 seconds",
     },
     Key {
         path: "peer.service",
         default: "",
-        meaning: "`namespace/name` of the headless Kubernetes service whose EndpointSlices list the members; without \
-                  any of these three every agent fetches for itself",
+        meaning: "`namespace/name` of the headless Kubernetes service whose EndpointSlices list the peers. Without \
+                  `members`, `dns` or `service` every agent reads from the registry",
     },
     Key {
         path: "peer.api",
         default: "",
-        meaning: "URL of the API server that `peer.service` is read from; without it the cluster that the agent runs in, \
-                  with the pod's own account",
+        meaning: "URL of the API server that `peer.service` is read from; default: the cluster that the agent runs \
+                  in, with the pod's own account",
     },
     Key {
         path: "peer.relay",
         default: "true",
-        meaning: "whether this node fetches for others what no one on it wants: a small share of each blob",
+        meaning: "whether this node fetches pieces for its peers that no client of the node has requested: a small \
+                  share of each blob",
     },
     Key {
         path: "peer.uploads",
         default: "4",
-        meaning: "pieces sent to members at once; few at once arrive sooner",
+        meaning: "pieces sent to peers at the same time; each arrives sooner when there are few",
     },
     Key {
         path: "peer.uploadRate",
         default: "unlimited",
-        meaning: "most bytes a second sent to members, for example `500MiB`",
+        meaning: "maximum rate at which bytes are sent to peers, for example `500MiB` per second",
     },
     Key {
         path: "peer.wait",
         default: "3s",
-        meaning: "for how long nothing may come of members before the registry is asked instead",
+        meaning: "how long a download waits while no piece arrives from peers before it reads from the registry",
     },
     Key {
         path: "peer.tagQuorum",
@@ -134,26 +137,26 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "peer.tls.certificate",
         default: "",
-        meaning: "PEM file of this member's certificate; with it members speak TLS 1.3 only, and each asks the other for a \
-                  certificate; the three files are read again every 30 seconds",
+        meaning: "PEM file of this node's certificate for peers; with it peers use TLS 1.3 only, and each requires a \
+                  certificate of the other; the three files are read again every 30 seconds",
     },
     Key { path: "peer.tls.key", default: "", meaning: "PEM file of its private key" },
     Key {
         path: "peer.tls.ca",
         default: "",
-        meaning: "PEM file of the authorities that sign members' certificates",
+        meaning: "PEM file of the authorities that sign the peers' certificates",
     },
     Key {
         path: "peer.tls.name",
         default: "",
-        meaning: "the DNS name that every member's certificate is valid for; members are met at addresses, which are in no \
-                  certificate",
+        meaning: "the DNS name that every peer's certificate is valid for; peers are connected to by address, which \
+                  no certificate contains",
     },
     Key {
         path: "runtime.socket",
         default: "",
-        meaning: "socket of the node's container runtime (containerd: `/run/containerd/containerd.sock`), for images that are \
-                  to be loaded into it as well; whoever may use it is root on the node",
+        meaning: "socket of the node's container runtime (containerd: `/run/containerd/containerd.sock`), for images \
+                  that are also loaded into it; a process that may use it is root on the node",
     },
     Key {
         path: "admin.listen",
@@ -164,8 +167,8 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "admin.socket",
         default: "",
-        meaning: "Unix socket for the commands of `hearth-agent` (`ls`, `pin`, `import`, ...), for root and the agent's own \
-                  user alone; without it `agent.sock` in `dataDir`",
+        meaning: "Unix socket for the commands of `hearth-agent` (`ls`, `pin`, `import`, ...), only for root and the \
+                  agent's own user; default: `agent.sock` in `dataDir`",
     },
     Key {
         path: "admin.tokenFile",
@@ -179,8 +182,8 @@ pub const KEYS: &[Key] = &[
         default: "",
         meaning: "registries that are served, and no others; a list of `host` (exact, `*.example.com` or `*`), `endpoints` \
                   (base URLs in order; default `https://<host>`) and `private` (`decline`: images that need credentials are \
-                  left to the container runtime and the pod's own secret, the default; `agent`: the agent's own credentials \
-                  decide for everyone on the node), `connections` (transfers of blobs at once; default 24) and `tls` \
+                  left to the container runtime and the pod's own secret, the default; `agent`: what the agent's own credentials \
+                  can read is served to every pod of the node), `connections` (parallel downloads of blobs; default 24) and `tls` \
                   (`ca`: PEM file of certificate authorities beyond the system's; `certificate` and `key`: PEM files \
                   of the agent's own), `realms` (further hosts of token endpoints to which credentials may be sent; those of \
                   the registry's own domain need not be named) and `redirects` (hosts in private networks to which a registry \
@@ -189,13 +192,13 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "defaultRegistry",
         default: "",
-        meaning: "registry of requests that name none (Docker's `registry-mirrors`)",
+        meaning: "registry of requests that do not name one (Docker's `registry-mirrors`)",
     },
     Key {
         path: "credentials.dockerConfig",
         default: "",
-        meaning: "Docker config.json whose `auths`, `credHelpers` and `credsStore` the agent uses, read again when it \
-                  changes; each of these registries needs a word on `private`",
+        meaning: "Docker config.json whose `auths`, `credHelpers` and `credsStore` the agent uses, read again when \
+                  it changes; each of these registries must set `private`",
     },
     Key {
         path: "credentials.kubeletConfig",
@@ -206,137 +209,139 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "tags.freshness",
         default: "60s",
-        meaning: "for how long a tag's meaning is used without asking the registry",
+        meaning: "how long the digest that a tag resolved to is used without asking the registry again",
     },
     Key {
         path: "tags.maxStale",
         default: "forever",
-        meaning: "how old a tag's last known meaning may be when the registry cannot answer",
+        meaning: "how old the last known digest of a tag may be when the registry cannot answer",
     },
     Key {
         path: "tags.negative",
         default: "10s",
-        meaning: "for how long a registry's \"does not exist\" is believed: of tags, manifests and blobs",
+        meaning: "how long a registry's \"does not exist\" is cached: of tags, manifests and blobs",
     },
     Key {
         path: "fetch.blobConnections",
         default: "8",
-        meaning: "most connections for one blob; more than one is used while that makes it faster",
+        meaning: "maximum number of connections for one blob; more than one is used while that makes it faster",
     },
     Key {
         path: "fetch.parallelFrom",
         default: "512MiB",
-        meaning: "blobs from this size on may use several connections; below it, one plain request is what every registry \
-                  counts least, and an image's layers fill the link side by side",
+        meaning: "size from which a blob may use several connections; a smaller one is one plain request, which \
+                  costs the least of a registry's limit, and an image's layers are downloaded in parallel anyway",
     },
     Key {
         path: "fetch.wholeOnRange",
         default: "false",
-        meaning: "`true`: a client's bounded range brings the whole blob into the store; `false`: only the pieces that it touches",
+        meaning: "`true`: a client's bounded range downloads the whole blob into the store; `false`: only the pieces \
+                  that it touches",
     },
     Key {
         path: "limits.firstHeader",
         default: "5s",
-        meaning: "longest wait for an answer's header while nothing of the download arrives, then 503: for clients that \
-                  request the content from the registry then (containerd, BuildKit, Docker), and for tags",
+        meaning: "longest wait for a response's header while no byte of the download arrives, then 503: for clients \
+                  that then request the content from the registry (containerd, BuildKit, Docker), and for tags",
     },
     Key { path: "limits.connect", default: "2s", meaning: "longest wait for a connection to a registry" },
     Key {
         path: "limits.header",
         default: "10s",
-        meaning: "longest wait for the header of a registry's answer; of several endpoints the next one is asked as well \
-                  after this time",
+        meaning: "longest wait for the header of a registry's response; then a second request goes to its next \
+                  endpoint, if it has one, or to the same",
     },
     Key {
         path: "limits.blobHeader",
         default: "60s",
-        meaning: "the same for blobs and for manifests by digest, and how long clients wait that fail the pull at a 503 \
-                  (podman, skopeo, buildah, CRI-O)",
+        meaning: "the same for blobs and for manifests by digest, and how long clients wait that would fail the pull \
+                  at a 503 (podman, skopeo, buildah, CRI-O)",
     },
-    Key { path: "limits.idle", default: "30s", meaning: "longest silence of a registry inside a body" },
+    Key { path: "limits.idle", default: "30s", meaning: "longest pause of a registry inside a body" },
     Key {
         path: "limits.clientWrite",
         default: "60s",
-        meaning: "longest time in which a client takes no bytes; a slow one that takes some is not cut",
+        meaning: "longest time in which a client reads no bytes; a slow client that reads some is not disconnected",
     },
     Key {
         path: "limits.connections",
         default: "4096",
-        meaning: "client connections open at once on each listener, as far as the limit of open files allows; further clients \
-                  are refused with 503. Clients from other machines have three quarters of them, each address an eighth",
+        meaning: "maximum number of client connections on each listener, as far as the limit of open files allows; \
+                  further clients are refused with 503. Clients from other machines may use three quarters of them, \
+                  each address an eighth",
     },
     Key {
         path: "limits.shutdownGrace",
         default: "25s",
-        meaning: "for how long open requests may go on after SIGTERM",
+        meaning: "how long open requests may continue after SIGTERM",
     },
     Key {
         path: "prepull.sets",
         default: "",
-        meaning: "images that are to be on this node before anyone asks for them: a list of `name`, `images` (by tag or \
-                  digest), `platforms` (default: the node's own), `schedule` (cron, when tags are asked for again) with \
-                  `timeZone`, `pullPolicy` (`IfChanged`: a changed tag is pulled, and the old image let go when the new one \
-                  is whole, the default; `Once`: the first meaning stays), `pin` (never evicted; default `true`), \
-                  `bandwidth` (most bytes a second for one image) and `runtime` (`true`: loaded into the container runtime \
-                  as well, where `runtime.socket` names it)",
+        meaning: "images that are pulled to this node before a pod needs them: a list of `name`, `images` (by tag or \
+                  digest), `platforms` (default: the node's own), `schedule` (cron, when tags are resolved again) \
+                  with `timeZone`, `pullPolicy` (`IfChanged`, the default: a changed tag is pulled, and the old \
+                  image becomes evictable when the new one is complete; `Once`: the first digest stays), `pin` \
+                  (never evicted; default `true`), `bandwidth` (maximum bytes per second for one image) and \
+                  `runtime` (`true`: also loaded into the container runtime of `runtime.socket`)",
     },
-    Key { path: "prepull.parallel", default: "2", meaning: "images of sets under way at once" },
+    Key { path: "prepull.parallel", default: "2", meaning: "images of sets pulled at the same time" },
     Key {
         path: "prepull.interval",
         default: "5m",
-        meaning: "how often sets without a schedule ask what their tags mean",
+        meaning: "how often the tags of sets without a schedule are resolved again",
     },
     Key {
         path: "kubernetes.imageSets",
         default: "false",
-        meaning: "whether the agent follows the `ImageSet`s of its cluster, writes its `NodeCache`, and looks after its node's \
-                  start-up taint",
+        meaning: "whether the agent follows the `ImageSet`s of its cluster, writes its `NodeCache`, and removes its \
+                  node's start-up taint",
     },
     Key {
         path: "kubernetes.api",
         default: "",
-        meaning: "URL of the API server; without it the cluster that the agent runs in, with the pod's own account",
+        meaning: "URL of the API server; default: the cluster that the agent runs in, with the pod's own account",
     },
     Key {
         path: "kubernetes.node",
         default: "",
-        meaning: "this node's name in the cluster; without it `peer.name`",
+        meaning: "this node's name in the cluster; default: `peer.name`",
     },
     Key {
         path: "kubernetes.namespace",
         default: "hearth",
-        meaning: "namespace of the lease by which one agent leads",
+        meaning: "namespace of the lease by which one agent becomes the leader",
     },
     Key {
         path: "kubernetes.taint",
         default: "hearth.dev/warming",
-        meaning: "key of the start-up taint that the agent removes once the pinned images of its node are here",
+        meaning: "key of the start-up taint that the agent removes when all pinned images of its node are cached",
     },
     Key {
         path: "kubernetes.warmDeadline",
         default: "10m",
-        meaning: "after so long the taint goes whatever is here",
+        meaning: "time after which the taint is removed even if images are missing",
     },
     Key {
         path: "kubernetes.statusInterval",
         default: "10s",
-        meaning: "least time between two writes of one object's status",
+        meaning: "minimum time between two writes of one object's status",
     },
     Key {
         path: "kubernetes.spark",
         default: "true",
-        meaning: "whether the leader warms the images of Spark applications: of the Spark operator's, and of drivers that \
-                  `spark-submit` started",
+        meaning: "whether the leader pre-pulls the images of Spark applications: of the Spark operator, and of \
+                  drivers that `spark-submit` started",
     },
     Key {
         path: "kubernetes.sparkLead",
         default: "10m",
-        meaning: "how long before a scheduled application's next run its images are warmed",
+        meaning: "how long before a scheduled application's next run its images are pulled",
     },
     Key {
         path: "kubernetes.sparkTtl",
         default: "1h",
-        meaning: "for how long images stay wanted after the last application that needed them",
+        meaning: "how long images stay in their set after the last application that needed them",
     },
     Key {
         path: "kubernetes.sparkNamespaces",
@@ -347,12 +352,12 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kubernetes.sparkImages",
         default: "50",
-        meaning: "most images that the applications of one namespace have pre-pulled",
+        meaning: "maximum number of images that the applications of one namespace have pre-pulled",
     },
     Key {
         path: "kubernetes.sparkBytes",
         default: "100GiB",
-        meaning: "most bytes of such images on one node, for each namespace",
+        meaning: "maximum bytes of such images on one node, for each namespace",
     },
     Key { path: "log.format", default: "text", meaning: "`text` or `json`" },
     Key {
@@ -421,7 +426,7 @@ pub fn flags() -> impl Iterator<Item = clap::Arg> {
     })
 }
 
-/// The table of `config --explain` and of the README, in Markdown.
+/// The table of `config --explain` and of `agent/README.md`, in Markdown.
 pub fn explain() -> String {
     let mut out = String::from("| key | default | meaning |\n| --- | --- | --- |\n");
     for key in KEYS {

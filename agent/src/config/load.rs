@@ -135,7 +135,7 @@ fn problem(path: &str, error: &YamlError) -> String {
                 if parent.is_empty() || parent == "." { String::new() } else { format!(" in `{parent}`") };
             let hint = match nearest(field, expected.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("known here: {}", expected.join(", ")),
+                None => format!("expected one of: {}", expected.join(", ")),
             };
             format!("unknown key `{field}`{place}: {hint}")
         }
@@ -144,8 +144,19 @@ fn problem(path: &str, error: &YamlError) -> String {
             let text = other.to_string();
             // The location stands in front already.
             let text = text.split(" at line ").next().unwrap_or(&text).trim().trim_start_matches("error: ");
-            format!("{place}{text}")
+            format!("{place}{text}{}", example(text))
         }
+    }
+}
+
+/// What YAML's words for shapes mean.
+fn example(problem: &str) -> &'static str {
+    if problem.contains("mapping") || problem.contains("expected a map") {
+        " (a mapping is `key: value` on lines of its own, or `{ key: value }`)"
+    } else if problem.contains("sequence") {
+        " (a list is `- a` on lines of its own, or `[a, b]`)"
+    } else {
+        ""
     }
 }
 

@@ -141,8 +141,7 @@ impl FromStr for MemberList {
 }
 
 fn member(entry: &str) -> Result<Peer, String> {
-    let wrong =
-        || format!("`{entry}` is not a member: write `name=address:port` or `name@zone=address:port`");
+    let wrong = || format!("`{entry}` is not a peer: write `name=address:port` or `name@zone=address:port`");
     let (name, address) = entry.split_once('=').ok_or_else(wrong)?;
     let (name, zone) = name.split_once('@').unwrap_or((name, ""));
     let zone = if zone.is_empty() { String::new() } else { zone.parse::<Name>()?.0 };
@@ -219,8 +218,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         for (peer, expected) in [
-            ("members: a", "`a` is not a member"),
-            ("members: \"a=b\"", "`a=b` is not a member"),
+            ("members: a", "`a` is not a peer"),
+            ("members: \"a=b\"", "`a=b` is not a peer"),
             ("service: peers", "`peers` is not a service"),
             ("dns: peers", "`peers` is not a name with a port"),
             ("name: \"a b\"", "`a b` is not a name"),

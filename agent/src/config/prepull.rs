@@ -63,12 +63,18 @@ fn check_set(raw: RawSet, registries: &[RegistryConfig]) -> Result<Set, Wrong> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let name = &raw.name.value;
     if name.is_empty() || name.len() > LONGEST || !name.chars().all(fits) {
-        let problem =
-            format!("`{name}` is not a name of a set: at most {LONGEST} letters, digits, `.`, `-` and `_`");
+        let problem = format!(
+            "`{name}` is not a valid name of a set: at most {LONGEST} letters, digits, `.`, `-` and `_`"
+        );
         return Err(wrong(raw.name.referenced, problem));
     }
     if raw.images.value.is_empty() {
-        return Err(wrong(raw.images.referenced, format!("`{name}` names no images")));
+        return Err(wrong(
+            raw.images.referenced,
+            format!(
+                "`{name}` lists no images, for example `images: [registry.example.com/team/spark:3.5.9]`"
+            ),
+        ));
     }
     let mut images: Vec<ImageName> = Vec::new();
     for image in raw.images.value {
@@ -132,8 +138,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         for (sets, expected) in [
-            ("[{name: \"a b\", images: [\"r.test/x\"]}]", "`a b` is not a name of a set"),
-            ("[{name: a, images: []}]", "`a` names no images"),
+            ("[{name: \"a b\", images: [\"r.test/x\"]}]", "`a b` is not a valid name of a set"),
+            ("[{name: a, images: []}]", "`a` lists no images"),
             ("[{name: a, images: [\"s.test/x\"]}]", "`s.test` is not among `registries`"),
             ("[{name: a, images: [\"r.test/X\"]}]", "`prepull.sets[0].images[0]`"),
             ("[{name: a, images: [\"r.test/x\"], schedule: \"* *\"}]", "it has 2 fields"),

@@ -298,10 +298,10 @@ from_text!(
             return Err(format!("`{text}` must start with http:// or https:// and name a host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("credentials do not belong into an endpoint: use `credentials`".into());
+            return Err("an endpoint must not contain credentials: use `credentials`".into());
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("`{text}` must end with its path"));
+            return Err(format!("`{text}` has a query or a fragment: an endpoint is scheme, host, port and path"));
         }
         Ok(url)
     }

@@ -18,7 +18,7 @@ pub(super) fn read(tls: &RawTls) -> Result<Trust, (Location, String)> {
             if found.is_empty() {
                 return Err((
                     path.referenced,
-                    format!("`tls.ca`: `{}` holds no certificate", path.value.display()),
+                    format!("`tls.ca`: `{}` contains no certificate", path.value.display()),
                 ));
             }
             found

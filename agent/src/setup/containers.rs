@@ -40,7 +40,7 @@ pub(super) fn drop_in(
         if let Some((path, _)) = before.filter(|(path, _)| path.rsplit('/').next() > Some(OURS)) {
             findings.push(Finding::trap(
                 path,
-                format!("its entry for `{host}` is read after `{OURS}` and replaces it"),
+                format!("its entry for `{host}` overrides `{OURS}`, because it is read later"),
                 "rename the file so that it sorts before, and run setup again".to_owned(),
             ));
         }

@@ -105,7 +105,11 @@ impl Document {
 
 fn object<'a>(path: &str, key: &str, value: &'a mut Value) -> Result<&'a mut Map<String, Value>, SetupError> {
     value.as_object_mut().ok_or_else(|| {
-        problem(path, &format!("`{key}` is not a mapping"), "fix the file, then run setup again")
+        problem(
+            path,
+            &format!("`{key}` is not a mapping (`key: value`)"),
+            "fix the file, then run setup again",
+        )
     })
 }
 

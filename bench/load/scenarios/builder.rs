@@ -111,7 +111,7 @@ impl World {
             images::run(Command::new("cp").args(["-al", "inputs", "cache"]).current_dir(&self.work)).await?;
         }
         let mut build = Command::new(&self.hearth);
-        build.args(["build", "--cache-dir", "cache", "--output", "dist", "--offline", "-f"]);
+        build.args(["build", "--cache-dir", "cache", "--to", "dist", "--offline", "-f"]);
         build.arg(format!("{codec}.yaml")).current_dir(&self.work);
         let started = Instant::now();
         let peak = images::run_watched(&mut build).await?;

@@ -64,7 +64,7 @@ impl Content {
         );
         fs::write(work.path().join("hearth.yaml"), specification)?;
         let mut build = Command::new(kit::process::binary("hearth")?);
-        build.args(["build", "--output", "dist", "--cache-dir"]);
+        build.args(["build", "--to", "dist", "--cache-dir"]);
         build.arg(kit::fixtures::directory().join("build-cache")).current_dir(work.path());
         images::run(&mut build).await?;
         let layout = work.path().join("dist");

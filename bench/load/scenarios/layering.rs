@@ -61,7 +61,7 @@ async fn plan(work: &Path, name: &str, versions: &[&str]) -> Result<Value> {
 async fn hearth(work: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
     let mut command = Command::new(kit::process::binary("hearth")?);
     // Nobody is asked: there is no such registry.
-    command.args(arguments).args(["--cache-dir", "cache", "--output-format", "json", "--offline"]);
+    command.args(arguments).args(["--cache-dir", "cache", "--output", "json", "--offline"]);
     images::output(command.current_dir(work)).await
 }
 

@@ -108,7 +108,7 @@ impl World {
         self.copy("base", BASE, &base).await?;
         self.specify(&format!("{host}/bench/spark"), &format!("{base}:{BASE}"))?;
         images::remove(&self.work.join("dist"))?;
-        let build = ["build", "--plain-http", &host, "--output", "dist"];
+        let build = ["build", "--plain-http", &host, "--to", "dist"];
         self.hearth(&build).await?;
         settle(1 << 30).await?;
         meter.sent().await;

@@ -1,4 +1,4 @@
-//! `hearth cache`: how large the cache is, and making it smaller.
+//! `hearth cache`: shows the size of the cache, and removes what is old.
 
 use std::{
     io::{self, Write},
@@ -7,24 +7,27 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use hearth_builder::cache::{Cache, Pruned, Usage};
+use hearth_builder::{
+    cache::{Cache, Pruned, Usage},
+    report::mebibytes,
+};
 use serde::Serialize;
 
 use super::{Format, UsageError, default_cache};
 
 const HELP: &str = "\
 Examples:
-  hearth cache stat                      what the cache takes, by kind
+  hearth cache stat                      size of the cache, by kind
   hearth cache prune                     remove what was not used for 30 days
   hearth cache prune --unused-for 0      empty it
-  hearth cache prune --dry-run --output-format json | jq .removedBytes
+  hearth cache prune --dry-run -o json | jq .removedBytes
 
-What was removed is downloaded or made again when a build needs it. Layers that an OCI layout on the same file system
-shares with the cache take their space until the layout is removed as well.";
+A build downloads or makes again what it needs and was removed. Layers that an OCI layout on the same file system
+shares with the cache keep their space until the layout is removed as well.";
 
-/// Shows what the cache takes, and removes what was not used for a while.
+/// Shows the size of the cache, and removes what was not used for some time.
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
+#[command(after_long_help = HELP)]
 pub struct CacheArgs {
     #[command(subcommand)]
     command: CacheCommand,
@@ -32,13 +35,13 @@ pub struct CacheArgs {
 
 #[derive(Debug, Subcommand)]
 enum CacheCommand {
-    /// Shows what the cache takes.
+    /// Shows the size of the cache, by kind.
     Stat(PlaceArgs),
-    /// Removes what was not used for a while. Fails while a build runs.
+    /// Removes what was not used for some time. Fails while a build runs.
     Prune {
         #[command(flatten)]
         place: PlaceArgs,
-        /// Remove what was not used for so many days.
+        /// Remove what was not used for this many days.
         #[arg(long, value_name = "DAYS", default_value_t = 30)]
         unused_for: u32,
         /// Only show what would be removed.
@@ -52,9 +55,9 @@ struct PlaceArgs {
     /// The cache [default: `$XDG_CACHE_HOME/hearth` or `~/.cache/hearth`].
     #[arg(long, value_name = "DIR", env = "HEARTH_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
-    /// How the result is written to standard output.
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
-    output_format: Format,
+    /// Format of the result on standard output.
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    output: Format,
 }
 
 /// What the cache takes.
@@ -107,26 +110,25 @@ impl CacheArgs {
                 CacheReport::Prune(PruneReport { cache: shown, dry_run, pruned })
             }
         };
-        Ok((report, place.output_format))
+        Ok((report, place.output))
     }
 }
 
 impl CacheReport {
     /// Writes the result for people.
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
-        let megabytes = |bytes: u64| format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10);
         match self {
             Self::Stat(report) => {
-                writeln!(out, "{}: {}", report.cache, megabytes(report.bytes))?;
+                writeln!(out, "{}: {}", report.cache, mebibytes(report.bytes))?;
                 for Usage { kind, files, bytes } in &report.kinds {
-                    writeln!(out, "  {kind:14} {:>12} {files:>8} files", megabytes(*bytes))?;
+                    writeln!(out, "  {kind:14} {:>12} {files:>8} files", mebibytes(*bytes))?;
                 }
                 Ok(())
             }
             Self::Prune(PruneReport { cache, dry_run, pruned }) => {
                 let verb = if *dry_run { "would remove" } else { "removed" };
                 let Pruned { removed_files, removed_bytes, kept_bytes } = pruned;
-                let (removed, kept) = (megabytes(*removed_bytes), megabytes(*kept_bytes));
+                let (removed, kept) = (mebibytes(*removed_bytes), mebibytes(*kept_bytes));
                 writeln!(out, "{cache}: {verb} {removed_files} files ({removed}), {kept} are left")
             }
         }

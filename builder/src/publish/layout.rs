@@ -43,7 +43,7 @@ pub enum LayoutError {
         source: io::Error,
     },
     /// There is something else.
-    #[error("`{}` is not empty and no OCI image layout: choose another directory with --output", path.display())]
+    #[error("`{}` is not empty and no OCI image layout: choose another directory with --to", path.display())]
     Foreign {
         /// The directory.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum LayoutError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// Its index cannot be read.
-    #[error("cannot read `{}`: mend or remove it", path.display())]
+    #[error("cannot read `{}`: remove it, and build again", path.display())]
     Index {
         /// The file.
         path: PathBuf,

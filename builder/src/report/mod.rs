@@ -142,6 +142,12 @@ pub fn write_json(report: &impl Serialize, out: &mut impl Write) -> io::Result<(
     writeln!(out)
 }
 
+/// Writes the same object as YAML.
+pub fn write_yaml(report: &impl Serialize, out: &mut impl Write) -> io::Result<()> {
+    let text = serde_saphyr::to_string(report).map_err(io::Error::other)?;
+    out.write_all(text.as_bytes())
+}
+
 fn write_refused(out: &mut impl Write, refused: &[RefusedReport]) -> io::Result<()> {
     for refused in refused {
         writeln!(out, "not built: {}", refused.cell)?;
@@ -164,7 +170,7 @@ impl Report {
             writeln!(out, "  {} ({})", image.cell, image.platform)?;
             writeln!(out, "  manifest  {}", image.manifest)?;
             for layer in &image.layers {
-                let (size, digest) = (megabytes(layer.size), layer.digest.short());
+                let (size, digest) = (mebibytes(layer.size), layer.digest.short());
                 writeln!(out, "  layer     {size:>9}  {digest}  {}", layer.label)?;
             }
         }
@@ -175,8 +181,8 @@ impl Report {
         }
         writeln!(out, "written to {}", self.output)?;
         if let Some(push) = &self.push {
-            let (sent, bytes) = (push.uploaded.len(), megabytes(push.uploaded_bytes));
-            let (had, saved) = (push.skipped.len(), megabytes(push.skipped_bytes));
+            let (sent, bytes) = (push.uploaded.len(), mebibytes(push.uploaded_bytes));
+            let (had, saved) = (push.skipped.len(), mebibytes(push.skipped_bytes));
             writeln!(
                 out,
                 "pushed to {}: {sent} blobs sent ({bytes}), {had} were there ({saved})",
@@ -188,9 +194,10 @@ impl Report {
     }
 }
 
-fn megabytes(bytes: u64) -> String {
-    let tenths = bytes / 100_000;
-    format!("{}.{} MB", tenths / 10, tenths % 10)
+/// A size for people, such as `314.1 MiB`.
+pub fn mebibytes(bytes: u64) -> String {
+    let tenths = bytes / 1024 * 10 / 1024;
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]
@@ -202,7 +209,7 @@ mod tests {
         let layer = LayerReport {
             label: "Spark JARs".to_owned(),
             digest,
-            size: 314_150_000,
+            size: 329_410_000,
             diff_id: digest,
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
         };
@@ -222,7 +229,7 @@ mod tests {
         let mut out = Vec::new();
         report().write_text(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        for part in ["registry.example.com/spark:3.5.9", "314.1 MB", "sha256:e3b0", "1 image in 1.2 s"] {
+        for part in ["registry.example.com/spark:3.5.9", "314.1 MiB", "sha256:e3b0", "1 image in 1.2 s"] {
             assert!(text.contains(part), "{text} should hold {part}");
         }
     }
@@ -234,5 +241,9 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["images"][0]["layers"][0]["diffId"], Digest::of(b"").to_string());
         assert!(value.get("push").is_none());
+        let mut yaml = Vec::new();
+        write_yaml(&report(), &mut yaml).unwrap();
+        let read: serde_json::Value = serde_saphyr::from_str(std::str::from_utf8(&yaml).unwrap()).unwrap();
+        assert_eq!(read, value);
     }
 }

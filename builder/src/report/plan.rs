@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{RefusedReport, megabytes, write_refused, write_warnings};
+use super::{RefusedReport, mebibytes, write_refused, write_warnings};
 use crate::{cache::Content, digest::Digest};
 
 /// What a build would do.
@@ -124,7 +124,7 @@ impl Target {
             return writeln!(out, "what {repository} has is not known: {why}");
         }
         let [present, upload, mount, unbuilt] =
-            [self.present_bytes, self.upload_bytes, self.mount_bytes, self.unbuilt_bytes].map(megabytes);
+            [self.present_bytes, self.upload_bytes, self.mount_bytes, self.unbuilt_bytes].map(mebibytes);
         write!(out, "{repository} has {present} already; to upload: {upload}")?;
         if self.mount_bytes > 0 {
             write!(out, ", to mount from other repositories: {mount}")?;
@@ -199,7 +199,7 @@ impl PlanReport {
     /// For people.
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         for image in &self.images {
-            let (layers, size) = (image.layers, megabytes(image.bytes));
+            let (layers, size) = (image.layers, mebibytes(image.bytes));
             writeln!(out, "{}:{}  {}  {layers} layers, {size}", self.repository, image.tag, image.cell)?;
         }
         write_refused(out, &self.refused)?;
@@ -207,10 +207,10 @@ impl PlanReport {
             let (count, shared) = (layers.len(), images.len());
             let size = match unbuilt_bytes {
                 0 => {
-                    let size = megabytes(layers.iter().map(|layer| layer.size).sum());
+                    let size = mebibytes(layers.iter().map(|layer| layer.size).sum());
                     format!("{count} layers, {size} compressed")
                 }
-                bytes => format!("1 layer, {} uncompressed", megabytes(*bytes)),
+                bytes => format!("1 layer, {} uncompressed", mebibytes(*bytes)),
             };
             writeln!(out, "base {name}: {size}, {shared} images")?;
         }
@@ -219,7 +219,7 @@ impl PlanReport {
         if let Some(against) = &self.against {
             against.write_text(out)?;
         }
-        let (unique, total) = (megabytes(self.unique_bytes), megabytes(self.total_bytes));
+        let (unique, total) = (mebibytes(self.unique_bytes), mebibytes(self.total_bytes));
         writeln!(out, "{unique} to store instead of {total} (uncompressed, without bases)")?;
         self.target.write_text(&self.repository, out)
     }
@@ -227,7 +227,7 @@ impl PlanReport {
     fn write_layers(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "layers over the base, lowest first (uncompressed; compressed when built before):")?;
         for layer in &self.layers {
-            let (size, files, shared) = (megabytes(layer.bytes), layer.files, layer.images.len());
+            let (size, files, shared) = (mebibytes(layer.bytes), layer.files, layer.images.len());
             let blob = compressed(layer.blob.map(|blob| blob.size));
             let there = if layer.at_target == Some(true) { "  (at the target)" } else { "" };
             let label = &layer.label;
@@ -244,13 +244,13 @@ impl Against {
             writeln!(out, "  (its layers were compressed in another way: all are new)")?;
         }
         for image in &self.images {
-            let (size, layers, tag) = (megabytes(image.bytes), image.layers, &image.tag);
+            let (size, layers, tag) = (mebibytes(image.bytes), image.layers, &image.tag);
             let packed = compressed(image.compressed_bytes);
             write!(out, "  {size:>10}  {packed:>10}  {layers:>3} layers  {tag}")?;
             match (image.base_is_new, image.base_unbuilt_bytes) {
                 (false, _) => {}
-                (true, 0) => write!(out, ", and another base of {}", megabytes(image.base_bytes))?,
-                (true, bytes) => write!(out, ", and another base of {} (uncompressed)", megabytes(bytes))?,
+                (true, 0) => write!(out, ", and another base of {}", mebibytes(image.base_bytes))?,
+                (true, bytes) => write!(out, ", and another base of {} (uncompressed)", mebibytes(bytes))?,
             }
             writeln!(out)?;
         }
@@ -259,7 +259,7 @@ impl Against {
 }
 
 fn compressed(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "-".to_owned(), megabytes)
+    bytes.map_or_else(|| "-".to_owned(), mebibytes)
 }
 
 #[cfg(test)]

@@ -298,10 +298,22 @@ impl Check<'_> {
             other => {
                 // The library repeats the place at the end of its text.
                 let text = other.to_string();
-                text.split(" at line ").next().unwrap_or(&text).to_owned()
+                let text = text.split(" at line ").next().unwrap_or(&text);
+                [text, example(text)].concat()
             }
         };
         self.wrong(error.location().unwrap_or(Location::UNKNOWN), &problem)
+    }
+}
+
+/// What YAML's words for shapes mean.
+fn example(problem: &str) -> &'static str {
+    if problem.contains("mapping") || problem.contains("expected a map") {
+        " (a mapping is `key: value` on lines of its own, or `{ key: value }`)"
+    } else if problem.contains("sequence") {
+        " (a list is `- a` on lines of its own, or `[a, b]`)"
+    } else {
+        ""
     }
 }
 

@@ -142,7 +142,7 @@ async fn build_and_push(hearth: &Path, base: &Path, spark: &Path, directory: &Pa
     )?;
     let mut command = Command::new(hearth);
     command.args(["build", "--push", "--plain-http", &host, "--file"]).arg(&spec);
-    command.arg("--output").arg(directory.join("layout")).arg("--cache-dir").arg(directory.join("cache"));
+    command.arg("--to").arg(directory.join("layout")).arg("--cache-dir").arg(directory.join("cache"));
     run(command, BUILD_LIMIT).await?.output()?;
     // What the tests pull is what upstream has; 1 GB that nobody reads again.
     fs::remove_dir_all(directory.join("layout"))?;
