@@ -16,6 +16,7 @@ mod relay;
 mod report;
 mod rivals;
 mod scenarios;
+mod tables;
 
 use std::{
     io::{self, Write},
@@ -121,6 +122,7 @@ async fn main() -> ExitCode {
                 Some("holder") => holders::run_alone(&words[1..]).await,
                 Some("pod") => node::pod(&words[1..]).await,
                 Some("registry") => node::registry(&words[1..]).await,
+                Some("tables") => tables::write(),
                 _ => {
                     let arguments = Arguments::parse();
                     // A scenario that is ended so still takes its processes and namespaces back.

@@ -1,4 +1,5 @@
-//! Figures: collected by round, shown as a table, and given as the JSON object that other tools read.
+//! Figures: collected by round, shown as a table, and given as the JSON object that other tools read; `raw` in a saved one has
+//! every round.
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
@@ -71,6 +72,14 @@ impl Report {
             .details
             .iter()
             .map(|(name, values)| (name.clone(), json!(rounded(spread(values).1))))
+            .collect();
+        let figures = self.figures.iter().map(|(name, values)| (*name, values));
+        let details = self.details.iter().map(|(name, values)| (name.as_str(), values));
+        json["raw"] = figures
+            .chain(details)
+            .map(|(name, values)| {
+                (name.to_owned(), json!(values.iter().copied().map(rounded).collect::<Vec<_>>()))
+            })
             .collect();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("results/{}.json", self.scenario));
         let text = serde_json::to_string_pretty(&json)? + "\n";

@@ -4,6 +4,7 @@ mod build;
 mod crash;
 mod damage;
 mod entrypoint;
+mod guides;
 mod lock;
 mod matrix;
 mod maven;
