@@ -14,5 +14,6 @@ mod overlays;
 mod property;
 mod push;
 mod readers;
+mod resolution;
 mod sbom;
 mod wheels;

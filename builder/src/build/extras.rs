@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{BuildError, blocking, fetching::Fetch, inputs::Inputs};
+use super::{BuildError, blocking, fetching::Fetch, inputs::Inputs, requirements::Required};
 use crate::{
     cache::Shelf,
     checksum::Checksum,
@@ -19,13 +19,11 @@ use crate::{
         maven::{self, MavenError, Repositories, coordinate::Coordinate, resolve},
         relocate,
         wheels::{
-            self, Request,
             install::{self, Target},
-            marker::Environment,
-            tags,
+            lockfile::Wheel,
         },
     },
-    spec::{FileContent, FileInput, Input, Jars, Recipe, Source, SpecError, Wanted, Wheels},
+    spec::{FileContent, FileInput, Input, Jars, Recipe, Source, SpecError, Wanted},
     tree::{Entry, ImagePath, Kind, Tree},
 };
 
@@ -162,33 +160,22 @@ impl Inputs<'_> {
 
     /// The Python packages, laid out for the image's Python.
     pub(super) async fn wheels(&mut self, wanted: &Wanted, found: &Found) -> Result<Tree, BuildError> {
-        let (Some(wheels), Some(python)) = (&wanted.recipe.wheels, &found.python) else {
-            return Ok(Tree::new());
-        };
-        let (version, platform) = (wanted.cell.python.clone(), wanted.cell.platform);
-        let Some(version) = version else { return Ok(Tree::new()) };
-        let libc = python.libc.unwrap_or(tags::ASSUMED);
-        let environment = Environment { python: version, platform, libc };
-        let request = Request::read(wheels)?;
-        let (directory, shown) = self.request_name(wheels, &request);
-        // Bases with other C libraries get other wheels. What a base does not show is not in the name, either.
-        let libc = python.libc.map(|libc| format!(" {libc}")).unwrap_or_default();
-        let name = format!("wheels {shown} python{} {platform}{libc}", environment.python);
-        let known = self.pins.resolved(&name, request.digest())?;
-        let files: Vec<(String, String, Checksum)> = if let Some(parts) = known {
+        let Some(required) = self.required(wanted, found)? else { return Ok(Tree::new()) };
+        let Required { name, shown, directory, program, request, .. } = &required;
+        let locked = self.pins.resolved(name, request.digest())?;
+        let files: Vec<(String, String, Checksum)> = if let Some(parts) = locked {
             parts.into_iter().map(|(file, pin)| (file, pin.origin, Checksum::Sha256(pin.digest))).collect()
         } else {
-            let _bar = self.progress.step(&format!("locking {name}"));
-            let preferred =
-                self.preferred_wheels(&name, &format!(" python{} {platform}", environment.python));
-            let wheels = request.wheels(&environment, &preferred, self.options.offline).await?.into_iter();
-            wheels.map(|wheel| (wheel.file, wheel.place, Checksum::Sha256(wheel.digest))).collect()
+            let resolved = self.resolved.get(name).into_iter().flatten().cloned();
+            resolved
+                .map(|Wheel { file, place, digest, .. }| (file, place, Checksum::Sha256(digest)))
+                .collect()
         };
-        self.pins.request(&name, request.digest(), &shown);
-        let target = Target { directory: runtime::WHEELS, python: python.program.to_string() };
+        self.pins.request(name, request.digest(), shown);
+        let target = Target { directory: runtime::WHEELS, python: program.clone() };
         let remote = files.iter().filter(|(_, place, _)| place.contains("://"));
         let remote = remote.map(|(file, place, checksum)| Fetch {
-            name: lock::part(&name, file),
+            name: lock::part(name, file),
             url: place.clone(),
             checksum: *checksum,
             basic: None,
@@ -197,7 +184,7 @@ impl Inputs<'_> {
         self.fetch_all(remote.collect()).await?;
         let mut tree = Tree::new();
         for (file, place, checksum) in files {
-            let part = lock::part(&name, &file);
+            let part = lock::part(name, &file);
             let archive = if place.contains("://") {
                 self.download(&part, Remote::of_index(&place), checksum, &place).await?
             } else {
@@ -217,32 +204,6 @@ impl Inputs<'_> {
             }
         }
         Ok(tree)
-    }
-
-    /// The directory that paths of a request for Python packages are relative to, and what the lock calls it.
-    fn request_name<'w>(&self, wheels: &'w Wheels, request: &Request) -> (&'w Path, String) {
-        let (path, more) = match wheels {
-            Wheels::Lock { path, extras, groups } => (path, [extras.as_slice(), groups].concat()),
-            Wheels::Requirements(Some(path), packages) => (path, packages.clone()),
-            Wheels::Requirements(None, _) => return (Path::new(""), request.digest().short()),
-        };
-        let mut shown = self.relative(path);
-        if !more.is_empty() {
-            // One file with other packages beside it is another request.
-            shown = format!("{shown}+{}", Digest::of(more.join("\n").as_bytes()).short());
-        }
-        (path.parent().unwrap_or(Path::new("")), shown)
-    }
-
-    /// The locked versions of Python packages: those of this request, else those of any for the same Python and platform.
-    fn preferred_wheels(&self, request: &str, suffix: &str) -> BTreeMap<String, String> {
-        let same: BTreeMap<_, _> =
-            self.pins.parts(|name| name == request).filter_map(wheels::package).collect();
-        if !same.is_empty() {
-            return same;
-        }
-        let similar = self.pins.parts(|name| name.starts_with("wheels ") && name.contains(suffix));
-        similar.filter_map(wheels::package).collect()
     }
 
     /// The files that the specification adds, in its order. A file may replace one that came with a directory; two

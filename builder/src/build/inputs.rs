@@ -22,7 +22,9 @@ use crate::{
         detect::{self, Found},
         directory,
         download::{self, Downloader, Remote},
-        pypi, spark, zip,
+        pypi, spark,
+        wheels::lockfile::Wheel,
+        zip,
     },
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
     tree::{FIXED_TIME, Tree},
@@ -50,6 +52,23 @@ impl Prepared {
     }
 }
 
+/// A cell whose base and runtimes are known: enough to choose its Python packages.
+#[derive(Debug)]
+pub struct Outline {
+    wanted: Wanted,
+    base: Base,
+    parts: BTreeMap<LayerName, Tree>,
+    pub(super) found: Found,
+    inputs: BTreeSet<String>,
+}
+
+impl Outline {
+    /// The cell and what was asked for.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+}
+
 /// Reads inputs; what several cells share is read once.
 #[derive(Debug)]
 pub struct Inputs<'a> {
@@ -63,6 +82,8 @@ pub struct Inputs<'a> {
     archives: HashMap<String, Archive>,
     /// Sparks that were looked up, by their names in a lock.
     pub(super) located: HashMap<String, pypi::Located>,
+    /// Python packages that were resolved, by the name of their request in a lock.
+    pub(super) resolved: HashMap<String, Vec<Wheel>>,
     /// What was used, held against the lock.
     pub pins: Pins,
     /// What the user should know about the inputs.
@@ -100,33 +121,43 @@ impl<'a> Inputs<'a> {
             bases: HashMap::new(),
             archives: HashMap::new(),
             located: HashMap::new(),
+            resolved: HashMap::new(),
             pins,
             warnings: Vec::new(),
         })
     }
 
-    /// Reads everything that a cell needs.
-    pub async fn prepare(&mut self, wanted: &Wanted) -> Result<Prepared, BuildError> {
-        let (cell, recipe) = (&wanted.cell, &wanted.recipe);
-        tracing::debug!(cell = cell.name(), "reading inputs");
+    /// Reads what a cell stands on.
+    pub async fn outline(&mut self, wanted: &Wanted) -> Result<Outline, BuildError> {
+        tracing::debug!(cell = wanted.cell.name(), "reading base and runtimes");
         self.pins.touched.clear();
         let base = self.base(wanted).await?;
-        let mut parts = self.runtimes(wanted).await?;
+        let parts = self.runtimes(wanted).await?;
         let found = self.detect(wanted, &base, &parts)?;
-        let archive = self.spark(wanted).await?;
+        let inputs = std::mem::take(&mut self.pins.touched);
+        Ok(Outline { wanted: wanted.clone(), base, parts, found, inputs })
+    }
+
+    /// Reads everything else that a cell needs.
+    pub async fn prepare(&mut self, outline: Outline) -> Result<Prepared, BuildError> {
+        let Outline { wanted, base, mut parts, found, inputs } = outline;
+        let (cell, recipe) = (&wanted.cell, &wanted.recipe);
+        tracing::debug!(cell = cell.name(), "reading inputs");
+        self.pins.touched = inputs;
+        let archive = self.spark(&wanted).await?;
         let distribution = blocking(|| {
             let source = self.unpack(&archive)?;
             spark::lay_out(self.cache, &source, &cell.spark, cell.scala.as_ref())
                 .map_err(|source| BuildError::Spark { path: archive.path.clone(), source })
         })?;
         let mut settings = runtime::settings(cell, &base, &distribution, &found, recipe);
-        self.annotate(&mut settings, wanted, &base);
-        parts.insert(LayerName::Jars, self.jars(wanted, &distribution.tree, archive.digest).await?);
+        self.annotate(&mut settings, &wanted, &base);
+        parts.insert(LayerName::Jars, self.jars(&wanted, &distribution.tree, archive.digest).await?);
         for (path, entry) in distribution.tree {
             let name = LayerName::of_spark(&path);
             parts.entry(name).or_default().insert(path, entry);
         }
-        parts.insert(LayerName::Wheels, self.wheels(wanted, &found).await?);
+        parts.insert(LayerName::Wheels, self.wheels(&wanted, &found).await?);
         parts.insert(LayerName::Files, self.files(recipe).await?);
         let files = blocking(|| {
             parts.insert(LayerName::Hearth, runtime::files(self.cache, cell, &base.view)?);
@@ -136,7 +167,7 @@ impl<'a> Inputs<'a> {
             Ok::<_, BuildError>(Files { base_layers: base.layer_count(), parts: fitted })
         })?;
         let inputs = std::mem::take(&mut self.pins.touched);
-        Ok(Prepared { wanted: wanted.clone(), base, files, settings, inputs })
+        Ok(Prepared { wanted, base, files, settings, inputs })
     }
 
     /// What the base and the runtimes beside it have.

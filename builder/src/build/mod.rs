@@ -8,6 +8,7 @@ mod inventory;
 mod locking;
 mod planning;
 mod pushing;
+mod requirements;
 
 use std::{
     collections::BTreeSet,
@@ -215,9 +216,14 @@ async fn prepare(
     }
     let mut inputs = Inputs::new(options, &matrix, cache, registry, progress, Pins::new(lock, strict))?;
     inputs.prefetch().await?;
-    let mut prepared = Vec::new();
+    let mut outlines = Vec::new();
     for wanted in &matrix.wanted {
-        prepared.push(inputs.prepare(wanted).await?);
+        outlines.push(inputs.outline(wanted).await?);
+    }
+    inputs.resolve_wheels(&outlines).await?;
+    let mut prepared = Vec::new();
+    for outline in outlines {
+        prepared.push(inputs.prepare(outline).await?);
     }
     let (warnings, pins) = (inputs.warnings, inputs.pins.seen);
     let layers = layers(&prepared, &lock.map(Lock::plan).unwrap_or_default());

@@ -1,13 +1,13 @@
 //! Runs the user's `uv`, which knows the user's indexes, credentials, mirrors and certificates.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
 };
 
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use tokio::{io::AsyncWriteExt as _, process::Command, sync::OnceCell};
 
 use super::{elf::Libc, wheels::marker::Environment};
 
@@ -19,6 +19,9 @@ const OVERRIDES: &str = "overrides.txt";
 
 /// Another one; uv knows the format by its name.
 const OUTPUT: &str = "pylock.toml";
+
+/// Another one: uv reads here for which environments it is to resolve.
+const PROJECT: &str = "pyproject.toml";
 
 /// Why uv is of no help.
 #[derive(Debug, thiserror::Error)]
@@ -73,11 +76,12 @@ async fn with_input(
     output.map_err(UvError::NoUv)
 }
 
-/// Locks requirements for one Python and platform and gives the lock in the format of `pylock.toml`. Of a package in
-/// `preferred` (name and version) that version is taken, unless the requirements rule it out.
+/// Locks requirements and gives the lock in the format of `pylock.toml`. For one environment uv takes what its C library
+/// can load; for several the lock has markers, and a wheel for each may be missing. Of a package in `preferred` (name and
+/// version) that version is taken, unless the requirements rule it out.
 pub async fn compile(
     requirements: &str,
-    environment: &Environment,
+    environments: &[&Environment],
     preferred: &BTreeMap<String, String>,
     offline: bool,
 ) -> Result<String, UvError> {
@@ -90,7 +94,6 @@ pub async fn compile(
         return Err(UvError::Option(line.trim().to_owned()));
     }
     let scratch = tempfile::tempdir().map_err(UvError::Scratch)?;
-    let (python, platform) = (environment.python.to_string(), target(environment));
     // PySpark is in the image already, and there is no wheel of it: never mind who needs it.
     std::fs::write(scratch.path().join(OVERRIDES), "pyspark ; sys_platform == 'never'\n")
         .map_err(UvError::Scratch)?;
@@ -99,31 +102,45 @@ pub async fn compile(
     if !preferred.is_empty() {
         std::fs::write(&output_file, earlier(preferred)).map_err(UvError::Scratch)?;
     }
-    let arguments = [
-        "pip",
-        "compile",
-        "-",
-        "--quiet",
-        "--no-header",
-        "--no-annotate",
-        "--format",
-        "pylock.toml",
-        "--output-file",
-        OUTPUT,
-        "--override",
-        OVERRIDES,
-        "--only-binary",
-        ":all:",
-        "--python-version",
-        &python,
-        "--python-platform",
-        &platform,
-    ];
+    let mut arguments: Vec<String> = ARGUMENTS.map(str::to_owned).to_vec();
+    let oldest = environments.iter().map(|environment| &environment.python).min();
+    arguments.extend(oldest.iter().flat_map(|python| ["--python-version".to_owned(), python.to_string()]));
+    if let [environment] = environments {
+        arguments.extend(["--python-platform".to_owned(), target(environment)]);
+    } else {
+        arguments.push("--universal".to_owned());
+        std::fs::write(scratch.path().join(PROJECT), project(environments)).map_err(UvError::Scratch)?;
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let output = with_input(scratch.path(), &arguments, requirements, offline).await?;
     if !output.status.success() {
         return Err(UvError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     std::fs::read_to_string(output_file).map_err(UvError::Scratch)
+}
+
+/// What every resolution is run with. Only wheels: building a package runs its code on this machine.
+const ARGUMENTS: [&str; 13] = [
+    "pip",
+    "compile",
+    "-",
+    "--quiet",
+    "--no-header",
+    "--no-annotate",
+    "--format",
+    "pylock.toml",
+    "--output-file",
+    OUTPUT,
+    "--override",
+    OVERRIDES,
+    "--only-binary=:all:",
+];
+
+/// A project without anything but the environments that uv is to resolve for.
+fn project(environments: &[&Environment]) -> String {
+    let markers: BTreeSet<String> = environments.iter().map(|environment| environment.marker()).collect();
+    let lines: Vec<String> = markers.into_iter().map(|marker| format!("    \"{marker}\"")).collect();
+    format!("[tool.uv]\nenvironments = [\n{}\n]\n", lines.join(",\n"))
 }
 
 /// A lock that names versions and nothing else.
@@ -149,8 +166,13 @@ fn target(environment: &Environment) -> String {
 }
 
 /// The index that the user configured for pip alone: uv does not read pip's configuration. `None` as soon as
-/// uv has a configuration of its own.
+/// uv has a configuration of its own. pip takes a second to start, and is run once.
 pub async fn pip_index() -> Option<String> {
+    static INDEX: OnceCell<Option<String>> = OnceCell::const_new();
+    INDEX.get_or_init(configured_index).await.clone()
+}
+
+async fn configured_index() -> Option<String> {
     const OWN: [&str; 4] = ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_CONFIG_FILE"];
     let home = |name: &str, rest: &str| std::env::var_os(name).map(|home| Path::new(&home).join(rest));
     let files = [
@@ -214,7 +236,7 @@ mod tests {
             let preferred =
                 preferred.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned()));
             let environment = environment(Libc::Glibc(2, 28));
-            runtime.block_on(compile(&text, &environment, &preferred.collect(), false))
+            runtime.block_on(compile(&text, &[&environment], &preferred.collect(), false))
         };
         let newest = match locked("alpha", &[]) {
             // Machines without uv cannot run this test, nor lock Python packages.

@@ -42,6 +42,14 @@ impl Environment {
         })
     }
 
+    /// The marker that holds here and in no other environment of a matrix, apart from those with another C library.
+    pub fn marker(&self) -> String {
+        let (python, machine) = (&self.python, self.platform.machine());
+        format!(
+            "python_version == '{python}' and sys_platform == 'linux' and platform_machine == '{machine}' and platform_python_implementation == 'CPython'"
+        )
+    }
+
     /// Whether a marker holds, with these extras (and groups) asked for.
     pub fn holds(&self, marker: &str, extras: &[String]) -> Result<bool, String> {
         let tokens = tokens(marker)?;

@@ -5,12 +5,15 @@
 //! requirements --> uv pip compile --> pylock ---+--> lockfile (pure) --> wheels by URL and digest --> install
 //! ```
 //!
+//! All images with the same requirements are resolved in one run of uv where that is possible ([`resolution`]).
+//!
 //! Wheels are chosen for the image's Python and platform, whatever this machine has. Source distributions are refused:
 //! building one runs its code here, and gives other bytes each time.
 
 pub mod install;
 pub mod lockfile;
 pub mod marker;
+pub mod resolution;
 pub mod tags;
 
 use std::{
@@ -96,21 +99,27 @@ impl Request {
         Digest::of(format!("{}\nextras {extras:?} groups {groups:?}", self.text).as_bytes())
     }
 
-    /// Chooses the wheels; runs uv unless it is a lock already. uv keeps `preferred` versions where it can.
-    pub async fn wheels(
+    /// Locks requirements for some environments; uv keeps `preferred` versions where it can. A lock stays what it is.
+    async fn lock(
         &self,
-        environment: &Environment,
+        environments: &[&Environment],
         preferred: &BTreeMap<String, String>,
         offline: bool,
-    ) -> Result<Vec<lockfile::Wheel>, WheelsError> {
-        let unusable = |what: &str, problem| WheelsError::Lock { what: what.to_owned(), problem };
+    ) -> Result<String, WheelsError> {
         if self.locked {
-            return lockfile::wheels(&self.text, environment, &self.more)
-                .map_err(|problem| unusable("the lock of Python packages", problem));
+            return Ok(self.text.clone());
         }
-        let text = uv::compile(&self.text, environment, preferred, offline).await?;
-        let wheels = lockfile::wheels(&text, environment, &self.more)
-            .map_err(|problem| unusable("what `uv` locked", problem))?;
+        Ok(uv::compile(&self.text, environments, preferred, offline).await?)
+    }
+
+    /// Chooses the wheels of a lock for an environment.
+    fn choose(&self, lock: &str, environment: &Environment) -> Result<Vec<lockfile::Wheel>, WheelsError> {
+        let what = if self.locked { "the lock of Python packages" } else { "what `uv` locked" };
+        let wheels = lockfile::wheels(lock, environment, &self.more)
+            .map_err(|problem| WheelsError::Lock { what: what.to_owned(), problem })?;
+        if self.locked {
+            return Ok(wheels);
+        }
         let hashes = hashes(&self.text);
         for wheel in &wheels {
             let known = hashes.get(&wheel.package);
