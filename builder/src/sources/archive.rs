@@ -16,9 +16,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::tarball::{Limits, Tail, decompressed, for_each_member};
+use super::{
+    sparse::{self, Sparse},
+    tarball::{Limits, Tail, decompressed, for_each_member},
+};
 use crate::{
-    cache::{Cache, CacheError, Shelf},
+    cache::{Cache, CacheError, Content, Shelf},
     tree::{self, Entry, ImagePath, Kind, PathError, Tree},
 };
 
@@ -128,13 +131,11 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn member(&mut self, member: &mut tar::Entry<'_, impl Read>) -> Result<(), ArchiveError> {
         use tar::EntryType as Type;
-        let name = text(&member.path_bytes(), "its name")?;
+        let sparse = sparse::of(member).map_err(ArchiveError::Read)?;
+        let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let name = text(&name.unwrap_or_else(|| member.path_bytes().into_owned()), "its name")?;
         if matches!(name.trim_end_matches('/'), "." | "") {
             return Ok(());
-        }
-        if is_pax_sparse(member).map_err(ArchiveError::Read)? {
-            let reason = "it is a sparse file in the PAX format, which would be read wrongly: pack the archive without `--sparse`, or with `--format=gnu`";
-            return Err(ArchiveError::Member { member: name, reason: reason.to_owned() });
         }
         let path = ImagePath::new(&name).map_err(ArchiveError::Path)?;
         let refuse = |reason: &str| ArchiveError::Member { member: name.clone(), reason: reason.to_owned() };
@@ -146,15 +147,7 @@ impl Unpacker<'_> {
             Type::XGlobalHeader => return Ok(()),
             Type::Directory => Kind::Directory,
             Type::Regular | Type::Continuous | Type::GNUSparse => {
-                self.bytes = self.bytes.saturating_add(member.size());
-                if self.bytes > self.limits.bytes {
-                    return Err(ArchiveError::TooLarge { limit: self.limits.bytes, unit: "bytes" });
-                }
-                let content = self.cache.put(Shelf::Files, member).map_err(|error| match error {
-                    CacheError::Input(source) => ArchiveError::Read(source),
-                    other => other.into(),
-                })?;
-                Kind::File { content, link: None }
+                Kind::File { content: self.content(member, sparse)?, link: None }
             }
             Type::Symlink => {
                 let target = link_target(member)?.ok_or_else(|| refuse("the link has no target"))?;
@@ -175,6 +168,29 @@ impl Unpacker<'_> {
         let entry = Self::describe(kind, member)?;
         self.insert(path, entry);
         Ok(())
+    }
+
+    /// Reads a file into the cache.
+    fn content(
+        &mut self,
+        member: &mut tar::Entry<'_, impl Read>,
+        sparse: Option<Sparse>,
+    ) -> Result<Content, ArchiveError> {
+        let size = sparse.as_ref().map_or_else(|| member.size(), |sparse| sparse.size);
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > self.limits.bytes {
+            return Err(ArchiveError::TooLarge { limit: self.limits.bytes, unit: "bytes" });
+        }
+        let content = match sparse {
+            None => self.cache.put(Shelf::Files, member),
+            Some(sparse) => {
+                self.cache.put(Shelf::Files, &mut sparse.content(member).map_err(ArchiveError::Read)?)
+            }
+        };
+        content.map_err(|error| match error {
+            CacheError::Input(source) => ArchiveError::Read(source),
+            other => other.into(),
+        })
     }
 
     /// A directory that comes again only changes its attributes; anything else replaces what was there, with
@@ -287,18 +303,6 @@ impl Unpacker<'_> {
             Err(format!("it is a hard link to `{target}`, which is no regular file"))
         }
     }
-}
-
-/// Whether a member is a sparse file in one of the three PAX formats of GNU tar: its content is a map and the parts
-/// that are not zero, and the `tar` crate gives them as they are. The older GNU format is read by the crate.
-fn is_pax_sparse(member: &mut tar::Entry<'_, impl Read>) -> io::Result<bool> {
-    let Some(extensions) = member.pax_extensions()? else { return Ok(false) };
-    for extension in extensions {
-        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn special(kind: tar::EntryType, header: &tar::Header) -> Option<Kind> {

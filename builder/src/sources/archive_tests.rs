@@ -144,19 +144,6 @@ fn headers_that_would_fill_the_memory_are_refused() {
 }
 
 #[test]
-fn sparse_files_in_the_pax_format_are_refused() {
-    for key in ["GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.size"] {
-        let mut maker = Maker::new();
-        maker.0.append_pax_extensions([(key, &b"1"[..])]).unwrap();
-        let bytes = maker.file("GNUSparseFile.1382/sp.bin", b"1\n0\n512\n").bytes();
-        for flavour in [Flavour::RootFileSystem, Flavour::Source] {
-            let error = read(&bytes, flavour, Limits::default()).unwrap_err().to_string();
-            assert!(error.contains("sp.bin") && error.contains("without `--sparse`"), "{error}");
-        }
-    }
-}
-
-#[test]
 fn links_inside_the_archive_are_kept() {
     use tar::EntryType as Type;
     let maker =

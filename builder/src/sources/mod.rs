@@ -18,6 +18,7 @@ pub mod pypi;
 pub mod relocate;
 pub mod scan;
 pub mod spark;
+mod sparse;
 pub mod tarball;
 pub mod uv;
 pub mod view;

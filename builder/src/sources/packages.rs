@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     archive::ArchiveError,
     scan::ScanError,
+    sparse,
     tarball::{Limits, decompressed, for_each_member},
 };
 use crate::{
@@ -92,7 +93,10 @@ fn apply<R: Read + Send>(
     let reader = decompressed(counted(file)).map_err(fail)?.take(limits.bytes);
     let mut added = Vec::new();
     for_each_member(reader, limits, |member| {
-        let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
+        let sparse = sparse::of(member).map_err(ArchiveError::Read)?;
+        let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let name = name.unwrap_or_else(|| member.path_bytes().into_owned());
+        let name = String::from_utf8_lossy(&name).into_owned();
         let path = name.trim_start_matches("./").trim_matches('/');
         let (parent, last) = path.rsplit_once('/').unwrap_or(("", path));
         let below = |directory: &str, path: &str| {
@@ -105,7 +109,12 @@ fn apply<R: Read + Send>(
             files.retain(|path, _| *path != hidden && !below(&hidden, path));
         } else if of_interest(path) && member.header().entry_type().is_file() && member.size() <= LIMIT {
             let mut bytes = Vec::new();
-            member.read_to_end(&mut bytes).map_err(ArchiveError::Read)?;
+            let read = match sparse {
+                Some(sparse) if sparse.size > LIMIT => return Ok(()),
+                Some(sparse) => sparse.content(member).and_then(|mut content| content.read_to_end(&mut bytes)),
+                None => member.read_to_end(&mut bytes),
+            };
+            read.map_err(ArchiveError::Read)?;
             added.push((path.to_owned(), String::from_utf8_lossy(&bytes).into_owned()));
         }
         Ok(())

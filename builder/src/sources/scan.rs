@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use super::{
     archive::ArchiveError,
     elf::Interest,
+    sparse,
     tarball::{Limits, decompressed, for_each_member},
     view::{Node, SMALL, View, of_interest},
 };
@@ -84,7 +85,9 @@ fn member_into(
     additions: &mut Vec<(String, Node)>,
     member: &mut tar::Entry<'_, impl Read>,
 ) -> io::Result<()> {
-    let bytes = sparse_name(member)?.unwrap_or_else(|| member.path_bytes().into_owned());
+    let sparse = sparse::of(member)?;
+    let bytes = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+    let bytes = bytes.unwrap_or_else(|| member.path_bytes().into_owned());
     let name = String::from_utf8_lossy(&bytes);
     let path = name.trim_start_matches("./").trim_matches('/').to_owned();
     let (parent, last) = path.rsplit_once('/').unwrap_or(("", &path));
@@ -110,15 +113,20 @@ fn member_into(
     } else if kind.is_hard_link() {
         Node::file(mode)
     } else if kind.is_file() {
-        let text = if of_interest(&path) && member.size() <= SMALL {
+        let size = sparse.as_ref().map_or_else(|| member.size(), |sparse| sparse.size);
+        let mut content: Box<dyn Read + '_> = match sparse {
+            Some(sparse) => Box::new(sparse.content(member)?),
+            None => Box::new(member),
+        };
+        let text = if of_interest(&path) && size <= SMALL {
             let mut bytes = Vec::new();
-            member.read_to_end(&mut bytes)?;
+            content.read_to_end(&mut bytes)?;
             Some(String::from_utf8_lossy(&bytes).into_owned())
         } else {
             None
         };
         let binary = match Interest::of(&path) {
-            Some(interest) => interest.read(&mut *member)?,
+            Some(interest) => interest.read(&mut content)?,
             None => None,
         };
         Node::File { mode, text, binary }
@@ -127,18 +135,6 @@ fn member_into(
     };
     additions.push((path, node));
     Ok(())
-}
-
-/// The name of a sparse file in the PAX format of GNU tar, whose header has a made-up one.
-fn sparse_name(member: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<Vec<u8>>> {
-    let Some(extensions) = member.pax_extensions()? else { return Ok(None) };
-    for extension in extensions {
-        let extension = extension?;
-        if extension.key_bytes() == b"GNU.sparse.name" {
-            return Ok(Some(extension.value_bytes().to_vec()));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -333,7 +333,7 @@ fn layer_type(media_type: &str) -> Result<&str, String> {
 
 fn view(context: Context<'_>, layers: &[Layer]) -> Result<View, ScanError> {
     let mut hasher = Hasher::default();
-    hasher.update(b"view 2");
+    hasher.update(b"view 3");
     for layer in layers {
         hasher.update(format!(" {} {}", layer.blob.digest, layer.diff_id).as_bytes());
     }
