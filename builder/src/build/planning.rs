@@ -13,12 +13,15 @@ use super::{
 use crate::{
     cache::{Cache, Content},
     digest::Digest,
-    layer,
+    layer::{self, codec::Codec, estimate::estimate},
     lock::{Lock, LockError},
     plan::{layers::Planned, locked::fingerprint},
     progress::Progress,
     registry::Registry,
-    report::{Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Target},
+    report::{
+        Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Size, Target, Unbuilt,
+    },
+    sources::base::Base,
     spec,
     tree::{self, Entry},
 };
@@ -53,11 +56,13 @@ async fn report(options: &Options, cache: &Cache, progress: &Progress) -> Result
         blocking(|| write_layers(options, cache, &planning, progress))?;
     }
     let names = names(&planning);
-    let mut layers: Vec<PlannedLayer> =
-        planning.layers.iter().map(|planned| describe(planned, &planning, cache, &names)).collect();
-    let bases = bases(&planning, &names);
+    // Sizes that nothing is known of are estimated from samples.
+    let describe = |planned| describe(planned, &planning, cache, &names);
+    let (mut layers, bases): (Vec<PlannedLayer>, _) = blocking(|| {
+        (planning.layers.iter().map(describe).collect(), bases(&planning, cache, &names))
+    });
     let target = target(options, &planning, &registry, &bases, &mut layers).await;
-    let against = against.map(|(path, lock)| compare(path, &lock, &planning, &layers));
+    let against = against.map(|(path, lock)| compare(path, &lock, &planning, &bases, &layers));
     let cells = planning.prepared.iter().map(|prepared| prepared.wanted.cell.name());
     let images: Vec<PlannedImage> =
         names.into_iter().zip(cells).map(|(tag, cell)| PlannedImage::new(tag, cell, &layers)).collect();
@@ -87,19 +92,25 @@ fn names(planning: &Planning) -> Vec<String> {
 }
 
 fn describe(planned: &Planned, planning: &Planning, cache: &Cache, names: &[String]) -> PlannedLayer {
-    let built = layer::known(cache, &planned.tree, planning.matrix.compression);
+    let codec = planning.matrix.compression;
+    let built = layer::known(cache, &planned.tree, codec);
+    let compressed = match &built {
+        Some(layer) => Size::exact(layer.blob.size),
+        None => Size::estimate(estimate(cache, &planned.tree, codec)),
+    };
     PlannedLayer {
         label: planned.label(),
         images: planned.images.iter().map(|at| names[*at].clone()).collect(),
         files: planned.tree.values().filter(|entry| entry.content().is_some()).count(),
         bytes: tree::bytes(&planned.tree),
         blob: built.map(|layer| layer.blob),
+        compressed,
         at_target: None,
     }
 }
 
 /// The bases with the images on them, each once.
-fn bases(planning: &Planning, names: &[String]) -> Vec<PlannedBase> {
+fn bases(planning: &Planning, cache: &Cache, names: &[String]) -> Vec<PlannedBase> {
     let mut found: BTreeMap<Digest, PlannedBase> = BTreeMap::new();
     for (prepared, name) in planning.prepared.iter().zip(names) {
         let base = found.entry(prepared.base.digest).or_insert_with(|| PlannedBase {
@@ -107,10 +118,18 @@ fn bases(planning: &Planning, names: &[String]) -> Vec<PlannedBase> {
             images: Vec::new(),
             layers: prepared.base.layers.iter().map(|layer| layer.blob).collect(),
             unbuilt_bytes: prepared.base.unwritten_bytes(),
+            compressed: base_size(&prepared.base, cache, planning.matrix.compression),
         });
         base.images.push(name.clone());
     }
     found.into_values().collect()
+}
+
+fn base_size(base: &Base, cache: &Cache, codec: Codec) -> Size {
+    match &base.unwritten {
+        Some(files) => Size::estimate(estimate(cache, files, codec)),
+        None => Size::exact(base.layers.iter().map(|layer| layer.blob.size).sum()),
+    }
 }
 
 /// Asks the target which of the layers it has, and notes it at each. A target that cannot say so is no reason to fail:
@@ -124,8 +143,13 @@ async fn target(
 ) -> Target {
     let of_bases = bases.iter().flat_map(|base| &base.layers).copied();
     let blobs: BTreeSet<Content> = of_bases.chain(layers.iter().filter_map(|layer| layer.blob)).collect();
-    let unbuilt = layers.iter().filter(|layer| layer.blob.is_none()).map(|layer| layer.bytes);
-    let unbuilt = unbuilt.chain(bases.iter().map(|base| base.unbuilt_bytes)).sum();
+    let of_layers = layers.iter().map(|layer| (layer.bytes, layer.compressed));
+    let of_bases = bases.iter().map(|base| (base.unbuilt_bytes, base.compressed));
+    let unbuilt = of_layers.chain(of_bases).filter(|(_, compressed)| compressed.estimated);
+    let unbuilt = unbuilt.fold(Unbuilt { bytes: 0, estimate: 0 }, |sum, (bytes, compressed)| Unbuilt {
+        bytes: sum.bytes + bytes,
+        estimate: sum.estimate + compressed.bytes,
+    });
     let present = if options.offline {
         Err("--offline forbids to ask".to_owned())
     } else {
@@ -154,7 +178,13 @@ fn distinct(planning: &Planning) -> u64 {
 }
 
 /// What a node that has the images of an old lock would download for each image.
-fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]) -> Against {
+fn compare(
+    path: &Path,
+    old: &Lock,
+    planning: &Planning,
+    planned_bases: &[PlannedBase],
+    layers: &[PlannedLayer],
+) -> Against {
     // Written in another way, the same files come to other bytes.
     let rewritten = !old.is_written_with(planning.matrix.compression);
     let had: BTreeSet<Digest> = old.layers.iter().map(|layer| layer.tree).collect();
@@ -165,7 +195,7 @@ fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]
         .zip(layers)
         .filter(|(planned, _)| rewritten || !had.contains(&fingerprint(&planned.tree)))
         .collect();
-    let packed = |layers: &[&PlannedLayer]| layers.iter().map(|layer| Some(layer.blob?.size)).sum();
+    let packed = |layers: &[&PlannedLayer]| layers.iter().map(|layer| layer.compressed).sum();
     let names = names(planning);
     let image = |(at, prepared): (usize, &Prepared)| {
         let own = new.iter().filter(|(planned, _)| planned.images.contains(&at));
@@ -174,15 +204,14 @@ fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]
         // Layers of finished images are taken as they are, those of archives are written here.
         let of_archive = matches!(prepared.wanted.recipe.base, spec::Base::RootFs(_));
         let base_is_new = !bases.contains(&base.digest) || (rewritten && of_archive);
-        let of_base = base.layers.iter().map(|layer| layer.blob.size).sum::<u64>();
+        let of_base = planned_bases.iter().find(|base| base.images.contains(&names[at]));
         AgainstImage {
             tag: names[at].clone(),
             layers: own.len(),
             bytes: own.iter().map(|layer| layer.bytes).sum(),
-            compressed_bytes: packed(&own),
+            compressed: packed(&own),
             base_is_new,
-            base_bytes: if base_is_new { of_base } else { 0 },
-            base_unbuilt_bytes: if base_is_new { base.unwritten_bytes() } else { 0 },
+            base_compressed: of_base.filter(|_| base_is_new).map(|base| base.compressed).unwrap_or_default(),
         }
     };
     let all: Vec<&PlannedLayer> = new.iter().map(|(_, layer)| *layer).collect();
@@ -191,6 +220,6 @@ fn compare(path: &Path, old: &Lock, planning: &Planning, layers: &[PlannedLayer]
         other_codec: rewritten,
         images: planning.prepared.iter().enumerate().map(image).collect(),
         unique_bytes: all.iter().map(|layer| layer.bytes).sum(),
-        unique_compressed_bytes: packed(&all),
+        unique_compressed: packed(&all),
     }
 }

@@ -59,6 +59,11 @@ impl Verified {
         self
     }
 
+    /// What the file must hold.
+    pub fn expected(&self) -> Content {
+        self.expected
+    }
+
     fn finish(&mut self) -> io::Result<()> {
         let Some(hasher) = self.hasher.take() else { return Ok(()) };
         if hasher.finish() == self.expected.digest {

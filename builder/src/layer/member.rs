@@ -33,6 +33,11 @@ pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Verified> 
     open_path(cache, cache.member_path(codec.id(), &content.digest))
 }
 
+/// The length of a member that was made before.
+pub fn length(cache: &Cache, codec: Codec, content: &Content) -> Option<u64> {
+    open(cache, codec, content).map(|member| member.expected().size)
+}
+
 /// Verifies every member of the cache, whatever its codec, and removes the damaged ones.
 pub fn verify_all(cache: &Cache) {
     for path in cache.members() {

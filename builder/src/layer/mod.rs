@@ -14,6 +14,7 @@
 //! waits for the disk (layers are synced), compressing waits for processors.
 
 pub mod codec;
+pub mod estimate;
 pub mod header;
 pub mod member;
 

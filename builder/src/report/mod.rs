@@ -9,7 +9,9 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::plan::{Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Target};
+pub use self::plan::{
+    Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Size, Target, Unbuilt,
+};
 use crate::digest::Digest;
 
 /// The result of a build.

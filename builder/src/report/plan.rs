@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use serde::Serialize;
+use serde::{Serialize, ser::SerializeStruct as _};
 
 use super::{RefusedReport, mebibytes, write_refused, write_warnings};
 use crate::{cache::Content, digest::Digest};
@@ -39,6 +39,52 @@ pub struct PlanReport {
     pub against: Option<Against>,
 }
 
+/// A compressed size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes.
+    pub bytes: u64,
+    /// Whether a part of it was never compressed, so that it is an estimate from samples.
+    pub estimated: bool,
+}
+
+impl Size {
+    /// Of something compressed.
+    pub fn exact(bytes: u64) -> Self {
+        Self { bytes, estimated: false }
+    }
+
+    /// Of something that was never compressed.
+    pub fn estimate(bytes: u64) -> Self {
+        Self { bytes, estimated: true }
+    }
+}
+
+impl std::iter::Sum for Size {
+    fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        sizes.fold(Self::default(), |sum, size| Self {
+            bytes: sum.bytes + size.bytes,
+            estimated: sum.estimated || size.estimated,
+        })
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let about = if self.estimated { "~" } else { "" };
+        f.pad(&format!("{about}{}", mebibytes(self.bytes)))
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Size", 2)?;
+        fields.serialize_field("bytes", &self.bytes)?;
+        fields.serialize_field("estimated", &self.estimated)?;
+        fields.end()
+    }
+}
+
 /// A plan held against the lock of images that nodes have already.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,9 +97,8 @@ pub struct Against {
     pub images: Vec<AgainstImage>,
     /// Uncompressed bytes of all new layers, each counted once; without bases.
     pub unique_bytes: u64,
-    /// The same compressed; absent when one of them was never built.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unique_compressed_bytes: Option<u64>,
+    /// The same compressed.
+    pub unique_compressed: Size,
 }
 
 /// What one image needs that the old ones did not have.
@@ -66,15 +111,12 @@ pub struct AgainstImage {
     pub layers: usize,
     /// Their uncompressed bytes.
     pub bytes: u64,
-    /// The same compressed, which is what is downloaded; absent when one of them was never built.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compressed_bytes: Option<u64>,
+    /// The same compressed, which is what is downloaded.
+    pub compressed: Size,
     /// Whether the base is another one.
     pub base_is_new: bool,
-    /// Compressed bytes of the base when it is another one: at most these are downloaded as well.
-    pub base_bytes: u64,
-    /// Uncompressed bytes of the base when it is another one that was never compressed.
-    pub base_unbuilt_bytes: u64,
+    /// The compressed base when it is another one: at most this is downloaded as well.
+    pub base_compressed: Size,
 }
 
 /// What the target repository has already.
@@ -90,8 +132,19 @@ pub struct Target {
     pub mount_bytes: u64,
     /// Compressed bytes of layers that a push would send.
     pub upload_bytes: u64,
-    /// Uncompressed bytes of layers that were never built, so that nobody knows their digests.
+    /// Uncompressed bytes of layers that were never built, so that their digests are unknown.
     pub unbuilt_bytes: u64,
+    /// What these come to when they are compressed, estimated from samples.
+    pub unbuilt_estimated_bytes: u64,
+}
+
+/// Layers that were never built.
+#[derive(Debug, Clone, Copy)]
+pub struct Unbuilt {
+    /// Their uncompressed bytes.
+    pub bytes: u64,
+    /// What they come to when they are compressed, estimated.
+    pub estimate: u64,
 }
 
 impl Target {
@@ -99,11 +152,12 @@ impl Target {
     /// `mountable`: what another repository of the same registry has.
     pub fn new(
         blobs: &BTreeSet<Content>,
-        unbuilt_bytes: u64,
+        unbuilt: Unbuilt,
         present: &Result<BTreeSet<Digest>, String>,
         mountable: impl Fn(&Digest) -> bool,
     ) -> Self {
-        let mut target = Self { unbuilt_bytes, ..Self::default() };
+        let Unbuilt { bytes: unbuilt_bytes, estimate: unbuilt_estimated_bytes } = unbuilt;
+        let mut target = Self { unbuilt_bytes, unbuilt_estimated_bytes, ..Self::default() };
         let present = match present {
             Ok(present) => present,
             Err(why) => return Self { unknown: Some(why.clone()), ..target },
@@ -123,17 +177,15 @@ impl Target {
         if let Some(why) = &self.unknown {
             return writeln!(out, "what {repository} has is not known: {why}");
         }
-        let [present, upload, mount, unbuilt] =
-            [self.present_bytes, self.upload_bytes, self.mount_bytes, self.unbuilt_bytes].map(mebibytes);
+        let [present, mount] = [self.present_bytes, self.mount_bytes].map(mebibytes);
+        let estimated = self.unbuilt_bytes > 0;
+        let upload = Size { bytes: self.upload_bytes + self.unbuilt_estimated_bytes, estimated };
         write!(out, "{repository} has {present} already; to upload: {upload}")?;
         if self.mount_bytes > 0 {
             write!(out, ", to mount from other repositories: {mount}")?;
         }
-        if self.unbuilt_bytes > 0 {
-            write!(
-                out,
-                ", and what {unbuilt} of layers come to that were never built (--exact builds them)"
-            )?;
+        if estimated {
+            write!(out, " (~: layers that were never built are estimated; --exact builds them)")?;
         }
         writeln!(out)
     }
@@ -151,6 +203,8 @@ pub struct PlannedBase {
     pub layers: Vec<Content>,
     /// Uncompressed bytes of a root file system that was never compressed.
     pub unbuilt_bytes: u64,
+    /// Its layers compressed.
+    pub compressed: Size,
 }
 
 /// An image of a plan.
@@ -181,6 +235,8 @@ pub struct PlannedLayer {
     pub bytes: u64,
     /// The compressed blob, when the cache has it.
     pub blob: Option<Content>,
+    /// Its size, or an estimate of it.
+    pub compressed: Size,
     /// Whether the target has it; absent when nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_target: Option<bool>,
@@ -203,15 +259,9 @@ impl PlanReport {
             writeln!(out, "{}:{}  {}  {layers} layers, {size}", self.repository, image.tag, image.cell)?;
         }
         write_refused(out, &self.refused)?;
-        for PlannedBase { name, images, layers, unbuilt_bytes } in &self.bases {
-            let (count, shared) = (layers.len(), images.len());
-            let size = match unbuilt_bytes {
-                0 => {
-                    let size = mebibytes(layers.iter().map(|layer| layer.size).sum());
-                    format!("{count} layers, {size} compressed")
-                }
-                bytes => format!("1 layer, {} uncompressed", mebibytes(*bytes)),
-            };
+        for PlannedBase { name, images, layers, compressed, .. } in &self.bases {
+            let (count, shared) = (layers.len().max(1), images.len());
+            let size = format!("{count} layers, {compressed} compressed");
             writeln!(out, "base {name}: {size}, {shared} images")?;
         }
         self.write_layers(out)?;
@@ -225,13 +275,13 @@ impl PlanReport {
     }
 
     fn write_layers(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "layers over the base, lowest first (uncompressed; compressed when built before):")?;
+        writeln!(out, "layers over the base, lowest first (uncompressed; compressed, with ~ estimated from samples):")?;
         for layer in &self.layers {
             let (size, files, shared) = (mebibytes(layer.bytes), layer.files, layer.images.len());
-            let blob = compressed(layer.blob.map(|blob| blob.size));
+            let packed = layer.compressed;
             let there = if layer.at_target == Some(true) { "  (at the target)" } else { "" };
             let label = &layer.label;
-            writeln!(out, "  {size:>10}  {blob:>10}  {files:>6} files  {shared:>3} images  {label}{there}")?;
+            writeln!(out, "  {size:>10}  {packed:>10}  {files:>6} files  {shared:>3} images  {label}{there}")?;
         }
         Ok(())
     }
@@ -245,21 +295,15 @@ impl Against {
         }
         for image in &self.images {
             let (size, layers, tag) = (mebibytes(image.bytes), image.layers, &image.tag);
-            let packed = compressed(image.compressed_bytes);
+            let packed = image.compressed;
             write!(out, "  {size:>10}  {packed:>10}  {layers:>3} layers  {tag}")?;
-            match (image.base_is_new, image.base_unbuilt_bytes) {
-                (false, _) => {}
-                (true, 0) => write!(out, ", and another base of {}", mebibytes(image.base_bytes))?,
-                (true, bytes) => write!(out, ", and another base of {} (uncompressed)", mebibytes(bytes))?,
+            if image.base_is_new {
+                write!(out, ", and another base of {}", image.base_compressed)?;
             }
             writeln!(out)?;
         }
         Ok(())
     }
-}
-
-fn compressed(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "-".to_owned(), mebibytes)
 }
 
 #[cfg(test)]
@@ -271,16 +315,18 @@ mod tests {
         let blob = |text: &str, size| Content { digest: Digest::of(text.as_bytes()), size };
         let blobs = BTreeSet::from([blob("a", 1), blob("b", 20), blob("c", 300)]);
         let present = Ok(BTreeSet::from([blob("a", 1).digest]));
-        let target = Target::new(&blobs, 4000, &present, |digest| *digest == blob("b", 0).digest);
+        let unbuilt = Unbuilt { bytes: 4000, estimate: 2000 };
+        let target = Target::new(&blobs, unbuilt, &present, |digest| *digest == blob("b", 0).digest);
         let expected = Target {
             unknown: None,
             present_bytes: 1,
             mount_bytes: 20,
             upload_bytes: 300,
             unbuilt_bytes: 4000,
+            unbuilt_estimated_bytes: 2000,
         };
         assert_eq!(target, expected);
-        let unknown = Target::new(&blobs, 4000, &Err("it is asleep".to_owned()), |_| true);
+        let unknown = Target::new(&blobs, unbuilt, &Err("it is asleep".to_owned()), |_| true);
         assert_eq!((unknown.present_bytes, unknown.upload_bytes), (0, 0));
         let mut out = Vec::new();
         unknown.write_text("registry.example.com/spark", &mut out).unwrap();
