@@ -21,8 +21,9 @@
 //! and every directory in it can be deleted while no build runs. Temporary files of killed processes are removed by the
 //! next one that has the cache for itself.
 
-mod usage;
-mod verify;
+mod state;
+pub mod usage;
+pub mod verify;
 
 use std::{
     fs,
@@ -35,10 +36,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::NamedTempFile;
 
-pub use self::{
-    usage::{Pruned, Usage},
-    verify::Verified,
-};
+use self::state::State;
 use crate::digest::{Digest, Hasher};
 
 /// Copies go through buffers of this size: large enough for full-speed disk reads, small beside the
@@ -125,7 +123,7 @@ pub struct Cache {
     root: PathBuf,
     /// Shared with other processes while this one uses the cache.
     lock: Option<Arc<fs::File>>,
-    state: Arc<verify::State>,
+    state: Arc<State>,
 }
 
 impl Cache {

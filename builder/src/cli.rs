@@ -1,18 +1,24 @@
 //! The command line, and what it comes to: checked [`Options`].
 
 mod cache;
+mod common;
 pub mod former;
 pub mod init;
 
 use std::{env, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use hearth_builder::{
     build::{Change, Options},
     registry::Settings,
 };
 
-pub use self::{cache::CacheArgs, init::InitArgs};
+use self::common::default_cache;
+pub use self::{
+    cache::CacheArgs,
+    common::{Format, UsageError},
+    init::InitArgs,
+};
 
 /// Builds reproducible Apache Spark images without a container engine and without root.
 #[derive(Debug, Parser)]
@@ -191,28 +197,6 @@ enum Source {
     Spark,
 }
 
-/// How a result is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    Table,
-    /// One JSON object.
-    Json,
-    /// The same object as YAML.
-    Yaml,
-}
-
-/// What the environment lacks or has wrong; like a wrong argument, it ends with exit code 2.
-#[derive(Debug, thiserror::Error)]
-pub enum UsageError {
-    #[error("SOURCE_DATE_EPOCH is `{0}`, not a number of seconds since 1970 such as 1700000000")]
-    Epoch(String),
-    #[error("`hearth lock` locks the sources of the specification: leave --set-source out")]
-    LockedSources,
-    #[error("neither HOME nor XDG_CACHE_HOME is set: name the directory of the cache with --cache-dir")]
-    NoHome,
-}
-
 fn source(text: &str) -> Result<(Source, PathBuf), String> {
     match text.split_once('=') {
         Some(("base", path)) if !path.is_empty() => Ok((Source::Base, path.into())),
@@ -282,12 +266,6 @@ impl CommonArgs {
         };
         Ok((options, self.output))
     }
-}
-
-fn default_cache() -> Result<PathBuf, UsageError> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let caches = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    caches.map(|caches| caches.join("hearth")).ok_or(UsageError::NoHome)
 }
 
 #[cfg(test)]

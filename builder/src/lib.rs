@@ -3,7 +3,7 @@
 //! # One build
 //!
 //! ```text
-//! hearth.yaml -> spec -> plan::cells -> sources (base, Spark) -> runtime -> plan::layers -> layer -> image -> publish
+//! hearth.yaml -> spec -> matrix      -> sources (base, Spark) -> runtime -> plan::layers -> layer -> image -> publish
 //!                (strict)  (compat)     (cache, by digest)       (our files)                (cache)           (layout, push)
 //! ```
 //!
@@ -12,15 +12,16 @@
 //! | [`build`] | the order of the steps; the only file that names every other module |
 //! | [`spec`] | `hearth.yaml`: parsing and every check that needs no other input |
 //! | [`lock`] | `hearth.lock`: inputs by digest, layers as they were planned |
-//! | [`plan`] | pure decisions: cells of the matrix, files to layers |
-//! | [`compat`] | pure: which Spark runs with which Java, Scala and Python |
+//! | [`matrix`] | pure: the cells, and which Spark runs with which Java, Scala and Python |
+//! | [`plan`] | pure: files to layers |
+//! | [`fetch`] | files of servers and object stores: side by side, resumed, with the user's logins |
 //! | [`sources`] | reading what images are made of: archives, packages, bases |
 //! | [`runtime`] | the files and the environment that hearth itself adds |
 //! | [`tree`], [`layer`] | files as an image sees them, and their way into layer blobs |
 //! | [`image`] | configurations and manifests in one canonical form |
 //! | [`sbom`], [`purl`] | documents about images: SPDX, CycloneDX, provenance; names of packages in them |
 //! | [`publish`] | OCI layout and registry |
-//! | [`platform`], [`version`], [`digest`], [`checksum`] | the words that all of them use |
+//! | [`platform`], [`version`], [`digest`], [`checksum`], [`coordinate`], [`package`] | the words that all of them use |
 //! | [`registry`] | names, credentials, tokens, pulls; the only module that knows `oci-client` |
 //! | [`cache`] | everything on disk between builds |
 //!
@@ -35,11 +36,14 @@
 pub mod build;
 pub mod cache;
 pub mod checksum;
-pub mod compat;
+pub mod coordinate;
 pub mod digest;
+pub mod fetch;
 pub mod image;
 pub mod layer;
 pub mod lock;
+pub mod matrix;
+pub mod package;
 pub mod plan;
 pub mod platform;
 pub mod progress;

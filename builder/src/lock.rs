@@ -12,7 +12,7 @@
 //! and new ones for the rest. The file is JSON in one form, written aside and renamed.
 
 mod differences;
-mod pins;
+pub mod pins;
 
 use std::{
     collections::BTreeMap,
@@ -23,12 +23,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::pins::Pins;
 use crate::{
     digest::Digest,
     layer::{codec::Codec, header},
+    package::{normal, of_wheel},
     plan::locked::{LockedLayer, LockedPlan},
-    sources::wheels::{self, marker::normal},
 };
 
 const VERSION: u32 = 1;
@@ -243,7 +242,7 @@ impl Lock {
 /// Request, package and version of the name of a wheel.
 fn wheel(name: &str) -> Option<(&str, String, String)> {
     let (request, file) = name.split_once(PART)?;
-    let (package, version) = wheels::package(file)?;
+    let (package, version) = of_wheel(file)?;
     Some((request, package, version))
 }
 

@@ -15,9 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     cache::{Cache, CacheError, Shelf},
-    compat::{self, Executor},
     image::{self, Settings},
-    plan::{Cell, layers::LayerName},
+    matrix::{
+        Cell,
+        compat::{self, Executor},
+    },
+    plan::layers::LayerName,
     sources::{
         base::Base,
         detect::{Found, SEARCH_PATH},

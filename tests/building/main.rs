@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod entrypoint;
 mod guides;
+mod layering;
 mod lock;
 mod matrix;
 mod maven;

@@ -94,7 +94,8 @@ impl Locking {
 fn wheel(fixture: &Fixture, name: &str, version: &str, tag: &str, requires: &[&str]) {
     let file = fixture.path(&format!("index/{name}-{version}-{tag}.whl"));
     let mut wheel = zip::ZipWriter::new(File::create(file).expect("writable"));
-    let requires: String = requires.iter().map(|name| format!("Requires-Dist: {name}\n")).collect();
+    let requires: Vec<String> = requires.iter().map(|name| format!("Requires-Dist: {name}\n")).collect();
+    let requires = requires.concat();
     let info = format!("{name}-{version}.dist-info");
     for (path, text) in [
         (format!("{name}/__init__.py"), format!("version = '{version}'\n")),

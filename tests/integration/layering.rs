@@ -2,11 +2,9 @@
 
 mod rooms;
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs};
+
+use kit::layering::{code, root, sources};
 
 /// Which modules of the agent each module may name (the design's picture). `app` and `main` wire everything.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -65,41 +63,6 @@ const HOMES: &[(&str, &[&str])] = &[
     ("roxmltree", &["builder/src/sources/maven/pom.rs"]),
     ("schemars", &["agent/src/prepull/", "builder/src/spec/"]),
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned()
-}
-
-fn sources(below: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut open = vec![root().join(below)];
-    while let Some(directory) = open.pop() {
-        for entry in fs::read_dir(&directory).expect("the sources are readable and named in UTF-8") {
-            let path = entry.expect("the sources are readable and named in UTF-8").path();
-            if path.is_dir() {
-                open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path
-                    .strip_prefix(root())
-                    .expect("the sources are readable and named in UTF-8")
-                    .to_str()
-                    .expect("the sources are readable and named in UTF-8")
-                    .to_owned();
-                found.push((
-                    name,
-                    fs::read_to_string(&path).expect("the sources are readable and named in UTF-8"),
-                ));
-            }
-        }
-    }
-    assert!(!found.is_empty(), "no sources below {below}");
-    found
-}
-
-/// The code without comment lines, where crates are named freely.
-fn code(text: &str) -> String {
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
-}
 
 /// The modules named after `crate::`, alone or in braces.
 fn modules_used(text: &str) -> BTreeSet<String> {

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod disk;
 pub mod fixtures;
 pub mod kubernetes;
+pub mod layering;
 pub mod metrics;
 pub mod net;
 pub mod peer;

@@ -4,19 +4,20 @@ use std::{collections::BTreeMap, path::Path};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{BuildError, blocking, fetching::Fetch, inputs::Inputs, requirements::Required};
+use super::{BuildError, fetching::Fetch, inputs::Inputs, repair::blocking, requirements::Required};
 use crate::{
     cache::Shelf,
     checksum::Checksum,
+    coordinate::Coordinate,
     digest::Digest,
+    fetch::download::{Remote, last_segment, redacted},
     lock::{self, Pin},
     plan::layers::LayerName,
     runtime,
     sources::{
         detect::Found,
         directory,
-        download::{Remote, last_segment, redacted},
-        maven::{self, MavenError, Repositories, coordinate::Coordinate, resolve},
+        maven::{self, MavenError, Repositories, resolve},
         relocate,
         wheels::{
             install::{self, Target},
@@ -163,33 +164,41 @@ impl Inputs<'_> {
         let Some(required) = self.required(wanted, found)? else { return Ok(Tree::new()) };
         let Required { name, shown, directory, program, request, .. } = &required;
         let locked = self.pins.resolved(name, request.digest())?;
-        let files: Vec<(String, String, Checksum)> = if let Some(parts) = locked {
-            parts.into_iter().map(|(file, pin)| (file, pin.origin, Checksum::Sha256(pin.digest))).collect()
+        let files: Vec<(String, Input)> = if let Some(parts) = locked {
+            parts.into_iter().map(|(file, pin)| (file, self.pinned(&pin))).collect()
         } else {
             let resolved = self.resolved.get(name).into_iter().flatten().cloned();
-            resolved
-                .map(|Wheel { file, place, digest, .. }| (file, place, Checksum::Sha256(digest)))
-                .collect()
+            let input = |Wheel { place, digest, .. }| Input {
+                place: if place.contains("://") {
+                    Source::Url(place)
+                } else {
+                    Source::Path(directory.join(place))
+                },
+                checksum: Some(Checksum::Sha256(digest)),
+            };
+            resolved.map(|wheel| (wheel.file.clone(), input(wheel))).collect()
         };
         self.pins.request(name, request.digest(), shown);
         let target = Target { directory: runtime::WHEELS, python: program.clone() };
-        let remote = files.iter().filter(|(_, place, _)| place.contains("://"));
-        let remote = remote.map(|(file, place, checksum)| Fetch {
-            name: lock::part(name, file),
-            url: place.clone(),
-            checksum: *checksum,
-            basic: None,
-            of_index: true,
+        let remote = files.iter().filter_map(|(file, input)| match input {
+            Input { place: Source::Url(url), checksum: Some(checksum) } => Some(Fetch {
+                name: lock::part(name, file),
+                url: url.clone(),
+                checksum: *checksum,
+                basic: None,
+                of_index: true,
+            }),
+            _ => None,
         });
         self.fetch_all(remote.collect()).await?;
         let mut tree = Tree::new();
-        for (file, place, checksum) in files {
+        for (file, input) in files {
             let part = lock::part(name, &file);
-            let archive = if place.contains("://") {
-                self.download(&part, Remote::of_index(&place), checksum, &place).await?
-            } else {
-                let path = Source::Path(directory.join(&place));
-                self.input(&part, &Input { place: path, checksum: Some(checksum) }).await?
+            let archive = match &input {
+                Input { place: Source::Url(url), checksum: Some(checksum) } => {
+                    self.download(&part, Remote::of_index(url), *checksum, url).await?
+                }
+                local => self.input(&part, local).await?,
             };
             let installed = blocking(|| {
                 let unpacked = self.unpack(&archive)?;

@@ -1,7 +1,7 @@
 //! Fetches side by side whatever is known to be needed, before images are prepared one after the other.
 //!
 //! What the specification or its lock names with a checksum is fetched at the start; what resolution comes to (packages of
-//! Python, JARs) as soon as it is known. The [`Downloader`](crate::sources::download::Downloader) bounds how many transfers
+//! Python, JARs) as soon as it is known. The [`Downloader`](crate::fetch::download::Downloader) bounds how many transfers
 //! run at once, for all inputs together. Preparation then finds the files in the cache.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +11,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{BuildError, inputs::Inputs};
 use crate::{
     checksum::Checksum,
-    plan::Cell,
-    sources::{
-        download::{Remote, redacted},
-        maven::Repositories,
-        pypi,
-    },
+    fetch::download::{Remote, redacted},
+    matrix::Cell,
+    sources::{maven::Repositories, pypi},
     spec::{FileContent, Input, Source, SparkSource, Wanted},
 };
 

@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{BuildError, Options, blocking};
+use super::{BuildError, Options, prepared::Prepared, repair::blocking};
 use crate::{
     cache::{Cache, Content, Shelf},
     checksum::Checksum,
     digest::Digest,
+    fetch::download::{self, Downloader, Remote},
     image,
-    lock::Pins,
+    lock::pins::Pins,
     plan::layers::{Files, LayerName},
     progress::Progress,
     registry::Registry,
@@ -20,37 +21,13 @@ use crate::{
         archive::Flavour,
         base::{self, Base, Context, Origin},
         detect::{self, Found},
-        directory,
-        download::{self, Downloader, Remote},
-        pypi, spark,
+        directory, pypi, spark,
         wheels::lockfile::Wheel,
         zip,
     },
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
     tree::{FIXED_TIME, Tree},
 };
-
-/// A cell with all its inputs, before any of its own layers is written.
-#[derive(Debug)]
-pub struct Prepared {
-    /// The cell and what was asked for.
-    pub wanted: Wanted,
-    /// Its base.
-    pub base: Base,
-    /// The files that it adds to the base.
-    pub files: Files,
-    /// Its environment, labels and annotations.
-    pub settings: image::Settings,
-    /// The names of the inputs that it is made of, as a lock has them.
-    pub inputs: BTreeSet<String>,
-}
-
-impl Prepared {
-    /// The first of its tags.
-    pub fn tag(&self) -> &str {
-        &self.wanted.recipe.tags[0]
-    }
-}
 
 /// A cell whose base and runtimes are known: enough to choose its Python packages.
 #[derive(Debug)]

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BuildError, Built, Options, Planning, inputs::Prepared};
+use super::{
+    BuildError, Options,
+    images::Built,
+    prepared::{Planning, Prepared},
+};
 use crate::{
     cache::{Cache, CacheError, Shelf},
     digest::Digest,

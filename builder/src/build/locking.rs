@@ -1,6 +1,6 @@
 //! `hearth lock`: makes, checks and changes the lock.
 
-use super::{BuildError, Options, lock_path, prepare, repaired};
+use super::{BuildError, Options, options::lock_path, prepare::prepare, repair::repaired};
 use crate::{
     cache::Cache,
     lock::{Lock, LockError},

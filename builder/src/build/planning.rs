@@ -7,8 +7,13 @@ use std::{
 };
 
 use super::{
-    BuildError, Options, Planning, blocking, inputs::Prepared, prepare, pushing::mounts, read_lock,
-    refused_report, repaired, write_bases, write_layers,
+    BuildError, Options,
+    images::{refused_report, write_bases, write_layers},
+    options::read_lock,
+    prepare::prepare,
+    prepared::{Planning, Prepared},
+    pushing::mounts,
+    repair::{blocking, repaired},
 };
 use crate::{
     cache::{Cache, Content},
@@ -58,9 +63,8 @@ async fn report(options: &Options, cache: &Cache, progress: &Progress) -> Result
     let names = names(&planning);
     // Sizes that nothing is known of are estimated from samples.
     let describe = |planned| describe(planned, &planning, cache, &names);
-    let (mut layers, bases): (Vec<PlannedLayer>, _) = blocking(|| {
-        (planning.layers.iter().map(describe).collect(), bases(&planning, cache, &names))
-    });
+    let (mut layers, bases): (Vec<PlannedLayer>, _) =
+        blocking(|| (planning.layers.iter().map(describe).collect(), bases(&planning, cache, &names)));
     let target = target(options, &planning, &registry, &bases, &mut layers).await;
     let against = against.map(|(path, lock)| compare(path, &lock, &planning, &bases, &layers));
     let cells = planning.prepared.iter().map(|prepared| prepared.wanted.cell.name());

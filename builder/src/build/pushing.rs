@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use super::{BuildError, Planning, inputs::Prepared};
+use super::{
+    BuildError,
+    prepared::{Planning, Prepared},
+};
 use crate::{
     cache::Cache,
     digest::Digest,
+    fetch::download,
     progress::Progress,
-    publish::{Publication, upload::Pusher},
+    publish::{Publication, Pusher},
     registry::{Registry, Repository},
     report::PushReport,
-    sources::{base, download},
+    sources::base,
     spec,
 };
 

@@ -11,9 +11,10 @@ use super::{
 };
 use crate::{
     digest::Digest,
+    package::of_wheel,
     sources::{
         detect::Found,
-        wheels::{self, Request, marker::Environment, resolution, tags},
+        wheels::{Request, marker::Environment, resolution, tags},
     },
     spec::{Wanted, Wheels},
 };
@@ -90,12 +91,11 @@ impl Inputs<'_> {
 
     /// The locked versions of Python packages: those of this request, else those of any for the same Python and platform.
     fn preferred_wheels(&self, request: &str, suffix: &str) -> BTreeMap<String, String> {
-        let same: BTreeMap<_, _> =
-            self.pins.parts(|name| name == request).filter_map(wheels::package).collect();
+        let same: BTreeMap<_, _> = self.pins.parts(|name| name == request).filter_map(of_wheel).collect();
         if !same.is_empty() {
             return same;
         }
         let similar = self.pins.parts(|name| name.starts_with("wheels ") && name.contains(suffix));
-        similar.filter_map(wheels::package).collect()
+        similar.filter_map(of_wheel).collect()
     }
 }

@@ -5,32 +5,14 @@
 //! attempt makes or downloads it again. Content that this process has written or verified is not hashed twice.
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use super::{BUFFER, Cache, CacheError, Content, Shelf};
 use crate::digest::{Digest, Hasher};
-
-/// What this process knows about the files of the cache.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    verified: Mutex<HashSet<PathBuf>>,
-    damaged: AtomicUsize,
-}
-
-impl State {
-    /// The set is whole after every operation on it, also after a panic elsewhere.
-    fn verified(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A file of the cache that is hashed while it is read.
 #[derive(Debug)]

@@ -8,12 +8,15 @@ use std::{
 
 use clap::{Args, Subcommand};
 use hearth_builder::{
-    cache::{Cache, Pruned, Usage},
+    cache::{
+        Cache,
+        usage::{Pruned, Usage},
+    },
     report::mebibytes,
 };
 use serde::Serialize;
 
-use super::{Format, UsageError, default_cache};
+use super::common::{Format, UsageError, default_cache};
 
 const HELP: &str = "\
 Examples:

@@ -16,7 +16,7 @@ use std::{
 
 use super::codec::{Codec, Compressor, PIECE};
 use crate::{
-    cache::{Cache, CacheError, Content, Shelf, Verified},
+    cache::{Cache, CacheError, Content, Shelf, verify::Verified},
     digest::{Digest, Hasher},
     progress::Bar,
 };

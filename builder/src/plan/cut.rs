@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use super::layers::{LayerName, Limits, Planned};
+use super::parts::{LayerName, Limits, Planned};
 use crate::{
     digest::Digest,
     tree::{Entry, ImagePath, Tree},

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::{Files, LayerName, Planned};
+use super::parts::{Files, LayerName, Planned};
 use crate::{
     digest::Digest,
     tree::{Entry, ImagePath, Kind, Tree},

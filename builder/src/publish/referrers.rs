@@ -7,8 +7,8 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::{
+    error::PushError,
     session::{Failed, Session},
-    upload::PushError,
 };
 use crate::{
     image::{Document, INDEX},

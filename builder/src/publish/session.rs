@@ -1,22 +1,42 @@
 //! Requests of a push: authorization that is shared and renewed, bounded waits, and what refusals mean.
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url, header};
 use tokio::sync::Mutex;
 
-use super::upload::{PushError, Pusher};
+use super::error::PushError;
 use crate::{
-    progress::{Counter, waiting},
-    registry::{self, Authorization, plain_http_hint},
+    cache::Cache,
+    digest::Digest,
+    progress::{Counter, Progress, waiting},
+    registry::{self, Authorization, Registry, Repository, plain_http_hint},
     retry,
 };
 
 /// Error bodies are read up to this length.
 const MESSAGE: usize = 2048;
+
+/// Pushes images to one repository.
+#[derive(Debug)]
+pub struct Pusher<'a> {
+    /// Names and tokens.
+    pub registry: &'a Registry,
+    /// The HTTP client.
+    pub client: &'a Client,
+    /// Where the layers are.
+    pub cache: &'a Cache,
+    /// Where they go.
+    pub repository: &'a Repository,
+    /// Other repositories of the same registry that have a blob: it is taken from there instead of being sent.
+    pub mounts: &'a BTreeMap<Digest, Repository>,
+    /// Bars.
+    pub progress: &'a Progress,
+}
 
 /// Bytes of a request that have left, for its time limit and for the bar.
 pub(super) struct Moved {

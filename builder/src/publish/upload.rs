@@ -17,7 +17,7 @@
 //! is not. Before anything is built, [`Pusher::check`] opens an upload and cancels it: whether the user may push shows then.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs::File,
     io::{Seek, SeekFrom},
     sync::Arc,
@@ -25,20 +25,19 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use reqwest::{Body, Client, Method, Response, StatusCode, Url, header};
+use reqwest::{Body, Method, Response, StatusCode, Url, header};
 
 use super::{
     Publication,
-    session::{Failed, Moved, Session},
+    error::PushError,
+    session::{Failed, Moved, Pusher, Session},
     transfer::{chunk_length, last_byte, pieces, with_digest},
 };
 use crate::{
-    cache::{Cache, CacheError, Content, Shelf},
+    cache::{Content, Shelf},
     digest::Digest,
     image::Document,
-    progress::{Bar, Progress},
-    registry::{Registry, RegistryError, Repository},
-    retry,
+    progress::Bar,
 };
 
 /// Requests under way at once: enough to fill a link, few enough for registries that count them.
@@ -46,64 +45,6 @@ const PARALLEL: usize = 4;
 
 /// Dropped connections in a row after which the size may be the reason.
 const CUT: u32 = 3;
-
-/// Why a push failed.
-#[derive(Debug, thiserror::Error)]
-pub enum PushError {
-    /// The registry cannot be reached.
-    #[error("cannot push to `{repository}`{hint}")]
-    Network {
-        /// Where.
-        repository: String,
-        /// What to try.
-        hint: String,
-        /// The last failure.
-        #[source]
-        source: reqwest::Error,
-    },
-    /// A transfer stood still.
-    #[error("cannot push to `{repository}`: nothing moved for {} seconds", retry::STALL_TIMEOUT.as_secs())]
-    Stalled {
-        /// Where.
-        repository: String,
-    },
-    /// The registry refused.
-    #[error("`{repository}` refuses {what}: {status}{message}{hint}")]
-    Refused {
-        /// Where.
-        repository: String,
-        /// What was sent.
-        what: String,
-        /// Its answer.
-        status: StatusCode,
-        /// What it says.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-    /// A chunk was accepted, but is not there.
-    #[error(
-        "`{repository}` refuses the blob `{digest}` in one request and loses chunks: raise the limit of the proxy before it"
-    )]
-    LostChunk {
-        /// Where.
-        repository: String,
-        /// The blob.
-        digest: Digest,
-    },
-    /// The registry does not speak the protocol.
-    #[error("`{repository}` answers an upload without a usable `Location`")]
-    Location {
-        /// Where.
-        repository: String,
-    },
-    /// No access.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// A blob cannot be read.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-}
 
 /// What became of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,23 +55,6 @@ pub struct Sent {
     pub size: u64,
     /// Whether it was sent; otherwise the repository had it.
     pub uploaded: bool,
-}
-
-/// Pushes images to one repository.
-#[derive(Debug)]
-pub struct Pusher<'a> {
-    /// Names and tokens.
-    pub registry: &'a Registry,
-    /// The HTTP client.
-    pub client: &'a Client,
-    /// Where the layers are.
-    pub cache: &'a Cache,
-    /// Where they go.
-    pub repository: &'a Repository,
-    /// Other repositories of the same registry that have a blob: it is taken from there instead of being sent.
-    pub mounts: &'a BTreeMap<Digest, Repository>,
-    /// Bars.
-    pub progress: &'a Progress,
 }
 
 /// What is sent as one blob.

@@ -11,22 +11,14 @@ use http_auth::parser::ChallengeParser;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
 use serde::Deserialize;
 
-use super::helper::{self, Helpers};
-use crate::{progress::waiting, retry, sources::download};
+use super::{
+    helper::{self, Helpers},
+    login::Login,
+};
+use crate::{fetch::download, progress::waiting, retry};
 
 /// Answers of token endpoints have a few kilobytes.
 const LIMIT: usize = 1 << 20;
-
-/// What the user has for a registry.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Login {
-    /// Nothing.
-    None,
-    /// User and password.
-    Password(String, String),
-    /// A refresh token.
-    IdentityToken(String),
-}
 
 /// Looks for credentials: in `--docker-config`, else in the user's Docker configuration, else in that of podman and
 /// buildah. No entry for the host means anonymous access; a file that cannot be read is an error when the user named

@@ -12,7 +12,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::credentials::Login;
+use super::login::Login;
 use crate::progress::waiting;
 
 /// Helpers of clouds fetch a token, which takes seconds.

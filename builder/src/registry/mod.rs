@@ -8,6 +8,7 @@
 
 mod credentials;
 mod helper;
+mod login;
 mod name;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
@@ -21,15 +22,15 @@ use oci_client::{
     secrets::RegistryAuth,
 };
 
-use self::credentials::Login;
+use self::login::Login;
 pub use self::name::{Repository, check_reference};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
     digest::Digest,
+    fetch::part::{Part, PartError},
     progress::{Bar, waiting},
     retry,
-    sources::part::{Part, PartError},
 };
 
 /// Manifests that a base image may have: OCI and Docker, single and multi-platform.

@@ -1,5 +1,6 @@
 //! What a build tells its user in the end: a table for people, JSON for programs.
 
+mod common;
 mod plan;
 
 use std::{
@@ -9,8 +10,12 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::plan::{
-    Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Size, Target, Unbuilt,
+use self::common::{write_refused, write_warnings};
+pub use self::{
+    common::{RefusedReport, mebibytes},
+    plan::{
+        Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Size, Target, Unbuilt,
+    },
 };
 use crate::digest::Digest;
 
@@ -70,18 +75,6 @@ pub struct LayerReport {
     pub diff_id: Digest,
     /// Its media type.
     pub media_type: String,
-}
-
-/// A cell that was not built.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RefusedReport {
-    /// The cell.
-    pub cell: String,
-    /// Why it cannot run.
-    pub impossible: Vec<String>,
-    /// Why nobody vouches for it.
-    pub untested: Vec<String>,
 }
 
 /// What was pushed.
@@ -150,20 +143,6 @@ pub fn write_yaml(report: &impl Serialize, out: &mut impl Write) -> io::Result<(
     out.write_all(text.as_bytes())
 }
 
-fn write_refused(out: &mut impl Write, refused: &[RefusedReport]) -> io::Result<()> {
-    for refused in refused {
-        writeln!(out, "not built: {}", refused.cell)?;
-        for reason in refused.impossible.iter().chain(&refused.untested) {
-            writeln!(out, "  {reason}")?;
-        }
-    }
-    Ok(())
-}
-
-fn write_warnings(out: &mut impl Write, warnings: &[String]) -> io::Result<()> {
-    warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
-}
-
 impl Report {
     /// For people.
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
@@ -194,12 +173,6 @@ impl Report {
         let images = self.images.len();
         writeln!(out, "{images} {} in {:.1} s", if images == 1 { "image" } else { "images" }, self.seconds)
     }
-}
-
-/// A size for people, such as `314.1 MiB`.
-pub fn mebibytes(bytes: u64) -> String {
-    let tenths = bytes / 1024 * 10 / 1024;
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, ser::SerializeStruct as _};
 
-use super::{RefusedReport, mebibytes, write_refused, write_warnings};
+use super::common::{RefusedReport, mebibytes, write_refused, write_warnings};
 use crate::{cache::Content, digest::Digest};
 
 /// What a build would do.
@@ -275,13 +275,19 @@ impl PlanReport {
     }
 
     fn write_layers(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "layers over the base, lowest first (uncompressed; compressed, with ~ estimated from samples):")?;
+        writeln!(
+            out,
+            "layers over the base, lowest first (uncompressed; compressed, with ~ estimated from samples):"
+        )?;
         for layer in &self.layers {
             let (size, files, shared) = (mebibytes(layer.bytes), layer.files, layer.images.len());
             let packed = layer.compressed;
             let there = if layer.at_target == Some(true) { "  (at the target)" } else { "" };
             let label = &layer.label;
-            writeln!(out, "  {size:>10}  {packed:>10}  {files:>6} files  {shared:>3} images  {label}{there}")?;
+            writeln!(
+                out,
+                "  {size:>10}  {packed:>10}  {files:>6} files  {shared:>3} images  {label}{there}"
+            )?;
         }
         Ok(())
     }

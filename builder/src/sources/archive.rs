@@ -13,16 +13,16 @@ use std::{
     collections::BTreeMap,
     io::{self, Read},
     ops::Bound,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{
     sparse::{self, Sparse},
-    tarball::{Limits, Tail, decompressed, for_each_member},
+    tarball::{ArchiveError, Limits, Tail, decompressed, for_each_member},
 };
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
-    tree::{self, Entry, ImagePath, Kind, PathError, Tree},
+    tree::{self, Entry, ImagePath, Kind, Tree},
 };
 
 /// Symbolic links followed for one path before it counts as a loop, as in the Linux kernel.
@@ -45,51 +45,6 @@ impl Flavour {
             Self::Source => "source",
         }
     }
-}
-
-/// Why an archive cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    /// It cannot be opened.
-    #[error("cannot open the archive `{}`", path.display())]
-    Open {
-        /// The archive.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Reading it failed.
-    #[error("the archive cannot be read: it is damaged or cut short")]
-    Read(#[source] io::Error),
-    /// It stops without an end mark.
-    #[error("the archive is cut short: its end mark is missing")]
-    Truncated,
-    /// A name leads out of the tree.
-    #[error("the archive has a member that is not allowed")]
-    Path(#[source] PathError),
-    /// A member would do harm or cannot be kept.
-    #[error("the archive member `{member}` is refused: {reason}")]
-    Member {
-        /// The member's name.
-        member: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// It unpacks to more than the limit.
-    #[error("the archive unpacks to more than {limit} {unit}: refused")]
-    TooLarge {
-        /// The limit.
-        limit: u64,
-        /// Of what.
-        unit: &'static str,
-    },
-    /// The compression is not known.
-    #[error("the archive is compressed with {0}, which is not supported: use plain tar, gzip or zstd")]
-    Compression(&'static str),
-    /// The cache failed.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
 }
 
 /// Reads an archive into the cache and describes it.

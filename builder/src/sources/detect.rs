@@ -8,7 +8,12 @@ use super::{
     elf::Libc,
     view::{Node, View},
 };
-use crate::{compat, plan::Cell, platform::Platform, tree::ImagePath, version::Version};
+use crate::{
+    matrix::{Cell, compat},
+    platform::Platform,
+    tree::ImagePath,
+    version::Version,
+};
 
 /// Where programs are looked for when the base has no `PATH`.
 pub const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -237,7 +242,7 @@ fn python(view: &View, wanted: &Version, platform: Platform, path: &str) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::cell;
+    use crate::matrix::cell;
 
     const RELEASE_17: &str =
         "IMPLEMENTOR=\"X\"\nJAVA_VERSION=\"17.0.21\"\nMODULES=\"java.base jdk.incubator.vector\"\n";

@@ -17,9 +17,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    archive::ArchiveError,
     scan::ScanError,
     sparse,
+    tarball::ArchiveError,
     tarball::{Limits, decompressed, for_each_member},
 };
 use crate::{
@@ -85,7 +85,7 @@ fn apply<R: Read + Send>(
     cache: &Cache,
     layer: &Layer,
     files: &mut BTreeMap<String, String>,
-    counted: impl FnOnce(crate::cache::Verified) -> R,
+    counted: impl FnOnce(crate::cache::verify::Verified) -> R,
 ) -> Result<(), ScanError> {
     let fail = |source| ScanError::Read { layer: layer.blob.digest, source };
     let file = cache.open_content(Shelf::Blobs, &layer.blob).map_err(|error| fail(error.into()))?;
@@ -111,7 +111,9 @@ fn apply<R: Read + Send>(
             let mut bytes = Vec::new();
             let read = match sparse {
                 Some(sparse) if sparse.size > LIMIT => return Ok(()),
-                Some(sparse) => sparse.content(member).and_then(|mut content| content.read_to_end(&mut bytes)),
+                Some(sparse) => {
+                    sparse.content(member).and_then(|mut content| content.read_to_end(&mut bytes))
+                }
                 None => member.read_to_end(&mut bytes),
             };
             read.map_err(ArchiveError::Read)?;

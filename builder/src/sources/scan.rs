@@ -7,9 +7,9 @@
 use std::io::{self, Read};
 
 use super::{
-    archive::ArchiveError,
     elf::Interest,
     sparse,
+    tarball::ArchiveError,
     tarball::{Limits, decompressed, for_each_member},
     view::{Node, SMALL, View, of_interest},
 };

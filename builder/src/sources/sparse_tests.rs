@@ -94,19 +94,39 @@ fn maps_that_make_no_sense_are_refused() {
         (vec![("GNU.sparse.major", "2"), name, ("GNU.sparse.realsize", "9")], block("0\n"), "2.0"),
         (vec![name, ("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,5,4,2")], b"1234567".to_vec(), "overlap"),
         (vec![name, ("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,10")], b"1".to_vec(), "beyond its end"),
-        (vec![name, ("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,1,5")], b"1".to_vec(), "without a length"),
+        (
+            vec![name, ("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,1,5")],
+            b"1".to_vec(),
+            "without a length",
+        ),
         (vec![name, ("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,x")], b"1".to_vec(), "no number"),
         (vec![name, ("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,5")], b"123".to_vec(), "cut short"),
         (
-            vec![name, ("GNU.sparse.size", "18446744073709551615"), ("GNU.sparse.map", "18446744073709551615,1")],
+            vec![
+                name,
+                ("GNU.sparse.size", "18446744073709551615"),
+                ("GNU.sparse.map", "18446744073709551615,1"),
+            ],
             b"1".to_vec(),
             "beyond its end",
         ),
-        (vec![major, minor, name, ("GNU.sparse.realsize", "9")], block("9999999\n"), "more than 1048576 parts"),
+        (
+            vec![major, minor, name, ("GNU.sparse.realsize", "9")],
+            block("9999999\n"),
+            "more than 1048576 parts",
+        ),
         (vec![major, minor, name, ("GNU.sparse.realsize", "9")], block(&"7".repeat(600)), "no number"),
         (vec![major, minor, name, ("GNU.sparse.realsize", "9")], b"1\n0\n".to_vec(), "cut short"),
-        (vec![major, minor, name, ("GNU.sparse.realsize", "99999999999999")], block("0\n"), "unpacks to more than"),
-        (vec![major, minor, ("GNU.sparse.name", "/etc/passwd"), ("GNU.sparse.realsize", "0")], block("0\n"), "absolute"),
+        (
+            vec![major, minor, name, ("GNU.sparse.realsize", "99999999999999")],
+            block("0\n"),
+            "unpacks to more than",
+        ),
+        (
+            vec![major, minor, ("GNU.sparse.name", "/etc/passwd"), ("GNU.sparse.realsize", "0")],
+            block("0\n"),
+            "absolute",
+        ),
     ] {
         let error = read(&cache, &archive(&headers, &stored)).unwrap_err();
         assert!(error.contains(expected), "{headers:?}: {error}");

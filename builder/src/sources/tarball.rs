@@ -3,11 +3,59 @@
 use std::{
     cell::Cell,
     io::{self, BufReader, Read},
+    path::PathBuf,
     rc::Rc,
 };
 
-use super::archive::ArchiveError;
-use crate::cache::BUFFER;
+use crate::{
+    cache::{BUFFER, CacheError},
+    tree::PathError,
+};
+
+/// Why an archive cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// It cannot be opened.
+    #[error("cannot open the archive `{}`", path.display())]
+    Open {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Reading it failed.
+    #[error("the archive cannot be read: it is damaged or cut short")]
+    Read(#[source] io::Error),
+    /// It stops without an end mark.
+    #[error("the archive is cut short: its end mark is missing")]
+    Truncated,
+    /// A name leads out of the tree.
+    #[error("the archive has a member that is not allowed")]
+    Path(#[source] PathError),
+    /// A member would do harm or cannot be kept.
+    #[error("the archive member `{member}` is refused: {reason}")]
+    Member {
+        /// The member's name.
+        member: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It unpacks to more than the limit.
+    #[error("the archive unpacks to more than {limit} {unit}: refused")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// The compression is not known.
+    #[error("the archive is compressed with {0}, which is not supported: use plain tar, gzip or zstd")]
+    Compression(&'static str),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
 
 /// How much an archive may hold.
 #[derive(Clone, Copy, Debug)]

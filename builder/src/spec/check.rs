@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     layer::codec::Codec,
-    plan::{self, Axes, Cell, Cells, Refused, condition::Condition},
+    matrix::{self, Axes, Cell, Cells, Refused, condition::Condition},
     platform::Platform,
     version::Version,
 };
@@ -58,7 +58,7 @@ impl Check<'_> {
         let axes = self.axes(document)?;
         let overlays = self.overlays(document)?;
         let compression = self.compression(document.compression.as_ref())?;
-        let cells = plan::cells(&axes, document.allow_untested);
+        let cells = matrix::cells(&axes, document.allow_untested);
         if cells.built.is_empty() && cells.refused.is_empty() {
             let problem = "nothing is left to build: `exclude` and `when` leave out every combination";
             return Err(self.wrong(document.axes.at(), problem));
@@ -106,7 +106,7 @@ impl Check<'_> {
                 });
             }
         }
-        let all: Vec<Cell> = plan::combinations(axes).collect();
+        let all: Vec<Cell> = matrix::combinations(axes).collect();
         for (when, condition) in document.exclude.iter().zip(&axes.exclude) {
             if !all.iter().any(|cell| condition.holds(cell)) {
                 return Err(nowhere("exclude", when.at()));
@@ -256,7 +256,7 @@ impl Check<'_> {
         let mut condition = Condition::default();
         let mut empty = true;
         for (axis, text) in
-            plan::condition::AXES.into_iter().zip([spark, scala, java, python, platform, variant])
+            matrix::condition::AXES.into_iter().zip([spark, scala, java, python, platform, variant])
         {
             let Some(text) = text else { continue };
             empty = false;

@@ -10,30 +10,24 @@
 //! `docker/README.md`, and [`schema`] is made from their types.
 
 mod check;
+pub mod file;
 mod keys;
 mod merge;
 mod packages;
 mod recipe;
 mod schema;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-pub use self::{check::parse, schema::schema};
+pub use self::schema::schema;
 use crate::{
     checksum::Checksum,
+    coordinate::Coordinate,
     layer::codec::Codec,
-    plan::{Cell, Refused},
+    matrix::{Cell, Refused},
     registry::Repository,
-    sources::maven::coordinate::Coordinate,
     tree::ImagePath,
 };
-
-/// A specification is a page of text; anything larger is a mistake.
-const LIMIT: u64 = 1 << 20;
 
 /// What is wrong with a specification. Shown as `FILE:LINE:COLUMN: what`.
 #[derive(Debug, thiserror::Error)]
@@ -228,17 +222,6 @@ pub enum Wheels {
     },
     /// A requirements file and further requirements.
     Requirements(Option<PathBuf>, Vec<String>),
-}
-
-/// Reads and checks a specification file.
-pub fn load(path: &Path) -> Result<Matrix, SpecError> {
-    let fail = |source| SpecError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(fail)?.len();
-    if length > LIMIT {
-        let text = format!("{length} bytes are more than the {LIMIT} a specification may have");
-        return Err(fail(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text)));
-    }
-    parse(path, &std::fs::read_to_string(path).map_err(fail)?)
 }
 
 #[cfg(test)]

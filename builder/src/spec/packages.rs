@@ -9,10 +9,7 @@ use super::{
     keys::{At, JarsKeys, RepositoryKeys, WheelsKeys},
     recipe::scheme,
 };
-use crate::{
-    plan::Cell,
-    sources::{maven::coordinate::Coordinate, wheels::marker::normal},
-};
+use crate::{coordinate::Coordinate, matrix::Cell, package::normal};
 
 impl Check<'_> {
     pub(super) fn jars(&self, keys: Option<&JarsKeys>, cell: &Cell) -> Result<Jars, SpecError> {

@@ -8,7 +8,7 @@ use super::{
     keys::{ArchiveKeys, At, BaseKeys, Document, FileKeys, Overlay},
     merge::Merged,
 };
-use crate::{checksum::Checksum, image, plan::Cell, sources::objects, tree::ImagePath};
+use crate::{checksum::Checksum, fetch::objects, image, matrix::Cell, tree::ImagePath};
 
 /// The digest algorithms of the `sha256` and `sha512` keys beside a file.
 type Sums<'a> = (&'a Option<At<String>>, &'a Option<At<String>>);

@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    file::{load, parse},
+    *,
+};
 use crate::platform::Platform;
 
 const GOOD: &str = r#"apiVersion: hearth.dev/v1alpha1

@@ -7,112 +7,41 @@
 //!
 //! Everything that is read is checked against the digest that named it.
 
+mod context;
 mod origin;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::Path, sync::Arc};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
-use self::origin::Manifest;
-pub use self::origin::{Origin, pinned, repository_of};
+use self::{context::DOCUMENT_LIMIT, origin::Manifest};
+pub use self::{
+    context::{BaseError, Context},
+    origin::{Origin, pinned, repository_of},
+};
 use super::{
-    archive::{self, ArchiveError, Flavour},
+    archive::{self, Flavour},
     detect::SEARCH_PATH,
     scan::{self, ScanError},
-    tarball::Limits,
+    tarball::{ArchiveError, Limits},
     view::View,
 };
 use crate::{
-    cache::{Cache, CacheError, Shelf},
+    cache::{Cache, Shelf},
     checksum::Checksum,
     digest::{Digest, Hasher},
     image::Descriptor,
     layer::{self, Layer, LayerError, codec::Codec},
-    platform::Platform,
     progress::Progress,
-    registry::RegistryError,
     tree::{self, Tree},
 };
-
-/// Manifests and configurations of real images are far smaller; more is refused before it is read.
-const DOCUMENT_LIMIT: u64 = 8 << 20;
 
 /// Layers fetched at once from a registry.
 const PARALLEL: usize = 4;
 
 /// Indexes may point to indexes, but not for ever.
 const DEPTH: usize = 4;
-
-/// Why a base cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BaseError {
-    /// The archive cannot be used.
-    #[error("cannot use the root file system `{}`", path.display())]
-    Archive {
-        /// The archive.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: ArchiveError,
-    },
-    /// A file of the layout cannot be read.
-    #[error("cannot read `{}`", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file of the layout is not what its name says.
-    #[error("`{}` has the digest `{found}`: the layout is damaged", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The digest of its bytes.
-        found: Digest,
-    },
-    /// The image is of a kind that cannot be a base.
-    #[error("the base `{name}` cannot be used: {problem}")]
-    Unsuitable {
-        /// The base.
-        name: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The registry does not give it.
-    #[error("cannot get the base `{name}`")]
-    Registry {
-        /// The base.
-        name: String,
-        /// Why.
-        #[source]
-        source: RegistryError,
-    },
-    /// No registry may be asked.
-    #[error(
-        "{what} of the base `{name}` is not in the cache, and --offline forbids to ask its registry{hint}"
-    )]
-    Offline {
-        /// The base.
-        name: String,
-        /// What is missing.
-        what: String,
-        /// What to do.
-        hint: &'static str,
-    },
-    /// A layer cannot be read.
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    /// The cache failed.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-}
 
 /// A base that is ready to build upon.
 #[derive(Debug, Clone)]
@@ -156,19 +85,6 @@ impl Base {
         }
         Ok(())
     }
-}
-
-/// What every source of a base needs.
-#[derive(Debug, Clone, Copy)]
-pub struct Context<'a> {
-    /// Where everything is kept.
-    pub cache: &'a Cache,
-    /// Bars.
-    pub progress: &'a Progress,
-    /// Which platform of a multi-platform image.
-    pub platform: Platform,
-    /// Whether no registry may be asked.
-    pub offline: bool,
 }
 
 /// Makes a base of a root file system archive. It is not compressed here: a plan and a lock do not need that.

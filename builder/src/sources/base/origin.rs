@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{BaseError, Context, DOCUMENT_LIMIT};
+use super::context::{BaseError, Context, DOCUMENT_LIMIT};
 use crate::{
     cache::{Content, Shelf},
     digest::Digest,

@@ -8,7 +8,6 @@
 //! every file needs a checksum beside it (`.sha256`, else `.sha1`), and what comes is checked against it; in a
 //! directory the checksum is optional. After the first time the lock has SHA-256 digests.
 
-pub mod coordinate;
 pub mod model;
 pub mod pom;
 pub mod resolve;
@@ -18,17 +17,15 @@ use std::{collections::BTreeSet, path::Path};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use self::{
-    coordinate::{Coordinate, ParseCoordinateError, Project},
     model::{Lack, Poms},
     resolve::{Provided, Wanted},
 };
-use super::{
-    download::{DownloadError, Downloader, Remote},
-    zip,
-};
+use super::zip;
 use crate::{
     cache::{Cache, CacheError, Shelf},
     checksum::Checksum,
+    coordinate::{Coordinate, ParseCoordinateError, Project},
+    fetch::download::{self, DownloadError, Downloader, Remote},
     spec::{Input, MavenRepository, Source},
     tree::Tree,
 };
@@ -132,7 +129,7 @@ impl<'a> Repositories<'a> {
 
     fn places(&self) -> String {
         let first = self.list.iter().filter_map(|(urls, _)| urls.first());
-        first.map(|url| super::download::redacted(url)).collect::<Vec<_>>().join(", ")
+        first.map(|url| download::redacted(url)).collect::<Vec<_>>().join(", ")
     }
 
     /// Everything that the coordinates need.
@@ -176,7 +173,7 @@ impl<'a> Repositories<'a> {
                 checker.update(&bytes);
                 let digest = crate::digest::Digest::of(&bytes);
                 checker.finish(digest).map_err(|found| DownloadError::Checksum {
-                    url: format!("{}/{path}", super::download::redacted(&url)),
+                    url: format!("{}/{path}", download::redacted(&url)),
                     found: found.to_string(),
                     expected: expected.to_string(),
                 })?;
@@ -255,7 +252,7 @@ impl<'a> Repositories<'a> {
             if let Some(base) = remote
                 && self.has(&format!("{base}/{path}"), basic.as_ref()).await?
             {
-                let url = super::download::redacted(&format!("{base}/{path}"));
+                let url = download::redacted(&format!("{base}/{path}"));
                 return Err(MavenError::NoChecksum(url));
             }
         }

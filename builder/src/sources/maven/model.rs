@@ -4,10 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{
-    coordinate::Project,
-    pom::{Dependency, Pom},
-};
+use super::pom::{Dependency, Pom};
+use crate::coordinate::Project;
 
 /// Parents above parents, and BOMs within BOMs.
 const DEPTH: usize = 40;

@@ -12,10 +12,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::{
-    coordinate::{Coordinate, Project, matches},
     model::{Lack, Model, Poms, kind, model},
     pom::Dependency,
 };
+use crate::coordinate::{Coordinate, Project, matches};
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]

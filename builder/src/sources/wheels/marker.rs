@@ -10,7 +10,7 @@
 use std::cmp::Ordering;
 
 use super::super::elf::Libc;
-use crate::{platform::Platform, version::Version};
+use crate::{package::normal, platform::Platform, version::Version};
 
 /// What markers are evaluated for.
 #[derive(Debug, Clone)]
@@ -247,21 +247,6 @@ fn compare(left: &str, operator: &str, right: &str) -> Result<bool, String> {
 /// 3.11 and 3.11.0 are the same.
 fn padded(left: &Version, right: &Version, depth: usize) -> Ordering {
     (0..depth).map(|at| left.number(at).cmp(&right.number(at))).fold(Ordering::Equal, Ordering::then)
-}
-
-/// The one spelling of a package's name (PEP 503).
-pub fn normal(name: &str) -> String {
-    let mut out = String::new();
-    for c in name.chars() {
-        if matches!(c, '-' | '_' | '.') {
-            if !out.ends_with('-') {
-                out.push('-');
-            }
-        } else {
-            out.push(c.to_ascii_lowercase());
-        }
-    }
-    out
 }
 
 #[cfg(test)]

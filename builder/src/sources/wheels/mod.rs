@@ -21,9 +21,9 @@ use std::{
     path::Path,
 };
 
-use self::marker::{Environment, normal};
+use self::marker::Environment;
 use super::uv::{self, UvError};
-use crate::{digest::Digest, spec::Wheels};
+use crate::{digest::Digest, package::normal, spec::Wheels};
 
 /// A lock or a requirements file of a thousand packages has a few megabytes.
 const LIMIT: u64 = 64 << 20;
@@ -132,16 +132,6 @@ impl Request {
     }
 }
 
-/// Package and version of a wheel, from its file name; `None` for a name that is not one of a wheel.
-pub fn package(file: &str) -> Option<(String, String)> {
-    let mut parts = file.strip_suffix(".whl")?.split('-');
-    let (name, version) = (parts.next()?, parts.next()?);
-    let sound = |text: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._+!".contains(c))
-    };
-    (sound(name) && sound(version)).then(|| (normal(name), version.to_owned()))
-}
-
 fn read(path: &Path) -> Result<String, WheelsError> {
     let fail = |source| WheelsError::Read { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(fail)?;
@@ -168,15 +158,6 @@ fn hashes(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_wheel_is_named_after_its_package() {
-        let expected = ("python-dateutil".to_owned(), "2.9.0.post0".to_owned());
-        assert_eq!(package("python_dateutil-2.9.0.post0-py2.py3-none-any.whl"), Some(expected));
-        for file in ["six.tar.gz", "six.whl", "a\"b-1-py3-none-any.whl"] {
-            assert_eq!(package(file), None, "{file}");
-        }
-    }
 
     #[test]
     fn hashes_are_read_from_requirements() {

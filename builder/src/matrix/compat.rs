@@ -9,7 +9,8 @@
 //! Sources: "docs/index.md" of each line, `python_requires` and classifiers of the `pyspark` packages, the
 //! class-file versions of their JARs, and runs of `spark-submit` on several Javas.
 
-use crate::{plan::Cell, version::Version};
+use super::cell::Cell;
+use crate::version::Version;
 
 /// One line of Spark releases.
 #[derive(Debug)]
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     fn cell(spark: &str, java: &str, scala: &str, python: &str) -> Cell {
-        Cell { scala: scala.parse().ok(), ..crate::plan::cell(spark, java, python) }
+        Cell { scala: scala.parse().ok(), ..crate::matrix::cell(spark, java, python) }
     }
 
     #[test]

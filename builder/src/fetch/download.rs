@@ -19,7 +19,7 @@ use super::{
     logins::Logins,
     objects::{self, Object, ObjectError},
     part::{self, Part, PartError},
-    uv,
+    pip,
 };
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
@@ -191,7 +191,7 @@ impl<'a> Downloader<'a> {
         if !remote.of_index || known.find(remote.url).is_some() {
             return known;
         }
-        match uv::pip_index().await {
+        match pip::index().await {
             None => known,
             Some(index) => {
                 let mut logins = Logins::clone(&known);

@@ -11,7 +11,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt};
 
-use super::Cell;
+use super::cell::Cell;
 use crate::version::Version;
 
 /// The axes that a condition may name.
@@ -141,7 +141,7 @@ impl fmt::Display for Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::cell;
+    use crate::matrix::cell;
 
     #[test]
     fn conditions_hold_for_the_cells_they_name() {
