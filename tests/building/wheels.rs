@@ -204,6 +204,20 @@ fn a_lock_holds_wheels_and_notices_another_request() {
 }
 
 #[test]
+fn a_lock_in_another_directory_has_paths_relative_to_itself() {
+    let fixture = Fixture::new();
+    with_wheels(&fixture, "{ lock: python/pylock.toml }", "platform: linux/amd64\n");
+    fs::create_dir(fixture.path("python")).expect("writable");
+    for name in ["pylock.toml", "wheels"] {
+        fs::rename(fixture.path(name), fixture.path("python").join(name)).expect("writable");
+    }
+    let unlocked = fixture.build(&[]);
+    let mut lock = fixture.subcommand("lock", &["--output-format", "json"]);
+    report(&finish(&mut lock));
+    assert_eq!(fixture.build(&["--locked", "--offline"])["images"], unlocked["images"]);
+}
+
+#[test]
 fn what_cannot_be_installed_is_refused_with_the_reason() {
     let fixture = Fixture::new();
     with_wheels(&fixture, "{ lock: pylock.toml }", "platform: linux/amd64\n");

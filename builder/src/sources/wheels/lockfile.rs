@@ -5,13 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use reqwest::Url;
 use serde::Deserialize;
 
-use super::{
-    marker::{Environment, normal},
-    tags,
-};
-use crate::digest::Digest;
+use super::{marker::Environment, tags};
+use crate::{digest::Digest, package::normal};
 
 /// A wheel to install.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -313,7 +311,14 @@ fn best(
     };
     let hash = hash.as_deref().ok_or_else(|| format!("the wheel `{file}` has no SHA-256"))?;
     let digest = hash.parse().map_err(|error| format!("the wheel `{file}`: {error}"))?;
-    Ok(Wheel { package: name.to_owned(), file: file.clone(), place: place.clone(), digest })
+    Ok(Wheel { package: name.to_owned(), file: file.clone(), place: local(place), digest })
+}
+
+/// A `file:` URL, as uv names what it finds with `--find-links`, as a path; anything else as it is.
+fn local(place: &str) -> String {
+    let path =
+        Url::parse(place).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
+    path.and_then(|path| Some(path.to_str()?.to_owned())).unwrap_or_else(|| place.to_owned())
 }
 
 fn sorted(mut wheels: Vec<Wheel>) -> Vec<Wheel> {
