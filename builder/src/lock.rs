@@ -263,7 +263,7 @@ fn is_part(name: &str, request: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{pins::Pins, *};
 
     fn lock(inputs: &[(&str, &str)]) -> Lock {
         let pin = |text: &str| Pin { digest: Digest::of(text.as_bytes()), origin: "somewhere".to_owned() };

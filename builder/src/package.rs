@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wheel_is_named_after_its_of_wheel() {
+    fn a_wheel_is_named_after_its_package() {
         let expected = ("python-dateutil".to_owned(), "2.9.0.post0".to_owned());
         assert_eq!(of_wheel("python_dateutil-2.9.0.post0-py2.py3-none-any.whl"), Some(expected));
         for file in ["six.tar.gz", "six.whl", "a\"b-1-py3-none-any.whl"] {

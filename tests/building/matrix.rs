@@ -101,7 +101,7 @@ fn sources_can_be_replaced_on_the_command_line() {
 fn fixtures_ask_for_a_python_that_their_spark_supports() {
     for version in ["3.4.4", "3.5.9", "4.0.5", "4.1.4", "4.2.0"] {
         let spark = version.parse().expect("a version");
-        let (major, minor) = hearth_builder::compat::line(&spark).python_floor;
+        let (major, minor) = hearth_builder::matrix::compat::line(&spark).python_floor;
         let asked = kit::fixtures::requires_python(version);
         let floor: u32 = asked.trim_start_matches(">=3.").parse().expect("a minor version");
         assert!(major == 3 && floor >= minor, "{version}: {asked} is below {major}.{minor}");

@@ -10,11 +10,9 @@ use std::{
 
 use hearth_builder::{
     cache::Cache,
+    fetch::download::Downloader,
     progress::Progress,
-    sources::{
-        download::Downloader,
-        maven::{Repositories, resolve::Wanted},
-    },
+    sources::maven::{Repositories, resolve::Wanted},
     spec::MavenRepository,
 };
 use kit::registry::random_bytes;

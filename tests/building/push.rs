@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
-use hearth_builder::sources::download::PARALLEL;
+use hearth_builder::fetch::download::PARALLEL;
 use http::Method;
 use kit::{
     process::binary,

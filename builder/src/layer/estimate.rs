@@ -10,11 +10,12 @@ use super::{
     codec::{Codec, Compressor, PIECE},
     key,
     member::{self, INLINE},
+    members,
 };
 use crate::{
     cache::{Cache, Content, Shelf},
     digest::Digest,
-    tree::{Entry, Tree},
+    tree::Tree,
 };
 
 /// Bytes that are compressed at once.
@@ -45,7 +46,7 @@ pub fn estimate(cache: &Cache, tree: &Tree, codec: Codec) -> u64 {
 
 fn estimated(cache: &Cache, tree: &Tree, codec: Codec) -> u64 {
     let mut compressor = codec.compressor();
-    let contents: Vec<Content> = tree.values().filter_map(Entry::content).collect();
+    let contents: Vec<Content> = members(tree).iter().filter_map(super::content).collect();
     let (small, others): (Vec<Content>, Vec<Content>) =
         contents.iter().partition(|content| content.size < INLINE);
     let mut sum = 0;
@@ -114,7 +115,11 @@ fn read(cache: &Cache, content: &Content, offset: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{layer, progress::Bar, tree::ImagePath};
+    use crate::{
+        layer,
+        progress::Bar,
+        tree::{Entry, ImagePath, Kind},
+    };
 
     fn noise(seed: u64, length: usize) -> Vec<u8> {
         let mut state = seed;
@@ -133,14 +138,21 @@ mod tests {
             let mut tree = Tree::new();
             let mut add = |name: &str, bytes: &[u8]| {
                 let content = cache.put(Shelf::Files, &mut &*bytes).unwrap();
-                tree.insert(ImagePath::known(name), Entry::file(content, 0o644));
+                tree.insert(ImagePath::new(name).unwrap(), Entry::file(content, 0o644));
             };
-            let text: String = (0..400_000).map(|line| format!("line {} of a text\n", line * 7919)).collect();
+            let lines = (0..400_000_u64).map(|line| format!("line {} of a text\n", line * 7919));
+            let text = lines.collect::<Vec<_>>().concat();
             add("large.jar", &noise(1, 6 << 20));
             add("large.txt", text.as_bytes());
-            for number in 0..40 {
-                add(&format!("m/{number}.so"), &[noise(number, 30_000), vec![0; 50_000]].concat());
-                add(&format!("s/{number}.py"), &text.as_bytes()[number as usize * 3_000..][..5_000]);
+            for number in 0..40_usize {
+                add(&format!("m/{number}.so"), &[noise(number as u64, 30_000), vec![0; 50_000]].concat());
+                add(&format!("s/{number}.py"), &text.as_bytes()[number * 3_000..][..5_000]);
+            }
+            // A hard link has no content of its own.
+            let content = tree["large.jar"].content().unwrap();
+            for name in ["large.jar", "link.jar"] {
+                let kind = Kind::File { content, link: Some(1) };
+                tree.insert(ImagePath::known(name), Entry { kind, ..Entry::file(content, 0o644) });
             }
             let guess = estimate(&cache, &tree, codec);
             assert_eq!(estimate(&cache, &tree, codec), guess);
