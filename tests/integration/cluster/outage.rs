@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use hearth_agent::prepull::crd::{ImageSet, NodeCache};
 use kit::{agent::REGISTRY, kubernetes::ApiFault, pull::Puller};
 use serde_json::json;
@@ -129,4 +130,41 @@ async fn the_lead_goes_to_another_when_the_leader_ends() {
         agent.stop().await;
     }
     world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_made_between_two_pages_of_a_list_is_heard_of() {
+    let fake = kit::kubernetes::FakeApi::start().await;
+    fake.install_hearth();
+    let make = |name: &str| {
+        fake.seed(json!({
+            "apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet", "metadata": {"name": name}, "spec": {"images": ["a"]},
+        }))
+    };
+    make("m");
+    make("n");
+    let sets: kube::Api<ImageSet> = kube::Api::all(fake.client());
+    let pages = kube::api::ListParams::default().limit(1);
+    let first = sets.list(&pages).await.expect("the first page");
+    // Before the place where the second page begins, and in its midst.
+    make("a");
+    fake.remove("ImageSet", "", "n");
+    let token = first.metadata.continue_.as_deref().expect("there is a second page");
+    let second = sets.list(&pages.continue_token(token)).await.expect("the second page");
+    let names = |list: &kube::core::ObjectList<ImageSet>| {
+        list.items.iter().filter_map(|set| set.metadata.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((names(&first), names(&second)), (vec!["m".to_owned()], vec!["n".to_owned()]));
+    let version = second.metadata.resource_version.expect("a list has a version");
+    let events = sets.watch(&kube::api::WatchParams::default().timeout(5), &version).await.expect("a watch");
+    let heard: Vec<_> = events
+        .take(2)
+        .map(|event| match event.expect("an event") {
+            kube::api::WatchEvent::Added(set) => format!("+{}", set.metadata.name.unwrap_or_default()),
+            kube::api::WatchEvent::Deleted(set) => format!("-{}", set.metadata.name.unwrap_or_default()),
+            other => format!("{other:?}"),
+        })
+        .collect()
+        .await;
+    assert_eq!(heard, ["+a", "-n"]);
 }

@@ -7,7 +7,8 @@
 //! | `patch` | merge, strategic merge, JSON patches, server-side apply |
 //! | `schema` | validation, defaults and pruning by a definition's schema |
 //! | `roles` | what a token may do |
-//! | `serve` | HTTP: verbs, lists in pages, watches, faults |
+//! | `lists` | lists in pages, watches |
+//! | `serve` | HTTP: verbs, faults |
 //!
 //! As the real one does (measured against 1.36): the status subresource is written apart from the rest; a stale
 //! `resourceVersion` is 409, so is an apply over another manager's field; node taints are one value under a strategic
@@ -15,6 +16,7 @@
 //! is 200 and then an `ERROR` event with code 410; watches are ended now and then; streaming lists are refused.
 
 mod kinds;
+mod lists;
 mod objects;
 mod patch;
 mod roles;

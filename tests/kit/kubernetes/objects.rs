@@ -134,9 +134,22 @@ impl Objects {
         self.stored.iter().filter(|(key, _)| key.0 == kind).map(|(_, object)| object.clone()).collect()
     }
 
-    pub(super) fn matching(&self, kind: &Kind, selector: &Selector) -> Vec<Value> {
+    /// The objects of a kind as they were at a version; `None` when that is too long ago.
+    pub(super) fn matching(&self, kind: &Kind, selector: &Selector, version: u64) -> Option<Vec<Value>> {
+        if version < self.oldest {
+            return None;
+        }
         let of_kind = self.stored.iter().filter(|(key, _)| key.0 == kind.kind);
-        of_kind.map(|(_, object)| object).filter(|object| selector.matches(object)).cloned().collect()
+        let mut then: BTreeMap<_, _> = of_kind.map(|(_, object)| (names(object), object)).collect();
+        let since = self.history.iter().rev().take_while(|event| event.version > version);
+        for event in since.filter(|event| event.kind == kind.kind) {
+            match (&event.before, &event.after) {
+                (Some(before), _) => then.insert(names(before), before),
+                (None, Some(after)) => then.remove(&names(after)),
+                (None, None) => None,
+            };
+        }
+        Some(then.into_values().filter(|object| selector.matches(object)).cloned().collect())
     }
 
     /// Events after a version for those who watch with a selector; nothing when that is too long ago.

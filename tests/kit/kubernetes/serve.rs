@@ -1,4 +1,4 @@
-//! HTTP: verbs, lists in pages, watches, faults, and the log of what was asked.
+//! HTTP: verbs, faults, and the log of requests.
 
 use std::{
     collections::HashMap,
@@ -9,30 +9,17 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{
-    body::{Frame, Incoming},
-    service::service_fn,
-};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
+use serde_json::Value;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{
-    kinds::Kind,
+    lists,
     objects::{Failure, Objects, Write},
     roles::Rule,
-    selector::Selector,
 };
-
-/// Most objects in one page of a list that asked for pages: small, so that lists have several.
-const PAGE: usize = 1;
-
-/// Pages of lists that are large: more than this many objects.
-const LARGE: usize = 100;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -171,14 +158,14 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 
 /// A request's target, taken apart.
 #[derive(Debug)]
-struct Target {
+pub(super) struct Target {
     group: String,
     version: String,
-    namespace: Option<String>,
+    pub(super) namespace: Option<String>,
     plural: String,
     name: String,
     subresource: String,
-    query: HashMap<String, String>,
+    pub(super) query: HashMap<String, String>,
 }
 
 fn parse(request: &Request<Incoming>) -> Option<Target> {
@@ -261,7 +248,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
     response
 }
 
-enum Outcome {
+pub(super) enum Outcome {
     Document(StatusCode, Value),
     Watch(Response<Body>),
 }
@@ -296,8 +283,8 @@ async fn act(
         return Err(Failure::new(404, "NotFound", "the server could not find the requested resource"));
     }
     match verb {
-        "watch" => return watch(shared, kind, target),
-        "list" => return list(shared, &kind, target),
+        "watch" => return lists::watch(shared, kind, target),
+        "list" => return lists::list(shared, &kind, target),
         _ => {}
     }
     let content_type = header_text(request.headers(), header::CONTENT_TYPE.as_str());
@@ -381,120 +368,4 @@ fn admit(shared: &Shared, verb: &str, target: &Target, headers: &HeaderMap) -> R
         target.group
     );
     Err(Failure::new(403, "Forbidden", message))
-}
-
-fn selector(target: &Target) -> Selector {
-    let of = |name: &str| target.query.get(name).map(String::as_str).unwrap_or_default();
-    Selector::new(target.namespace.clone(), of("labelSelector"), of("fieldSelector"))
-}
-
-fn list(shared: &Shared, kind: &Kind, target: &Target) -> Result<Outcome, Failure> {
-    let objects = shared.objects();
-    let all = objects.matching(kind, &selector(target));
-    let limit =
-        target.query.get("limit").and_then(|limit| limit.parse::<usize>().ok()).filter(|limit| *limit > 0);
-    let from = match target.query.get("continue").map(String::as_str).unwrap_or_default() {
-        "" => 0,
-        token => token
-            .strip_prefix("at-")
-            .and_then(|at| at.parse::<usize>().ok())
-            .ok_or_else(|| Failure::new(400, "BadRequest", "continue key is not valid"))?,
-    };
-    let most = if all.len() > LARGE { usize::MAX } else { PAGE };
-    let page = limit.map_or(usize::MAX, |limit| limit.min(most));
-    let items: Vec<_> = all.iter().skip(from).take(page).cloned().collect();
-    let more =
-        if from + items.len() < all.len() { format!("at-{}", from + items.len()) } else { String::new() };
-    Ok(Outcome::Document(
-        StatusCode::OK,
-        json!({
-            "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(),
-            "metadata": {"resourceVersion": objects.version().to_string(), "continue": more}, "items": items,
-        }),
-    ))
-}
-
-fn watch(shared: &Arc<Shared>, kind: Kind, target: &Target) -> Result<Outcome, Failure> {
-    if target.query.contains_key("sendInitialEvents") {
-        let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-        return Err(Failure::new(422, "Invalid", message));
-    }
-    let from = target.query.get("resourceVersion").and_then(|version| version.parse::<u64>().ok());
-    let limit = target.query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(300);
-    let bookmarks = target.query.contains_key("allowWatchBookmarks");
-    let selector = selector(target);
-    // The client is slower than the server at times: what it has not taken waits here.
-    let (sender, receiver) = mpsc::channel::<Bytes>(64);
-    let feed = Feed { shared: shared.clone(), kind, selector, sender, bookmarks };
-    tokio::spawn(async move {
-        let _ = tokio::time::timeout(Duration::from_secs(limit), feed.run(from.unwrap_or(0))).await;
-    });
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async {
-        let bytes = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(Frame::data(bytes)), receiver))
-    });
-    Ok(Outcome::Watch(Response::new(StreamBody::new(stream).boxed_unsync())))
-}
-
-/// One watch.
-struct Feed {
-    shared: Arc<Shared>,
-    kind: Kind,
-    selector: Selector,
-    sender: mpsc::Sender<Bytes>,
-    bookmarks: bool,
-}
-
-impl Feed {
-    async fn send(&self, event: &Value) -> bool {
-        let line = format!("{event}\n");
-        *self.shared.watched().entry(self.kind.plural.clone()).or_default() += line.len() as u64;
-        self.sender.send(line.into()).await.is_ok()
-    }
-
-    async fn run(self, mut version: u64) {
-        let mut news = self.shared.news.subscribe();
-        let ends = news.borrow_and_update().1;
-        if version == 0 {
-            version = self.shared.objects().version();
-        }
-        loop {
-            let (events, now) = {
-                let objects = self.shared.objects();
-                (objects.since(&self.kind, version, &self.selector), objects.version())
-            };
-            let Some(events) = events else {
-                let expired = json!({"type": "ERROR", "object": {
-                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410,
-                    "reason": "Expired", "message": format!("too old resource version: {version}"),
-                }});
-                self.send(&expired).await;
-                return;
-            };
-            // The version moves on with objects of other kinds too: a bookmark tells, before the watch ends.
-            for event in &events {
-                if !self.send(event).await {
-                    return;
-                }
-            }
-            version = now;
-            tokio::select! {
-                changed = news.changed() => {
-                    if changed.is_err() || news.borrow().1 != ends {
-                        if self.bookmarks {
-                            self.send(&bookmark(&self.kind, version)).await;
-                        }
-                        return;
-                    }
-                }
-                () = self.sender.closed() => return,
-            }
-        }
-    }
-}
-
-fn bookmark(kind: &Kind, version: u64) -> Value {
-    json!({"type": "BOOKMARK", "object": {
-        "kind": kind.kind, "apiVersion": kind.api_version(), "metadata": {"resourceVersion": version.to_string()},
-    }})
 }

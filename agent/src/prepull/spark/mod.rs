@@ -54,6 +54,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// For how long a set that was written is not written again: the watch may lag behind.
 const LAG: Duration = Duration::from_secs(10);
 
+/// Failed writes after which a round ends: then the API server has trouble, and not one set.
+const MOST_ERRORS: u32 = 3;
+
 /// For how long a set that the API server refused is not sent again.
 const REFUSED: Duration = Duration::from_mins(5);
 
@@ -179,19 +182,23 @@ impl<'a> Tender<'a> {
             let Plan { sets: wanted, mut refusals, left_out } = admit::plan(&asks, &self.config, &labelled);
             self.log_left_out(left_out);
             self.invalid.retain(|name, (since, _)| wanted.contains_key(name) && since.elapsed() < REFUSED);
+            let mut errors = 0;
             for (name, (spec, _)) in
                 wanted.iter().filter(|(name, _)| !self.invalid.contains_key(*name)).collect::<Vec<_>>()
             {
                 match self.keep(name, spec).await {
                     Ok(()) => {}
-                    // Something in this application's own words: the others are not concerned.
-                    Err(error) if has_code(&error, &[400, 413, 422]) => {
+                    // The server, or an admission webhook, refused this set: the others are not concerned.
+                    Err(error) if has_code(&error, &[400, 403, 413, 422]) => {
                         tracing::warn!(set = name, %error, "API server refused a set for Spark applications: skipped");
                         self.invalid.insert(name.clone(), (Instant::now(), error.to_string()));
                     }
                     Err(error) => {
-                        tracing::warn!(set = name, %error, "a set for Spark applications is not written: tried again");
-                        break;
+                        tracing::warn!(set = name, %error, "cannot write a set for Spark applications: retrying");
+                        errors += 1;
+                        if errors == MOST_ERRORS {
+                            break;
+                        }
                     }
                 }
             }
