@@ -16,15 +16,16 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::Access,
     config::Config,
+    controller::Controller,
     download::{Fetcher, MakeRoom},
     explain::Explainer,
     gc::Collector,
     http::{
-        Admin, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Readiness, Report, Section,
-        Server, Shares, Token,
+        Admin, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Probes, Readiness, Report,
+        Section, Server, Shares, Token,
     },
     journal::Journal,
-    metrics::Metrics,
+    metrics::{ControllerMetrics, Metrics},
     peers::{self, Peers, directory::Publisher},
     prepull::{self, Prepuller, cluster::Cluster},
     scrub::Scrubber,
@@ -66,6 +67,9 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    /// The configuration names no cluster.
+    #[error("`kubernetes.imageSets` is off: set it to `true`, the controller has nothing to do without it")]
+    NoCluster,
     /// A background task was aborted.
     #[error("a start-up task did not finish")]
     Task(#[from] tokio::task::JoinError),
@@ -307,6 +311,48 @@ impl App {
         tokio::task::spawn_blocking(move || store.close()).await?;
         tracing::info!("stopped");
         Ok(owned?)
+    }
+}
+
+/// The controller with its listener for probes and metrics.
+#[derive(Debug)]
+pub struct ControllerApp {
+    server: Server,
+    controller: Controller,
+    metrics: ControllerMetrics,
+}
+
+impl ControllerApp {
+    /// Binds the listener.
+    pub fn build(config: Config) -> Result<Self, AppError> {
+        let settings = config.controller.ok_or(AppError::NoCluster)?;
+        let address = config.admin_listen;
+        let server = Server::bind(address, config.limits).map_err(|source| AppError::Listen {
+            key: "admin.listen",
+            address,
+            source,
+        })?;
+        let metrics = ControllerMetrics::default();
+        Ok(Self { server, controller: Controller::new(settings, metrics.clone()), metrics })
+    }
+
+    /// Where probes and metrics are served.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
+        tracing::info!(admin = %self.address(), "listening");
+        let (tasks, contact, metrics) = (Tasks::default(), self.controller.contact(), self.metrics);
+        let not_ready = move || (!contact.is_recent()).then_some("the API server has not answered lately");
+        let probes = Probes::new(not_ready, move || metrics.open_metrics(), stop.clone());
+        let controlling = tasks.spawn("controller", self.controller.run(stop.clone()));
+        self.server.serve_probes(probes, tasks.clone(), stop).await;
+        controlling.await?;
+        tasks.finished().await;
+        tracing::info!("stopped");
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
 //!
 //! ```text
-//! main -> app -> { http, prepull } -> { swarm, access } -> download -> { store, peers, upstream } -> types
+//! main -> app -> { http, prepull, controller } -> { swarm, access } -> download -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
 //!             -> scrub ---------> store
 //! ```
@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | [`app`] | wiring, start and stop order; the only file that names every module |
 //! | [`cli`] | the commands other than `run`, over the admin API or on a stopped agent's data |
+//! | [`controller`] | the work of one process for the whole cluster: status of sets, sets for Spark applications |
 //! | [`config`] | file + environment + flags -> one checked [`config::Config`] |
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`download`] | one download per digest, growing reads, tag resolution |
@@ -43,6 +44,7 @@ pub mod access;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod download;
 pub mod explain;
 pub mod gc;

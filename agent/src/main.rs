@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use hearth_agent::{
-    app::App,
+    app::{App, AppError, ControllerApp},
     cli,
     config::{self, Config, Log, Purpose},
     gc,
@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         Some(("crds", _)) => print(&crd::definitions()),
         Some(("run", arguments)) => match load(arguments, Purpose::Serve) {
             Ok(config) => run(config),
+            Err(error) => complain(&error.to_string(), BAD_USAGE),
+        },
+        Some(("controller", arguments)) => match load(arguments, Purpose::Control) {
+            Ok(config) => control(config),
             Err(error) => complain(&error.to_string(), BAD_USAGE),
         },
         Some(("gc", arguments)) => match load(arguments, Purpose::Maintain) {
@@ -80,6 +84,13 @@ fn command() -> Command {
                 .arg(file.clone())
                 .args(config::flags())
                 .after_help("Examples:\n  hearth-agent run --config /etc/hearth/agent.yaml\n  hearth-agent run --data-dir /tmp/hearth --registries '[{host: \"*\"}]'\n  HEARTH_LOG_FORMAT=json hearth-agent run --config agent.yaml"),
+        )
+        .subcommand(
+            Command::new("controller")
+                .about("Do the work of one process for the whole cluster until SIGTERM or SIGINT: the status of ImageSets, and ImageSets for Spark applications")
+                .arg(file.clone())
+                .args(config::flags())
+                .after_help("Several processes elect one of them by a lease. Of the configuration only `kubernetes`, `admin.listen`, `limits`, `log` and `peer.name` (its name in the lease) are used; the same file as the agents' does.\n\nExamples:\n  hearth-agent controller --config /etc/hearth/agent.yaml\n  hearth-agent controller --kubernetes-image-sets true --kubernetes-api http://127.0.0.1:8001 --kubernetes-namespace hearth"),
         )
         .subcommand(
             Command::new("gc")
@@ -177,26 +188,44 @@ fn verify(config: &Config, arguments: &ArgMatches) -> ExitCode {
 
 fn run(config: Config) -> ExitCode {
     telemetry(&config.log);
+    let stop = CancellationToken::new();
+    block_on(async {
+        let app = App::build(config).await?;
+        Box::pin(until_signal(app.run(stop.clone()), &stop)).await
+    })
+}
+
+fn control(config: Config) -> ExitCode {
+    telemetry(&config.log);
+    let stop = CancellationToken::new();
+    block_on(async { until_signal(ControllerApp::build(config)?.run(stop.clone()), &stop).await })
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     // A small event interval keeps small blobs fast beside bulk streams.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().event_interval(4).build();
-    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(work));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&format!("{error:#}"), code_of(&error)),
     }
 }
 
-/// Two agents on one directory are a configuration error.
+/// Two agents on one directory are a configuration error, and so is a controller without a cluster.
 fn code_of(error: &anyhow::Error) -> u8 {
-    let taken = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Locked(_))));
-    if taken { BAD_USAGE } else { 1 }
+    let wrong = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(StoreError::Locked(_)))
+            || matches!(cause.downcast_ref(), Some(AppError::NoCluster))
+    });
+    if wrong { BAD_USAGE } else { 1 }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
-    let stop = CancellationToken::new();
+/// Cancels `stop` at the first signal, and ends at the second.
+async fn until_signal(
+    running: impl Future<Output = Result<(), AppError>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let app = App::build(config).await?;
-    let running = app.run(stop.clone());
     tokio::pin!(running);
     for second in [false, true] {
         tokio::select! {

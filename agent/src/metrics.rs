@@ -1,5 +1,6 @@
 //! Prometheus metrics, by name. One value that is passed to every part; no globals.
 
+mod controller;
 mod durations;
 mod exposition;
 mod process;
@@ -14,6 +15,9 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+
+pub use controller::ControllerMetrics;
+pub use exposition::plain;
 
 /// Which part of the API a request was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -473,6 +477,6 @@ impl Metrics {
 
     /// All series in the text format of Prometheus.
     pub fn plain_text(&self) -> String {
-        exposition::plain(&self.open_metrics())
+        plain(&self.open_metrics())
     }
 }

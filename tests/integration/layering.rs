@@ -13,13 +13,28 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "access", "config", "download", "explain", "gc", "http", "images", "journal", "metrics", "peers",
-            "prepull", "runtime", "scrub", "store", "swarm", "task", "types", "upstream",
+            "access", "config", "controller", "download", "explain", "gc", "http", "images", "journal", "metrics",
+            "peers", "prepull", "runtime", "scrub", "store", "swarm", "task", "types", "upstream",
         ],
     ),
     ("cli", &["config", "http", "images", "journal", "setup", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
-    ("config", &["download", "gc", "http", "peers", "prepull", "runtime", "store", "types", "upstream"]),
+    (
+        "config",
+        &[
+            "controller",
+            "download",
+            "gc",
+            "http",
+            "peers",
+            "prepull",
+            "runtime",
+            "store",
+            "types",
+            "upstream",
+        ],
+    ),
+    ("controller", &["kubernetes", "metrics", "prepull", "types"]),
     (
         "http",
         &[
@@ -55,7 +70,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
     ("prost", &["agent/src/runtime/"]),
-    ("kube", &["agent/src/kubernetes.rs", "agent/src/prepull/", "agent/src/peers/kubernetes.rs"]),
+    (
+        "kube",
+        &[
+            "agent/src/controller/",
+            "agent/src/kubernetes.rs",
+            "agent/src/prepull/",
+            "agent/src/peers/kubernetes.rs",
+        ],
+    ),
     ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
     ("hdfs_native", &["builder/src/sources/objects.rs"]),
     ("object_store", &["builder/src/sources/objects.rs"]),

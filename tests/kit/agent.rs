@@ -154,6 +154,11 @@ impl Agent {
         self.stop.cancel();
     }
 
+    /// What [`Self::start_in`] needs to start another one on the same data.
+    pub fn home(&self) -> Arc<TempDir> {
+        self.home.clone()
+    }
+
     /// Its folder; the store lies in `data` below.
     pub fn data(&self) -> PathBuf {
         self.home.path().join("data")

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod build_fixture;
 pub mod certificates;
 pub mod cluster;
+pub mod controller;
 pub mod disk;
 pub mod fixtures;
 pub mod kubernetes;

@@ -310,7 +310,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kubernetes.namespace",
         default: "hearth",
-        meaning: "namespace of the lease by which one agent becomes the leader",
+        meaning: "namespace of the lease by which one of the controller's processes leads",
     },
     Key {
         path: "kubernetes.taint",
@@ -328,10 +328,21 @@ pub const KEYS: &[Key] = &[
         meaning: "minimum time between two writes of one object's status",
     },
     Key {
+        path: "kubernetes.heartbeat",
+        default: "20s",
+        meaning: "how often an agent renews its `NodeCache`; the controller counts a node as unknown when three renewals are missing",
+    },
+    Key {
+        path: "kubernetes.agentNodes",
+        default: "kubernetes.io/os=linux,type!=virtual-kubelet",
+        meaning: "label selector of the nodes that have an agent, as for `kubectl get nodes -l`: the controller waits for these and no \
+                  others",
+    },
+    Key {
         path: "kubernetes.spark",
         default: "true",
-        meaning: "whether the leader pre-pulls the images of Spark applications: of the Spark operator, and of \
-                  drivers that `spark-submit` started",
+        meaning: "whether the controller warms the images of Spark applications: of the Spark operator's, and of drivers that \
+                  `spark-submit` started",
     },
     Key {
         path: "kubernetes.sparkLead",

@@ -33,6 +33,8 @@ pub enum Purpose {
     Serve,
     /// To look at what it has.
     Maintain,
+    /// To run the controller.
+    Control,
 }
 
 /// Reads the file, lays the environment and the flags over it, and checks the whole.
@@ -162,6 +164,7 @@ fn example(problem: &str) -> &'static str {
 
 fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, ConfigError> {
     let defaults = defaults();
+    let raw = if purpose == Purpose::Control { raw.of_controller() } else { raw };
     let registries = raw.registries.unwrap_or_default();
     if registries.is_empty() && purpose == Purpose::Serve {
         let problem = "`registries`: at least one registry must be listed, for example `registries: [{host: docker.io}]`";
@@ -213,7 +216,8 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         Some(socket) => socket.value,
         None => data_dir.join(SOCKET),
     };
-    let kubernetes = super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name);
+    let (kubernetes, controller) =
+        super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name).unzip();
     let in_cluster = kubernetes.is_some();
     let prepull = super::prepull::check(raw.prepull, defaults.prepull, &checked, &peers.name, in_cluster)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
@@ -265,6 +269,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         peers,
         prepull,
         kubernetes,
+        controller,
         limits: Limits {
             connections: value!(limits.connections).0,
             client_write: value!(limits.client_write).0,

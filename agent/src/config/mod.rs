@@ -22,7 +22,7 @@ pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
 use crate::{
-    download, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store,
+    controller, download, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store,
     types::RegistryHost, upstream,
 };
 
@@ -55,6 +55,8 @@ pub struct Config {
     pub prepull: wishes::Config,
     /// This agent's part in a cluster, if it has one.
     pub kubernetes: Option<wishes::cluster::Config>,
+    /// The controller's settings, if there is a cluster.
+    pub controller: Option<controller::Config>,
     /// Limits of the mirror's listener.
     pub limits: Limits,
     /// The node's container runtime, if images may be loaded into it.

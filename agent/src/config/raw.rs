@@ -58,6 +58,21 @@ section!(Raw {
     prepull: RawPrepull,
     kubernetes: RawKubernetes,
 });
+impl Raw {
+    /// What the controller reads of a file that it shares with agents. Its pod has none of their credentials, certificates and
+    /// directories, so these are not read.
+    pub(super) fn of_controller(self) -> Self {
+        Self {
+            peer: RawPeer { name: self.peer.name, ..RawPeer::default() },
+            admin: RawAdmin { listen: self.admin.listen, socket: None },
+            limits: self.limits,
+            log: self.log,
+            kubernetes: self.kubernetes,
+            ..Self::default()
+        }
+    }
+}
+
 section!(RawStore {
     limit: Option<Text<Space>>,
     min_free: Option<Text<Space>>,
@@ -130,10 +145,12 @@ section!(RawKubernetes {
     taint: Option<Text<String>>,
     warm_deadline: Option<Text<PositiveSpan>>,
     status_interval: Option<Text<PositiveSpan>>,
+    heartbeat: Option<Text<PositiveSpan>>,
+    agent_nodes: Option<Text<String>>,
     spark: Option<Text<bool>>,
     spark_lead: Option<Text<PositiveSpan>>,
     spark_ttl: Option<Text<PositiveSpan>>,
-    spark_namespaces: Option<Text<crate::prepull::spark::Namespaces>>,
+    spark_namespaces: Option<Text<crate::controller::spark::Namespaces>>,
     spark_images: Option<Text<Count>>,
     spark_bytes: Option<Text<Bytes>>,
 });

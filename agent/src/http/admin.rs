@@ -15,7 +15,10 @@ use super::{
     token::Token,
 };
 use crate::{
-    explain::Explainer, journal::Journal, metrics::Metrics, store::Store, task::Tasks, upstream::Upstream,
+    explain::Explainer,
+    journal::Journal,
+    metrics::{self, Metrics},
+    store::Store, task::Tasks, upstream::Upstream,
 };
 
 /// Ready as soon as every latch is dropped.
@@ -175,7 +178,6 @@ impl Admin {
         document(&self.report.document(detail))
     }
 
-    /// In OpenMetrics for clients that ask for it (Prometheus does), otherwise in the format that every tool reads.
     fn metrics(&self, headers: &http::HeaderMap) -> Response<Body> {
         let totals = self.store.totals();
         self.metrics.store_blobs.set(i64::try_from(totals.blobs).unwrap_or(i64::MAX));
@@ -184,16 +186,21 @@ impl Admin {
         let last = self.journal.requests().1.unwrap_or(0);
         self.metrics.last_request.set(i64::try_from(last).unwrap_or(i64::MAX));
         self.metrics.index_rebuilt.set(i64::from(self.store.was_index_rebuilt()));
-        let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let (format, body) = if accepted.flat_map(|value| value.split(',')).any(is_open_metrics) {
-            ("application/openmetrics-text; version=1.0.0; charset=utf-8", self.metrics.open_metrics())
-        } else {
-            ("text/plain; version=0.0.4; charset=utf-8", self.metrics.plain_text())
-        };
-        let mut response = text(StatusCode::OK, body);
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));
-        response
+        exposition(headers, self.metrics.open_metrics())
     }
+}
+
+/// Metrics in OpenMetrics for clients that accept it (Prometheus does), otherwise in the format that every tool reads.
+pub(super) fn exposition(headers: &http::HeaderMap, open_metrics: String) -> Response<Body> {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (format, body) = if accepted.flat_map(|value| value.split(',')).any(is_open_metrics) {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", open_metrics)
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", metrics::plain(&open_metrics))
+    };
+    let mut response = text(StatusCode::OK, body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));
+    response
 }
 
 fn is_open_metrics(accepted: &str) -> bool {

@@ -21,7 +21,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admin, Mirror, PeerApi,
+    Admin, Mirror, PeerApi, Probes,
     admission::{Admission, Admitted, Place, REFUSAL},
     body::{self, Body, Open},
     connection::{self, ClientStream},
@@ -108,6 +108,12 @@ impl Server {
     /// Serves the admin side until `stop`.
     pub async fn serve_admin(self, admin: Admin, tasks: Tasks, stop: CancellationToken) {
         let answer = move |request: Request<Incoming>| admin.clone().answer(request);
+        self.serve_without_metrics(None, answer, tasks, stop).await;
+    }
+
+    /// Serves probes and metrics until `stop`.
+    pub async fn serve_probes(self, probes: Probes, tasks: Tasks, stop: CancellationToken) {
+        let answer = move |request: Request<Incoming>| std::future::ready(probes.answer(&request));
         self.serve_without_metrics(None, answer, tasks, stop).await;
     }
 

@@ -2,7 +2,7 @@
 
 /// In OpenMetrics a counter's family lacks the `_total` of its samples, and the end is marked; in the older format `HELP` and
 /// `TYPE` name the samples, and nothing marks the end.
-pub(super) fn plain(open_metrics: &str) -> String {
+pub fn plain(open_metrics: &str) -> String {
     let mut out = String::with_capacity(open_metrics.len() + open_metrics.len() / 16);
     let mut help = None;
     for line in open_metrics.lines() {

@@ -6,19 +6,19 @@ use std::time::Duration;
 use crate::types::Digest;
 
 /// From 0 to just below 1, derived from a text.
-pub(super) fn fraction(text: &str) -> f64 {
+pub(crate) fn fraction(text: &str) -> f64 {
     let digest = Digest::of(text.as_bytes());
     let first = digest.as_bytes().iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
     f64::from(first) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// Twelve hexadecimal digits, derived from a text.
-pub(super) fn hex_name(text: &str) -> String {
+pub(crate) fn hex_name(text: &str) -> String {
     Digest::of(text.as_bytes()).hex().chars().take(12).collect()
 }
 
 /// A span up to a tenth shorter or longer, by a fraction.
-pub(super) fn around(span: Duration, fraction: f64) -> Duration {
+pub(crate) fn around(span: Duration, fraction: f64) -> Duration {
     span.mul_f64(0.9 + 0.2 * fraction)
 }
 

@@ -16,8 +16,7 @@
 //! | `load` | loading into the container runtime |
 //! | `report` | the state of the sets, for people and the cluster |
 //! | [`crd`] | the cluster's objects |
-//! | [`cluster`] | following `ImageSet`s, this node's `NodeCache` and taint, the leader |
-//! | [`spark`] | what Spark applications will need |
+//! | [`cluster`] | following `ImageSet`s, this node's `NodeCache` and taint |
 //!
 //! This is background work: it stops requests to a registry when only the reserve of its rate limit is left,
 //! and shares every download with waiting pods and with other nodes. Exactly the references in the sets are
@@ -26,7 +25,7 @@
 
 pub mod cluster;
 pub mod crd;
-mod jitter;
+pub(crate) mod jitter;
 mod load;
 mod platform;
 mod progress;
@@ -36,7 +35,6 @@ mod report;
 mod schedule;
 mod schema;
 mod set;
-pub mod spark;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

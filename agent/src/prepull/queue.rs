@@ -355,6 +355,10 @@ fn report(set: &Set, entry: &Entry, key: &Key, have: &dyn Fn(&Digest) -> u64) ->
         progress,
         bytes: entry.bytes,
         here: entry.checked.is_some(),
+        unchecked: entry.digest.is_some()
+            && entry.checked.is_none()
+            && entry.problem.is_none()
+            && !entry.running.as_ref().is_some_and(|running| running.lacks_any()),
         reason,
         message,
         since: entry.since,

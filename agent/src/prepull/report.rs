@@ -47,6 +47,9 @@ pub struct ImageReport {
     pub bytes: u64,
     /// Whether an image is complete, the newest or an older one.
     pub here: bool,
+    /// Whether an earlier process completed the image and this one has not checked it yet.
+    #[serde(skip)]
+    pub unchecked: bool,
     /// Why the image is not ready: one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,

@@ -1,14 +1,15 @@
 //! What agents cost the API server of a cluster of 5,000 nodes: requests a minute, and bytes of watches.
 //!
-//! One real follower and one real leader run against the kit's API server, which holds 5,000 `NodeCache`s. The other
-//! nodes' agents are played: their `NodeCache`s change as theirs would while an image comes to all of them. What the
-//! follower asks and is sent is what each of 5,000 agents would; what the leader does comes once.
+//! One real agent and one real controller run against the kit's API server, which holds 5,000 nodes and `NodeCache`s. The
+//! other nodes' agents are played: their `NodeCache`s change as theirs would while an image comes to all of them. What the
+//! agent asks and is sent is what each of 5,000 agents would; what the controller does comes once.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY},
+    controller::Controller,
     kubernetes::{FakeApi, Record},
     registry::{FakeUpstream, Layer},
 };
@@ -18,6 +19,12 @@ use crate::{Arguments, report::Report};
 
 /// Nodes of the cluster.
 const NODES: usize = 5_000;
+
+/// Nodes without a real agent.
+const PLAYED: usize = NODES - 1;
+
+/// The controller's name at the API server.
+const CONTROLLER: &str = "controller";
 
 /// How long it is watched at rest, and while an image comes.
 const SPAN: Duration = Duration::from_mins(1);
@@ -38,21 +45,20 @@ async fn round(report: &mut Report) -> Result<()> {
     upstream.image("team/spark", "3.5", [Layer::random(1, 1 << 20)]).await;
     let api = FakeApi::start().await;
     api.install_hearth();
-    for node in ["real-1", "real-2"] {
-        api.seed(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": {"pool": "spark"}}}));
-    }
+    api.seed(node("real"));
     let image = format!("{REGISTRY}/team/spark:3.5");
-    for n in 0..NODES - 2 {
+    for n in 0..PLAYED {
+        api.seed(node(&name(n)));
         api.seed(cache(n, &image, ("Waiting", 0)));
     }
-    let agent = |node: &str| {
+    let config = |url: String| {
         AgentConfig::for_upstream(&upstream)
             .with_log("warn")
-            .with(&format!("kubernetes: {{ imageSets: true, api: \"{}\", node: {node} }}", api.url()))
+            .with(&format!("kubernetes: {{ imageSets: true, api: \"{url}\", node: real }}"))
     };
-    let leader = Agent::start(&agent("real-1")).await;
-    wait_for(&api, "the lease", |api| api.get("Lease", "hearth", "hearth-leader").is_some()).await?;
-    let follower = Agent::start(&agent("real-2")).await;
+    let controller = Controller::start(&config(api.url_for(CONTROLLER)));
+    wait_for(&api, "the lease", |api| api.get("Lease", "hearth", "hearth-controller").is_some()).await?;
+    let agent = Agent::start(&config(api.url())).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
 
     let rest = watch(&api, SPAN, || ()).await;
@@ -63,15 +69,15 @@ async fn round(report: &mut Report) -> Result<()> {
     let mut played = 0;
     // All of them pass all steps within the span.
     let busy = watch(&api, SPAN, || {
-        for _ in 0..(NODES - 2) * STEPS.len() / 60 {
-            api.seed(cache(played % (NODES - 2), &image, STEPS[(played / (NODES - 2)).min(STEPS.len() - 1)]));
+        for _ in 0..PLAYED * STEPS.len() / 60 {
+            api.seed(cache(played % PLAYED, &image, STEPS[(played / PLAYED).min(STEPS.len() - 1)]));
             played += 1;
         }
     })
     .await;
     figures(report, &rest, &busy);
-    leader.stop().await;
-    follower.stop().await;
+    controller.stop().await;
+    agent.stop().await;
     Ok(())
 }
 
@@ -96,17 +102,9 @@ async fn watch(api: &FakeApi, span: Duration, mut second: impl FnMut()) -> Seen 
     }
 }
 
-/// Of the two agents one leads: what only the leader asks is counted apart.
 fn figures(report: &mut Report, rest: &Seen, busy: &Seen) {
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes of a minute")]
     let number = |count: usize| count as f64;
-    let of_leader = |record: &&Record| match record.plural.as_str() {
-        "leases" => record.verb != "get",
-        "imagesets" => record.verb == "patch",
-        "nodecaches" => matches!(record.verb, "list" | "watch"),
-        "events" | "pods" => true,
-        other => other.starts_with("spark") || other.starts_with("scheduled"),
-    };
     for (seen, names) in [
         (
             rest,
@@ -129,9 +127,9 @@ fn figures(report: &mut Report, rest: &Seen, busy: &Seen) {
             ],
         ),
     ] {
-        let leader = number(seen.records.iter().filter(of_leader).count());
-        // Both agents do what every agent does.
-        let agent = number(seen.records.len()) / 2.0 - leader / 2.0;
+        let leader = number(seen.records.iter().filter(|record| record.client == CONTROLLER).count());
+        let agent = number(seen.records.len()) - leader;
+        // Both watch the sets.
         #[expect(clippy::cast_precision_loss, reason = "bytes of a minute")]
         let (sets, caches) = (seen.sets_bytes as f64 / 2.0, seen.caches_bytes as f64);
         report.figure(names[0], agent);
@@ -145,8 +143,20 @@ fn figures(report: &mut Report, rest: &Seen, busy: &Seen) {
     }
 }
 
+fn name(n: usize) -> String {
+    format!("node-{n:04}")
+}
+
+fn node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": {"pool": "spark", "kubernetes.io/os": "linux"}},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
 fn cache(n: usize, image: &str, (state, progress): (&str, u32)) -> Value {
-    let name = format!("node-{n:04}");
+    let name = name(n);
     json!({
         "apiVersion": "hearth.dev/v1alpha1", "kind": "NodeCache", "metadata": {"name": name},
         "spec": {"nodeName": name},

@@ -14,8 +14,8 @@ use crate::cluster::{
     spark::{create, definition, opt_in, set_for},
 };
 
-async fn world() -> Option<World> {
-    let world = World::start().await;
+async fn world(more: &str) -> Option<World> {
+    let world = World::start_with(more).await;
     world.fake.as_ref()?.install(&definition("v1beta2", "SparkApplication", "sparkapplications"));
     opt_in(&world, "true").await;
     Some(world)
@@ -54,7 +54,7 @@ async fn has_event(world: &World, about: &str, reason: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_image_name_costs_only_its_own_application() {
-    let Some(world) = world().await else { return };
+    let Some(world) = world("").await else { return };
     world.image("good-7", 1).await;
     let node = world.node("one", json!({}), json!([])).await;
     let agent = Agent::start(&world.config(&node, "")).await;
@@ -91,7 +91,7 @@ async fn an_invalid_image_name_costs_only_its_own_application() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn applications_of_a_namespace_that_did_not_opt_in_make_nodes_pull_nothing() {
-    let Some(world) = world().await else { return };
+    let Some(world) = world("").await else { return };
     opt_in(&world, "false").await;
     let node = world.node("one", json!({}), json!([])).await;
     let agent = Agent::start(&world.config(&node, "")).await;
@@ -106,7 +106,7 @@ async fn applications_of_a_namespace_that_did_not_opt_in_make_nodes_pull_nothing
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_gets_nothing_with_the_agents_credentials_and_pins_nothing() {
-    let Some(world) = world().await else { return };
+    let Some(world) = world("").await else { return };
     let public = FakeUpstream::start().await;
     world.image("private", 1).await;
     world.upstream.access(Access::Basic("user".to_owned(), "word".to_owned()));
@@ -143,12 +143,12 @@ async fn an_application_gets_nothing_with_the_agents_credentials_and_pins_nothin
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_gets_so_many_images_and_bytes_and_no_more() {
-    let Some(world) = world().await else { return };
+    let Some(world) = world(", sparkImages: 2, sparkBytes: 1500KiB").await else { return };
     for (at, tag) in ["a", "b", "c"].into_iter().enumerate() {
         world.image(tag, at as u64 + 1).await;
     }
     let node = world.node("one", json!({}), json!([])).await;
-    let agent = Agent::start(&world.config(&node, ", sparkImages: 2, sparkBytes: 1500KiB")).await;
+    let agent = Agent::start(&world.config(&node, "")).await;
     for tag in ["a", "b", "c"] {
         submit(&world, &format!("app-{tag}"), of_image(&image_name(tag))).await;
     }

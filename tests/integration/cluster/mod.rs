@@ -1,8 +1,10 @@
 //! Agents in a Kubernetes cluster: every reconciler, against the API server of the kit; with `KUBECONFIG` and
 //! `HEARTH_TEST_KUBERNETES=1` the same stories against a real one, under names of their own that are removed again.
 
+mod controller;
 mod node;
 mod outage;
+mod ready;
 mod set;
 pub(crate) mod spark;
 
@@ -15,6 +17,7 @@ use k8s_openapi::{
 };
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY},
+    controller::Controller,
     kubernetes::{FakeApi, Rule},
     registry::{FakeUpstream, Image, Layer},
 };
@@ -32,24 +35,44 @@ const SOON: Duration = Duration::from_mins(1);
 
 const REPOSITORY: &str = "team/spark";
 
-/// An API server, a registry, and a prefix for names.
+/// An API server, a registry, a controller, and a prefix for names.
 pub(crate) struct World {
+    pub(crate) controller: Option<Controller>,
     pub(crate) fake: Option<FakeApi>,
     pub(crate) client: Client,
     pub(crate) upstream: FakeUpstream,
     pub(crate) prefix: String,
 }
 
-/// What the roles that we ship let an agent do: every scenario here runs under them.
-fn shipped_rules() -> Vec<Rule> {
-    let files = ["base/rbac.yaml", "components/pull-secrets/rbac.yaml"];
+/// What the roles that we ship let an account do: every scenario here runs under them.
+fn shipped_rules(account: &str) -> Vec<Rule> {
+    let files = ["base/rbac.yaml", "base/controller.yaml", "components/pull-secrets/rbac.yaml"];
     let read = |file| fs::read_to_string(manifests::folder().join(file)).expect("the roles are readable");
-    let documents = files.into_iter().flat_map(|file| manifests::render::documents(&read(file)));
-    documents.flat_map(|document| Rule::of_role(&document)).collect()
+    let documents: Vec<_> =
+        files.into_iter().flat_map(|file| manifests::render::documents(&read(file))).collect();
+    let bound = documents.iter().filter(|one| {
+        let subjects = one["subjects"].as_array().into_iter().flatten();
+        subjects.into_iter().any(|subject| subject["name"] == account)
+    });
+    let roles = bound.map(|binding| &binding["roleRef"]["name"]);
+    let documents = &documents;
+    let role = |name: &Value| {
+        let is_it = |one: &&Value| {
+            one["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"))
+                && one["metadata"]["name"] == *name
+        };
+        documents.iter().filter(is_it).flat_map(Rule::of_role).collect::<Vec<_>>()
+    };
+    roles.flat_map(role).collect()
 }
 
 impl World {
     pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// With further keys of `kubernetes` for the controller.
+    pub(crate) async fn start_with(more: &str) -> Self {
         let upstream = FakeUpstream::start().await;
         let prefix = format!("t{:08x}", rand());
         let real = std::env::var("HEARTH_TEST_KUBERNETES").is_ok_and(|value| value == "1");
@@ -57,11 +80,12 @@ impl World {
             (None, Client::try_default().await.expect("`KUBECONFIG` names a cluster"))
         } else {
             let fake = FakeApi::start().await;
-            fake.role("", shipped_rules());
+            fake.role("", shipped_rules("hearth-agent"));
+            fake.role("controller", shipped_rules("hearth-controller"));
             let client = fake.client();
             (Some(fake), client)
         };
-        let world = Self { fake, client, upstream, prefix };
+        let mut world = Self { controller: None, fake, client, upstream, prefix };
         let definitions: Api<CustomResourceDefinition> = Api::all(world.client.clone());
         for definition in [ImageSet::crd(), NodeCache::crd()] {
             let name = definition.metadata.name.clone().expect("a definition has a name");
@@ -83,7 +107,18 @@ impl World {
             }
         };
         tokio::time::timeout(SOON, ready).await.expect("the definitions are served");
+        world.controller = Some(world.start_controller(more));
         world
+    }
+
+    pub(crate) fn start_controller(&self, more: &str) -> Controller {
+        let api = self.fake.as_ref().map(|fake| format!("api: \"{}\", ", fake.url_for("controller")));
+        let api = api.unwrap_or_default();
+        let config = AgentConfig::for_upstream(&self.upstream).with(&format!(
+            "kubernetes: {{ imageSets: true, {api}namespace: \"{}\", statusInterval: 300ms{more} }}",
+            self.prefix
+        ));
+        Controller::start(&config)
     }
 
     pub(crate) fn all<K>(&self) -> Api<K>
@@ -101,15 +136,28 @@ impl World {
         self.upstream.image(REPOSITORY, tag, [Layer::random(seed, 1 << 20)]).await
     }
 
-    /// A node with labels and taints.
-    pub(crate) async fn node(&self, name: &str, labels: Value, taints: Value) -> String {
+    /// A node with labels and taints, as a kubelet makes it.
+    pub(crate) async fn node(&self, name: &str, mut labels: Value, taints: Value) -> String {
         let name = self.name(name);
+        labels["kubernetes.io/os"] = "linux".into();
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
         }))
         .expect("a node");
         self.all::<Node>().create(&PostParams::default(), &node).await.expect("the node is made");
+        self.node_is_ready(&name, "True").await;
         name
+    }
+
+    /// What a kubelet, or the control plane for it, says of a node.
+    async fn node_is_ready(&self, name: &str, status: &str) {
+        let condition = json!({"type": "Ready", "status": status, "reason": "Test", "message": "by a test"});
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        let nodes = self.all::<Node>();
+        nodes
+            .patch_status(name, &PatchParams::default(), &patch)
+            .await
+            .expect("the node's status is written");
     }
 
     /// A set of images, by their tags in the registry, for the nodes of this world that `selector` names.

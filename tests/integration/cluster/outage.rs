@@ -95,44 +95,6 @@ async fn a_slow_server_slows_no_pull() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lead_goes_to_another_when_the_leader_ends() {
-    let world = World::start().await;
-    world.image("3.5", 1).await;
-    let mut agents = Vec::new();
-    for n in 0..2 {
-        let node = world.node(&format!("n{n}"), json!({"pool": world.prefix}), json!([])).await;
-        agents.push((world.agent(&node).await, node));
-    }
-    let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
-        kube::Api::namespaced(world.client.clone(), &world.prefix);
-    let holder = || async {
-        let lease = leases.get_opt("hearth-leader").await.ok().flatten();
-        lease
-            .and_then(|lease| lease.spec?.holder_identity)
-            .filter(|holder| !holder.is_empty())
-            .ok_or("nobody leads")
-    };
-    let first = eventually("a leader", &holder).await;
-    let at = agents.iter().position(|(_, node)| *node == first).expect("one of ours");
-    let (leader, _) = agents.remove(at);
-    leader.stop().await;
-    let next = eventually("another leader", || async {
-        match holder().await {
-            Ok(other) if other != first => Ok(other),
-            same => Err(format!("{same:?}")),
-        }
-    })
-    .await;
-    assert_eq!(next, agents[0].1);
-    let set = world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}})).await;
-    world.until::<ImageSet>(&set, |set| set["status"]["nodesReady"].as_u64() >= Some(1)).await;
-    for (agent, _) in agents {
-        agent.stop().await;
-    }
-    world.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_is_made_between_two_pages_of_a_list_is_heard_of() {
     let fake = kit::kubernetes::FakeApi::start().await;
     fake.install_hearth();

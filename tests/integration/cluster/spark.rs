@@ -79,15 +79,15 @@ async fn is_warm(world: &World, set: &ImageSet) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn applications_schedules_and_plain_drivers_have_their_images_warmed_and_are_told() {
-    let world = World::start().await;
+    let world = World::start_with(", sparkLead: 10m").await;
     let Some(fake) = &world.fake else { return };
     for tag in ["app", "sidecar", "nightly", "later", "executor"] {
         world.image(tag, tag.len() as u64 * 31).await;
     }
     let node = world.node("one", json!({"pool": "spark"}), json!([])).await;
-    let agent = Agent::start(&world.config(&node, ", sparkLead: 10m")).await;
+    let agent = Agent::start(&world.config(&node, "")).await;
     opt_in(&world, "true").await;
-    // The operator is installed later than the agent.
+    // The operator is installed later than the controller.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     fake.install(&definition("v1beta2", "SparkApplication", "sparkapplications"));
     fake.install(&definition("v1beta2", "ScheduledSparkApplication", "scheduledsparkapplications"));

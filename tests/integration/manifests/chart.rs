@@ -100,7 +100,7 @@ fn normal(documents: Vec<Value>) -> BTreeMap<String, Value> {
             let text = object["data"]["agent.yaml"].as_str().expect("it is `agent.yaml`").to_owned();
             object["data"]["agent.yaml"] = serde_saphyr::from_str(&text).expect("it is YAML");
         }
-        if kind == "DaemonSet" {
+        if kind == "DaemonSet" || kind == "Deployment" {
             plain(&mut object["spec"]["template"]["metadata"]);
             sort(&mut object["spec"]["template"]["spec"]);
         }
@@ -174,7 +174,7 @@ const MORE: &str = r#"{
     "peers": {"zone": "z1"},
     "store": {"directory": "/data/hearth", "limit": "100GiB", "minFree": "10%"},
     "imageSets": {"sets": {"spark": {"images": ["registry.example.com/data/spark:3.5.9"], "nodeSelector": {"workload": "spark"}}}},
-    "spark": {"enabled": false}, "admissionPolicy": {"enabled": false}, "resourceQuota": {"enabled": false},
+    "spark": {"enabled": false}, "controller": {"replicas": 3, "tolerations": [{"key": "infra"}]}, "admissionPolicy": {"enabled": false}, "resourceQuota": {"enabled": false},
     "config": {"limits": {"connections": 8192}, "store": {"limit": "200GiB"}},
     "updateStrategy": {"rollingUpdate": {"maxSurge": "20%"}},
     "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]}}},
@@ -201,6 +201,8 @@ fn every_other_value_reaches_the_objects() {
         "[{\"name\":\"pull\"}]",
         "\"/run/x/x.sock\"",
         "\"maxSurge\":\"20%\"",
+        "\"replicas\":3",
+        "[{\"key\":\"infra\"}]",
         "\"nodeAffinity\"",
         "\"a\":\"b\"",
         "\"c\":\"d\"",
@@ -211,7 +213,10 @@ fn every_other_value_reaches_the_objects() {
     }
     let kinds: Vec<_> = documents.iter().filter_map(|one| one["kind"].as_str()).collect();
     assert!(kinds.contains(&"ImageSet") && !kinds.contains(&"ResourceQuota"), "{kinds:?}");
-    assert!(!all.contains("ValidatingAdmissionPolicy") && !all.contains("hearth-agent-spark"), "{kinds:?}");
+    assert!(
+        !all.contains("ValidatingAdmissionPolicy") && !all.contains("hearth-controller-spark"),
+        "{kinds:?}"
+    );
 }
 
 #[test]

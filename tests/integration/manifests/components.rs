@@ -102,7 +102,7 @@ fn another_namespace_takes_everything_with_it() {
         let config = pods::config(&documents, "other");
         let expected = (overlay != "no-peers").then_some(("other", "hearth-peers"));
         assert_eq!(peers(&config), expected, "{overlay}");
-        assert_eq!(config.kubernetes.expect("it follows image sets").namespace, "other", "{overlay}");
+        assert_eq!(config.controller.expect("it follows image sets").namespace, "other", "{overlay}");
         for document in &documents {
             let text = document.to_string();
             assert!(

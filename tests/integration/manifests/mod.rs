@@ -3,6 +3,7 @@
 
 mod chart;
 mod components;
+mod controller;
 mod examples;
 mod monitoring;
 mod objects;

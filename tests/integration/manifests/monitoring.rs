@@ -10,8 +10,8 @@ use std::{
 };
 
 use hearth_agent::metrics::{
-    BlameLabels, Kind, Metrics, PeerLabels, PeerOutcome, PeerWhat, PrepullLabels, PrepullStateLabels,
-    RegistryLabels, UpstreamLabels,
+    BlameLabels, ControllerMetrics, Kind, Metrics, PeerLabels, PeerOutcome, PeerWhat, PrepullLabels,
+    PrepullStateLabels, RegistryLabels, UpstreamLabels,
 };
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY},
@@ -53,7 +53,11 @@ fn exported() -> String {
     metrics.peer_wrong_pieces.get_or_create(&BlameLabels { peer: "a".to_owned() }).inc();
     metrics.prepulls.get_or_create(&PrepullLabels { outcome: "same" }).inc();
     metrics.prepull_images.get_or_create(&PrepullStateLabels { state: "Ready" }).set(1);
-    metrics.plain_text()
+    let ours = metrics.plain_text();
+    // What both have is listed once.
+    let more = hearth_agent::metrics::plain(&ControllerMetrics::default().open_metrics());
+    let more = more.split("# HELP ").filter(|family| family.starts_with("hearth_controller"));
+    more.fold(ours, |all, family| format!("{all}# HELP {family}"))
 }
 
 /// One family of the exposition.
@@ -144,7 +148,7 @@ fn alerts_fire_when_they_should_and_not_before() {
 fn rules_and_dashboard_name_only_metrics_that_the_agent_exports() {
     let known: BTreeSet<_> = families(&exported()).into_keys().collect();
     // What the source registers is what `exported` makes a series of.
-    let sources = ["metrics.rs", "metrics/durations.rs"].map(|file| {
+    let sources = ["metrics.rs", "metrics/controller.rs", "metrics/durations.rs"].map(|file| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/src").join(file);
         fs::read_to_string(path).expect("the source is there")
     });
@@ -191,7 +195,7 @@ fn kustomize_and_the_chart_install_the_same_monitoring() {
     let charts = chart("hearth", ALL);
     let wrong: Vec<_> = ours.iter().chain(&charts).flat_map(examples::wrong).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(ours.len(), 3);
+    assert_eq!(ours.len(), 4);
     for object in &ours {
         let same = |one: &&Value| {
             one["kind"] == object["kind"] && one["metadata"]["name"] == object["metadata"]["name"]

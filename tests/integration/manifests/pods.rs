@@ -29,6 +29,7 @@ pub(super) fn environment(container: &Container, namespace: &str) -> BTreeMap<St
         let mut value = match field.map(|field| &*field.field_path) {
             Some("metadata.namespace") => namespace.to_owned(),
             Some("spec.nodeName") => "node-1".to_owned(),
+            Some("metadata.name") => "pod-1".to_owned(),
             Some(other) => panic!("`{other}` is not known to this test"),
             None => variable.value.clone().unwrap_or_default(),
         };

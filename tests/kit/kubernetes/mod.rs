@@ -67,6 +67,11 @@ impl FakeApi {
         format!("http://{}", self.address)
     }
 
+    /// The URL for a client that has no token: what it may do is what [`Self::role`] says of `client`.
+    pub fn url_for(&self, client: &str) -> String {
+        format!("{}/as/{client}", self.url())
+    }
+
     /// Ends it: connections break, and nobody answers until [`Self::restart`].
     pub async fn stop(&mut self) {
         self.task.abort();

@@ -28,6 +28,8 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub struct Record {
     /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`.
     pub verb: &'static str,
+    /// Who asked, for clients of `FakeApi::url_for`.
+    pub client: String,
     /// Plural name of the kind.
     pub plural: String,
     /// Name of the object, if it was about one.
@@ -159,6 +161,8 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 /// A request's target, taken apart.
 #[derive(Debug)]
 pub(super) struct Target {
+    /// Who asks, where the path says so instead of a token.
+    client: String,
     group: String,
     version: String,
     pub(super) namespace: Option<String>,
@@ -169,7 +173,12 @@ pub(super) struct Target {
 }
 
 fn parse(request: &Request<Incoming>) -> Option<Target> {
-    let parts: Vec<_> = request.uri().path().split('/').filter(|part| !part.is_empty()).collect();
+    let mut parts: Vec<_> = request.uri().path().split('/').filter(|part| !part.is_empty()).collect();
+    let mut client = String::new();
+    if let ["as", name, ..] = parts.as_slice() {
+        (*name).clone_into(&mut client);
+        parts.drain(..2);
+    }
     let (group, version, rest) = match parts.as_slice() {
         ["api", version, rest @ ..] => ("", *version, rest),
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
@@ -188,6 +197,7 @@ fn parse(request: &Request<Incoming>) -> Option<Target> {
     let query = request.uri().query().unwrap_or_default();
     let url = reqwest::Url::parse(&format!("http://x/?{query}")).ok()?;
     Some(Target {
+        client,
         group: group.to_owned(),
         version: version.to_owned(),
         namespace,
@@ -237,6 +247,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
     };
     shared.log().push(Record {
         verb,
+        client: target.client,
         plural: target.plural,
         name: target.name,
         subresource: target.subresource,
@@ -353,7 +364,7 @@ fn header_text(headers: &HeaderMap, name: &str) -> String {
 /// With a token that was given no role everything may be done; no token at all is one too, the empty one.
 fn admit(shared: &Shared, verb: &str, target: &Target, headers: &HeaderMap) -> Result<(), Failure> {
     let token = header_text(headers, header::AUTHORIZATION.as_str());
-    let token = token.strip_prefix("Bearer ").unwrap_or_default();
+    let token = token.strip_prefix("Bearer ").unwrap_or(&target.client);
     let roles = shared.roles();
     let Some(rules) = roles.get(token) else { return Ok(()) };
     let resource = match target.subresource.as_str() {

@@ -1,43 +1,35 @@
 //! The agent in a Kubernetes cluster.
 //!
 //! ```text
-//! every agent:  ImageSets (watch) --selects this node--> sets --> Prepuller --reports--> its own NodeCache
-//!               its own Node: start-up taint, condition
-//! the leader:   NodeCaches (watch) --aggregated--> ImageSets' status;  expired sets removed;  Spark applications --> ImageSets
+//! ImageSets (watch) --selects this node--> sets --> Prepuller --reports--> its own NodeCache
+//! its own Node: start-up taint, condition
 //! ```
 //!
 //! | part | owns |
 //! | --- | --- |
-//! | `select`, `translate`, `aggregate` | decisions (pure) |
+//! | `select`, `translate` | decisions (pure) |
 //! | `node` | this node's sets and its `NodeCache` |
 //! | `secrets` | pull secrets of sets |
 //! | `taint` | start-up taint and condition of the node |
-//! | `lease`, `leader` | the election, and the work of the leader |
 //!
-//! Nothing here is needed to serve images: while the API server is unreachable, slow or refusing, the last sets
+//! What concerns the whole cluster is the controller's (`crate::controller`). Nothing here is needed to serve images: while the API server is unreachable, slow or refusing, the last sets
 //! stay in force, every loop backs off, and the cache keeps working. Until the sets were read once, images of
 //! earlier sets stay pinned.
 
-mod aggregate;
-mod leader;
-mod lease;
 mod node;
 mod secrets;
 mod select;
 mod taint;
 mod translate;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kube::{Api, Client, runtime::watcher};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use select::selects;
+pub(crate) use translate::{WHOLE, share};
 
 use super::{Origin, Prepuller, crd::ImageSet};
 use crate::{
@@ -48,6 +40,11 @@ use crate::{
 /// Field manager of the agent's writes.
 const MANAGER: &str = "hearth-agent";
 
+/// How often it is looked whether the images of an earlier process are checked, and for how long: the API server may be gone, and
+/// a `NodeCache` that is not written for three heartbeats counts as unknown.
+const LOOK: Duration = Duration::from_millis(200);
+const CHECK: Duration = Duration::from_secs(20);
+
 /// The agent's configuration for the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -55,18 +52,16 @@ pub struct Config {
     pub api: Option<String>,
     /// This node's name in the cluster.
     pub node: String,
-    /// Namespace of the leader's lease.
-    pub namespace: String,
     /// Key of the start-up taint.
     pub taint: String,
     /// The start-up taint is removed after this time even if images are missing.
     pub deadline: Duration,
     /// Shortest time between two writes of one object's status.
     pub interval: Duration,
+    /// How often the `NodeCache` is renewed when nothing changes.
+    pub heartbeat: Duration,
     /// How often the node is read when nothing changes.
     pub idle: Duration,
-    /// Settings for Spark applications; `None` when they are not watched.
-    pub spark: Option<super::spark::Config>,
 }
 
 /// How many of this node's pinned images are cached.
@@ -99,7 +94,6 @@ struct Shared {
     store: Store,
     client: Client,
     sets: watch::Sender<Known<ImageSet>>,
-    leads: AtomicBool,
     /// Sets that select this node.
     wanted: watch::Sender<Option<Vec<translate::Wanted>>>,
 }
@@ -118,8 +112,7 @@ impl Cluster {
         };
         let Self { config, prepuller, store } = self;
         let (sets, wanted) = (watch::Sender::default(), watch::Sender::default());
-        let shared =
-            Arc::new(Shared { config, prepuller, store, client, sets, leads: AtomicBool::default(), wanted });
+        let shared = Arc::new(Shared { config, prepuller, store, client, sets, wanted });
         // Sets are small and nearly all of their fields are needed, so they are watched in full.
         let follow = follow::<ImageSet, _>(
             Api::all(shared.client.clone()),
@@ -131,24 +124,41 @@ impl Cluster {
             shared.sets.clone(),
         );
         let work = async {
-            tokio::join!(
-                follow,
-                node::run(&shared),
-                secrets::run(&shared),
-                shared.guard_node(),
-                leader::run(&shared, &stop)
-            );
+            tokio::join!(follow, node::run(&shared), secrets::run(&shared), shared.guard_node());
         };
         let _ = stop.run_until_cancelled(Box::pin(work)).await;
-        if shared.leads.load(Ordering::Relaxed) {
-            // The next leader does not have to wait for the lease to expire.
-            let _ = tokio::time::timeout(Duration::from_secs(2), shared.elector().release()).await;
-        }
     }
 }
 
 impl Shared {
+    /// Waits until this process owns the store and has checked the images of an earlier process, so that an update of the
+    /// agent changes no status; then nothing that it writes is worse than what the earlier process wrote.
+    async fn checked(&self) {
+        while !self.store.is_owner() {
+            tokio::time::sleep(LOOK).await;
+        }
+        let checking = async {
+            while !self.is_checked() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(CHECK, checking).await;
+    }
+
+    fn is_checked(&self) -> bool {
+        let wanted = self.wanted.borrow();
+        let Some(wanted) = wanted.as_ref() else { return false };
+        let reports = self.prepuller.report();
+        let checked = |name: &str| {
+            let mut of_cluster = reports.iter().filter(|report| report.name.origin == Origin::Cluster);
+            let report = of_cluster.find(|report| report.name.name == name);
+            report.is_some_and(|report| report.images.iter().all(|image| !image.unchecked))
+        };
+        wanted.iter().filter(|one| one.set.is_ok()).all(|one| checked(&one.name))
+    }
+
     async fn guard_node(&self) {
+        self.checked().await;
         let Config { node, taint, deadline, idle, .. } = self.config.clone();
         let controller = taint::TaintController { client: self.client.clone(), node, taint, deadline, idle };
         controller.run(|| self.readiness()).await;
@@ -176,9 +186,5 @@ impl Shared {
             wanted: images().count().max(expected),
             known: true,
         }
-    }
-
-    fn elector(&self) -> lease::Elector {
-        lease::Elector::new(self.client.clone(), &self.config.namespace, leader::LEASE, &self.config.node)
     }
 }

@@ -1,7 +1,8 @@
 //! This node's part: which sets select it, and its own `NodeCache`.
 //!
 //! The `NodeCache` is written when it has changed, at most once per interval, at times that differ by node, so
-//! that thousands of nodes do not write together. The node owns it, so that both are removed together.
+//! that thousands of nodes do not write together. When nothing changes, its time alone is renewed, so that the controller
+//! knows that this agent runs. The node owns it, so that both are removed together.
 
 use std::{sync::Arc, time::Duration};
 
@@ -117,19 +118,25 @@ fn hand_on(shared: &Shared, wanted: Vec<Wanted>) {
 /// Keeps the `NodeCache` up to date.
 async fn write(shared: &Shared) {
     let part = fraction(&format!("write {}", shared.config.node));
+    shared.checked().await;
     let (mut wanted, mut reports) = (shared.wanted.subscribe(), shared.prepuller.changes());
     let (mut written, mut made) = (None::<NodeCacheStatus>, false);
+    let (mut renewed, heartbeat) = (Instant::now(), around(shared.config.heartbeat, part));
     let (mut pause, mut told) = (FIRST_PAUSE, false);
     loop {
         let status = wanted.borrow_and_update().as_deref().map(|wanted| status(shared, wanted));
         reports.mark_unchanged();
-        let due = status.filter(|status| written.as_ref() != Some(status));
+        let due = match status {
+            Some(status) if written.as_ref() != Some(&status) => Some((status, Written::Whole)),
+            Some(status) if renewed.elapsed() >= heartbeat => Some((status, Written::Renewed)),
+            _ => None,
+        };
         let rest = match due {
             None => None,
-            Some(status) => match put(shared, &status, &mut made).await {
+            Some((status, how)) => match put(shared, &status, how, &mut made).await {
                 Ok(()) => {
                     tell_of_runtime(shared, &status, &mut told).await;
-                    written = Some(status);
+                    (written, renewed) = (Some(status), Instant::now());
                     pause = FIRST_PAUSE;
                     Some(shared.config.interval.mul_f64(0.5 + part))
                 }
@@ -150,6 +157,7 @@ async fn write(shared: &Shared) {
             tokio::select! {
                 changed = wanted.changed() => changed.is_ok(),
                 changed = reports.changed() => changed.is_ok(),
+                () = tokio::time::sleep_until(renewed + heartbeat), if written.is_some() => true,
             }
         };
         if !changed.await {
@@ -221,20 +229,44 @@ async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut b
     }
 }
 
-async fn put(shared: &Shared, status: &NodeCacheStatus, made: &mut bool) -> Result<(), kube::Error> {
+/// How a `NodeCache` is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// The whole status, because it has changed.
+    Whole,
+    /// Its time alone.
+    Renewed,
+}
+
+async fn put(
+    shared: &Shared,
+    status: &NodeCacheStatus,
+    how: Written,
+    made: &mut bool,
+) -> Result<(), kube::Error> {
     let caches: Api<NodeCache> = Api::all(shared.client.clone());
     let name = &shared.config.node;
     let parameters = PatchParams::apply(MANAGER).force();
+    // A new object has no status to renew.
+    let how = if *made { how } else { Written::Whole };
     if !*made {
         let object = make(shared).await?;
         within(caches.patch(name, &parameters, &Patch::Apply(&object))).await?;
         *made = true;
     }
-    let status = NodeCacheStatus { updated: Some(Time(Timestamp::now())), ..status.clone() };
-    let patch = json!({
-        "apiVersion": "hearth.dev/v1alpha1", "kind": "NodeCache", "metadata": {"name": name}, "status": status,
-    });
-    let written = within(caches.patch_status(name, &parameters, &Patch::Apply(patch))).await;
+    let updated = Time(Timestamp::now());
+    let patch = match how {
+        Written::Whole => {
+            let status = NodeCacheStatus { updated: Some(updated), ..status.clone() };
+            Patch::Apply(json!({
+                "apiVersion": "hearth.dev/v1alpha1", "kind": "NodeCache", "metadata": {"name": name}, "status": status,
+            }))
+        }
+        Written::Renewed => Patch::Merge(json!({"status": {"updated": updated}})),
+    };
+    let parameters =
+        if how == Written::Whole { parameters } else { PatchParams { force: false, ..parameters } };
+    let written = within(caches.patch_status(name, &parameters, &patch)).await;
     // The object was removed: the next attempt creates it again.
     *made = !written.as_ref().is_err_and(|error| has_code(error, &[404]));
     written.map(drop)

@@ -73,7 +73,7 @@ fn read(object: &ImageSet, name: &str, node: &str) -> Result<Set, String> {
     })
 }
 
-/// Whether it is this node's turn. Before the leader has set the threshold, no node has its turn.
+/// Whether it is this node's turn. Before the controller has set the threshold, no node has its turn.
 fn admitted(object: &ImageSet, name: &str, node: &str) -> bool {
     if object.spec.max_parallel_nodes.is_none() {
         return true;

@@ -13,6 +13,12 @@ app.kubernetes.io/component: agent
 {{ include "hearth.labels" . }}
 {{- end -}}
 
+{{- define "hearth.controllerLabels" -}}
+app.kubernetes.io/name: hearth-controller
+app.kubernetes.io/component: controller
+{{ include "hearth.labels" . }}
+{{- end -}}
+
 {{- define "hearth.image" -}}
 {{- .Values.image.repository -}}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- with .Values.image.digest }}@{{ . }}{{ end -}}
@@ -35,12 +41,21 @@ app.kubernetes.io/component: agent
 {{- $store := dict "lockWait" "30m" -}}
 {{- with .Values.store.limit }}{{ $_ := set $store "limit" . }}{{ end -}}
 {{- with .Values.store.minFree }}{{ $_ := set $store "minFree" . }}{{ end -}}
+{{- $kubernetes := dict "imageSets" .Values.imageSets.enabled -}}
+{{- /* The controller waits for the nodes that have an agent. */ -}}
+{{- if ne (toJson .Values.nodeSelector) (toJson (dict "kubernetes.io/os" "linux")) -}}
+{{- $labels := list -}}
+{{- range $key := keys .Values.nodeSelector | sortAlpha -}}
+{{- $labels = append $labels (printf "%s=%s" $key (get $.Values.nodeSelector $key)) -}}
+{{- end -}}
+{{- $_ := set $kubernetes "agentNodes" (join "," $labels) -}}
+{{- end -}}
 {{- $config := dict
   "dataDir" .Values.store.directory
   "store" $store
   "mirror" (dict "listen" "127.0.0.1:5050")
   "admin" (dict "listen" "0.0.0.0:5052")
-  "kubernetes" (dict "imageSets" .Values.imageSets.enabled)
+  "kubernetes" $kubernetes
   "log" (dict "format" "json")
   "registries" .Values.registries
 -}}

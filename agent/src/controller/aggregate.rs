@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::translate::{WHOLE, share};
+use super::nodes::{Report, Silence};
 use crate::prepull::{
-    crd::{
-        DigestCount, ImageSet, ImageSetStatus, ImageStatus, NodeCacheStatus, NodeFailure, NodeImageStatus,
-        NodeSetStatus,
-    },
-    set::PullPolicy,
+    PullPolicy,
+    cluster::{WHOLE, share},
+    crd::{DigestCount, ImageSet, ImageSetStatus, ImageStatus, NodeFailure, NodeImageStatus, NodeSetStatus},
 };
 
 /// Failures that are listed with a node's name; further nodes with the same failure are counted.
@@ -31,41 +29,53 @@ enum NodeState {
     Ready,
     Failed,
     InProgress,
+    /// Nothing is known, so the node is neither counted as ready nor waited for by other nodes.
+    Unknown,
 }
 
-/// The status of a set. `now` is used where a condition changes.
-pub(crate) fn aggregate<'a>(
-    object: &ImageSet,
-    nodes: impl Iterator<Item = (&'a str, &'a NodeCacheStatus)>,
-    now: &Time,
-) -> ImageSetStatus {
+/// The status of a set. `nodes` are all nodes that it selects; `now` is used where a condition changes.
+pub(super) fn aggregate(object: &ImageSet, nodes: &[(&str, Report<'_>)], now: &Time) -> ImageSetStatus {
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let generation = object.metadata.generation.unwrap_or_default();
-    let mut concerned: Vec<(&str, &NodeSetStatus)> = nodes
-        .filter_map(|(node, status)| Some((node, status.sets.iter().find(|set| set.name == name)?)))
+    let known: Vec<(&str, &NodeSetStatus)> = nodes
+        .iter()
+        .filter_map(|(node, report)| match report {
+            Report::Current(set) => Some((*node, (*set)?)),
+            Report::Unknown(_) => None,
+        })
         .collect();
-    concerned.sort_by_key(|(node, _)| *node);
-    let newest = newest(object, name, &concerned);
-    let states: Vec<_> = concerned.iter().map(|(_, set)| node_state(set, generation, &newest)).collect();
+    let newest = newest(object, name, &known);
+    let states: Vec<_> = nodes.iter().map(|(_, report)| node_state(*report, generation, &newest)).collect();
     let count = |wanted: NodeState| number(states.iter().filter(|node_state| **node_state == wanted).count());
-    let images = object.spec.images.iter().map(|image| image_status(image, &concerned)).collect::<Vec<_>>();
+    let images = object.spec.images.iter().map(|image| image_status(image, &known, nodes.len()));
+    let images: Vec<_> = images.collect();
     let mut status = ImageSetStatus {
         observed_generation: generation,
-        nodes_desired: number(concerned.len()),
+        nodes_desired: number(nodes.len()),
         nodes_ready: count(NodeState::Ready),
         nodes_failed: count(NodeState::Failed),
-        progress: mean(images.iter().map(|image| image.progress)),
-        admitted: object.spec.max_parallel_nodes.map(|most| admitted(name, &concerned, &states, most)),
-        failures: failures(&concerned),
+        nodes_unknown: count(NodeState::Unknown),
+        progress: mean(images.iter().map(|image| image.progress), images.len()),
+        admitted: object.spec.max_parallel_nodes.map(|most| admitted(name, nodes, &states, most)),
+        failures: failures(&known),
         images,
         conditions: Vec::new(),
     };
+    let silent = nodes.iter().find_map(|(node, report)| match report {
+        Report::Unknown(why) => Some((*node, *why)),
+        Report::Current(_) => None,
+    });
     let before = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    status.conditions = conditions(&status, before, now);
+    status.conditions = conditions(&status, silent, before, now);
     status
 }
 
-fn node_state(set: &NodeSetStatus, generation: i64, newest: &Newest<'_>) -> NodeState {
+fn node_state(report: Report<'_>, generation: i64, newest: &Newest<'_>) -> NodeState {
+    let set = match report {
+        Report::Unknown(_) => return NodeState::Unknown,
+        Report::Current(None) => return NodeState::InProgress,
+        Report::Current(Some(set)) => set,
+    };
     if set.problem.is_some() || set.images.iter().any(|image| image.state == FAILED) {
         return NodeState::Failed;
     }
@@ -99,7 +109,7 @@ fn newest<'a>(object: &ImageSet, name: &str, nodes: &[(&'a str, &'a NodeSetStatu
     newest
 }
 
-fn image_status(image: &str, nodes: &[(&str, &NodeSetStatus)]) -> ImageStatus {
+fn image_status(image: &str, nodes: &[(&str, &NodeSetStatus)], desired: usize) -> ImageStatus {
     let known: Vec<&NodeImageStatus> = nodes.iter().filter_map(|(_, set)| find(set, image)).collect();
     let count = |state: &str| number(known.iter().filter(|one| one.state == state).count());
     let mut digests: BTreeMap<&str, u32> = BTreeMap::new();
@@ -115,7 +125,7 @@ fn image_status(image: &str, nodes: &[(&str, &NodeSetStatus)]) -> ImageStatus {
         image: image.to_owned(),
         nodes_ready: count(READY),
         nodes_failed: count(FAILED),
-        progress: mean(progress),
+        progress: mean(progress, desired),
         digests,
     }
 }
@@ -131,8 +141,8 @@ fn find<'a>(set: &'a NodeSetStatus, image: &str) -> Option<&'a NodeImageStatus> 
 
 /// The threshold below which nodes may pull: includes as many unfinished nodes as are allowed at once, and no
 /// later ones, which would find the same changes and pull as well. When all are done, the first ones check for
-/// changes. Failed nodes do not block others.
-fn admitted(name: &str, nodes: &[(&str, &NodeSetStatus)], states: &[NodeState], most: u32) -> u32 {
+/// changes. Failed nodes, and nodes of which nothing is known, do not block others.
+fn admitted(name: &str, nodes: &[(&str, Report<'_>)], states: &[NodeState], most: u32) -> u32 {
     let shares = |open: bool| {
         let nodes = nodes.iter().zip(states);
         let chosen = nodes.filter(|(_, node_state)| !open || **node_state == NodeState::InProgress);
@@ -180,44 +190,48 @@ fn failures(nodes: &[(&str, &NodeSetStatus)]) -> Vec<NodeFailure> {
     found
 }
 
-fn conditions(status: &ImageSetStatus, before: &[Condition], now: &Time) -> Vec<Condition> {
+fn conditions(
+    status: &ImageSetStatus,
+    silent: Option<(&str, Silence)>,
+    before: &[Condition],
+    now: &Time,
+) -> Vec<Condition> {
     let ImageSetStatus { nodes_desired: desired, nodes_ready: ready, nodes_failed: failed, .. } = status;
-    let counts = format!("{ready} of {desired} nodes have every image");
-    let done = ready == desired;
-    let on_its_way = desired - ready - failed;
+    let unknown = status.nodes_unknown;
+    let on_its_way = desired - ready - failed - unknown;
+    let mut counts = format!("{ready} of {desired} nodes have every image");
+    if let Some((node, why)) = silent {
+        counts = format!("{counts}; nothing is known of {unknown}: `{node}`: {why}");
+    }
+    let (is_ready, reason) = match () {
+        () if *desired == 0 => ("Unknown", "NoNodes"),
+        () if ready == desired => ("True", "Complete"),
+        () if ready + unknown == *desired => ("Unknown", "NodesUnknown"),
+        () => ("False", "Incomplete"),
+    };
+    let counts = if *desired == 0 { "the set selects no node".to_owned() } else { counts };
     let worst = status
         .failures
         .first()
         .map(|first| format!("`{}` on `{}`: {}", first.image, first.node, first.message));
+    let holds = |holds: bool| if holds { "True" } else { "False" };
     [
-        (
-            "Ready",
-            done,
-            if *desired == 0 {
-                "NoNodes"
-            } else if done {
-                "Complete"
-            } else {
-                "Incomplete"
-            },
-            counts.clone(),
-        ),
+        ("Ready", is_ready, reason, counts),
         (
             "Progressing",
-            on_its_way > 0,
+            holds(on_its_way > 0),
             if on_its_way > 0 { "Pulling" } else { "Idle" },
             format!("{on_its_way} nodes are pulling images"),
         ),
         (
             "Degraded",
-            *failed > 0,
+            holds(*failed > 0),
             if *failed > 0 { "ImagesFailed" } else { "AsExpected" },
             worst.unwrap_or_else(|| "no node reports a failure".to_owned()),
         ),
     ]
     .into_iter()
     .map(|(type_, holds, reason, message)| {
-        let holds = if holds { "True" } else { "False" };
         let same = before.iter().find(|old| old.type_ == type_ && old.status == holds);
         Condition {
             type_: type_.to_owned(),
@@ -231,13 +245,10 @@ fn conditions(status: &ImageSetStatus, before: &[Condition], now: &Time) -> Vec<
     .collect()
 }
 
-fn mean(parts: impl Iterator<Item = u32>) -> u32 {
-    let (mut sum, mut count) = (0_u64, 0_u64);
-    for part in parts {
-        sum += u64::from(part);
-        count += 1;
-    }
-    u32::try_from(sum / count.max(1)).unwrap_or(u32::MAX)
+/// The mean over `count` parts, of which missing ones are 0.
+fn mean(parts: impl Iterator<Item = u32>, count: usize) -> u32 {
+    let sum: u64 = parts.map(u64::from).sum();
+    u32::try_from(sum / u64::try_from(count).unwrap_or(u64::MAX).max(1)).unwrap_or(u32::MAX)
 }
 
 fn number(count: usize) -> u32 {
@@ -249,6 +260,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::prepull::crd::NodeCacheStatus;
 
     fn object(spec: &Value) -> ImageSet {
         serde_json::from_value(json!({
@@ -268,11 +280,15 @@ mod tests {
         .unwrap()
     }
 
+    fn report(node: &NodeCacheStatus) -> Report<'_> {
+        Report::Current(node.sets.iter().find(|set| set.name == "s"))
+    }
+
     fn aggregate_of(object: &ImageSet, nodes: &[NodeCacheStatus]) -> ImageSetStatus {
         let names: Vec<_> = (0..nodes.len()).map(|n| format!("n{n}")).collect();
-        let pairs = names.iter().map(String::as_str).zip(nodes);
+        let pairs: Vec<_> = names.iter().map(String::as_str).zip(nodes.iter().map(report)).collect();
         let now: Time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-        aggregate(object, pairs, &now)
+        aggregate(object, &pairs, &now)
     }
 
     fn condition(status: &ImageSetStatus, name: &str) -> (String, String) {
@@ -292,8 +308,8 @@ mod tests {
             NodeCacheStatus::default(),
         ];
         let status = aggregate_of(&object, &nodes);
-        assert_eq!((status.nodes_desired, status.nodes_ready, status.nodes_failed), (5, 1, 2));
-        assert_eq!((status.progress, status.observed_generation, status.admitted), (48, 2, None));
+        assert_eq!((status.nodes_desired, status.nodes_ready, status.nodes_failed), (6, 1, 2));
+        assert_eq!((status.progress, status.observed_generation, status.admitted), (40, 2, None));
         assert_eq!(status.failures.len(), 1);
         let failure = &status.failures[0];
         assert_eq!((failure.node.as_str(), failure.reason.as_str(), failure.nodes), ("n3", "NotFound", 2));
@@ -304,7 +320,44 @@ mod tests {
         assert_eq!(condition(&status, "Degraded"), text(("True", "ImagesFailed")));
         let done = aggregate_of(&object, &[node("Ready", 100, 2)]);
         assert_eq!(condition(&done, "Ready"), text(("True", "Complete")));
-        assert_eq!(condition(&aggregate_of(&object, &[]), "Ready"), text(("True", "NoNodes")));
+    }
+
+    #[test]
+    fn a_set_is_ready_when_every_selected_node_has_reported_this_generation() {
+        let object = object(&json!({"images": ["r.test/a:1"]}));
+        let now: Time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        let (ready, older, pulling, failed) =
+            (node("Ready", 100, 2), node("Ready", 100, 1), node("Pulling", 40, 2), node("Failed", 0, 2));
+        let (ready, older, pulling, failed) =
+            (report(&ready), report(&older), report(&pulling), report(&failed));
+        let silent = |why| Report::Unknown(why);
+        let dead = silent(Silence::NodeNotReady);
+        for (reports, expected, counts) in [
+            (&[][..], ("Unknown", "NoNodes"), (0, 0, 0)),
+            (&[silent(Silence::NoReport)], ("Unknown", "NodesUnknown"), (1, 0, 1)),
+            (&[ready, silent(Silence::NotRenewed)], ("Unknown", "NodesUnknown"), (2, 1, 1)),
+            (&[dead, ready], ("Unknown", "NodesUnknown"), (2, 1, 1)),
+            (&[ready, Report::Current(None)], ("False", "Incomplete"), (2, 1, 0)),
+            (&[ready, older], ("False", "Incomplete"), (2, 1, 0)),
+            (&[ready, pulling, dead], ("False", "Incomplete"), (3, 1, 1)),
+            (&[ready, failed, dead], ("False", "Incomplete"), (3, 1, 1)),
+            (&[ready, ready], ("True", "Complete"), (2, 2, 0)),
+        ] {
+            let nodes: Vec<_> = ["a", "b", "c"].into_iter().zip(reports.iter().copied()).collect();
+            let status = aggregate(&object, &nodes, &now);
+            let (expected, reason) = expected;
+            assert_eq!(condition(&status, "Ready"), (expected.to_owned(), reason.to_owned()), "{reports:?}");
+            assert_eq!(
+                (status.nodes_desired, status.nodes_ready, status.nodes_unknown),
+                counts,
+                "{reports:?}"
+            );
+        }
+        let status = aggregate(&object, &[("a", ready), ("b", dead)], &now);
+        assert_eq!(
+            status.conditions[0].message,
+            "1 of 2 nodes have every image; nothing is known of 1: `b`: the node is not ready"
+        );
     }
 
     #[test]
@@ -314,7 +367,7 @@ mod tests {
         object.status = Some(first.clone());
         let later: Time = serde_json::from_value(json!("2027-01-01T00:00:00Z")).unwrap();
         let ready = node("Ready", 100, 2);
-        let second = aggregate(&object, [("n0", &ready)].into_iter(), &later);
+        let second = aggregate(&object, &[("n0", report(&ready))], &later);
         let time = |status: &ImageSetStatus, name: &str| {
             status.conditions.iter().find(|one| one.type_ == name).unwrap().last_transition_time.clone()
         };

@@ -1,149 +1,97 @@
-//! The work of one agent for all: aggregates the status of sets, removes expired sets, publishes Events,
-//! creates sets for Spark applications.
+//! Writes the status of every set, publishes Events about changes, and removes expired sets.
 //!
 //! All agents watch the sets and so receive each write of a set's status: it is written only when it has
 //! changed, and less often with more nodes.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
-    Api, Resource as _,
+    Api, Client, Resource as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    runtime::{
-        events::{Event, EventType, Recorder, Reporter},
-        watcher,
-    },
+    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use super::{Shared, aggregate::aggregate, lease::RENEW};
+use super::{Config, MANAGER, Watched, aggregate::aggregate, nodes::selected, renewals::Renewals};
 use crate::{
-    kubernetes::{Known, follow, has_code, within},
-    prepull::{
-        crd::{ImageSet, ImageSetStatus, NodeCache, NodeCacheStatus},
-        jitter::fraction,
-        spark,
-    },
+    kubernetes::{has_code, within},
+    metrics::ControllerMetrics,
+    prepull::crd::{ImageSet, ImageSetStatus},
 };
-
-/// Name of the lease.
-pub(super) const LEASE: &str = "hearth-leader";
-
-/// Field manager of the status of sets.
-const MANAGER: &str = "hearth-leader";
 
 /// The interval between two writes of a status grows by one second per this many nodes.
 const NODES_A_SECOND: u32 = 100;
 
-/// Failed renewals after which another agent may be the leader.
-const MISSED: u32 = 2;
+/// Failed requests after which a round ends: then the API server has trouble, and not one set.
+const MOST_ERRORS: u32 = 3;
 
-type Nodes = watch::Sender<Known<NodeCacheStatus>>;
-
-pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) {
-    let part = fraction(&format!("lead {}", shared.config.node));
-    let mut elector = shared.elector();
-    let mut pause = RENEW;
-    while !stop.is_cancelled() {
-        match within(elector.look(0)).await {
-            Ok(None) => {
-                pause = RENEW;
-                tracing::info!(node = shared.config.node, "this agent became the leader");
-                shared.leads.store(true, Ordering::Relaxed);
-                Box::pin(lead(shared, &mut elector)).await;
-                shared.leads.store(false, Ordering::Relaxed);
-                tracing::info!(node = shared.config.node, "lost the lease: another agent becomes the leader");
-            }
-            Ok(Some(rest)) => {
-                pause = RENEW;
-                tokio::time::sleep(rest).await;
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot read the lease: retrying");
-                tokio::time::sleep(pause.mul_f64(0.5 + part)).await;
-                pause = (pause * 2).min(Duration::from_mins(2));
-            }
-        }
-    }
-}
-
-/// Runs until the lease is lost.
-async fn lead(shared: &Arc<Shared>, elector: &mut super::lease::Elector) {
-    let nodes: Nodes = watch::Sender::default();
-    let follow = follow::<NodeCache, _>(
-        Api::all(shared.client.clone()),
-        watcher::Config::default(),
-        |cache| cache.status.unwrap_or_default(),
-        nodes.clone(),
-    );
-    let applications = async {
-        match &shared.config.spark {
-            Some(config) => Box::pin(spark::run(&shared.client, config, &shared.sets)).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = follow => {}
-        () = write_statuses(shared, &nodes) => {}
-        () = applications => {}
-        () = renew(elector, &nodes) => {}
-    }
-}
-
-/// Ends when another agent is the leader, or when the API server has not answered for so long that another
-/// agent may be.
-async fn renew(elector: &mut super::lease::Elector, nodes: &Nodes) {
-    let mut missed = 0;
-    while missed <= MISSED {
-        tokio::time::sleep(RENEW).await;
-        let count = u32::try_from(nodes.borrow().objects.len()).unwrap_or(u32::MAX);
-        match within(elector.look(count)).await {
-            Ok(None) => missed = 0,
-            Ok(Some(_)) => return,
-            Err(error) => {
-                tracing::debug!(%error, "cannot renew the lease: retrying");
-                missed += 1;
-            }
-        }
-    }
-}
-
-async fn write_statuses(shared: &Arc<Shared>, nodes: &Nodes) {
-    let mut writer = StatusWriter::new(shared);
+/// Runs until the caller stops it.
+pub(super) async fn write(
+    config: &Config,
+    metrics: &ControllerMetrics,
+    client: &Client,
+    identity: &str,
+    watched: &Watched,
+) {
+    let mut writer = StatusWriter::new(client, identity);
+    let mut renewals = Renewals::new(config.heartbeat);
     loop {
-        let count = u32::try_from(nodes.borrow().objects.len()).unwrap_or(u32::MAX);
-        tokio::time::sleep(shared.config.interval.max(Duration::from_secs(1) * count / NODES_A_SECOND)).await;
-        if !nodes.borrow().synced {
+        let count = u32::try_from(watched.nodes.borrow().objects.len()).unwrap_or(u32::MAX);
+        tokio::time::sleep(config.interval.max(Duration::from_secs(1) * count / NODES_A_SECOND)).await;
+        if !watched.sets.borrow().synced || !watched.nodes.borrow().synced || !watched.caches.borrow().synced
+        {
             continue;
         }
-        let sets: Vec<ImageSet> = shared.sets.borrow().objects.values().cloned().collect();
+        let sets: Vec<ImageSet> = watched.sets.borrow().objects.values().cloned().collect();
         writer.forget_all_but(&sets);
-        for set in sets {
-            let outcome = if is_over(&set, Timestamp::now()) {
-                remove(shared, &set).await
+        note_renewals(watched, &mut renewals, metrics);
+        let (mut errors, mut ready) = (0, 0);
+        for set in &sets {
+            let outcome = if is_over(set, Timestamp::now()) {
+                remove(client, set).await
             } else {
-                let status = {
-                    let nodes = nodes.borrow();
-                    let nodes = nodes.objects.iter().map(|(name, status)| (name.as_str(), status));
-                    aggregate(&set, nodes, &Time(Timestamp::now()))
-                };
-                writer.tell(&set, status).await
+                let status = status_of(set, config, watched, &renewals);
+                ready += i64::from(holds(&status, "Ready"));
+                writer.tell(set, status).await
             };
             if let Err(error) = outcome {
+                metrics.failed_writes.inc();
                 tracing::warn!(set = set.metadata.name, %error, "cannot write the status of an ImageSet: retrying");
-                // After an error the other sets wait for the next round.
-                break;
+                errors += 1;
+                if errors == MOST_ERRORS {
+                    break;
+                }
             }
         }
+        if errors == 0 {
+            metrics.image_sets.set(i64::try_from(sets.len()).unwrap_or(i64::MAX));
+            metrics.ready_image_sets.set(ready);
+        }
     }
+}
+
+fn note_renewals(watched: &Watched, renewals: &mut Renewals, metrics: &ControllerMetrics) {
+    let (caches, nodes) = (watched.caches.borrow(), watched.nodes.borrow());
+    renewals.keep_only(|node| caches.objects.contains_key(node));
+    for (node, reported) in &caches.objects {
+        let updated = reported.status.updated.as_ref().map(|updated| updated.0);
+        renewals.note(node, updated, reported.arrived, reported.arrived_at);
+    }
+    let now = Instant::now();
+    let silent = nodes.objects.keys().filter(|node| !renewals.is_current(node, now)).count();
+    metrics.nodes.set(i64::try_from(nodes.objects.len()).unwrap_or(i64::MAX));
+    metrics.silent_nodes.set(i64::try_from(silent).unwrap_or(i64::MAX));
+}
+
+fn status_of(set: &ImageSet, config: &Config, watched: &Watched, renewals: &Renewals) -> ImageSetStatus {
+    let (nodes, caches) = (watched.nodes.borrow(), watched.caches.borrow());
+    let now = Instant::now();
+    let selected =
+        selected(set, &nodes.objects, &caches.objects, &config.taint, |node| renewals.is_current(node, now));
+    aggregate(set, &selected, &Time(Timestamp::now()))
 }
 
 /// Whether a set has expired. Pure.
@@ -155,8 +103,8 @@ fn is_over(set: &ImageSet, now: Timestamp) -> bool {
     end.is_some_and(|end| end <= now)
 }
 
-async fn remove(shared: &Shared, set: &ImageSet) -> Result<(), kube::Error> {
-    let sets: Api<ImageSet> = Api::all(shared.client.clone());
+async fn remove(client: &Client, set: &ImageSet) -> Result<(), kube::Error> {
+    let sets: Api<ImageSet> = Api::all(client.clone());
     let name = set.metadata.name.as_deref().unwrap_or_default();
     // A new set with the same name is not removed.
     let preconditions = Preconditions { uid: set.metadata.uid.clone(), resource_version: None };
@@ -172,18 +120,17 @@ async fn remove(shared: &Shared, set: &ImageSet) -> Result<(), kube::Error> {
 
 /// Writes changed statuses, and publishes Events about changes.
 struct StatusWriter<'a> {
-    shared: &'a Shared,
+    client: &'a Client,
     recorder: Recorder,
     /// The status written last, by the set's uid: the watch may lag behind.
     written: HashMap<String, ImageSetStatus>,
 }
 
 impl<'a> StatusWriter<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        let reporter =
-            Reporter { controller: MANAGER.to_owned(), instance: Some(shared.config.node.clone()) };
-        let recorder = Recorder::new(shared.client.clone(), reporter);
-        Self { shared, recorder, written: HashMap::new() }
+    fn new(client: &'a Client, identity: &str) -> Self {
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, recorder, written: HashMap::new() }
     }
 
     fn forget_all_but(&mut self, sets: &[ImageSet]) {
@@ -197,7 +144,7 @@ impl<'a> StatusWriter<'a> {
             return Ok(());
         }
         let events = news(before, &status);
-        let sets: Api<ImageSet> = Api::all(self.shared.client.clone());
+        let sets: Api<ImageSet> = Api::all(self.client.clone());
         let name = set.metadata.name.as_deref().unwrap_or_default();
         let patch = json!({
             "apiVersion": "hearth.dev/v1alpha1", "kind": "ImageSet", "metadata": {"name": name}, "status": status,
@@ -230,11 +177,12 @@ fn same(a: &ImageSetStatus, b: &ImageSetStatus) -> bool {
     timeless(a) == timeless(b)
 }
 
+fn holds(status: &ImageSetStatus, name: &str) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == name && condition.status == "True")
+}
+
 /// The Events for a change of a status. Pure.
 fn news(before: Option<&ImageSetStatus>, now: &ImageSetStatus) -> Vec<Event> {
-    let holds = |status: &ImageSetStatus, name: &str| {
-        status.conditions.iter().any(|condition| condition.type_ == name && condition.status == "True")
-    };
     let began = |name: &str| holds(now, name) && !before.is_some_and(|before| holds(before, name));
     let message = |name: &str| {
         now.conditions.iter().find(|condition| condition.type_ == name).map(|found| found.message.clone())
@@ -248,16 +196,12 @@ fn news(before: Option<&ImageSetStatus>, now: &ImageSetStatus) -> Vec<Event> {
     };
     let mut events = Vec::new();
     if began("Progressing") {
-        let note = format!("images are being pulled on {} nodes", now.nodes_desired - now.nodes_ready);
-        events.push(event(EventType::Normal, "Pulling", Some(note)));
+        events.push(event(EventType::Normal, "Pulling", message("Progressing")));
     }
     if began("Degraded") {
         events.push(event(EventType::Warning, "ImagesFailed", message("Degraded")));
     }
-    // A set without nodes is ready, but not reported as complete; the first node may be ready before the next
-    // check.
-    let complete = |status: &ImageSetStatus| holds(status, "Ready") && status.nodes_desired > 0;
-    if complete(now) && !before.is_some_and(complete) {
+    if began("Ready") {
         events.push(event(EventType::Normal, "Complete", message("Ready")));
     }
     for image in &now.images {
@@ -303,12 +247,12 @@ mod tests {
         assert_eq!(reasons(None, &pulling), ["Pulling"]);
         assert_eq!(reasons(Some(&pulling), &pulling), [""; 0]);
         assert_eq!(reasons(Some(&pulling), &ready), ["Complete"]);
-        let idle = status(json!({"conditions": [condition("Ready", true, at)]}));
+        let idle = status(json!({"conditions": [condition("Ready", false, at)]}));
         assert_eq!(reasons(None, &idle), [""; 0], "a set without nodes");
         assert_eq!(
             reasons(Some(&idle), &ready),
             ["Complete"],
-            "the first node was ready before the next check"
+            "the first node was ready before the next round"
         );
         assert_eq!(reasons(Some(&ready), &of(true, true, false, "d1")), ["Pulling", "ImagesFailed"]);
         assert_eq!(reasons(Some(&ready), &of(false, false, true, "d2")), ["TagChanged"]);

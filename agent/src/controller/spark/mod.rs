@@ -1,4 +1,4 @@
-//! Images of Spark applications are warmed while their drivers start, and before their schedules fire. The leader's.
+//! Images of Spark applications are warmed while their drivers start, and before their schedules fire.
 //!
 //! ```text
 //! SparkApplication, ScheduledSparkApplication, SparkConnect --+
@@ -34,8 +34,10 @@ use kube::{
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
-use super::crd::{ImageSet, ImageSetSpec};
-use crate::kubernetes::{Known, follow, has_code, within};
+use crate::{
+    kubernetes::{Known, follow, has_code, within},
+    prepull::crd::{ImageSet, ImageSetSpec},
+};
 pub use admit::Namespaces;
 use admit::{Ask, Plan};
 use extract::Wish;
@@ -73,8 +75,6 @@ pub struct Config {
     pub lead: Duration,
     /// For how long images stay wanted after the last application that needed them.
     pub ttl: Duration,
-    /// After so long every node has said what it has of a new set.
-    pub settled: Duration,
     /// Whose applications.
     pub namespaces: Namespaces,
     /// Most images, over all sets, that the applications of one namespace may have pre-pulled.
@@ -345,14 +345,14 @@ impl<'a> Tender<'a> {
             return;
         }
         let images = set.spec.images.join(", ");
-        let (ready, desired, failed) = (status.nodes_ready, status.nodes_desired, status.nodes_failed);
+        // Nodes of which nothing is known are not waited for.
+        let known = status.nodes_desired.saturating_sub(status.nodes_unknown);
+        let (ready, failed) = (status.nodes_ready, status.nodes_failed);
         // Of a set that was made just now the beginning is told first, however soon it is done.
         let begins = first && self.written.contains_key(name);
-        let spoken = !begins
-            && set.metadata.creation_timestamp.is_some_and(|created| {
-                Timestamp::now().duration_since(created.0).unsigned_abs() >= self.config.settled
-            });
-        let (type_, reason, note) = if spoken && desired > 0 && ready == desired {
+        let current = set.metadata.generation.is_none_or(|now| status.observed_generation >= now);
+        let spoken = !begins && current && known > 0;
+        let (type_, reason, note) = if spoken && ready == known {
             told.over = true;
             let after = if first {
                 "already".to_owned()
@@ -362,9 +362,9 @@ impl<'a> Tender<'a> {
             (
                 EventType::Normal,
                 "ImagesWarm",
-                format!("{images}: on all {desired} nodes, {after} (ImageSet {name})"),
+                format!("{images}: on all {known} nodes, {after} (ImageSet {name})"),
             )
-        } else if spoken && failed > 0 && ready + failed == desired {
+        } else if spoken && failed > 0 && ready + failed == known {
             told.over = true;
             let why = status
                 .failures
@@ -374,7 +374,7 @@ impl<'a> Tender<'a> {
             (
                 EventType::Warning,
                 "ImagesNotWarm",
-                format!("on {ready} of {desired} nodes; {why} (ImageSet {name})"),
+                format!("on {ready} of {known} nodes; {why} (ImageSet {name})"),
             )
         } else if first {
             (
@@ -384,7 +384,7 @@ impl<'a> Tender<'a> {
             )
         } else if told.at.elapsed() >= NEWS && ready > told.ready {
             (told.at, told.ready) = (now, ready);
-            (EventType::Normal, "ImagesWarming", format!("on {ready} of {desired} nodes (ImageSet {name})"))
+            (EventType::Normal, "ImagesWarming", format!("on {ready} of {known} nodes (ImageSet {name})"))
         } else {
             return;
         };

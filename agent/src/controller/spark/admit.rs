@@ -171,7 +171,7 @@ mod tests {
 
     fn config(namespaces: Namespaces, images: usize) -> Config {
         let second = Duration::from_secs(1);
-        Config { lead: second, ttl: second, settled: second, namespaces, images, bytes: 5 }
+        Config { lead: second, ttl: second, namespaces, images, bytes: 5 }
     }
 
     fn ask(namespace: &str, name: &str, image: &str, pool: &str) -> Ask {
