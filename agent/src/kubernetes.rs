@@ -3,11 +3,14 @@
 //! kube's watcher lists in pages, watches from there, starts again after 410, and backs off on errors (0.8 s up to 30
 //! s); the last known objects stay in force meanwhile.
 
+mod outage;
+
 use std::{collections::BTreeMap, fmt::Debug, future::Future, time::Duration};
 
 use futures_util::{StreamExt as _, pin_mut};
 use kube::{
     Api, Client, Config, Resource,
+    client::ClientBuilder,
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event},
@@ -56,7 +59,10 @@ async fn client(url: Option<&str>) -> Result<Client, String> {
     };
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
-    Client::try_from(config).map_err(|error| format!("cannot create a client for the API server: {error}"))
+    let observe = outage::Observe::new(&config.cluster_url.to_string());
+    let builder = ClientBuilder::try_from(config);
+    let builder = builder.map_err(|error| format!("cannot create a client for the API server: {error}"))?;
+    Ok(builder.with_layer(&observe).build())
 }
 
 /// Aborts a request that is not answered in time.
@@ -65,6 +71,15 @@ pub(crate) async fn within<T>(
 ) -> Result<T, kube::Error> {
     let late = || kube::Error::Service(format!("the API server did not answer within {ANSWER:?}").into());
     tokio::time::timeout(ANSWER, request).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Logs what failed and is retried. That the API server cannot be reached is logged once for all requests (`outage`).
+pub(crate) fn log_failure(error: &kube::Error, what: &str) {
+    if matches!(error, kube::Error::Api(_)) {
+        tracing::warn!(%error, "{what}: retrying");
+    } else {
+        tracing::debug!(%error, "{what}: retrying");
+    }
 }
 
 /// Whether the server denies the request for lack of permissions.
@@ -129,12 +144,24 @@ pub(crate) async fn follow<K, T>(
                 // installed.
                 if matches!(&error, watcher::Error::InitialListFailed(cause) if has_code(cause, &[404])) {
                     tracing::debug!(%error, "a kind of objects is not installed: retrying");
+                } else if is_out_of_reach(&error) {
+                    tracing::debug!(%error, "cannot watch objects: keeping the last known ones and retrying");
                 } else if !trouble {
                     tracing::warn!(%error, kind = std::any::type_name::<K>(), "cannot watch objects: keeping the last known ones and retrying");
                 }
-                trouble = true;
+                trouble |= !is_out_of_reach(&error);
             }
         }
+    }
+}
+
+/// Whether no answer came. The outage has its own log.
+fn is_out_of_reach(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(cause)
+        | watcher::Error::WatchStartFailed(cause)
+        | watcher::Error::WatchFailed(cause) => !matches!(cause, kube::Error::Api(_)),
+        _ => false,
     }
 }
 

@@ -229,6 +229,8 @@ pub struct Metrics {
     pub bad_blobs: Counter,
     /// Bytes that the store may hold now.
     pub store_allowed: Gauge,
+    /// Bytes by which images that cannot be evicted exceed that.
+    pub store_excess: Gauge,
     /// Bytes of blobs that were copied from the container runtime's content.
     pub runtime_bytes: Counter,
     /// Records of tags evicted.
@@ -370,6 +372,12 @@ impl Default for Metrics {
             "Bytes that the store may hold now, by its limit and by the space to leave free",
             store_allowed.clone(),
         );
+        let store_excess = Gauge::default();
+        registry.register(
+            "store_excess_bytes",
+            "Bytes by which images that are pinned or in use exceed what the store may hold",
+            store_excess.clone(),
+        );
         let runtime_bytes = Counter::default();
         registry.register(
             "runtime_content_bytes",
@@ -419,6 +427,7 @@ impl Default for Metrics {
             last_request,
             index_rebuilt,
             store_allowed,
+            store_excess,
             runtime_bytes,
             evicted_tags,
             evicted_images,

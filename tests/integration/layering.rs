@@ -48,7 +48,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("access", &["download", "store", "types", "upstream"]),
     ("explain", &["download", "images", "journal", "peers", "store", "types", "upstream"]),
-    ("kubernetes", &[]),
+    ("kubernetes", &["types"]),
     ("runtime", &["types"]),
     ("limits", &[]),
     ("journal", &["types"]),
@@ -75,6 +75,7 @@ const HOMES: &[(&str, &[&str])] = &[
         &[
             "agent/src/controller/",
             "agent/src/kubernetes.rs",
+            "agent/src/kubernetes/",
             "agent/src/prepull/",
             "agent/src/peers/kubernetes.rs",
         ],

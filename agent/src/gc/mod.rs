@@ -22,7 +22,7 @@ use crate::{
     images,
     metrics::Metrics,
     store::{MOST_TAGS, Need, Store, StoreError},
-    types::chain,
+    types::{chain, format_size},
 };
 
 /// How often the store is measured: a `statvfs` and a listing of the partial blobs.
@@ -114,12 +114,15 @@ impl Inner {
         let _only = self.only();
         let (space, wanted) = store.space(&store.partials()?)?;
         metrics.store_allowed.set(i64::try_from(space.allowed).unwrap_or(i64::MAX));
-        if wanted == 0 && !sweep {
-            return Ok(());
+        if wanted == 0 {
+            self.note_excess(0);
+            if !sweep {
+                return Ok(());
+            }
         }
         let plan = plan_for(store, wanted)?;
         let freed = execute(store, metrics, &plan, stop)?;
-        if wanted > 0 {
+        if freed > 0 && wanted > 0 {
             tracing::info!(
                 used = space.used,
                 allowed = space.allowed,
@@ -128,13 +131,24 @@ impl Inner {
                 "evicted to keep the store below its limit"
             );
         }
-        if plan.freed < wanted {
-            tracing::warn!(
-                short = wanted - plan.freed,
-                "the store is above its limit, and the remaining images are pinned or in use"
-            );
-        }
+        self.note_excess(wanted.saturating_sub(plan.freed));
         Ok(())
+    }
+
+    /// Logged once per change; the amount is a metric, and a condition of the `NodeCache`.
+    fn note_excess(&self, bytes: u64) {
+        self.metrics.store_excess.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        if !self.store.note_excess(bytes) {
+            return;
+        }
+        if bytes > 0 {
+            tracing::warn!(
+                excess = format_size(bytes),
+                "the store is above its limit, and the remaining images are pinned or in use: raise `store.limit` or unpin images"
+            );
+        } else {
+            tracing::info!("the store is within its limit again");
+        }
     }
 }
 

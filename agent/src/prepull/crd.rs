@@ -268,7 +268,10 @@ pub struct NodeFailure {
     printcolumn(name = "Images", type_ = "integer", json_path = ".status.imagesDesired"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.imagesReady"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.imagesFailed"),
-    printcolumn(name = "Stored", type_ = "integer", json_path = ".status.disk.usedBytes"),
+    printcolumn(name = "Stored", type_ = "string", json_path = ".status.disk.used"),
+    printcolumn(name = "Trouble", type_ = "string", json_path = ".status.disk.trouble"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
+    printcolumn(name = "Renewed", type_ = "date", json_path = ".status.updated"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name == self.spec.nodeName")
         .message("a NodeCache has the name of its node")
@@ -300,7 +303,7 @@ pub struct NodeCacheStatus {
     /// The agent's disk.
     pub disk: DiskStatus,
     /// The condition `RuntimeUsable` is `False` while the agent does not call the container runtime, because the
-    /// runtime stopped after its calls.
+    /// runtime stopped after its calls. `StoreLargeEnough` is `False` while pinned images exceed what the store may hold.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// When it was written or renewed, by the clock of the node.
@@ -353,6 +356,8 @@ pub struct NodeImageStatus {
 pub struct DiskStatus {
     /// Bytes of stored blobs, rounded to 64 MiB.
     pub used_bytes: u64,
+    /// The same for people.
+    pub used: String,
     /// Why nothing can be stored now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

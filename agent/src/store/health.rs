@@ -44,6 +44,15 @@ impl TroubleKind {
     }
 }
 
+/// Bytes by which images that cannot be evicted exceed what the store may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excess {
+    /// How many.
+    pub bytes: u64,
+    /// Since when the store has been too small.
+    pub since: jiff::Timestamp,
+}
+
 /// Why content is streamed without caching.
 #[derive(Clone, Debug)]
 pub struct Trouble {
@@ -57,7 +66,7 @@ pub struct Trouble {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Health(Mutex<Option<Trouble>>);
+pub(super) struct Health(Mutex<Option<Trouble>>, Mutex<Option<Excess>>);
 
 impl Health {
     fn state(&self) -> MutexGuard<'_, Option<Trouble>> {
@@ -100,6 +109,19 @@ impl Store {
             tracing::warn!(kind = kind.as_str(), error = %what, "the store accepts no content: streaming without caching");
         }
         *state = Some(Trouble { kind, what, wanted, at: Instant::now() });
+    }
+
+    /// Notes by how many bytes the store is above its limit after an eviction; whether that began or ended.
+    pub fn note_excess(&self, bytes: u64) -> bool {
+        let mut known = self.0.health.1.lock();
+        let (before, since) = (known.is_some(), known.map(|known| known.since));
+        *known = (bytes > 0).then(|| Excess { bytes, since: since.unwrap_or_else(jiff::Timestamp::now) });
+        before != known.is_some()
+    }
+
+    /// By how much the store is too small for the images that it must keep.
+    pub fn excess(&self) -> Option<Excess> {
+        *self.0.health.1.lock()
     }
 
     /// Why content is not stored now.

@@ -60,7 +60,7 @@ pub use blob::{Blob, read_chunk};
 pub use buffers::ChunkSize;
 pub use check::{Damage, Look, SHARDS};
 pub use facts::{BlobFact, PartialFact, RefFact, RefName};
-pub use health::{Trouble, TroubleKind};
+pub use health::{Excess, Trouble, TroubleKind};
 pub use index::Totals;
 pub use origins::Origins;
 pub use partial::{Finish, Partial, Unverified};

@@ -46,10 +46,18 @@ pub(crate) struct World {
 
 /// What the roles that we ship let an account do: every scenario here runs under them.
 fn shipped_rules(account: &str) -> Vec<Rule> {
-    let files = ["base/rbac.yaml", "base/controller.yaml", "components/pull-secrets/rbac.yaml"];
-    let read = |file| fs::read_to_string(manifests::folder().join(file)).expect("the roles are readable");
-    let documents: Vec<_> =
-        files.into_iter().flat_map(|file| manifests::render::documents(&read(file))).collect();
+    rules_of(&["base/rbac.yaml", "base/controller.yaml", "components/pull-secrets/rbac.yaml"], account)
+}
+
+/// The same for agents without the component `pull-secrets`.
+fn shipped_rules_without_secrets() -> Vec<Rule> {
+    rules_of(&["base/rbac.yaml"], "hearth-agent")
+}
+
+fn rules_of(files: &[&str], account: &str) -> Vec<Rule> {
+    let read =
+        |file: &str| fs::read_to_string(manifests::folder().join(file)).expect("the roles are readable");
+    let documents: Vec<_> = files.iter().flat_map(|file| manifests::render::documents(&read(file))).collect();
     let bound = documents.iter().filter(|one| {
         let subjects = one["subjects"].as_array().into_iter().flatten();
         subjects.into_iter().any(|subject| subject["name"] == account)

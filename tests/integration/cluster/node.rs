@@ -134,3 +134,32 @@ async fn taints_that_others_put_on_meanwhile_are_kept() {
     agent.stop().await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_too_small_for_pinned_images_is_a_condition_a_metric_and_one_line() {
+    let world = World::start().await;
+    world.image("3.5", 1).await;
+    let node = world.node("one", json!({"pool": world.prefix}), json!([])).await;
+    world.set("s", &["3.5"], json!({"nodeSelector": {"pool": world.prefix}})).await;
+    let agent = world.agent(&node).await;
+    world.until::<NodeCache>(&node, |cache| cache["status"]["imagesReady"] == 1).await;
+    let home = agent.stop().await;
+    // The operator lowers the limit below what is pinned.
+    let config = world.config(&node, ", heartbeat: 1s").with("store: { minFree: \"0\", limit: 100KiB }");
+    let agent = config.start_process(home.path()).await.expect("it starts");
+    let cache = world
+        .until::<NodeCache>(&node, |cache| {
+            condition(cache, "StoreLargeEnough") == ("False".into(), "PinnedImagesExceedLimit".into())
+        })
+        .await;
+    assert_eq!(cache["status"]["disk"]["used"], "64.0 MiB", "{cache}");
+    let metrics = kit::metrics::Metrics::scrape(agent.addresses.admin).await.expect("metrics");
+    assert!(metrics.sum("hearth_store_excess_bytes", &[]) > 500_000.0, "{}", metrics.text());
+    // Three more rounds of eviction.
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    let log = agent.log();
+    let lines: Vec<_> =
+        log.lines().filter(|line| line.contains("above its limit") || line.contains("evicted to")).collect();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    world.end().await;
+}

@@ -95,6 +95,45 @@ async fn a_slow_server_slows_no_pull() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_server_is_one_line_in_the_log_and_so_is_its_return() {
+    let mut world = World::start().await;
+    if world.fake.is_none() {
+        return;
+    }
+    world.image("3.5", 1).await;
+    let node = world.node("one", json!({}), json!([])).await;
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let agent = world.config(&node, ", heartbeat: 1s").start_process(home.path()).await.expect("it starts");
+    let set = world.set("s", &["3.5"], json!({})).await;
+    world.until::<ImageSet>(&set, is_ready).await;
+    let lines = |log: &str, text: &str| log.lines().filter(|line| line.contains(text)).count();
+    let url = world.fake.as_ref().expect("the kit's").url();
+    world.fake.as_mut().expect("the kit's").stop().await;
+    // Many requests fail: heartbeats, watches, reads of the Node.
+    eventually("failed requests", || async {
+        let log = agent.log();
+        let failed = lines(&log, "the API server cannot be reached");
+        if failed >= 8 { Ok(()) } else { Err(failed) }
+    })
+    .await;
+    world.fake.as_mut().expect("the kit's").restart().await;
+    eventually("the return", || async {
+        let log = agent.log();
+        if log.contains("answers again") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let log = agent.log();
+    let warnings: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        .map(str::to_owned)
+        .collect();
+    let [line] = warnings.as_slice() else { panic!("one line is expected: {warnings:#?}") };
+    assert!(line.contains(&url) && line.contains("refused"), "the URL and the cause: {line}");
+    assert_eq!(lines(&log, "answers again"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_is_made_between_two_pages_of_a_list_is_heard_of() {
     let fake = kit::kubernetes::FakeApi::start().await;
     fake.install_hearth();

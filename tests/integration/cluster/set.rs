@@ -221,3 +221,25 @@ async fn private_images_come_with(world: World, credentials: Value) {
     agent.stop().await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_secret_that_no_role_lets_agents_read_is_named() {
+    let world = World::start().await;
+    let Some(fake) = &world.fake else { return };
+    fake.role("", super::shipped_rules_without_secrets());
+    world.image("3.5", 1).await;
+    world.upstream.access(Access::Basic("user".into(), "word".into()));
+    let node = world.node("one", json!({"pool": world.prefix}), json!([])).await;
+    let agent = Agent::start(&world.private_config(&node)).await;
+    let more = json!({"nodeSelector": {"pool": world.prefix}, "pullSecrets": [{"namespace": world.prefix, "name": "pull"}]});
+    let set = world.set("s", &["3.5"], more).await;
+    let expected = format!("Secret `{}/pull` cannot be read: forbidden", world.prefix);
+    world
+        .until::<ImageSet>(&set, |set| {
+            let message = set["status"]["failures"][0]["message"].as_str().unwrap_or_default();
+            message.contains(&expected)
+        })
+        .await;
+    agent.stop().await;
+    world.end().await;
+}

@@ -96,6 +96,8 @@ struct Shared {
     sets: watch::Sender<Known<ImageSet>>,
     /// Sets that select this node.
     wanted: watch::Sender<Option<Vec<translate::Wanted>>>,
+    /// Pull secrets that cannot be read.
+    unreadable: watch::Sender<Vec<secrets::Unreadable>>,
 }
 
 impl Cluster {
@@ -111,8 +113,8 @@ impl Cluster {
             return;
         };
         let Self { config, prepuller, store } = self;
-        let (sets, wanted) = (watch::Sender::default(), watch::Sender::default());
-        let shared = Arc::new(Shared { config, prepuller, store, client, sets, wanted });
+        let (sets, wanted, unreadable) = Default::default();
+        let shared = Arc::new(Shared { config, prepuller, store, client, sets, wanted, unreadable });
         // Sets are small and nearly all of their fields are needed, so they are watched in full.
         let follow = follow::<ImageSet, _>(
             Api::all(shared.client.clone()),

@@ -25,13 +25,15 @@ use super::{
     translate::{self, Wanted},
 };
 use crate::{
-    kubernetes::{has_code, within},
+    kubernetes::{has_code, log_failure, within},
     prepull::{
         crd::{DiskStatus, NodeCache, NodeCacheSpec, NodeCacheStatus},
         jitter::{around, fraction},
         set::Set,
     },
     runtime::{RuntimeError, Stopped},
+    store::Excess,
+    types::format_size,
 };
 
 /// How often the node's labels and taints are read.
@@ -64,7 +66,7 @@ async fn follow_node(shared: &Shared) {
                     (pause, read_at) = (FIRST_PAUSE, Instant::now() + around(NODE_AGE, fraction(name)));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, node = name, "cannot read the Node: retrying");
+                    log_failure(&error, &format!("cannot read the Node `{name}`"));
                     read_at = Instant::now() + around(pause, fraction(name));
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -120,12 +122,14 @@ async fn write(shared: &Shared) {
     let part = fraction(&format!("write {}", shared.config.node));
     shared.checked().await;
     let (mut wanted, mut reports) = (shared.wanted.subscribe(), shared.prepuller.changes());
+    let mut unreadable = shared.unreadable.subscribe();
     let (mut written, mut made) = (None::<NodeCacheStatus>, false);
     let (mut renewed, heartbeat) = (Instant::now(), around(shared.config.heartbeat, part));
     let (mut pause, mut told) = (FIRST_PAUSE, false);
     loop {
         let status = wanted.borrow_and_update().as_deref().map(|wanted| status(shared, wanted));
         reports.mark_unchanged();
+        unreadable.mark_unchanged();
         let due = match status {
             Some(status) if written.as_ref() != Some(&status) => Some((status, Written::Whole)),
             Some(status) if renewed.elapsed() >= heartbeat => Some((status, Written::Renewed)),
@@ -141,7 +145,7 @@ async fn write(shared: &Shared) {
                     Some(shared.config.interval.mul_f64(0.5 + part))
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot write the NodeCache: retrying");
+                    log_failure(&error, "cannot write the NodeCache");
                     let rest = around(pause, part);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     Some(rest)
@@ -157,6 +161,7 @@ async fn write(shared: &Shared) {
             tokio::select! {
                 changed = wanted.changed() => changed.is_ok(),
                 changed = reports.changed() => changed.is_ok(),
+                changed = unreadable.changed() => changed.is_ok(),
                 () = tokio::time::sleep_until(renewed + heartbeat), if written.is_some() => true,
             }
         };
@@ -169,17 +174,20 @@ async fn write(shared: &Shared) {
 }
 
 fn status(shared: &Shared, wanted: &[Wanted]) -> NodeCacheStatus {
+    let used = shared.store.totals().bytes.next_multiple_of(STEP);
     let disk = DiskStatus {
-        used_bytes: shared.store.totals().bytes.next_multiple_of(STEP),
+        used_bytes: used,
+        used: format_size(used),
         trouble: shared.store.trouble().map(|trouble| trouble.kind.as_str().to_owned()),
     };
     let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-    let conditions = shared.prepuller.runtime_stopped().map(runtime_stopped).into_iter().collect();
+    let runtime = shared.prepuller.runtime_stopped().map(runtime_stopped);
+    let conditions = runtime.into_iter().chain(shared.store.excess().map(store_too_small)).collect();
     NodeCacheStatus {
         agent_version,
         disk,
         conditions,
-        ..translate::status(wanted, &shared.prepuller.report())
+        ..translate::status(wanted, &shared.prepuller.report(), &shared.unreadable.borrow())
     }
 }
 
@@ -194,6 +202,24 @@ fn runtime_stopped(stopped: Stopped) -> Condition {
         reason: RUNTIME_STOPPED.to_owned(),
         message: RuntimeError::Stopped(stopped).to_string(),
         last_transition_time: Time(stopped.since),
+        observed_generation: None,
+    }
+}
+
+/// The condition's type and reason.
+const STORE_LARGE_ENOUGH: &str = "StoreLargeEnough";
+const PINNED_EXCEED: &str = "PinnedImagesExceedLimit";
+
+fn store_too_small(excess: Excess) -> Condition {
+    let bytes = format_size(excess.bytes.next_multiple_of(STEP));
+    Condition {
+        type_: STORE_LARGE_ENOUGH.to_owned(),
+        status: "False".to_owned(),
+        reason: PINNED_EXCEED.to_owned(),
+        message: format!(
+            "pinned images, and images in use, exceed what the store may hold by {bytes} (`store.limit`, `store.minFree`)"
+        ),
+        last_transition_time: Time(excess.since),
         observed_generation: None,
     }
 }
@@ -224,7 +250,7 @@ async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut b
     match within(recorder.publish(&event, &node)).await {
         Ok(()) => *told = true,
         Err(error) => {
-            tracing::warn!(%error, "Event about the container runtime not written: retried with the next status");
+            log_failure(&error, "cannot publish an Event about the container runtime");
         }
     }
 }

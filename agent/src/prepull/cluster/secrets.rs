@@ -9,11 +9,12 @@ use kube::Api;
 
 use super::{Shared, translate::Wanted};
 use crate::{
-    kubernetes::within,
+    kubernetes::{forbidden, has_code, within},
     prepull::{
         crd::Reference,
         jitter::{around, fraction},
     },
+    types::chain,
 };
 
 /// How often the secrets are read.
@@ -35,9 +36,14 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         if named != Named::default() || before {
             let (documents, problems) = named.read(shared).await;
             whole = problems.is_empty();
-            for (object, problem) in problems.iter().filter(|_| !complained) {
-                tracing::warn!(%object, problem, "cannot read a pull secret: retrying");
+            for Unreadable { object, problem, .. } in problems.iter().filter(|_| !complained) {
+                tracing::warn!(object, problem, "cannot read a pull secret: retrying");
             }
+            shared.unreadable.send_if_modified(|before| {
+                let changed = *before != problems;
+                before.clone_from(&problems);
+                changed
+            });
             for problem in shared.prepuller.use_secrets(&documents) {
                 tracing::warn!(problem, "a pull secret is not valid");
             }
@@ -74,35 +80,61 @@ impl Named {
     }
 
     /// The secrets that can be read, including those of the accounts, and the errors of the others.
-    async fn read(&self, shared: &Shared) -> (Vec<Vec<u8>>, Vec<(String, String)>) {
+    async fn read(&self, shared: &Shared) -> (Vec<Vec<u8>>, Vec<Unreadable>) {
         let (mut documents, mut problems, mut secrets) = (Vec::new(), Vec::new(), self.secrets.clone());
+        let unreadable = |kind: &str, object: &Reference, problem: String| Unreadable {
+            namespace: object.namespace.clone(),
+            object: format!("{kind} `{object}`"),
+            problem,
+        };
         for account in &self.accounts {
             match secrets_of(shared, account).await {
                 Ok(found) => secrets.extend(found),
-                Err(problem) => problems.push((format!("ServiceAccount {account}"), problem)),
+                Err(problem) => problems.push(unreadable("ServiceAccount", account, problem)),
             }
         }
         for secret in &secrets {
             match read(shared, secret).await {
                 Ok(document) => documents.push(document),
-                Err(problem) => problems.push((format!("Secret {secret}"), problem)),
+                Err(problem) => problems.push(unreadable("Secret", secret, problem)),
             }
         }
         (documents, problems)
     }
 }
 
+/// An object that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) namespace: String,
+    /// Its kind and name.
+    pub(super) object: String,
+    pub(super) problem: String,
+}
+
+fn cause(error: &kube::Error) -> String {
+    match error {
+        error if forbidden(error) => {
+            "forbidden: no role lets agents read it (the component `pull-secrets`, in the chart \
+                                      `pullSecrets.enabled`, has one for the namespace of the agents)"
+                .to_owned()
+        }
+        error if has_code(error, &[404]) => "it does not exist".to_owned(),
+        error => chain(error),
+    }
+}
+
 /// The secrets that a kubelet uses to pull for pods of this account.
 async fn secrets_of(shared: &Shared, account: &Reference) -> Result<Vec<Reference>, String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(shared.client.clone(), &account.namespace);
-    let found = within(accounts.get(&account.name)).await.map_err(|error| error.to_string())?;
+    let found = within(accounts.get(&account.name)).await.map_err(|error| cause(&error))?;
     let names = found.image_pull_secrets.into_iter().flatten().map(|secret| secret.name);
     Ok(names.map(|name| Reference { namespace: account.namespace.clone(), name }).collect())
 }
 
 async fn read(shared: &Shared, reference: &Reference) -> Result<Vec<u8>, String> {
     let secrets: Api<Secret> = Api::namespaced(shared.client.clone(), &reference.namespace);
-    let secret = within(secrets.get(&reference.name)).await.map_err(|error| error.to_string())?;
+    let secret = within(secrets.get(&reference.name)).await.map_err(|error| cause(&error))?;
     let document = secret.data.and_then(|mut data| data.remove(KEY));
     document
         .map(|bytes| bytes.0)

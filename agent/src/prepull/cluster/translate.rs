@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use super::secrets::Unreadable;
 use crate::{
     prepull::{
         crd::{ImageSet, NodeCacheStatus, NodeImageStatus, NodeSetStatus, Reference},
@@ -13,6 +14,9 @@ use crate::{
     },
     types::{ImageName, Platform, parse_size},
 };
+
+/// Reason of an image that the registry does not give to the agent.
+const DENIED: &str = "Denied";
 
 /// The unit of the threshold of `maxParallelNodes`.
 pub(crate) const WHOLE: u32 = 1_000_000;
@@ -97,8 +101,8 @@ pub(crate) fn share(set: &str, node: &str) -> u32 {
     share
 }
 
-/// The sets' part of the node's status.
-pub(crate) fn status(wanted: &[Wanted], reports: &[SetReport]) -> NodeCacheStatus {
+/// The sets' part of the node's status. An image that the registry denies names the pull secrets that could not be read.
+pub(super) fn status(wanted: &[Wanted], reports: &[SetReport], unreadable: &[Unreadable]) -> NodeCacheStatus {
     let of = |wanted: &Wanted| {
         let report = reports
             .iter()
@@ -107,7 +111,11 @@ pub(crate) fn status(wanted: &[Wanted], reports: &[SetReport]) -> NodeCacheStatu
             name: wanted.name.clone(),
             observed_generation: wanted.generation,
             problem: wanted.set.as_ref().err().cloned(),
-            images: report.map(|report| report.images.iter().map(image).collect()).unwrap_or_default(),
+            images: report
+                .map(|report| {
+                    report.images.iter().map(|one| explained(image(one), wanted, unreadable)).collect()
+                })
+                .unwrap_or_default(),
         }
     };
     let sets: Vec<NodeSetStatus> = wanted.iter().map(of).collect();
@@ -123,6 +131,23 @@ pub(crate) fn status(wanted: &[Wanted], reports: &[SetReport]) -> NodeCacheStatu
         sets,
         ..NodeCacheStatus::default()
     }
+}
+
+fn explained(mut image: NodeImageStatus, wanted: &Wanted, unreadable: &[Unreadable]) -> NodeImageStatus {
+    if image.reason.as_deref() != Some(DENIED) {
+        return image;
+    }
+    let named = || wanted.secrets.iter().chain(&wanted.accounts);
+    for one in unreadable.iter().filter(|one| named().any(|reference| reference.namespace == one.namespace)) {
+        let message = image.message.get_or_insert_default();
+        if !message.is_empty() {
+            message.push_str("; ");
+        }
+        message.push_str(&one.object);
+        message.push_str(" cannot be read: ");
+        message.push_str(&one.problem);
+    }
+    image
 }
 
 fn image(report: &ImageReport) -> NodeImageStatus {
@@ -194,5 +219,36 @@ mod tests {
                 .retries
         };
         assert!(!retries(4, 3) && retries(5, 3) && retries(0, 9), "while fewer than two are pulling");
+    }
+
+    #[test]
+    fn a_denied_image_names_the_secret_of_its_set_that_cannot_be_read() {
+        let spec = json!({"images": ["r.test/a:1", "r.test/b:1"], "pullSecrets": [{"namespace": "team", "name": "pull"}]});
+        let wanted = [wanted(&object(&spec, &json!(null)), "n")];
+        let report = |image: &str, reason| ImageReport {
+            image: image.to_owned(),
+            state: State::Failed,
+            digest: None,
+            progress: 0,
+            bytes: 0,
+            here: false,
+            unchecked: false,
+            reason: Some(reason),
+            message: Some("no".to_owned()),
+            since: jiff::Timestamp::UNIX_EPOCH,
+            retry_at: None,
+        };
+        let name = SetName { origin: Origin::Cluster, name: "s".to_owned() };
+        let images = vec![report("r.test/a:1", "Denied"), report("r.test/b:1", "NotFound")];
+        let unreadable = |namespace: &str| Unreadable {
+            namespace: namespace.to_owned(),
+            object: format!("Secret `{namespace}/pull`"),
+            problem: "forbidden".to_owned(),
+        };
+        let status =
+            status(&wanted, &[SetReport { name, images }], &[unreadable("team"), unreadable("other")]);
+        let messages: Vec<_> =
+            status.sets[0].images.iter().map(|image| image.message.clone().unwrap()).collect();
+        assert_eq!(messages, ["no; Secret `team/pull` cannot be read: forbidden", "no"]);
     }
 }
