@@ -20,10 +20,10 @@ use crate::types::chain;
 /// How often an outage that goes on is logged.
 const SUMMARY: Duration = Duration::from_mins(1);
 
-/// A request that is given up after this long had no answer; one that is given up earlier says nothing.
+/// A request that is aborted after this long counts as not answered; one that is aborted earlier says nothing.
 const NO_ANSWER: Duration = Duration::from_secs(10);
 
-/// One for each server, whatever the number of clients.
+/// One for each server; a process may have several clients of it.
 static REPORTERS: Mutex<BTreeMap<String, Arc<Reporter>>> = Mutex::new(BTreeMap::new());
 
 /// What to log.
