@@ -242,7 +242,8 @@ async fn until_signal(
 }
 
 fn telemetry(log: &Log) {
-    let filter = tracing_subscriber::EnvFilter::new(&log.filter);
+    // The client for the API server logs each failed request without URL and cause; the agent says so itself, once.
+    let filter = tracing_subscriber::EnvFilter::new(format!("kube_client=off,{}", log.filter));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

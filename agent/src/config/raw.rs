@@ -64,7 +64,7 @@ impl Raw {
     pub(super) fn of_controller(self) -> Self {
         Self {
             peer: RawPeer { name: self.peer.name, ..RawPeer::default() },
-            admin: RawAdmin { listen: self.admin.listen, socket: None },
+            admin: RawAdmin { listen: self.admin.listen, socket: None, token_file: None },
             limits: self.limits,
             log: self.log,
             kubernetes: self.kubernetes,
