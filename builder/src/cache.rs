@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <cache>/files-v1/ab/abcd..            contents of single files and downloaded archives, by SHA-256
-//! <cache>/members-v2/<codec>/ab/abcd..  the same contents compressed, by SHA-256 of the *raw* bytes
+//! <cache>/members-v3/<codec>/ab/abcd..  the same contents compressed, by SHA-256 of the *raw* bytes
 //! <cache>/blobs-v1/ab/abcd..            finished layers and base layers, by SHA-256
 //! <cache>/layers-v2/<key>               which blob a layer plan came to
 //! <cache>/trees-v2/<key>                what an archive or a base layer holds
@@ -48,7 +48,7 @@ const STALE: Duration = Duration::from_hours(24);
 
 /// The directories of the cache.
 const DIRECTORIES: [&str; 8] =
-    ["files-v1", "members-v2", "blobs-v1", "layers-v2", "trees-v2", "checked-v2", "downloads-v1", "tmp-v1"];
+    ["files-v1", "members-v3", "blobs-v1", "layers-v2", "trees-v2", "checked-v2", "downloads-v1", "tmp-v1"];
 
 /// Hex digits of a digest.
 const DIGITS: usize = 64;
@@ -211,7 +211,7 @@ impl Cache {
 
     /// The place of a compressed member.
     pub fn member_path(&self, codec: &str, digest: &Digest) -> PathBuf {
-        fan_out(&self.root.join("members-v2").join(codec), digest)
+        fan_out(&self.root.join("members-v3").join(codec), digest)
     }
 
     /// The place of a download under way.
@@ -281,6 +281,11 @@ impl ContentWriter<'_> {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
         self.hasher.update(bytes);
         self.file.write_all(bytes).map_err(|source| self.cache.fault("write", self.file.path(), source))
+    }
+
+    /// Bytes that were written so far.
+    pub fn length(&self) -> u64 {
+        self.hasher.length()
     }
 
     /// Gives the content its name. Content that is there already is replaced by its equal, which mends a

@@ -162,7 +162,10 @@ pub fn assemble(base: &Value, base_layers: &[Layer], added: &[Added], settings: 
         "config": config.descriptor.to_json(),
         "layers": layers
             .iter()
-            .map(|layer| Descriptor::new(&layer.media_type, layer.blob).to_json())
+            .map(|layer| {
+                let descriptor = Descriptor::new(&layer.media_type, layer.blob);
+                Descriptor { annotations: layer.annotations.clone(), ..descriptor }.to_json()
+            })
             .collect::<Vec<_>>(),
         "annotations": settings.annotations,
     });
@@ -302,6 +305,7 @@ mod tests {
             blob: Content { digest: Digest::of(name.as_bytes()), size: 1 },
             diff_id: Digest::of(format!("raw {name}").as_bytes()),
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            annotations: [("place".to_owned(), name.to_owned())].into(),
         }
     }
 
@@ -352,6 +356,7 @@ mod tests {
         assert_eq!(env(&config, "SPARK_HOME"), Some("/opt/spark"));
         let manifest: Value = serde_json::from_slice(&image.manifest.bytes).unwrap();
         assert_eq!(manifest["layers"][1]["digest"], layer("jars").blob.digest.to_string());
+        assert_eq!(manifest["layers"][1]["annotations"], json!({ "place": "jars" }));
         assert_eq!(manifest["config"]["digest"], image.config.descriptor.digest.to_string());
     }
 

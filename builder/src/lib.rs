@@ -21,7 +21,7 @@
 //! | [`image`] | configurations and manifests in one canonical form |
 //! | [`sbom`], [`purl`] | documents about images: SPDX, CycloneDX, provenance; names of packages in them |
 //! | [`publish`] | OCI layout and registry |
-//! | [`platform`], [`version`], [`digest`], [`checksum`], [`coordinate`], [`package`] | the words that all of them use |
+//! | [`platform`], [`version`], [`digest`], [`checksum`], [`coordinate`], [`date`], [`package`] | the words that all of them use |
 //! | [`registry`] | names, credentials, tokens, pulls; the only module that knows `oci-client` |
 //! | [`cache`] | everything on disk between builds |
 //!
@@ -37,6 +37,7 @@ pub mod build;
 pub mod cache;
 pub mod checksum;
 pub mod coordinate;
+pub mod date;
 pub mod digest;
 pub mod fetch;
 pub mod image;

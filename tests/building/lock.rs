@@ -165,7 +165,7 @@ fn a_lock_that_does_not_fit_is_refused() {
     assert!(code == 2 && message.contains("hearth.lock"), "{message}");
     lock(&fixture, &[]);
     let text = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
-    fs::write(fixture.path("hearth.yaml"), format!("{text}compression: zstd\n")).expect("writable");
+    fs::write(fixture.path("hearth.yaml"), format!("{text}compression: gzip\n")).expect("writable");
     let (code, message) = fixture.failure(&[]);
     assert!(code == 2 && message.contains("zstd-") && message.contains("gzip-"), "{message}");
     fs::write(fixture.path("hearth.lock"), "{").expect("writable");

@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use kit::build_fixture::{Fixture, blob, finish, report, write_spark};
 
+use crate::archive_of;
+
 /// Two patch releases: one JAR of five megabytes is the same, the ones that carry the version in their name differ.
 fn two_releases() -> Fixture {
     let fixture = Fixture::new();
@@ -66,8 +68,7 @@ fn images_stack_what_they_share_first_and_hold_exactly_their_files() {
     let names = |stack: &[String]| {
         let mut names = BTreeSet::new();
         for digest in stack {
-            let file = File::open(blob(&fixture.path("dist"), digest)).expect("it was written");
-            let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(file));
+            let mut archive = tar::Archive::new(archive_of(&blob(&fixture.path("dist"), digest)));
             for member in archive.entries().expect("a tar archive") {
                 let path = member.expect("whole").path().expect("text").display().to_string();
                 names.insert(path.trim_end_matches('/').to_owned());

@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use kit::build_fixture::{Archive, Fixture, blob, finish, report};
 
+use crate::archive_of;
+
 const SPEC: &str = r#"apiVersion: hearth.dev/v1alpha1
 kind: ImageMatrix
 repository: registry.test/data/spark
@@ -59,8 +61,7 @@ fn members(fixture: &Fixture, image: &Value) -> Vec<(String, u32, u64, u64)> {
     let mut found = Vec::new();
     for layer in layers.iter().skip(1) {
         let digest = layer["digest"].as_str().expect("a digest");
-        let file = File::open(blob(&fixture.path("dist"), digest)).expect("it was written");
-        let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(file));
+        let mut archive = tar::Archive::new(archive_of(&blob(&fixture.path("dist"), digest)));
         for member in archive.entries().expect("a tar archive") {
             let member = member.expect("whole");
             let header = member.header();

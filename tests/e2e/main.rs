@@ -8,6 +8,7 @@
 //! | `burst` | `docker-registry` |
 //! | `skopeo` | an image (below), skopeo |
 //! | `faults` | root, containerd |
+//! | `chunked` | root, `docker-registry`, podman and skopeo of sid, podman, buildah |
 //! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
 //! | `matrix::CLIENT::SUITE` | root, the program of that suite (`tests/runtimes.sh`) |
 //! | `page` | chromium |
@@ -23,6 +24,7 @@ mod trust;
 
 mod buildah;
 mod burst;
+mod chunked;
 mod closed;
 mod containerd;
 mod faults;

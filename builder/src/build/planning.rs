@@ -73,7 +73,9 @@ async fn report(options: &Options, cache: &Cache, progress: &Progress) -> Result
     Ok(PlanReport {
         repository: planning.matrix.repository.to_string(),
         refused: planning.matrix.refused.iter().map(refused_report).collect(),
+        compression: planning.matrix.compression,
         unique_bytes: layers.iter().map(|layer| layer.bytes).sum(),
+        unique_compressed_bytes: layers.iter().map(|layer| Some(layer.blob?.size)).sum(),
         distinct_bytes: distinct(&planning),
         total_bytes: images.iter().map(|image| image.bytes).sum(),
         images,

@@ -59,15 +59,5 @@ pub(super) async fn push(
         .map_err(|source| BuildError::Input { name: matrix.repository.to_string(), source })?;
     let repository = &matrix.repository;
     let pusher = Pusher { registry, client: &client, cache, repository, mounts: &mounts, progress };
-    let mut report = PushReport { repository: matrix.repository.to_string(), ..PushReport::default() };
-    for sent in pusher.push(publication).await? {
-        if sent.uploaded {
-            report.uploaded.push(sent.digest);
-            report.uploaded_bytes += sent.size;
-        } else {
-            report.skipped.push(sent.digest);
-            report.skipped_bytes += sent.size;
-        }
-    }
-    Ok(report)
+    Ok(PushReport::new(repository, &pusher.push(publication).await?))
 }

@@ -161,7 +161,7 @@ impl Cache {
 
     /// The compressed files of all codecs.
     pub(crate) fn members(&self) -> Vec<PathBuf> {
-        files_below(&self.root.join("members-v2"))
+        files_below(&self.root.join("members-v3"))
     }
 
     /// An error of a read that may come from the verification.

@@ -15,15 +15,33 @@ use serde::{Deserialize, Serialize};
 /// Raw bytes in one compressed piece.
 pub const PIECE: usize = 4 * 1024 * 1024;
 
+/// The level of zstd.
+pub const ZSTD_LEVEL: i32 = 3;
+
 /// The compression of layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Codec {
     /// Understood by every client.
-    #[default]
     Gzip,
     /// Smaller and several times faster; needs containerd 1.5, Docker 23 or CRI-O 1.20 and newer.
     Zstd,
+    /// The same for clients that know nothing else, with a frame for every chunk of a file and a table of contents: podman
+    /// and CRI-O can fetch only what they lack ([`super::chunked`]).
+    #[default]
+    #[serde(rename = "zstd:chunked")]
+    ZstdChunked,
+}
+
+impl std::fmt::Display for Codec {
+    /// As specifications spell it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::ZstdChunked => "zstd:chunked",
+        })
+    }
 }
 
 impl Codec {
@@ -34,6 +52,7 @@ impl Codec {
         match self {
             Self::Gzip => "gzip-libdeflate-2-0.1.6",
             Self::Zstd => "zstd-1.5-3",
+            Self::ZstdChunked => "zstd-chunked-1-1.5-3",
         }
     }
 
@@ -41,7 +60,7 @@ impl Codec {
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+            Self::Zstd | Self::ZstdChunked => "application/vnd.oci.image.layer.v1.tar+zstd",
         }
     }
 
@@ -49,8 +68,8 @@ impl Codec {
     pub fn compressor(self) -> Compressor {
         match self {
             Self::Gzip => Compressor { engine: Engine::Gzip(Gzip::new()), out: Vec::new() },
-            Self::Zstd => {
-                let engine = zstd::bulk::Compressor::new(3).expect("3 is a level of zstd");
+            Self::Zstd | Self::ZstdChunked => {
+                let engine = zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("it is a level of zstd");
                 Compressor { engine: Engine::Zstd(engine), out: Vec::new() }
             }
         }
@@ -205,6 +224,7 @@ mod tests {
         let cases = [
             (Codec::Gzip, "sha256:5a6f6401f152abf5be4edd03c359de33c93a627c01f2c207e14303bf3e98663f"),
             (Codec::Zstd, "sha256:91b5997d77107903c6ff89584b7b701c4d196bcf9334a51ba76b228d09bdf878"),
+            (Codec::ZstdChunked, "sha256:91b5997d77107903c6ff89584b7b701c4d196bcf9334a51ba76b228d09bdf878"),
         ];
         for (codec, expected) in cases {
             let digest = Digest::of(codec.compressor().piece(&sample()));

@@ -5,7 +5,11 @@
 //! names, no access or change times, no padding that depends on anything but the entry. The format is
 //! described in POSIX.1-2017, "pax", sections "ustar Interchange Format" and "pax Extended Header".
 
-use crate::tree::{Entry, ImagePath, Kind};
+use super::chunked;
+use crate::{
+    date::rfc3339,
+    tree::{Entry, ImagePath, Kind},
+};
 
 /// Tar works in blocks of this size.
 pub const BLOCK: usize = 512;
@@ -82,6 +86,45 @@ pub fn write(member: &Member<'_>, out: &mut Vec<u8>) {
         out.resize(out.len() + padding, 0);
     }
     out.extend_from_slice(&block(member, split, &name, link));
+}
+
+/// What a table of contents says about a member: the same as its header, as readers of archives understand that.
+pub fn table_entry(member: &Member<'_>) -> chunked::Entry {
+    let entry = member.entry;
+    let mut name = member.path.as_str().to_owned();
+    if entry.kind == Kind::Directory {
+        name.push('/');
+    }
+    let (kind, link) = match (&entry.kind, member.same_as) {
+        (_, Some(path)) => ("hardlink", path.as_str()),
+        (Kind::File { .. }, None) => ("reg", ""),
+        (Kind::Symlink(target), None) => ("symlink", target.as_str()),
+        (Kind::Character { .. }, None) => ("char", ""),
+        (Kind::Block { .. }, None) => ("block", ""),
+        (Kind::Directory, None) => ("dir", ""),
+        (Kind::Fifo, None) => ("fifo", ""),
+    };
+    let (major, minor) = match entry.kind {
+        Kind::Character { major, minor } | Kind::Block { major, minor } => (major, minor),
+        _ => (0, 0),
+    };
+    let xattr = |(name, value): (&String, &String)| {
+        (name.clone(), chunked::xattr(&hex::decode(value).unwrap_or_default()))
+    };
+    chunked::Entry {
+        kind: kind.to_owned(),
+        name,
+        link_name: link.to_owned(),
+        mode: entry.mode.into(),
+        size: member.size(),
+        uid: entry.uid,
+        gid: entry.gid,
+        modified: Some(rfc3339(entry.mtime)),
+        dev_major: major.into(),
+        dev_minor: minor.into(),
+        xattrs: entry.xattrs.iter().map(xattr).collect(),
+        ..chunked::Entry::default()
+    }
 }
 
 fn block(member: &Member<'_>, split: Option<(&str, &str)>, name: &str, link: &str) -> [u8; BLOCK] {

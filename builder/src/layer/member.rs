@@ -1,8 +1,13 @@
 //! Compressed files in the cache: each content is compressed once per codec, ever.
 //!
-//! A member file is the concatenated pieces of one content followed by a trailer of 48 bytes: `hearthm2`, the length of
-//! the pieces (little endian) and their SHA-256. The magic and the length tell a whole member from one that a power cut
-//! left short without reading it; the digest is verified while the pieces are read.
+//! ```text
+//! member file  =  pieces  chunks  trailer
+//! chunks       =  nothing, or with zstd:chunked where the chunks of the content lie in the pieces (JSON)
+//! trailer      =  hearthm3, the lengths of pieces and chunks (little endian), the SHA-256 of both
+//! ```
+//!
+//! The magic and the lengths tell a whole member from one that a power cut left short without reading it; the digest is
+//! verified while the rest is read.
 
 use std::{
     fs::File,
@@ -14,7 +19,10 @@ use std::{
     },
 };
 
-use super::codec::{Codec, Compressor, PIECE};
+use super::{
+    chunked::Stored,
+    codec::{Codec, Compressor, PIECE},
+};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf, verify::Verified},
     digest::{Digest, Hasher},
@@ -25,11 +33,39 @@ use crate::{
 /// that is cheap, compresses better, and spares the cache thousands of tiny files.
 pub const INLINE: u64 = 16 * 1024;
 
-const MAGIC: &[u8; 8] = b"hearthm2";
-const TRAILER: usize = 48;
+const MAGIC: &[u8; 8] = b"hearthm3";
+const TRAILER: usize = 56;
+
+/// An open member: reads as its pieces.
+#[derive(Debug)]
+pub struct Compressed {
+    file: Verified,
+    pieces: u64,
+    chunks: u64,
+}
+
+impl Read for Compressed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.by_ref().take(self.pieces).read(buffer)?;
+        self.pieces -= count as u64;
+        Ok(count)
+    }
+}
+
+impl Compressed {
+    /// Where the chunks lie, once the pieces are read; nothing for codecs that have none.
+    pub fn stored(mut self) -> io::Result<Stored> {
+        if self.chunks == 0 {
+            return Ok(Stored::default());
+        }
+        let mut json = Vec::new();
+        self.file.read_to_end(&mut json)?;
+        Ok(serde_json::from_slice(&json)?)
+    }
+}
 
 /// Opens a member; `None` when it has to be made (again).
-pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Verified> {
+pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Compressed> {
     open_path(cache, cache.member_path(codec.id(), &content.digest))
 }
 
@@ -43,12 +79,12 @@ pub fn verify_all(cache: &Cache) {
     for path in cache.members() {
         if let Some(mut member) = open_path(cache, path) {
             // A damaged file is removed and counted; one that cannot be read is made again where it is needed.
-            let _ = io::copy(&mut member, &mut io::sink());
+            let _ = io::copy(&mut member.file, &mut io::sink());
         }
     }
 }
 
-fn open_path(cache: &Cache, path: PathBuf) -> Option<Verified> {
+fn open_path(cache: &Cache, path: PathBuf) -> Option<Compressed> {
     let mut file = File::open(&path).ok()?;
     let meta = file.metadata().ok()?;
     Cache::mark_used(&path, &meta);
@@ -56,12 +92,15 @@ fn open_path(cache: &Cache, path: PathBuf) -> Option<Verified> {
     let mut trailer = [0; TRAILER];
     file.seek(SeekFrom::Start(length)).ok()?;
     file.read_exact(&mut trailer).ok()?;
-    if &trailer[..8] != MAGIC || trailer[8..16] != length.to_le_bytes() {
+    let ([magic, pieces, chunks], digest) = (trailer.as_chunks::<8>().0.first_chunk()?, &trailer[24..]);
+    let (pieces, chunks) = (u64::from_le_bytes(*pieces), u64::from_le_bytes(*chunks));
+    if magic != MAGIC || pieces.checked_add(chunks) != Some(length) {
         return None;
     }
     file.rewind().ok()?;
-    let digest = Digest::from_hex(&hex::encode(&trailer[16..])).ok()?;
-    Some(Verified::new(cache, path, file, Content { digest, size: length }))
+    let digest = Digest::from_hex(&hex::encode(digest)).ok()?;
+    let file = Verified::new(cache, path, file, Content { digest, size: length });
+    Some(Compressed { file, pieces, chunks })
 }
 
 /// Makes the members that are missing, on `jobs` threads, largest first so that no thread is left with a
@@ -121,22 +160,36 @@ fn make(
     let path = cache.member_path(codec.id(), &content.digest);
     let mut raw = cache.open_content(Shelf::Files, content)?;
     let mut file = cache.temporary()?;
-    let mut pieces = Hasher::default();
+    let mut written = Hasher::default();
     let mut put = |bytes: &[u8]| {
-        pieces.update(bytes);
+        written.update(bytes);
         file.write_all(bytes).map_err(|source| cache.fault("write", &path, source))
     };
-    loop {
-        fill(&mut raw, buffer).map_err(|source| cache.read_fault(&path, source))?;
-        if buffer.is_empty() {
-            break;
+    let read = |source| cache.read_fault(&path, source);
+    let mut chunks = Vec::new();
+    if codec == Codec::ZstdChunked {
+        let each = |raw: &[u8], frame: &[u8]| {
+            bar.advance(raw.len() as u64);
+            put(frame)
+        };
+        let stored = Stored::pack(&mut raw, content.size, buffer, compressor, read, each)?;
+        chunks = serde_json::to_vec(&stored).expect("keys are strings");
+    } else {
+        loop {
+            fill(&mut raw, buffer).map_err(read)?;
+            if buffer.is_empty() {
+                break;
+            }
+            put(compressor.piece(buffer))?;
+            bar.advance(buffer.len() as u64);
         }
-        put(compressor.piece(buffer))?;
-        bar.advance(buffer.len() as u64);
     }
+    put(&chunks)?;
+    let (chunks, all) = (chunks.len() as u64, written.length());
     let mut trailer = MAGIC.to_vec();
-    trailer.extend_from_slice(&pieces.length().to_le_bytes());
-    trailer.extend_from_slice(pieces.finish().bytes());
+    trailer.extend_from_slice(&(all - chunks).to_le_bytes());
+    trailer.extend_from_slice(&chunks.to_le_bytes());
+    trailer.extend_from_slice(written.finish().bytes());
     file.write_all(&trailer).map_err(|source| cache.fault("write", &path, source))?;
     cache.keep(file, &path, false)?;
     cache.trust(&path);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! layer blob   =  piece(headers, small files, padding ..)  member(large file)  piece(..)  member(..)  ..
+//! zstd:chunked =  piece(headers, padding ..)  piece(small file)  piece(..)  member(large file)  ..  table of contents
 //! ```
 //!
 //! Large files are compressed once and kept in the cache ([`member`]); a layer is then assembled by copying.
@@ -13,6 +14,8 @@
 //! while the first one copies. Meanwhile the files of the next layer are compressed: putting a layer together
 //! waits for the disk (layers are synced), compressing waits for processors.
 
+pub(crate) mod assembler;
+pub mod chunked;
 pub mod codec;
 pub mod estimate;
 pub mod header;
@@ -27,13 +30,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::{
-    codec::{Codec, Compressor, PIECE},
-    header::Member,
-    member::INLINE,
-};
+use self::{assembler::Assembler, chunked::Annotations, codec::Codec, header::Member, member::INLINE};
 use crate::{
-    cache::{BUFFER, Cache, CacheError, Content, ContentWriter, Shelf},
+    cache::{BUFFER, Cache, CacheError, Content, Shelf},
     digest::{Digest, Hasher},
     progress::Bar,
     tree::{Entry, ImagePath, Kind, Tree},
@@ -48,6 +47,9 @@ pub struct Layer {
     pub diff_id: Digest,
     /// The blob's media type.
     pub media_type: String,
+    /// Annotations of its descriptor in manifests: where its table of contents lies.
+    #[serde(default, skip_serializing_if = "Annotations::is_empty")]
+    pub annotations: Annotations,
 }
 
 /// Why a layer could not be written.
@@ -141,7 +143,8 @@ fn put_together(cache: &Cache, tree: &Tree, codec: Codec, bar: &Bar) -> Result<L
         let blob = assemble(cache, &members, codec, bar);
         (blob, diff_id.join().expect("hashing does not panic"))
     });
-    let layer = Layer { blob: blob?, diff_id: diff_id?, media_type: codec.media_type().to_owned() };
+    let ((blob, annotations), diff_id) = (blob?, diff_id?);
+    let layer = Layer { blob, diff_id, media_type: codec.media_type().to_owned(), annotations };
     cache.leave_note("layers-v2", &key(tree, codec), &layer)?;
     Ok(layer)
 }
@@ -191,173 +194,33 @@ fn diff_id(cache: &Cache, members: &[Member<'_>]) -> Result<Digest, LayerError> 
     Ok(hasher.finish())
 }
 
-fn assemble(cache: &Cache, members: &[Member<'_>], codec: Codec, bar: &Bar) -> Result<Content, LayerError> {
-    let mut out = Assembler {
-        writer: cache.writer(Shelf::Blobs)?,
-        compressor: codec.compressor(),
-        pending: Vec::with_capacity(PIECE),
-    };
-    let mut buffer = vec![0; BUFFER];
+fn assemble(
+    cache: &Cache,
+    members: &[Member<'_>],
+    codec: Codec,
+    bar: &Bar,
+) -> Result<(Content, Annotations), LayerError> {
+    let mut out = Assembler::new(cache, codec)?;
+    let mut header = Vec::new();
     for member in members {
-        let mut header = Vec::new();
+        header.clear();
         header::write(member, &mut header);
-        out.small(&header)?;
-        let Some(content) = content(member) else { continue };
-        if content.size < INLINE {
-            let bytes = cache.read_small(&content, INLINE)?;
-            out.small(&bytes)?;
-            bar.advance(content.size);
-        } else {
-            out.flush()?;
-            let file = cache.member_path(codec.id(), &content.digest);
-            let missing = || LayerError::Missing { path: member.path.clone(), file };
-            let mut compressed = member::open(cache, codec, &content).ok_or_else(missing)?;
-            loop {
-                let read = |source| LayerError::Read { path: member.path.clone(), source };
-                let count = compressed.read(&mut buffer).map_err(read)?;
-                if count == 0 {
-                    break;
-                }
-                out.writer.write(&buffer[..count])?;
+        out.raw(&header)?;
+        let stored = match content(member) {
+            Some(content) if content.size >= INLINE => Some(out.large(cache, codec, member, &content)?),
+            Some(content) if content.size > 0 => {
+                let bytes = cache.read_small(&content, INLINE)?;
+                bar.advance(content.size);
+                out.small(&bytes)?.map(|(start, stored)| (start, stored, content.digest))
             }
-        }
-        out.small(&header::END[..member.padding()])?;
+            _ => None,
+        };
+        out.entry(|| header::table_entry(member), stored.as_ref());
+        out.raw(&header::END[..member.padding()])?;
     }
-    out.small(&header::END)?;
-    out.flush()?;
-    Ok(out.writer.keep()?)
-}
-
-struct Assembler<'a> {
-    writer: ContentWriter<'a>,
-    compressor: Compressor,
-    pending: Vec<u8>,
-}
-
-impl Assembler<'_> {
-    fn small(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
-        if self.pending.len() + bytes.len() > PIECE {
-            self.flush()?;
-        }
-        self.pending.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), CacheError> {
-        if !self.pending.is_empty() {
-            self.writer.write(self.compressor.piece(&self.pending))?;
-            self.pending.clear();
-        }
-        Ok(())
-    }
+    out.raw(&header::END)?;
+    Ok(out.finish()?)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cache() -> (tempfile::TempDir, Cache) {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = Cache::open(directory.path()).unwrap();
-        (directory, cache)
-    }
-
-    fn sample(cache: &Cache) -> Tree {
-        let put = |bytes: &[u8]| cache.put(Shelf::Files, &mut &*bytes).unwrap();
-        let large = put(&b"0123456789abcdef".repeat(PIECE / 8));
-        let small = put(b"small");
-        let mut tree = Tree::new();
-        tree.insert(ImagePath::known("opt"), Entry::directory(0o755));
-        tree.insert(ImagePath::known("opt/large"), Entry::file(large, 0o644));
-        for name in ["opt/linked", "opt/also"] {
-            let kind = Kind::File { content: small, link: Some(3) };
-            tree.insert(ImagePath::known(name), Entry { kind, ..Entry::file(small, 0o600) });
-        }
-        tree.insert(ImagePath::known("opt/empty"), Entry::file(put(b""), 0o644));
-        tree
-    }
-
-    /// Names, link targets and contents as another program's reader sees them.
-    fn listing(cache: &Cache, layer: &Layer) -> (Vec<(String, Option<String>, u64)>, Digest) {
-        let file = cache.open_content(Shelf::Blobs, &layer.blob).unwrap();
-        let mut raw = Vec::new();
-        crate::sources::tarball::decompressed(file).unwrap().read_to_end(&mut raw).unwrap();
-        let mut archive = tar::Archive::new(&raw[..]);
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let list = archive
-            .entries()
-            .unwrap()
-            .map(Result::unwrap)
-            .map(|mut member| {
-                let mut content = Vec::new();
-                member.read_to_end(&mut content).unwrap();
-                assert_eq!(content.len() as u64, member.size());
-                let link = member.link_name_bytes().map(|bytes| text(&bytes));
-                (text(&member.path_bytes()), link, member.size())
-            })
-            .collect();
-        (list, Digest::of(&raw))
-    }
-
-    #[test]
-    fn a_layer_holds_the_tree_and_its_diff_id_is_that_of_the_archive() {
-        let (_directory, cache) = cache();
-        let tree = sample(&cache);
-        for codec in [Codec::Gzip, Codec::Zstd] {
-            let layer = write(&cache, &tree, codec, 2, Bar::hidden()).unwrap();
-            let (list, digest) = listing(&cache, &layer);
-            let expected = [
-                ("opt/", None, 0),
-                ("opt/also", None, 5),
-                ("opt/empty", None, 0),
-                ("opt/large", None, 2 * PIECE as u64),
-                ("opt/linked", Some("opt/also"), 0),
-            ];
-            let expected: Vec<_> = expected
-                .into_iter()
-                .map(|(name, link, size)| (name.to_owned(), link.map(str::to_owned), size))
-                .collect();
-            assert_eq!(list, expected);
-            assert_eq!(layer.diff_id, digest);
-        }
-    }
-
-    #[test]
-    fn threads_and_what_the_cache_had_change_no_byte() {
-        let (_first_directory, first) = cache();
-        let (_second_directory, second) = cache();
-        let layer = write(&first, &sample(&first), Codec::Gzip, 1, Bar::hidden()).unwrap();
-        let mut part = sample(&second);
-        part.remove(&ImagePath::known("opt/also"));
-        write(&second, &part, Codec::Gzip, 1, Bar::hidden()).unwrap();
-        assert_eq!(write(&second, &sample(&second), Codec::Gzip, 4, Bar::hidden()).unwrap(), layer);
-    }
-
-    #[test]
-    fn damaged_files_and_members_are_refused_and_removed() {
-        for damaged in ["opt/also", "opt/large", "member of opt/large"] {
-            let (directory, cache) = cache();
-            let tree = sample(&cache);
-            let layer = write(&cache, &tree, Codec::Gzip, 1, Bar::hidden()).unwrap();
-            let name = damaged.trim_start_matches("member of ");
-            let content = tree[name].content().unwrap();
-            let path = if name == damaged {
-                cache.path(Shelf::Files, &content.digest)
-            } else {
-                cache.member_path(Codec::Gzip.id(), &content.digest)
-            };
-            let mut bytes = std::fs::read(&path).unwrap();
-            let middle = bytes.len() / 3;
-            bytes[middle] ^= 1;
-            std::fs::remove_file(&path).unwrap();
-            std::fs::write(&path, bytes).unwrap();
-            std::fs::remove_dir_all(directory.path().join("layers-v2")).unwrap();
-            let cache = Cache::open(directory.path()).unwrap();
-            let write = || write(&cache, &tree, Codec::Gzip, 1, Bar::hidden());
-            assert!(write().is_err(), "{damaged}");
-            assert!(!path.exists() && cache.take_damaged() > 0, "{damaged}");
-            sample(&cache);
-            assert_eq!(write().unwrap(), layer, "{damaged}: it is made again");
-        }
-    }
-}
+mod tests;

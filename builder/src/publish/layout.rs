@@ -259,8 +259,8 @@ mod tests {
 
     fn image(cache: &Cache, text: &str) -> Image {
         let blob: Content = cache.put(Shelf::Blobs, &mut text.as_bytes()).unwrap();
-        let layer =
-            Layer { blob, diff_id: blob.digest, media_type: "application/vnd.oci.image.layer.v1.tar".into() };
+        let media_type = "application/vnd.oci.image.layer.v1.tar".into();
+        let layer = Layer { blob, diff_id: blob.digest, media_type, annotations: BTreeMap::new() };
         image::assemble(&json!({}), &[], &[Added { label: text.into(), layer }], &Settings::default())
     }
 

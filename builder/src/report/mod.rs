@@ -17,7 +17,7 @@ pub use self::{
         Against, AgainstImage, PlanReport, PlannedBase, PlannedImage, PlannedLayer, Size, Target, Unbuilt,
     },
 };
-use crate::digest::Digest;
+use crate::{digest::Digest, publish::upload::Sent, registry::Repository};
 
 /// The result of a build.
 #[derive(Debug, Default, Serialize)]
@@ -91,6 +91,23 @@ pub struct PushReport {
     pub uploaded_bytes: u64,
     /// Bytes that did not have to be sent.
     pub skipped_bytes: u64,
+}
+
+impl PushReport {
+    /// What became of the blobs of a push.
+    pub fn new(repository: &Repository, blobs: &[Sent]) -> Self {
+        let mut report = Self { repository: repository.to_string(), ..Self::default() };
+        for sent in blobs {
+            if sent.uploaded {
+                report.uploaded.push(sent.digest);
+                report.uploaded_bytes += sent.size;
+            } else {
+                report.skipped.push(sent.digest);
+                report.skipped_bytes += sent.size;
+            }
+        }
+        report
+    }
 }
 
 /// What became of a lock.

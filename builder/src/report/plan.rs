@@ -8,7 +8,7 @@ use std::{
 use serde::{Serialize, ser::SerializeStruct as _};
 
 use super::common::{RefusedReport, mebibytes, write_refused, write_warnings};
-use crate::{cache::Content, digest::Digest};
+use crate::{cache::Content, digest::Digest, layer::codec::Codec};
 
 /// What a build would do.
 #[derive(Debug, Serialize)]
@@ -24,8 +24,13 @@ pub struct PlanReport {
     pub bases: Vec<PlannedBase>,
     /// The layers over the bases, in the order in which images stack them.
     pub layers: Vec<PlannedLayer>,
+    /// How layers are compressed.
+    pub compression: Codec,
     /// Uncompressed bytes of all layers, each counted once.
     pub unique_bytes: u64,
+    /// The same compressed; absent when one of them was never built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_compressed_bytes: Option<u64>,
     /// Uncompressed bytes of every distinct file once: the least that any plan could come to.
     pub distinct_bytes: u64,
     /// Uncompressed bytes that the images would have without sharing.
@@ -271,13 +276,17 @@ impl PlanReport {
         }
         let (unique, total) = (mebibytes(self.unique_bytes), mebibytes(self.total_bytes));
         writeln!(out, "{unique} to store instead of {total} (uncompressed, without bases)")?;
+        if let Some(bytes) = self.unique_compressed_bytes {
+            writeln!(out, "{} to store with {}", megabytes(bytes), self.compression)?;
+        }
         self.target.write_text(&self.repository, out)
     }
 
     fn write_layers(&self, out: &mut impl Write) -> io::Result<()> {
+        let codec = self.compression;
         writeln!(
             out,
-            "layers over the base, lowest first (uncompressed; compressed, with ~ estimated from samples):"
+            "layers over the base, lowest first (uncompressed; {codec}, with ~ estimated from samples):"
         )?;
         for layer in &self.layers {
             let (size, files, shared) = (mebibytes(layer.bytes), layer.files, layer.images.len());

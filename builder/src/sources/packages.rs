@@ -232,7 +232,7 @@ mod tests {
             }
             let raw = builder.into_inner().unwrap();
             let blob = cache.put(Shelf::Blobs, &mut &raw[..]).unwrap();
-            Layer { blob, diff_id: blob.digest, media_type: String::new() }
+            Layer { blob, diff_id: blob.digest, media_type: String::new(), annotations: BTreeMap::default() }
         };
         let lower = layer(&[("etc/os-release", "ID=debian\n"), ("./var/lib/dpkg/status", STATUS)]);
         let less = layer(&[("var/lib/dpkg/status", "Package: libc6\nVersion: 3\n")]);

@@ -274,11 +274,13 @@ impl Check<'_> {
 
     fn compression(&self, text: Option<&At<String>>) -> Result<Codec, SpecError> {
         match text.map(|text| (text.value().as_str(), text.at())) {
-            None | Some(("gzip", _)) => Ok(Codec::Gzip),
+            None | Some(("zstd:chunked", _)) => Ok(Codec::ZstdChunked),
             Some(("zstd", _)) => Ok(Codec::Zstd),
-            Some((other, at)) => {
-                Err(self.wrong(at, &format!("`compression` is `{other}`: it can be `gzip` or `zstd`")))
-            }
+            Some(("gzip", _)) => Ok(Codec::Gzip),
+            Some((other, at)) => Err(self.wrong(
+                at,
+                &format!("`compression` is `{other}`: it can be `zstd:chunked`, `zstd` or `gzip`"),
+            )),
         }
     }
 

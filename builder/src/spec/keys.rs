@@ -124,7 +124,9 @@ overlays! {
         /// Named variants: one more axis, whose overlays win over lines.
         #[serde(default)]
         variants: BTreeMap<String, Variant>,
-        /// How layers are compressed: `gzip` (the default) or `zstd`.
+        /// How layers are compressed: `zstd:chunked` (the default: zstd with a table of contents, from which podman and
+        /// CRI-O fetch only what they lack), `zstd`, or `gzip` for runtimes older than containerd 1.5, Docker 23 and
+        /// CRI-O 1.20.
         #[serde(default)]
         compression: Option<At<String>>,
         /// Whether combinations that nobody vouches for are built.

@@ -29,7 +29,7 @@ fn a_good_specification_is_read_with_its_defaults() {
     let Wanted { cell, recipe } = &matrix.wanted[0];
     assert_eq!(recipe.base, Base::RootFs("/specs/base.tar".into()));
     assert_eq!(recipe.spark, SparkSource::PyPi("pyspark".to_owned()));
-    assert_eq!(matrix.compression, Codec::Gzip);
+    assert_eq!(matrix.compression, Codec::ZstdChunked);
     assert_eq!(cell.platform, Platform::host());
     let python = |wanted: &Wanted| wanted.cell.python.as_ref().unwrap().to_string();
     let pythons: Vec<String> = matrix.wanted.iter().map(python).collect();
@@ -90,7 +90,7 @@ fn mistakes_are_shown_with_file_line_column_and_remedy() {
         ("{ pypi: pyspark }", "{ path: a, sha256: \"12\" }", &["hearth.yaml:11:", "64 hex digits"]),
         ("{ pypi: pyspark }", "{}", &["hearth.yaml:11:", "exactly one of `path`, `url` and `pypi`"]),
         ("sources:\n  spark: { pypi: pyspark }\n", "", &["the key `sources.spark` is missing"]),
-        ("sources:", "compression: xz\nsources:", &["hearth.yaml:10:14", "`gzip` or `zstd`"]),
+        ("sources:", "compression: xz\nsources:", &["hearth.yaml:10:14", "`zstd:chunked`, `zstd` or `gzip`"]),
         ("sources:", "platform: windows\nsources:", &["hearth.yaml:10:11", "`linux/amd64`"]),
         ("sources:", "allowUntested: perhaps\nsources:", &["hearth.yaml:10:16"]),
         ("sources:", "env: { \"A=B\": x }\nsources:", &["no name of an environment variable"]),

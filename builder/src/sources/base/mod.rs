@@ -32,7 +32,7 @@ use crate::{
     checksum::Checksum,
     digest::{Digest, Hasher},
     image::Descriptor,
-    layer::{self, Layer, LayerError, codec::Codec},
+    layer::{self, Layer, LayerError, chunked, codec::Codec},
     progress::Progress,
     tree::{self, Tree},
 };
@@ -205,7 +205,10 @@ pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base
         let media_type = layer_type(&descriptor.media_type).map_err(unsuitable)?.to_owned();
         let label = format!("base layer {}", descriptor.digest.short());
         let blob = origin.blob(context, descriptor.digest, &label, descriptor.size).await?;
-        Ok::<_, BaseError>(Layer { blob, diff_id, media_type })
+        // What describes the bytes goes with them; what describes the base does not.
+        let annotations = descriptor.annotations.clone().into_iter();
+        let annotations = annotations.filter(|(name, _)| name.starts_with(chunked::PREFIX)).collect();
+        Ok::<_, BaseError>(Layer { blob, diff_id, media_type, annotations })
     };
     let wanted = manifest.layers.iter().zip(diff_ids);
     let layers: Vec<Layer> = stream::iter(wanted.map(fetch)).buffered(PARALLEL).try_collect().await?;
