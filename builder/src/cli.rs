@@ -2,6 +2,7 @@
 
 mod cache;
 mod common;
+mod convert;
 pub mod former;
 pub mod init;
 
@@ -17,6 +18,7 @@ use self::common::default_cache;
 pub use self::{
     cache::CacheArgs,
     common::{Format, UsageError},
+    convert::ConvertArgs,
     init::InitArgs,
 };
 
@@ -34,6 +36,7 @@ pub enum Command {
     Build(BuildArgs),
     Plan(PlanArgs),
     Lock(LockArgs),
+    Convert(ConvertArgs),
     Cache(CacheArgs),
     /// Prints the JSON schema of `hearth.yaml`, for editors and checks.
     Schema,

@@ -21,6 +21,7 @@
 //! | [`image`] | configurations and manifests in one canonical form |
 //! | [`sbom`], [`purl`] | documents about images: SPDX, CycloneDX, provenance; names of packages in them |
 //! | [`publish`] | OCI layout and registry |
+//! | [`convert`] | finished images of any builder, rewritten as zstd:chunked |
 //! | [`platform`], [`version`], [`digest`], [`checksum`], [`coordinate`], [`date`], [`package`] | the words that all of them use |
 //! | [`registry`] | names, credentials, tokens, pulls; the only module that knows `oci-client` |
 //! | [`cache`] | everything on disk between builds |
@@ -36,6 +37,7 @@
 pub mod build;
 pub mod cache;
 pub mod checksum;
+pub mod convert;
 pub mod coordinate;
 pub mod date;
 pub mod digest;

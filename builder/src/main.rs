@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use hearth_builder::{
     build::{self, BuildError},
+    convert::{self, ConvertError},
     progress::Progress,
     report, spec,
 };
@@ -54,6 +55,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<UsageError>() {
         return 2;
     }
+    if let Some(error) = error.downcast_ref::<ConvertError>() {
+        return error.exit_code();
+    }
     error.downcast_ref::<BuildError>().map_or(1, BuildError::exit_code)
 }
 
@@ -90,6 +94,11 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
         Command::Plan(arguments) => {
             let (options, format) = arguments.options()?;
             let report = runtime.block_on(build::plan(&options, progress))?;
+            show(&report, format, |out| report.write_text(out), &mut out)?;
+        }
+        Command::Convert(arguments) => {
+            let (options, format) = arguments.options()?;
+            let report = runtime.block_on(convert::run(&options, progress))?;
             show(&report, format, |out| report.write_text(out), &mut out)?;
         }
         Command::Cache(arguments) => {

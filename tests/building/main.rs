@@ -1,6 +1,7 @@
 //! `hearth`, run as its users run it.
 
 mod build;
+mod convert;
 mod crash;
 mod damage;
 mod entrypoint;

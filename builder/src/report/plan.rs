@@ -277,7 +277,7 @@ impl PlanReport {
         let (unique, total) = (mebibytes(self.unique_bytes), mebibytes(self.total_bytes));
         writeln!(out, "{unique} to store instead of {total} (uncompressed, without bases)")?;
         if let Some(bytes) = self.unique_compressed_bytes {
-            writeln!(out, "{} to store with {}", megabytes(bytes), self.compression)?;
+            writeln!(out, "{} to store with {}", mebibytes(bytes), self.compression)?;
         }
         self.target.write_text(&self.repository, out)
     }
