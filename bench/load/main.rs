@@ -85,6 +85,8 @@ enum Scenario {
     Layering,
     /// Two images into an empty registry, against skopeo; needs real inputs.
     Push,
+    /// Bytes of a patch upgrade that podman pulls chunk by chunk; needs root, real inputs, podman of `tests/runtimes.sh`.
+    PartialPull,
     /// A cluster in network namespaces that pulls one image at once, against no peers and one central proxy; needs root.
     Forest,
     /// The same where the registry's link is no faster than a node's, with clients that go to the registry when the agent
@@ -157,6 +159,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::SlowUpstream => scenarios::slow_upstream::run(arguments, &mut report).await?,
         Scenario::Builder => scenarios::builder::run(arguments, &mut report).await?,
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
+        Scenario::PartialPull => scenarios::partial_pull::run(arguments, &mut report).await?,
         Scenario::Push => scenarios::push::run(arguments, &mut report).await?,
         Scenario::Forest => scenarios::forest::run(arguments, &mut report).await?,
         Scenario::Herd => scenarios::herd::run(arguments, &mut report).await?,

@@ -11,6 +11,7 @@ mod images;
 pub(crate) mod job_start;
 pub(crate) mod layering;
 pub(crate) mod memory;
+pub(crate) mod partial_pull;
 pub(crate) mod push;
 pub(crate) mod slow_upstream;
 pub(crate) mod stall;
