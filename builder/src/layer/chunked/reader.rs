@@ -28,7 +28,7 @@ pub enum TableError {
         what: String,
         /// The digest of its bytes.
         found: Digest,
-        /// The one that it should have.
+        /// The expected digest.
         expected: Digest,
     },
     /// The table contradicts itself, the tar-split data or the layer.
