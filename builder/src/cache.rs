@@ -34,7 +34,7 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use self::state::State;
 use crate::digest::{Digest, Hasher};
@@ -189,6 +189,12 @@ impl Cache {
         NamedTempFile::new_in(&directory).map_err(|source| self.fault("create a file in", &directory, source))
     }
 
+    /// A directory for files that are needed for a moment; gone when dropped.
+    pub fn temporary_directory(&self) -> Result<TempDir, CacheError> {
+        let directory = self.root.join("tmp-v1");
+        TempDir::new_in(&directory).map_err(|source| self.fault("create a directory in", &directory, source))
+    }
+
     /// Moves a finished temporary file to its place. Layers are synced first: they are what gets published.
     pub fn keep(&self, file: NamedTempFile, path: &Path, durable: bool) -> Result<(), CacheError> {
         if durable {
@@ -251,7 +257,10 @@ impl Cache {
             let modified = entry.metadata().and_then(|meta| meta.modified());
             let age = modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
             if age.is_some_and(|age| age >= stale) {
-                let _ = fs::remove_file(entry.path());
+                // Directories are those of file system trees in which a killed process ran programs.
+                let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                let remove = if directory { fs::remove_dir_all } else { fs::remove_file };
+                let _ = remove(entry.path());
             }
         }
     }

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use hearth_builder::{
     build::{Change, Options},
     registry::Settings,
+    sandbox,
 };
 
 use self::common::default_cache;
@@ -51,6 +52,17 @@ pub enum Command {
     Man {
         /// The directory; it is made when it is missing.
         directory: PathBuf,
+    },
+    /// Becomes a program of an image that is built; `hearth` calls it itself.
+    #[command(name = sandbox::SUBCOMMAND, hide = true)]
+    EnterSandbox {
+        /// The root directory.
+        root: PathBuf,
+        /// The program, by its path in the image.
+        program: String,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
 }
 

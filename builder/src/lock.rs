@@ -111,6 +111,16 @@ pub enum LockError {
         /// What was locked.
         expected: Digest,
     },
+    /// Files that a build makes itself cannot be made here.
+    #[error(
+        "`{name}` is locked, but cannot be made here: {why}; build where the lock was made, or with the cache of that build, or lock anew with `hearth lock --upgrade '{name}'`"
+    )]
+    Unmade {
+        /// Their name.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// Two inputs have the same name.
     #[error(
         "`{name}` is used with the digests `{expected}` and `{found}`: two cells need different files of one name"

@@ -13,7 +13,7 @@ use hearth_builder::{
     build::{self, BuildError},
     convert::{self, ConvertError},
     progress::Progress,
-    report, spec,
+    report, sandbox, spec,
 };
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
@@ -21,6 +21,10 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Cli, Command, Format, UsageError, former};
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|name| name == sandbox::SUBCOMMAND) {
+        // What follows is another program's command line: nothing in it is replaced.
+        return enter_sandbox();
+    }
     let (arguments, warnings) = former::replace(std::env::args_os());
     let command = Cli::parse_from(arguments).command;
     for warning in warnings {
@@ -39,8 +43,7 @@ fn main() -> ExitCode {
     match run(command, &progress) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The one place that tells the user: nothing can be done if standard error is gone.
-            let _ = io::stderr().write_all(format!("error: {error:#}\n").as_bytes());
+            fail(&format!("{error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -49,6 +52,20 @@ fn main() -> ExitCode {
 /// Colours in log lines: on a terminal, unless `NO_COLOR` says otherwise (https://no-color.org).
 fn colours() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn enter_sandbox() -> ExitCode {
+    let Command::EnterSandbox { root, program, arguments } = Cli::parse().command else {
+        return ExitCode::FAILURE;
+    };
+    let Err(error) = sandbox::enter(&root, &program, &arguments);
+    fail(&error)
+}
+
+/// The one place that tells the user: nothing can be done if standard error is gone.
+fn fail(error: &str) -> ExitCode {
+    let _ = io::stderr().write_all(format!("error: {error}\n").as_bytes());
+    ExitCode::FAILURE
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -70,6 +87,7 @@ fn run(command: Command, progress: &Progress) -> anyhow::Result<()> {
     let mut out = Vec::new();
     let mut stale = false;
     match command {
+        Command::EnterSandbox { .. } => {}
         Command::Schema => out.extend(spec::schema().into_bytes()),
         Command::Init(arguments) => out.extend(arguments.run()?.into_bytes()),
         Command::Completions { shell } => {

@@ -1,6 +1,7 @@
 //! `hearth`, run as its users run it.
 
 mod build;
+mod bytecode;
 mod convert;
 mod crash;
 mod damage;

@@ -31,6 +31,10 @@ print("resource", "".join(chr(stream.read()) for _ in range(5)))
 print("versions", pandas.__version__, pyarrow.__version__)
 "#;
 
+/// Imports as the user of the image, with every file that Python loads named. Spark's own package is in an archive.
+const IMPORTS: &str = "exec python3.11 -v -c 'import os, pandas, pyspark.sql.session as session; \
+    print(\"user\", os.getuid()); print(\"session\", session.__file__)' 2>&1";
+
 /// Writes a Maven repository with one JAR that has one resource.
 const MAKE: &str = r#"
 import hashlib, os, zipfile
@@ -68,6 +72,18 @@ async fn a_plain_cell_and_one_with_wheels_and_a_jar_run() -> Result<()> {
     for line in ["doubled 999000", "resource hello", "versions 2.2.3 16.1.0"] {
         assert!(printed.contains(line), "{line}: {printed}");
     }
+
+    let printed =
+        containerd.run_container(&full, &[], &["/bin/bash", "-c", IMPORTS], RUN_LIMIT).await?.output()?;
+    for line in [
+        "user 185",
+        "session /opt/spark/python/lib/pyspark.zip/pyspark/sql/session.pyc",
+        "code object from '/opt/python-packages/pandas/__pycache__/__init__.cpython-311.pyc'",
+    ] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    let compiled_again = printed.lines().find(|line| line.contains("code object from /opt/"));
+    assert_eq!(compiled_again, None, "sources that are compiled at import have no bytecode");
     registry.stop();
     Ok(())
 }

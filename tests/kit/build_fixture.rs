@@ -212,6 +212,23 @@ const JAVA: &str = "JAVA_VERSION=\"17.0.21\"\nMODULES=\"java.base jdk.incubator.
 
 /// A root file system with everything a builder can get wrong. Members in `without` are left out.
 pub fn write_base(out: impl Write, without: &[&str]) {
+    write_base_with(out, without, |_| {});
+}
+
+/// The same with a shell that runs (this machine's), and a Python that is this shell script.
+pub fn write_base_with_python(out: impl Write, script: &str) {
+    write_base_with(out, &["usr/bin/python3.11"], |base| {
+        base.file("usr/bin/sh", 0o755, &fs::read("/bin/sh").expect("every machine has a shell"));
+        for library in printed("ldd", &["/bin/sh"]).split_whitespace().filter(|word| word.starts_with('/')) {
+            let place = library.trim_start_matches('/').replacen("lib/", "usr/lib/", 1);
+            let place = if library.starts_with("/lib/") { place } else { library[1..].to_owned() };
+            base.file(&place, 0o755, &fs::read(library).expect("the loader finds it"));
+        }
+        base.file("usr/bin/python3.11", 0o755, format!("#!/bin/sh\n{script}").as_bytes());
+    });
+}
+
+fn write_base_with<W: Write>(out: W, without: &[&str], more: impl FnOnce(&mut Archive<W>)) {
     use tar::EntryType::{Link, Symlink};
     let mut base = Archive::new(out);
     for directory in ["dev", "etc", "usr", "usr/bin", "usr/lib", "usr/lib/jvm", "opt", "tmp"] {
@@ -240,6 +257,7 @@ pub fn write_base(out: impl Write, without: &[&str]) {
         base.file("usr/lib/jvm/java-17/release", 0o644, JAVA.as_bytes());
         base.file("usr/lib/jvm/java-17/bin/java", 0o755, b"#!java\n");
     }
+    more(&mut base);
     base.finish().flush().expect("writable");
 }
 

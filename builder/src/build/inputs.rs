@@ -136,6 +136,7 @@ impl<'a> Inputs<'a> {
             parts.entry(name).or_default().insert(path, entry);
         }
         parts.insert(LayerName::Wheels, self.wheels(&wanted, &found).await?);
+        parts.insert(LayerName::Bytecode, self.bytecode(&wanted, &base, &found, &parts)?);
         parts.insert(LayerName::Files, self.files(recipe).await?);
         let files = blocking(|| {
             parts.insert(LayerName::Hearth, runtime::files(self.cache, cell, &base.view)?);

@@ -15,6 +15,7 @@ mod prepared;
 mod pushing;
 mod repair;
 mod requirements;
+mod training;
 
 pub use self::{
     building::run,

@@ -17,6 +17,17 @@ pub struct Pins {
     pub touched: BTreeSet<String>,
 }
 
+/// What a lock says about files that the build itself makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frozen {
+    /// They are these.
+    As(Digest),
+    /// The image was locked without them, and stays so.
+    Without,
+    /// Nothing: they are made where that is possible.
+    Open,
+}
+
 impl Pins {
     /// The pins of a lock.
     pub fn new(lock: Option<&Lock>, strict: bool) -> Self {
@@ -29,6 +40,15 @@ impl Pins {
         match self.known.get(name) {
             None if self.strict => Err(LockError::Stale { what: format!("`{name}`") }),
             found => Ok(found.cloned()),
+        }
+    }
+
+    /// What a lock says about files that the build itself makes.
+    pub fn frozen(&self, name: &str) -> Frozen {
+        match self.known.get(name) {
+            Some(pin) => Frozen::As(pin.digest),
+            None if self.strict => Frozen::Without,
+            None => Frozen::Open,
         }
     }
 

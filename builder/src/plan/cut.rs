@@ -74,7 +74,7 @@ fn portions(name: LayerName, tree: &Tree, limits: Limits, division: Division) ->
     let all: Portion<'_> = tree.iter().collect();
     let divided = match (division, name) {
         (Division::Packages | Division::Jars, _) if name.is_jars() => families(all, limits),
-        (Division::Packages, LayerName::Wheels) => distributions(all, limits),
+        (Division::Packages, LayerName::Wheels | LayerName::Bytecode) => distributions(all, limits),
         _ => vec![all],
     };
     divided.into_iter().flat_map(|portion| evenly(portion, limits.largest)).collect()
@@ -151,7 +151,13 @@ fn joined<'a>(portions: Vec<Portion<'a>>, limits: Limits) -> Vec<Portion<'a>> {
 fn distribution(path: &ImagePath) -> String {
     let mut parts = path.as_str().split('/');
     let top = parts.by_ref().find(|part| *part == PACKAGES).and_then(|_| parts.next());
-    let top = top.unwrap_or(path.as_str());
+    // A module that is one file has its bytecode beside those of others.
+    let top = match top {
+        Some("__pycache__") => parts.next(),
+        top => top,
+    };
+    // What is not a package has bytecode of Spark or of a Python: each changes as a whole.
+    let top = top.or_else(|| path.as_str().split('/').nth(1)).unwrap_or(path.as_str());
     top.split(['-', '.']).next().unwrap_or(top).to_lowercase()
 }
 

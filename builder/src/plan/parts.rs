@@ -28,6 +28,8 @@ pub enum LayerName {
     Jars,
     /// Python packages.
     Wheels,
+    /// Compiled Python files, and the archives of Spark with compiled files in them.
+    Bytecode,
     /// Entry point, users and directories.
     Hearth,
     /// The user's own files.
@@ -45,6 +47,7 @@ impl LayerName {
             Self::Spark => "Spark programs, Python package and examples",
             Self::Jars => "JARs",
             Self::Wheels => "Python packages",
+            Self::Bytecode => "compiled Python files",
             Self::Hearth => "entry point, user and directories",
             Self::Files => "files",
         }
@@ -58,6 +61,7 @@ impl LayerName {
             Self::SparkJars | Self::SparkOwnJars | Self::Spark => "spark",
             Self::Jars => "jar",
             Self::Wheels => "wheel",
+            Self::Bytecode => "bytecode",
             Self::Hearth => "hearth",
             Self::Files => "file",
         }

@@ -21,7 +21,7 @@ pub mod view;
 pub mod wheels;
 pub mod zip;
 
-/// Whether a file is compiled Python: its header holds a time, and it is made again on first use.
+/// Whether a file is compiled Python: its header holds a time, and the image's own Python makes another.
 fn is_compiled_python(path: &str) -> bool {
     path.split('/').any(|part| part == "__pycache__") || path.rsplit('.').next() == Some("pyc")
 }

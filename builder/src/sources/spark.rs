@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Owners, times and permission bits are normalised: root, a fixed time, 0755 for directories and programs,
-//! 0644 for the rest. Compiled Python files are left out: their headers hold times, and they are made on first
-//! use. What a release archive has beyond the package (other languages' examples, R, most of `sbin`) is missing
+//! 0644 for the rest. Compiled Python files are left out: their headers hold times, and the image's own Python makes
+//! others ([`crate::trained::bytecode`]). What a release archive has beyond the package (other languages' examples, R, most of `sbin`) is missing
 //! from images that are made of the package.
 
 use crate::{

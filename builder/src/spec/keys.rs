@@ -89,6 +89,8 @@ overlays! {
         jars: Option<JarsKeys>,
         /// Python packages.
         wheels: Option<At<WheelsKeys>>,
+        /// Whether Python files get bytecode, compiled by the image's own Python; default: true.
+        bytecode: Option<bool>,
         /// The user that containers run as; default: 185.
         user: Option<At<String>>,
         /// The program that containers start with; default: Spark's entry point.

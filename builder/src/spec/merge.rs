@@ -19,6 +19,7 @@ impl Merged {
             merged.env.extend(overlay.env);
             merged.labels.extend(overlay.labels);
             merged.files.extend(overlay.files);
+            merged.bytecode = overlay.bytecode.or(merged.bytecode);
             merged.user = overlay.user.or(merged.user);
             merged.entrypoint = overlay.entrypoint.or(merged.entrypoint);
             merged.command = overlay.command.or(merged.command);

@@ -110,6 +110,8 @@ pub struct Recipe {
     pub jars: Jars,
     /// Python packages.
     pub wheels: Option<Wheels>,
+    /// Whether Python files get bytecode.
+    pub bytecode: bool,
     /// The user, when it is not ours.
     pub user: Option<String>,
     /// The program that containers start with, when it is not ours.

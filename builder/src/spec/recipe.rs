@@ -43,6 +43,7 @@ impl Check<'_> {
             files: overlay.files.iter().map(|keys| self.file(keys, cell)).collect::<Result<_, _>>()?,
             jars: self.jars(overlay.jars.as_ref(), cell)?,
             wheels: overlay.wheels.as_ref().map(|keys| self.wheels(keys, cell)).transpose()?,
+            bytecode: overlay.bytecode.unwrap_or(true),
             user: overlay.user.as_ref().map(|user| self.user(user, cell)).transpose()?,
             entrypoint: self.arguments("entrypoint", overlay.entrypoint.as_ref(), cell)?,
             command: self.arguments("command", overlay.command.as_ref(), cell)?,

@@ -8,6 +8,7 @@
 //! Everything that is read is checked against the digest that named it.
 
 mod context;
+mod files;
 mod origin;
 
 use std::{io, path::Path, sync::Arc};
@@ -56,6 +57,8 @@ pub struct Base {
     pub layers: Vec<Layer>,
     /// The files of a root file system that was never compressed: they become the only layer ([`Base::write`]).
     pub unwritten: Option<Arc<Tree>>,
+    /// The files of a root file system; `None` for an image, whose layers have them.
+    tree: Option<Arc<Tree>>,
     /// Its files.
     pub view: View,
 }
@@ -103,11 +106,12 @@ pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<B
         "os": "linux",
         "config": { "Env": [format!("PATH={SEARCH_PATH}")] },
     });
+    let tree = Arc::new(tree);
     let (layers, unwritten) = match layer::known(context.cache, &tree, codec) {
         Some(layer) => (vec![layer], None),
-        None => (Vec::new(), Some(Arc::new(tree))),
+        None => (Vec::new(), Some(tree.clone())),
     };
-    Ok(Base { name, digest, config, layers, unwritten, view })
+    Ok(Base { name, digest, config, layers, unwritten, tree: Some(tree), view })
 }
 
 /// Reads an archive, or remembers what it holds from an earlier run. The file itself is always hashed.
@@ -213,7 +217,7 @@ pub async fn from_image(context: Context<'_>, origin: Origin<'_>) -> Result<Base
     let wanted = manifest.layers.iter().zip(diff_ids);
     let layers: Vec<Layer> = stream::iter(wanted.map(fetch)).buffered(PARALLEL).try_collect().await?;
     let view = view(context, &layers)?;
-    Ok(Base { name, digest, config, layers, unwritten: None, view })
+    Ok(Base { name, digest, config, layers, unwritten: None, tree: None, view })
 }
 
 /// Follows indexes to the manifest of the platform; gives that manifest's digest.
