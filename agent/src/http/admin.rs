@@ -18,7 +18,9 @@ use crate::{
     explain::Explainer,
     journal::Journal,
     metrics::{self, Metrics},
-    store::Store, task::Tasks, upstream::Upstream,
+    store::Store,
+    task::Tasks,
+    upstream::Upstream,
 };
 
 /// Ready as soon as every latch is dropped.

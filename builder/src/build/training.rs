@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{BuildError, blocking, inputs::Inputs};
+use super::{BuildError, inputs::Inputs, repair::blocking};
 use crate::{
     cache::{Cache, Shelf},
     digest::Digest,
-    lock::{Frozen, LockError},
+    lock::{LockError, pins::Frozen},
     plan::{layers::LayerName, locked::fingerprint},
     platform::Platform,
     runtime,

@@ -12,10 +12,10 @@ use super::{Format, UsageError, default_cache};
 
 const HELP: &str = "\
 Examples:
-  hearth convert docker.io/library/spark:3.5.9 registry.example.com/spark:3.5.9
+  hearth convert registry.example.com/upstream/spark:3.5.9 registry.example.com/spark:3.5.9
   hearth convert registry.example.com/spark:3.5.9 oci:dist:3.5.9
   hearth convert docker-archive:spark.tar registry.example.com/spark:3.5.9
-  hearth convert oci:dist:3.5.9 127.0.0.1:5000/spark:3.5.9 --plain-http 127.0.0.1:5000 --output-format json
+  hearth convert oci:dist:3.5.9 127.0.0.1:5000/spark:3.5.9 --plain-http 127.0.0.1:5000 --output json
 
 Images are named by a reference, `oci:DIR[:TAG]` (an OCI layout) or, as the source only, `docker-archive:FILE[:REFERENCE]`
 (what `docker save` writes). All platforms of an image are converted.
@@ -28,7 +28,7 @@ Exit codes: 0 done, 1 failed, 2 the command line has to be changed.";
 
 /// Rewrites an image of any builder as zstd:chunked, so that podman and CRI-O fetch only what they lack.
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
+#[command(after_long_help = HELP)]
 pub struct ConvertArgs {
     /// The image.
     #[arg(value_name = "SRC")]
@@ -50,8 +50,8 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     jobs: Option<u16>,
     /// How the result is written to standard output.
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
-    output_format: Format,
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    output: Format,
 }
 
 impl ConvertArgs {
@@ -65,6 +65,6 @@ impl ConvertArgs {
             jobs: self.jobs.map_or(processors, usize::from),
             registries: Settings { plain_http: self.plain_http, docker_config: self.docker_config },
         };
-        Ok((options, self.output_format))
+        Ok((options, self.output))
     }
 }

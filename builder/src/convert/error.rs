@@ -5,9 +5,9 @@ use std::{io, path::PathBuf};
 use crate::{
     cache::CacheError,
     digest::Digest,
-    publish::{layout::LayoutError, upload::PushError},
+    fetch::download::DownloadError,
+    publish::{PushError, layout::LayoutError},
     registry::RegistryError,
-    sources::download::DownloadError,
 };
 
 /// Why an image was not converted.

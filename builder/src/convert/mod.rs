@@ -43,13 +43,13 @@ use self::{
 use crate::{
     cache::{Cache, Content, Shelf},
     digest::Digest,
+    fetch::download,
     image::{self, Descriptor, Document, Image},
     layer::chunked,
     progress::{Bar, Progress},
-    publish::{Publication, Tag, layout, upload::Pusher},
+    publish::{Publication, Pusher, Tag, layout},
     registry::{Registry, Repository, Settings},
     report::PushReport,
-    sources::download,
 };
 
 /// Layers fetched at once, and converted at once at most: each needs a window of up to 32 MiB.

@@ -8,7 +8,7 @@ use super::layer::Converted;
 use crate::{
     digest::Digest,
     image::Descriptor,
-    report::{PushReport, megabytes},
+    report::{PushReport, mebibytes},
 };
 
 /// The result of a conversion.
@@ -96,7 +96,7 @@ impl ConvertReport {
                     (false, true) => "converted",
                     (false, false) => "without a table of contents",
                 };
-                let (old, new) = (megabytes(layer.from_size), megabytes(layer.size));
+                let (old, new) = (mebibytes(layer.from_size), mebibytes(layer.size));
                 writeln!(out, "  {old:>10} -> {new:>10}  {}  {what}", layer.digest.short())?;
             }
         }
@@ -104,7 +104,7 @@ impl ConvertReport {
             writeln!(out, "warning: {warning}")?;
         }
         if let Some(push) = &self.push {
-            let (blobs, bytes) = (push.uploaded.len(), megabytes(push.uploaded_bytes));
+            let (blobs, bytes) = (push.uploaded.len(), mebibytes(push.uploaded_bytes));
             writeln!(out, "sent {blobs} blobs ({bytes}) to {}", push.repository)?;
         }
         let images = self.images.len();

@@ -71,7 +71,7 @@ pub fn open(cache: &Cache, codec: Codec, content: &Content) -> Option<Compressed
 
 /// The length of a member that was made before.
 pub fn length(cache: &Cache, codec: Codec, content: &Content) -> Option<u64> {
-    open(cache, codec, content).map(|member| member.expected().size)
+    open(cache, codec, content).map(|member| member.pieces)
 }
 
 /// Verifies every member of the cache, whatever its codec, and removes the damaged ones.

@@ -7,8 +7,8 @@ use crate::{
     cache::{Cache, Shelf},
     digest::Digest,
     sources::{
-        archive::{self, ArchiveError, Flavour},
-        tarball::Limits,
+        archive::{self, Flavour},
+        tarball::{ArchiveError, Limits},
     },
     tree::{Entry, ImagePath, Kind, Tree},
 };
