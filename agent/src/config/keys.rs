@@ -310,7 +310,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kubernetes.namespace",
         default: "hearth",
-        meaning: "namespace of the lease by which one of the controller's processes leads",
+        meaning: "namespace of the lease by which one process of the controller becomes the leader",
     },
     Key {
         path: "kubernetes.taint",
@@ -341,8 +341,8 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kubernetes.spark",
         default: "true",
-        meaning: "whether the controller warms the images of Spark applications: of the Spark operator's, and of drivers that \
-                  `spark-submit` started",
+        meaning: "whether the controller pre-pulls the images of Spark applications: of the Spark operator, and of \
+                  drivers that `spark-submit` started",
     },
     Key {
         path: "kubernetes.sparkLead",

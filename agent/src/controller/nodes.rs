@@ -109,7 +109,7 @@ mod tests {
         reduce(serde_json::from_value(node).unwrap())
     }
 
-    fn cache(updated: Value, sets: &[&str]) -> Reported {
+    fn cache(updated: &Value, sets: &[&str]) -> Reported {
         let sets: Vec<_> = sets.iter().map(|name| json!({"name": name, "images": []})).collect();
         Reported {
             status: serde_json::from_value(json!({"updated": updated, "sets": sets})).unwrap(),
@@ -133,18 +133,18 @@ mod tests {
         let other = json!({"metadata": {"labels": {"pool": "gpu"}}});
         // The node, its NodeCache, whether that is renewed; what is known, or nothing where the set is not for the node.
         for (ready, more, cached, current, expected) in [
-            (Some("True"), &none, Some(cache(written(), &["s"])), true, Some("the set")),
-            (Some("True"), &none, Some(cache(written(), &["t"])), true, Some("not the set")),
-            (Some("True"), &none, Some(cache(written(), &["s"])), false, Some("NotRenewed")),
-            (Some("True"), &none, Some(cache(Value::Null, &[])), true, Some("NoReport")),
+            (Some("True"), &none, Some(cache(&written(), &["s"])), true, Some("the set")),
+            (Some("True"), &none, Some(cache(&written(), &["t"])), true, Some("not the set")),
+            (Some("True"), &none, Some(cache(&written(), &["s"])), false, Some("NotRenewed")),
+            (Some("True"), &none, Some(cache(&Value::Null, &[])), true, Some("NoReport")),
             (Some("True"), &none, None, false, Some("NoReport")),
-            (Some("False"), &none, Some(cache(written(), &["s"])), true, Some("NodeNotReady")),
-            (Some("Unknown"), &none, Some(cache(written(), &["s"])), true, Some("NodeNotReady")),
-            (None, &none, Some(cache(written(), &["s"])), true, Some("NodeNotReady")),
-            (Some("True"), &own, Some(cache(written(), &["s"])), true, Some("the set")),
-            (Some("True"), &hard, Some(cache(written(), &["s"])), true, None),
-            (Some("True"), &leaving, Some(cache(written(), &["s"])), true, None),
-            (Some("True"), &other, Some(cache(written(), &["s"])), true, None),
+            (Some("False"), &none, Some(cache(&written(), &["s"])), true, Some("NodeNotReady")),
+            (Some("Unknown"), &none, Some(cache(&written(), &["s"])), true, Some("NodeNotReady")),
+            (None, &none, Some(cache(&written(), &["s"])), true, Some("NodeNotReady")),
+            (Some("True"), &own, Some(cache(&written(), &["s"])), true, Some("the set")),
+            (Some("True"), &hard, Some(cache(&written(), &["s"])), true, None),
+            (Some("True"), &leaving, Some(cache(&written(), &["s"])), true, None),
+            (Some("True"), &other, Some(cache(&written(), &["s"])), true, None),
         ] {
             let nodes = BTreeMap::from([("n".to_owned(), node("n", ready, more))]);
             let caches: BTreeMap<_, _> = cached.map(|cached| ("n".to_owned(), cached)).into_iter().collect();
