@@ -318,7 +318,7 @@ fn fan_out(root: &Path, digest: &Digest) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn cache() -> (tempfile::TempDir, Cache) {
+    fn cache() -> (TempDir, Cache) {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(directory.path()).unwrap();
         (directory, cache)
