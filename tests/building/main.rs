@@ -17,6 +17,7 @@ mod overlays;
 mod property;
 mod push;
 mod readers;
+mod readme;
 mod resolution;
 mod sbom;
 mod wheels;

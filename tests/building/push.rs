@@ -2,12 +2,13 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
+use base64::Engine as _;
 use hearth_builder::fetch::download::PARALLEL;
 use http::Method;
 use kit::{
     process::binary,
     registry::{Access, Bearer, FakeUpstream, Fault, Kind, On, Profile},
-    runtime::{DockerRegistry, missing},
+    runtime::{DockerRegistry, Login, missing},
 };
 use serde_json::Value;
 
@@ -287,6 +288,54 @@ async fn an_identity_token_is_exchanged_for_an_access_token_and_sent_to_nobody_e
     let log = upstream.log();
     let sent: Vec<&str> = log.iter().filter_map(|entry| entry.authorization()).collect();
     assert!(sent.iter().all(|value| !value.contains("refresh-me")), "{sent:?}");
+}
+
+/// What a pipeline does: lock, build exactly that, and push to a registry that is not open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_matrix_goes_to_a_closed_registry() {
+    if !missing(&["docker-registry"]).is_empty() {
+        skipped("docker-registry is not installed");
+        return;
+    }
+    let storage = tempfile::tempdir().expect("temporary folders are available");
+    let registry = DockerRegistry::start_closed(storage.path()).await.expect("it starts");
+    let host = registry.address().to_string();
+    let fixture = Fixture::new();
+    let more = "compression: zstd\nplatform: linux/amd64\nvariants:\n  plain: {}\n  own:\n    user: \"1001:0\"\n    workingDirectory: /opt/app\n    \
+                env: { CELL: \"{spark} on {java}\" }\n    files: [{ text: \"a b\", to: /opt/app/conf }, { path: app.py, to: /opt/app/ }]\n";
+    fixture.spec(&format!("{host}/team/spark"), "{ rootfs: base.tar }", more);
+    fs::write(fixture.path("app.py"), "print(1)\n").expect("writable");
+    let text = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
+    fs::write(fixture.path("hearth.yaml"), text.replace("{python}\"", "{python}-{variant}\""))
+        .expect("writable");
+    report(&finish(fixture.subcommand("lock", &[]).args(["--output-format", "json"])));
+    let config = |password: &str| {
+        let login = base64::engine::general_purpose::STANDARD.encode(format!("{}:{password}", Login::USER));
+        let text = format!("{{\"auths\": {{\"{host}\": {{\"auth\": \"{login}\"}}}}}}");
+        fs::write(fixture.path("config.json"), text).expect("writable");
+    };
+    let arguments = ["--locked", "--docker-config", "config.json"];
+    config("guessed");
+    let (code, _, message) = push(&fixture, &host, &arguments).await;
+    assert!(code == Some(1) && message.contains("401") && message.contains("docker login"), "{message}");
+    assert!(!fixture.path("dist").exists(), "nothing was built");
+    config(Login::PASSWORD);
+    let done = pushed(&fixture, &host, &arguments).await;
+    registry.stop();
+
+    // What it holds, seen by somebody else.
+    let registry = DockerRegistry::start(storage.path()).await.expect("it starts");
+    for image in done["images"].as_array().expect("images were built") {
+        let tag = image["reference"].as_str().and_then(|name| name.rsplit(':').next()).expect("a tag");
+        let url = format!("http://{}/v2/team/spark/manifests/{tag}", registry.address());
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let answer = reqwest::Client::new().get(url).header("Accept", kind).send().await.expect("it answers");
+        assert_eq!(
+            answer.headers()["docker-content-digest"],
+            image["manifest"].as_str().expect("text"),
+            "{tag}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,10 +12,12 @@ use std::{
 use hearth_builder::{
     cache::Cache,
     digest::Digest,
+    platform::Platform,
     sources::{
         archive::{self, Flavour},
         maven::pom,
         tarball::Limits,
+        wheels::{lockfile, marker::Environment, tags},
         zip,
     },
     tree::{Kind, Tree},
@@ -134,6 +136,107 @@ fn damaged_tar_archives_are_read_or_refused() {
             Err(_) => Ok(()),
         }
     });
+}
+
+#[test]
+fn damaged_sparse_archives_are_read_or_refused() {
+    let (home, cache) = cache();
+    let content = [vec![0; 70_000], b"data".repeat(300), vec![0; 9_000], vec![7; 600]].concat();
+    fs::write(home.path().join("sparse.bin"), content).expect("writable");
+    let archives: Vec<Vec<u8>> = ["0.0", "0.1", "1.0"]
+        .into_iter()
+        .map(|version| {
+            let mut tar = std::process::Command::new("tar");
+            tar.args(["--sparse", "--hole-detection=raw", "--format=pax", "--sparse-version", version]);
+            let output =
+                tar.args(["-cf", "-", "sparse.bin"]).current_dir(home.path()).output().expect("tar is there");
+            // Padding to a record only makes it likelier that nothing is hit.
+            output.stdout[..8192.min(output.stdout.len())].to_vec()
+        })
+        .collect();
+    check(400, &(0..3_usize, damage()), |(version, damage)| {
+        let bytes = apply(archives[version].clone(), &damage);
+        match archive::unpack(&cache, &bytes[..], Flavour::Source, LIMITS) {
+            Ok(tree) => sound(&cache, &tree),
+            Err(_) => Ok(()),
+        }
+    });
+}
+
+/// Words of markers and of lock files in any order, and bytes that are none.
+fn marker() -> impl Strategy<Value = String> {
+    let words = [
+        "python_version",
+        "extra",
+        "sys_platform",
+        "'3.11'",
+        "\"linux\"",
+        "==",
+        "~=",
+        "<",
+        ">=",
+        "===",
+        "not",
+        "in",
+        "and",
+        "or",
+        "(",
+        ")",
+        "'3.*'",
+        "'99999999999999999999'",
+        "'",
+        "\u{e9}",
+    ];
+    let word = proptest::prop_oneof![
+        8 => proptest::sample::select(words.to_vec()).prop_map(str::to_owned),
+        1 => any::<String>(),
+    ];
+    vec(word, 0..40).prop_map(|words| words.join(" "))
+}
+
+#[test]
+fn markers_are_evaluated_or_refused() {
+    let environment = Environment {
+        python: "3.11".parse().expect("a version"),
+        platform: Platform::Amd64,
+        libc: tags::ASSUMED,
+    };
+    check(4000, &marker(), |marker| {
+        let _ = environment.holds(&marker, &["x".to_owned()]);
+        let _ = environment.holds(&format!("{}{marker}", "(".repeat(70)), &[]);
+        Ok(())
+    });
+}
+
+#[test]
+fn damaged_locks_of_python_packages_are_read_or_refused() {
+    let environment = Environment {
+        python: "3.11".parse().expect("a version"),
+        platform: Platform::Amd64,
+        libc: tags::ASSUMED,
+    };
+    let hash = "a".repeat(64);
+    let pylock = format!(
+        "lock-version = \"1.0\"\nextras = [\"x\"]\n[[packages]]\nname = \"a\"\nversion = \"1\"\nmarker = \"'x' in extras or python_version > '3'\"\n\
+         wheels = [{{ name = \"a-1-py3-none-any.whl\", url = \"https://index.test/a\", hashes = {{ sha256 = \"{hash}\" }} }}]\n"
+    );
+    let uv = format!(
+        "version = 1\n[[package]]\nname = \"p\"\nsource = {{ virtual = \".\" }}\ndependencies = [{{ name = \"a\", extra = [\"x\"] }}]\n\
+         [[package]]\nname = \"a\"\nversion = \"1\"\nwheels = [{{ url = \"https://index.test/a-1-py3-none-any.whl\", hash = \"sha256:{hash}\" }}]\n\
+         [package.optional-dependencies]\nx = [{{ name = \"a\", marker = \"extra == 'x'\" }}]\n"
+    );
+    for whole in [&pylock, &uv] {
+        assert_eq!(
+            lockfile::wheels(whole, &environment, &lockfile::More::default()).map(|wheels| wheels.len()),
+            Ok(1)
+        );
+        check(1000, &damage(), |damage| {
+            let bytes = apply(whole.clone().into_bytes(), &damage);
+            let _ =
+                lockfile::wheels(&String::from_utf8_lossy(&bytes), &environment, &lockfile::More::default());
+            Ok(())
+        });
+    }
 }
 
 fn write_zip(path: &Path, members: &[(&str, &[u8])]) {

@@ -28,7 +28,7 @@ pub use containerd::Containerd;
 pub use containers::{ContainersTools, Mirror};
 pub use counting::{CountingProxy, Exchange};
 pub use daemon::{Daemon, Finished, run};
-pub use docker_registry::DockerRegistry;
+pub use docker_registry::{DockerRegistry, Login};
 pub use dockerd::Dockerd;
 pub use s3::S3;
 pub use suite::Suite;
