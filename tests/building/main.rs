@@ -5,6 +5,7 @@ mod bytecode;
 mod convert;
 mod crash;
 mod damage;
+mod downloads;
 mod entrypoint;
 mod guides;
 mod layering;

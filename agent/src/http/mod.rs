@@ -1,11 +1,12 @@
 //! The listeners: the mirror (`/v2`), other agents (`/peer/v1`) and the admin side.
 //!
-//! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `download`; `error` is the
+//! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `download`; `answers` makes responses, `error` is the
 //! one place where errors meet the protocol; `body` sends content; `record` writes log lines and the journal; `listener` and
 //! `admission` decide who is served; `serve` owns connections.
 
 mod admin;
 mod admission;
+mod answers;
 mod api;
 mod body;
 mod client;
