@@ -18,7 +18,7 @@ use hearth_builder::{
 use kit::registry::random_bytes;
 use sha2::{Digest as _, Sha256};
 
-use kit::build_fixture::{Archive, Fixture, finish, report, skipped};
+use kit::build_fixture::{Archive, Fixture, blob, finish, layers, report, skipped};
 
 /// Where Debian keeps the POMs of its own packages: the only repository that is there without a network.
 const DEBIAN: &str = "/usr/share/maven-repo";
@@ -294,13 +294,14 @@ fn jars_lie_beside_sparks_and_are_locked_by_digest() {
     // With the lock no POM is read any more.
     fs::remove_file(fixture.path("repository/org/example/util/2/util-2.pom")).expect("removable");
     assert_eq!(fixture.build(&["--locked"])["images"], unlocked["images"]);
-    let layout = fixture.path("dist");
-    let names =
-        finish(Command::new("sh").arg("-c").arg(format!(
-            "for blob in {}/blobs/sha256/*; do tar tzf $blob 2>/dev/null; done",
-            layout.display()
-        )));
-    let names = String::from_utf8_lossy(&names.stdout).into_owned();
+    let mut names = String::new();
+    for layer in layers(&unlocked, "digest") {
+        let mut archive = tar::Archive::new(crate::archive_of(&blob(&fixture.path("dist"), &layer)));
+        for entry in archive.entries().expect("an archive") {
+            names.push_str(&entry.expect("whole").path().expect("a path").display().to_string());
+            names.push('\n');
+        }
+    }
     for jar in ["geo_2.12-1.0.jar", "util-2.jar", "guava-14.0.1.jar"] {
         assert!(names.contains(&format!("opt/spark/jars/{jar}")), "{jar}: {names}");
     }

@@ -324,6 +324,7 @@ mod tests {
                 "name",
                 "socket",
                 "socket",
+                "token_file",
                 "registries",
                 "default_registry",
                 "docker_config",

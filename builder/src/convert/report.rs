@@ -149,7 +149,7 @@ mod tests {
         let mut out = Vec::new();
         report.write_text(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        for part in ["linux/amd64", "314.1 MB", "310.0 MB", "converted", "warning: look", "1 image of"] {
+        for part in ["linux/amd64", "299.5 MiB", "295.6 MiB", "converted", "warning: look", "1 image of"] {
             assert!(text.contains(part), "{text} should hold {part}");
         }
     }

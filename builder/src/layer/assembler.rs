@@ -3,9 +3,9 @@
 use std::io::Read;
 
 use super::{
-    LayerError,
     chunked::{Annotations, Entry, Stored, Table},
     codec::{Codec, Compressor, PIECE},
+    error::LayerError,
     header::Member,
     member,
 };

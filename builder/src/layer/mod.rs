@@ -17,22 +17,19 @@
 pub(crate) mod assembler;
 pub mod chunked;
 pub mod codec;
+mod error;
 pub mod estimate;
 pub mod header;
 pub mod member;
 
-use std::{
-    collections::HashMap,
-    io::{self, Read},
-    path::PathBuf,
-    sync::mpsc,
-};
+use std::{collections::HashMap, io::Read, sync::mpsc};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::error::LayerError;
 use self::{assembler::Assembler, chunked::Annotations, codec::Codec, header::Member, member::INLINE};
 use crate::{
-    cache::{BUFFER, Cache, CacheError, Content, Shelf},
+    cache::{BUFFER, Cache, Content, Shelf},
     digest::{Digest, Hasher},
     progress::Bar,
     tree::{Entry, ImagePath, Kind, Tree},
@@ -50,31 +47,6 @@ pub struct Layer {
     /// Annotations of its descriptor in manifests: where its table of contents lies.
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     pub annotations: Annotations,
-}
-
-/// Why a layer could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum LayerError {
-    /// The cache failed.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// A content of the cache cannot be read.
-    #[error("cannot read `{path}` from the cache")]
-    Read {
-        /// The file in the image.
-        path: ImagePath,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A compressed file is missing that was made a moment ago.
-    #[error("the compressed form of `{path}` is no longer in the cache at `{}`", file.display())]
-    Missing {
-        /// The file in the image.
-        path: ImagePath,
-        /// The file in the cache.
-        file: PathBuf,
-    },
 }
 
 /// What makes a layer what it is: with the same key the same blob comes out.

@@ -14,26 +14,13 @@
 //! caller learns why, as a text.
 
 mod enter;
+mod error;
 mod root;
 mod run;
 
 pub use self::{
     enter::enter,
+    error::{SUBCOMMAND, SandboxError},
     root::Root,
     run::{Job, Ran},
 };
-use crate::cache::CacheError;
-
-/// The subcommand of `hearth` that [`enter`] serves.
-pub const SUBCOMMAND: &str = "enter-sandbox";
-
-/// Why a program of the image did not run or did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    /// This machine cannot do it, or the program failed: the reason.
-    #[error("{0}")]
-    Failed(String),
-    /// The cache failed.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-}

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::SandboxError;
+use super::error::SandboxError;
 use crate::{
     cache::{Cache, Shelf},
     tree::{Entry, ImagePath, Kind, Tree},

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Root, SUBCOMMAND, SandboxError};
+use super::{
+    error::{SUBCOMMAND, SandboxError},
+    root::Root,
+};
 
 /// What is kept of each output: its end.
 const OUTPUT: usize = 256 << 10;

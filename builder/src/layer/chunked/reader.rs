@@ -9,7 +9,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-use super::{Annotations, CHECKSUM, Entry, KIND, LARGEST, Line, POSITION, TAR_SPLIT, crc::Crc};
+use super::{
+    crc::Crc,
+    format::{Annotations, CHECKSUM, Entry, KIND, LARGEST, Line, POSITION, TAR_SPLIT},
+};
 use crate::digest::{Digest, Hasher};
 
 /// Why a table cannot be used.
