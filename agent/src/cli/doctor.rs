@@ -282,7 +282,7 @@ fn judge_setup(plan: &Plan) -> Vec<Check> {
     }
     if checks.is_empty() {
         let names: Vec<_> = plan.runtimes.iter().map(|runtime| runtime.name()).collect();
-        checks.push(Check::ok("setup", format!("{} use the agent by their configuration", names.join(", "))));
+        checks.push(Check::ok("setup", format!("configured to use the agent: {}", names.join(", "))));
     }
     checks
 }
@@ -393,6 +393,6 @@ mod tests {
         let outcomes: Vec<_> = judge_setup(&plan).iter().map(|check| check.outcome).collect();
         assert_eq!(outcomes, [Outcome::Failed, Outcome::Failed, Outcome::Warning]);
         let fine = Plan { runtimes: vec![Runtime::Crio], ..Plan::default() };
-        assert_eq!(describe(&judge_setup(&fine)), "ok    setup: crio use the agent by their configuration\n");
+        assert_eq!(describe(&judge_setup(&fine)), "ok    setup: configured to use the agent: crio\n");
     }
 }

@@ -33,6 +33,8 @@ struct State {
     useless: HashMap<String, u32>,
     /// Pieces whose claim was proved right: conflicts do not change it.
     firm: HashSet<u64>,
+    /// Pieces whose claim is what two senders announced alike. They pass on what they got, so none of them is its author.
+    agreed: HashSet<u64>,
 }
 
 /// A hash, and the peer that sent it.
@@ -101,6 +103,7 @@ impl Expected {
         for (piece, hash) in hashes {
             state.claims.insert(piece, Claim { hash, peer: peer.to_owned() });
             state.firm.insert(piece);
+            state.agreed.remove(&piece);
         }
     }
 
@@ -124,11 +127,13 @@ impl Expected {
         let announced = Claim { hash: announced, peer: sender.to_owned() };
         if state.claims.get(&piece).is_some_and(|claim| claim.peer == sender) {
             state.claims.remove(&piece);
+            state.agreed.remove(&piece);
             return;
         }
         match state.conflicts.get(&piece) {
             Some(other) if other.hash == announced.hash && other.peer != announced.peer => {
                 state.claims.insert(piece, announced);
+                state.agreed.insert(piece);
             }
             _ => {
                 state.conflicts.insert(piece, announced);
@@ -146,12 +151,11 @@ impl Expected {
         self.state().verified.get(&piece).copied()
     }
 
-    /// The verified pieces: the hash of each, and the peer that sent the hash.
+    /// The verified pieces whose hash has an author: the hash of each, and that peer.
     pub(crate) fn claims(&self) -> Vec<(u64, Claim)> {
         let state = self.state();
-        let claims =
-            state.verified.keys().filter_map(|piece| Some((*piece, state.claims.get(piece)?.clone())));
-        claims.collect()
+        let authored = state.verified.keys().filter(|piece| !state.agreed.contains(*piece));
+        authored.filter_map(|piece| Some((*piece, state.claims.get(piece)?.clone()))).collect()
     }
 }
 
@@ -196,6 +200,23 @@ mod tests {
             expected.note_conflict(3, sender, wrong);
         }
         assert_eq!(expected.claim(3).unwrap().hash, right);
+    }
+
+    #[test]
+    fn peers_that_pass_on_a_wrong_hash_are_not_taken_for_its_authors() {
+        let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
+        let expected = Expected::default();
+        expected.add("reader", [(1, right), (2, wrong)]);
+        // Both have got the wrong bytes, with the hash to match, from a peer that reads wrong bytes.
+        expected.note_conflict(1, "a", wrong);
+        expected.note_conflict(1, "b", wrong);
+        expected.note_verified(1, wrong);
+        expected.note_verified(2, wrong);
+        let authors: Vec<_> = expected.claims().into_iter().map(|(piece, claim)| (piece, claim.peer)).collect();
+        assert_eq!(authors, [(2, "reader".to_owned())]);
+        expected.add_firm("second", [(1, right)]);
+        expected.note_verified(1, right);
+        assert_eq!(expected.claims().len(), 2, "a second read has an author again");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How large a layer will be, without writing it: for plans.
 //!
-//! What an earlier build has compressed is counted exactly. Of everything else samples are compressed: [`SAMPLE`] of each
-//! [`STEP`] of a large file, and every eighth of the smaller ones. That is about a sixteenth of the work, and the real
+//! What an earlier build has compressed is counted exactly. Of everything else samples are compressed: `SAMPLE` of each
+//! `STEP` of a large file, and every eighth of the smaller ones. That is about a sixteenth of the work, and the real
 //! layers of Spark come to within a few per cent of it.
 
 use std::os::unix::fs::FileExt as _;

@@ -33,7 +33,7 @@ pub struct Job<'a> {
     pub limit: Duration,
 }
 
-/// What a program printed: the end of each, when there was more than [`OUTPUT`].
+/// What a program printed: the end of each, when there was more than `OUTPUT`.
 #[derive(Debug)]
 pub struct Ran {
     /// Standard output.

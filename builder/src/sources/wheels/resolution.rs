@@ -5,7 +5,7 @@
 //! 2. Such a run does not look at C libraries, and one image can make it fail for all. An image that gets no complete
 //!    set of wheels from it is resolved by itself.
 //!
-//! Runs of both kinds are side by side, up to [`RUNS`].
+//! Runs of both kinds are side by side, up to `RUNS`.
 
 use std::collections::BTreeMap;
 
