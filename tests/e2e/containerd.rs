@@ -226,6 +226,8 @@ async fn containerd_pulls_with_what_setup_wrote() -> Result<()> {
     let node = tempfile::tempdir()?;
     let file = |path: &str| node.path().join(path);
     fs::create_dir_all(file("etc/containerd"))?;
+    let configuration = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    fs::write(file("etc/containerd/config.toml"), configuration)?;
     fs::write(file("agent.yaml"), format!("registries: [{{ host: \"{REGISTRY}\" }}]\n"))?;
     let setup = |more: &[&str]| {
         let mut command = std::process::Command::new(kit::process::binary("hearth-agent")?);
