@@ -212,7 +212,8 @@ mod tests {
         expected.note_conflict(1, "b", wrong);
         expected.note_verified(1, wrong);
         expected.note_verified(2, wrong);
-        let authors: Vec<_> = expected.claims().into_iter().map(|(piece, claim)| (piece, claim.peer)).collect();
+        let authors: Vec<_> =
+            expected.claims().into_iter().map(|(piece, claim)| (piece, claim.peer)).collect();
         assert_eq!(authors, [(2, "reader".to_owned())]);
         expected.add_firm("second", [(1, right)]);
         expected.note_verified(1, right);

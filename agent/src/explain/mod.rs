@@ -82,7 +82,7 @@ pub struct PeersHave {
     pub skipped: usize,
     /// How many were asked.
     pub asked: usize,
-    /// The names of those that have the manifest.
+    /// The names of the peers that have the manifest.
     pub have: Vec<String>,
 }
 

@@ -314,7 +314,7 @@ impl Limits {
         }
     }
 
-    /// Remembers why a request failed, for those that are rejected because of it.
+    /// Remembers why a request failed, for the errors of requests that are rejected afterwards.
     pub(super) fn note_error(&mut self, error: &UpstreamError, now: Instant) {
         if let UpstreamError::Unavailable { reason, .. } = error {
             self.last_error = Some((now, reason.clone()));
