@@ -79,7 +79,7 @@ function summary(status) {
   const store = status.store, requests = status.requests, bytes = status.bytes, arriving = status.arriving;
   text("version", status.version);
   text("store-used", size(store.bytes) + (store.allowedBytes ? " of " + size(store.allowedBytes) : ""));
-  bar("store-bar", store.bytes, store.allowedBytes);
+  bar("store-bar", store.allowedBytes ? store.bytes : 0, store.allowedBytes);
   text("store-note", store.trouble ? "trouble: " + store.trouble : many(store.blobs, "blob"));
   element("store-note").className = store.trouble ? "bad" : "";
   const found = requests.hits + requests.joined, all = found + requests.misses;
