@@ -29,6 +29,10 @@ const CHANGED: usize = 8 << 20;
 /// files only, so all of it moves; skopeo 1.22 reuses chunks.
 const WITHIN: usize = 100_000;
 
+/// Seeds of the releases' bytes. Bytes of neighbouring seeds are the same ones, moved by a few places: chunks in them would be found
+/// again.
+const SEEDS: [(u64, &str); 2] = [(11 << 40, "3.5.8"), (12 << 40, "3.5.9")];
+
 /// The name of the image of a release.
 fn tag(version: &str) -> String {
     format!("{version}-java17-python3.11")
@@ -50,7 +54,7 @@ impl World {
         let registry = DockerRegistry::start(&storage).await?;
         let proxy = CountingProxy::start(registry.address(), None).await?;
         let host = registry.address().to_string();
-        for (seed, version) in [(11, "3.5.8"), (12, "3.5.9")] {
+        for (seed, version) in SEEDS {
             let changed = random_bytes(seed, CHANGED);
             let mut patched = random_bytes(10, CHANGED);
             patched[CHANGED / 2..CHANGED / 2 + WITHIN].copy_from_slice(&random_bytes(seed, WITHIN));
@@ -231,7 +235,7 @@ async fn clients_that_know_zstd_only_unpack_the_layers() -> Result<()> {
     let container = own.output("buildah", &["from", "--pull-never", &image]).await?;
     let mounted = own.output("buildah", &["mount", container.trim()]).await?;
     let jar = Path::new(mounted.trim()).join("opt/spark/jars/app-changed.jar");
-    assert!(fs::read(jar)? == random_bytes(12, CHANGED));
+    assert!(fs::read(jar)? == random_bytes(SEEDS[1].0, CHANGED));
     world.registry.stop();
     Ok(())
 }
