@@ -172,7 +172,7 @@ fn serve(directory: &Path) -> String {
     url
 }
 
-/// A directory that is first on the `PATH`: both programs, and stand-ins for those that download.
+/// A directory that is first on the `PATH`: both programs, and stand-ins for programs that download.
 fn programs(inputs: &Path) -> PathBuf {
     let directory = inputs.join("programs");
     fs::create_dir(&directory).expect("writable");

@@ -9,7 +9,13 @@ use reqwest::Method;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{agent, as_json, check, client, client::Client, output, print, setup::job, with_config};
+use super::{
+    agent, as_json, check, client,
+    client::Client,
+    output, print,
+    setup::{ROOT, job, root},
+    with_config,
+};
 use crate::{
     config::Config,
     setup::{self, Finding, Job, Plan, Runtime},
@@ -20,7 +26,6 @@ pub(super) const NAME: &str = "doctor";
 
 const SOCKET: &str = "socket";
 const NO_PULL: &str = "no-pull";
-const ROOT: &str = "root";
 
 /// A clock that differs by more from the registries' is wrong, in seconds: tokens and certificates fail.
 const CLOCK: u64 = 60;
@@ -62,12 +67,6 @@ impl Check {
 }
 
 pub(super) fn command(file: &Arg) -> Command {
-    let root = Arg::new(ROOT)
-        .long(ROOT)
-        .value_name("DIRECTORY")
-        .value_parser(value_parser!(PathBuf))
-        .default_value("/")
-        .help("Where the node's root file system is mounted");
     let socket = Arg::new(SOCKET)
         .long(SOCKET)
         .value_name("PATH")
@@ -79,7 +78,7 @@ pub(super) fn command(file: &Arg) -> Command {
         .help("Do not have the container runtimes pull a test image of a few hundred bytes");
     let command = Command::new(NAME)
         .about("Check that this node's agent works: configuration, disk, clock, registries, peers, container runtimes")
-        .args([root, socket, no_pull, agent(), output()])
+        .args([root(), socket, no_pull, agent(), output()])
         .after_help(
             "Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a bad configuration.\n\n\
              Examples:\n  hearth-agent doctor --config /etc/hearth/agent.yaml\n  \
@@ -216,7 +215,7 @@ fn registry(registry: &Value) -> Check {
             }
             let wait = endpoint["leftAloneForSeconds"].as_u64()?;
             let error = endpoint["lastError"].as_str().unwrap_or("several requests failed");
-            Some(format!("`{place}` is left alone for {wait} s: {error}"))
+            Some(format!("`{place}` gets no requests for {wait} s after failures: {error}"))
         })
         .collect();
     if refused.is_empty() {

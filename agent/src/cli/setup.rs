@@ -12,20 +12,24 @@ use crate::{
 
 pub(super) const NAME: &str = "setup";
 
-const ROOT: &str = "root";
+pub(super) const ROOT: &str = "root";
 const RUNTIME: &str = "runtime";
 const UNINSTALL: &str = "uninstall";
 const DRY_RUN: &str = "dry-run";
 const CHECK: &str = "check";
 const SOCKET: &str = "socket";
 
-pub(super) fn command(file: &Arg) -> Command {
-    let root = Arg::new(ROOT)
+/// The argument for the node's root file system.
+pub(super) fn root() -> Arg {
+    Arg::new(ROOT)
         .long(ROOT)
         .value_name("DIRECTORY")
         .value_parser(value_parser!(PathBuf))
         .default_value("/")
-        .help("Where the node's root file system is mounted");
+        .help("Where the node's root file system is mounted")
+}
+
+pub(super) fn command(file: &Arg) -> Command {
     let runtime = Arg::new(RUNTIME)
         .long(RUNTIME)
         .value_name("NAME")
@@ -54,7 +58,7 @@ pub(super) fn command(file: &Arg) -> Command {
         .help("Socket of the runtime, if it is not the usual one");
     let command = Command::new(NAME)
         .about("Configure the node's container runtimes to use the agent for its registries, or uninstall that configuration")
-        .args([root, runtime, uninstall, dry_run, check, socket, output()])
+        .args([root(), runtime, uninstall, dry_run, check, socket, output()])
         .after_help("Examples:\n  hearth-agent setup --config /etc/hearth/agent.yaml --dry-run\n  hearth-agent setup --config /etc/hearth/agent.yaml --root /host\n  hearth-agent setup --config /etc/hearth/agent.yaml --check\n  hearth-agent setup --uninstall --runtime containerd");
     with_config(command, file)
 }

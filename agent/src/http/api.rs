@@ -112,6 +112,8 @@ pub(super) struct Api {
     explainer: Explainer,
     /// One call at a time: each looks at the whole store.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// One explanation at a time, beside the other calls: it waits for peers and for credential helpers.
+    explaining: Arc<tokio::sync::Mutex<()>>,
     /// One archive at a time, beside the other calls.
     archives: Arc<tokio::sync::Semaphore>,
     tasks: Tasks,
@@ -128,7 +130,16 @@ impl Api {
         stop: CancellationToken,
     ) -> Self {
         let archives = Arc::new(tokio::sync::Semaphore::new(1));
-        Self { store, upstream, explainer, turn: Arc::default(), archives, tasks, stop }
+        Self {
+            store,
+            upstream,
+            explainer,
+            turn: Arc::default(),
+            explaining: Arc::default(),
+            archives,
+            tasks,
+            stop,
+        }
     }
 
     /// Answers a request below `/api/v1/`.
@@ -149,7 +160,7 @@ impl Api {
             }
             Call::Export(names) => self.export(names).await,
             Call::Explain(name) => {
-                let _turn = self.turn.lock().await;
+                let _turn = self.explaining.lock().await;
                 Ok(document(&serde_json::json!(self.explainer.explain(&name).await?)))
             }
             Call::List => self.look(|store| Ok(images::list(store)?)).await,

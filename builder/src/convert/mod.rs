@@ -93,17 +93,17 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<ConvertReport
     let registry = Registry::new(options.registries.clone());
     let client = download::client().map_err(ConvertError::Client)?;
     let repository = options.target.repository();
-    let mounts = BTreeMap::new();
+    let none = BTreeMap::new();
+    let pusher = |repository, mounts| Pusher {
+        registry: &registry,
+        client: &client,
+        cache: &cache,
+        repository,
+        mounts,
+        progress,
+    };
     if let Some(repository) = &repository {
-        let pusher = Pusher {
-            registry: &registry,
-            client: &client,
-            cache: &cache,
-            repository,
-            mounts: &mounts,
-            progress,
-        };
-        pusher.check().await?;
+        pusher(repository, &none).check().await?;
     }
     let source = Source { place: &options.source, registry: &registry, cache: &cache };
     let mut work = Work { options, source, progress, warnings: Vec::new(), images: Vec::new() };
@@ -122,15 +122,8 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<ConvertReport
         }
         (_, Some(repository)) => {
             let mounts = mounts_of(options.source.repository(), repository, &images);
-            let pusher = Pusher {
-                registry: &registry,
-                client: &client,
-                cache: &cache,
-                repository,
-                mounts: &mounts,
-                progress,
-            };
-            push = Some(PushReport::new(repository, &pusher.push(&publication).await?));
+            let sent = pusher(repository, &mounts).push(&publication).await?;
+            push = Some(PushReport::new(repository, &sent));
         }
         _ => unreachable!("`target_tag` refuses archives"),
     }

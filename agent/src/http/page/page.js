@@ -60,7 +60,7 @@ function blocks(id, all, nothing) {
 function endpoint(registry, one) {
   const rate = one.rate, notes = [];
   if (rate.throttledForSeconds) notes.push("takes no requests for " + rate.throttledForSeconds + " s (429)");
-  if (one.leftAloneForSeconds) notes.push("left alone for " + one.leftAloneForSeconds + " s after failures");
+  if (one.leftAloneForSeconds) notes.push("gets no requests for " + one.leftAloneForSeconds + " s after failures");
   if (rate.limit) notes.push(rate.remaining + " of " + rate.limit + " requests left" +
     (rate.refillsInSeconds ? ", refilled in " + Math.ceil(rate.refillsInSeconds / 60) + " min at the latest" : ""));
   if (one.lastError) notes.push("last error " + one.lastErrorSecondsAgo + " s ago: " + one.lastError);

@@ -8,8 +8,8 @@
 //! skippable(x)  =  50 2a 4d 18, the length of x (32 bits, little endian), x
 //! ```
 //!
-//! Programs that do not know the format see a zstd layer: skippable frames are no content (RFC 8878, 3.1.2). Those that
-//! do find the table by annotations of the layer's descriptor, which name its digest; so the digest of the manifest
+//! Programs that do not know the format see a zstd layer: skippable frames are no content (RFC 8878, 3.1.2). Clients that
+//! know it find the table by annotations of the layer's descriptor, which name its digest; so the digest of the manifest
 //! vouches for every chunk. Every chunk of a file is a frame of its own. With tar-split a client puts the archive
 //! together again and compares it with the `diffID`.
 //!
