@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Colours in log lines: on a terminal, unless `NO_COLOR` says otherwise (https://no-color.org).
+/// Colours in log lines: on a terminal, unless `NO_COLOR` says otherwise (<https://no-color.org>).
 fn colours() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
