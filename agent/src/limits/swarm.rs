@@ -27,6 +27,9 @@ pub(crate) mod exchange {
     /// How long one piece may take when peers are tested for whether they answer again.
     pub(crate) const PROBE: Duration = Duration::from_secs(3);
 
+    /// The same on a slow node, whose link needs seconds for a piece.
+    pub(crate) const LEAF_PROBE: Duration = Duration::from_secs(30);
+
     /// Pause after such a round.
     pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 }

@@ -4,7 +4,11 @@
 //! [`crate::download`] reads the rest from the registry (there are no peers, none answers, or nothing arrives for
 //! `peer.wait`).
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::MissedTickBehavior;
@@ -20,8 +24,9 @@ use crate::{
     types::chain,
 };
 
-use crate::limits::swarm::exchange::{
-    ASKS, LEAF_ASKS, LEAF_WAIT, LINGER, PAUSE, PROBE, ROUNDS, TICK, URGENT,
+use crate::limits::{
+    peers::client::{SLOW_CONNECT, SLOW_HEADER},
+    swarm::exchange::{ASKS, LEAF_ASKS, LEAF_PROBE, LEAF_WAIT, LINGER, PAUSE, PROBE, ROUNDS, TICK, URGENT},
 };
 
 /// Fetches from peers. After `Ok` the downloader continues; all bytes may have arrived already.
@@ -53,7 +58,8 @@ pub(super) async fn bring_one(swarm: Swarm, download: &Arc<Download>, partial: &
     }
     let reading = swarm.0.fetcher.reading(download, partial);
     let Some(context) = PieceContext::new(swarm, reading, source, size) else { return false };
-    let asked = tokio::time::timeout(PROBE, context.bring_last_from_parent()).await;
+    let limit = if context.is_slow() { LEAF_PROBE } else { PROBE };
+    let asked = tokio::time::timeout(limit, context.bring_last_from_parent()).await;
     asked.unwrap_or(false)
 }
 
@@ -302,11 +308,39 @@ impl Exchange {
     }
 
     fn is_stuck(&self) -> bool {
-        let (quiet, wait) = (self.last_news.elapsed(), self.context.wait());
-        // On a slow link that is full, other blobs come first; the registry is behind the same link.
-        if self.leaf && self.context.peers().quiet_for() < wait {
-            return quiet >= LEAF_WAIT;
+        let (quiet, of_node) = (self.last_news.elapsed(), self.context.peers().quiet_for());
+        quiet >= patience(self.leaf, of_node, self.context.wait())
+    }
+}
+
+/// For how long nothing may arrive of a blob before it is read from the registry. `quiet` is for how long nothing has
+/// arrived at this node. Pure.
+fn patience(leaf: bool, quiet: Duration, wait: Duration) -> Duration {
+    if !leaf {
+        return wait;
+    }
+    // On a slow link that is full, other blobs come first, and the registry is behind the same link. Requests have longer
+    // limits there, and so has silence: what was in the link's queue for requests that ended comes first.
+    let silence = wait + SLOW_CONNECT + SLOW_HEADER;
+    if quiet < silence { LEAF_WAIT } else { silence }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_node_waits_for_as_long_as_its_requests_may_take() {
+        let (second, wait) = (Duration::from_secs(1), 3 * Duration::from_secs(1));
+        for (leaf, quiet, expected) in [
+            (false, 0, wait),
+            (false, 60, wait),
+            (true, 0, LEAF_WAIT),
+            (true, 4, LEAF_WAIT),
+            (true, 12, LEAF_WAIT),
+            (true, 13, 13 * second),
+        ] {
+            assert_eq!(patience(leaf, quiet * second, wait), expected, "{leaf} {quiet}");
         }
-        quiet >= wait
     }
 }
