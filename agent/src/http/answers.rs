@@ -97,7 +97,7 @@ pub(super) fn blob_response(
     response
 }
 
-/// Passes a listing on, with its link turned so that following it comes back here.
+/// A listing of the registry, with its `Link` rewritten so that the next page is requested from this agent.
 pub(super) fn listed(listing: Listing, repository: &Repository, addressing: Addressing) -> Response<Body> {
     let mut response = Response::new(body::full(listing.bytes));
     let link = listing.headers.get(header::LINK).and_then(|value| value.to_str().ok());

@@ -35,7 +35,7 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// that reads nothing costs: send buffers count against the memory limit of a container.
 const UNSENT: u32 = 128 * 1024;
 
-/// Both directions of a client's socket. Shared, so that it can be ended after the HTTP machinery let go of it.
+/// Both directions of a client's socket. Shared, so that it can be ended after the HTTP connection has released it.
 #[derive(Debug)]
 pub(super) struct ClientStream {
     socket: Arc<TcpStream>,

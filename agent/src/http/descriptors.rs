@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors that are counted on when the limit is none.
 const UNLIMITED: u64 = 1 << 20;
 
-/// The least number of connections of a listener, whatever the limit.
+/// The minimum number of connections of a listener, also with a low limit.
 const LEAST: usize = 16;
 
 /// Connections that each listener may have open.

@@ -22,7 +22,7 @@ use crate::{
 /// `Retry-After` when upstream named no time.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// An error on its way to the client.
+/// An error as the client gets it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -40,7 +40,7 @@ impl Refusal {
         self.status
     }
 
-    /// What the client is told.
+    /// The message for the client.
     pub(super) fn message(&self) -> &str {
         &self.message
     }
@@ -70,7 +70,7 @@ impl Refusal {
     /// Nothing of the answer has arrived for so long.
     pub(super) fn late(limit: Duration) -> Self {
         Self::not_now(
-            format!("nothing arrived from the registry or a peer for {limit:?}; the download goes on"),
+            format!("nothing arrived from the registry or a peer for {limit:?}; the download continues"),
             None,
         )
     }

@@ -1,4 +1,4 @@
-//! Bodies of the admin API that are as large as images: an archive on its way in or out, between the connection and a
+//! Bodies of the admin API that are as large as images: an archive that is imported or exported, between the connection and a
 //! thread that reads or writes it. Bounded queues both ways; a peer that stops is given up.
 
 use std::{
@@ -48,7 +48,7 @@ pub(super) fn incoming(
                 },
                 Err(error) => (Err(error), true),
             };
-            // What nobody reads any more is dropped, so that the client gets to see the answer.
+            // After the import has ended the rest of the body is read and dropped, so that the client sees the response.
             if sender.send(piece).await.is_err() && last {
                 return;
             }

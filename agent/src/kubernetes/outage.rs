@@ -17,7 +17,7 @@ use tower::{BoxError, Layer, Service};
 
 use crate::types::chain;
 
-/// How often an outage that goes on is logged.
+/// How often a continuing outage is logged.
 const SUMMARY: Duration = Duration::from_mins(1);
 
 /// A request that is aborted after this long counts as not answered; one that is aborted earlier says nothing.

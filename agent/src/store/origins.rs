@@ -74,7 +74,7 @@ impl Store {
     }
 }
 
-/// Removes records whose content is neither whole nor on its way.
+/// Removes records whose content is neither complete nor being downloaded.
 pub(super) fn sweep(paths: &Paths) -> Result<(), StoreError> {
     if !paths.origins().is_dir() {
         return Ok(());

@@ -83,7 +83,7 @@ impl Store {
 }
 
 /// Images may be private: only the agent's own user, and root, may look into the store. A directory that was made for the
-/// agent by somebody else may have another owner; then its mode is theirs to set.
+/// agent may have another owner, who then sets its mode.
 fn close_to_others(root: &Path) {
     let closed = fs::metadata(root).and_then(|found| {
         let others = found.permissions().mode() % 0o100;

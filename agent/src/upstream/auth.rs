@@ -96,7 +96,7 @@ pub(super) struct TokenAnswer {
 /// Lifetime of a token whose answer names none (token specification, "expires_in").
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 
-/// Longest time for which a token is kept, whatever its answer says.
+/// Longest time for which a token is kept, also when its answer names a longer one.
 const LONGEST_LIFETIME: Duration = Duration::from_hours(24);
 
 /// A token is not used in the last part of its life: the request has to arrive before it ends.
@@ -139,10 +139,10 @@ pub(super) struct TokenKey {
     pub(super) login: Option<Login>,
 }
 
-/// One slot a key: whoever holds its lock fetches, the others wait for it.
+/// One slot for each key: the task that holds its lock fetches, the others wait.
 pub(super) type TokenSlot = Arc<tokio::sync::Mutex<Option<Token>>>;
 
-/// Tokens by what they were given for. Bounded: past the limit, stale slots that nobody holds are dropped.
+/// Tokens by registry, repository and actions. Bounded: above the limit, stale slots that no task holds are dropped.
 #[derive(Debug, Default)]
 pub(super) struct TokenCache(Mutex<HashMap<TokenKey, TokenSlot>>);
 

@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use serde_json::json;
 
-use super::{Config, extract::Wish};
+use super::{Config, extract::PrepullRequest};
 use crate::{
     prepull::{
         crd::{ApplicationScope, ImageSetSpec},
@@ -72,9 +72,9 @@ impl Namespaces {
 }
 
 /// An application and what it needs now.
-pub(super) struct Ask {
+pub(super) struct OwnedRequests {
     pub(super) owner: ObjectReference,
-    pub(super) wishes: Vec<Wish>,
+    pub(super) requests: Vec<PrepullRequest>,
 }
 
 /// What is done for the applications of the cluster.
@@ -88,18 +88,18 @@ pub(super) struct Plan {
     pub(super) left_out: BTreeSet<String>,
 }
 
-pub(super) fn plan(asks: &[Ask], config: &Config, labelled: &BTreeSet<String>) -> Plan {
+pub(super) fn plan(owned: &[OwnedRequests], config: &Config, labelled: &BTreeSet<String>) -> Plan {
     let mut plan = Plan::default();
     let mut used: BTreeMap<&str, usize> = BTreeMap::new();
-    for Ask { owner, wishes } in asks {
+    for OwnedRequests { owner, requests } in owned {
         let namespace = owner.namespace.as_deref().unwrap_or_default();
         if !config.namespaces.admits(namespace, labelled) {
             plan.left_out.insert(namespace.to_owned());
             continue;
         }
-        for wish in wishes {
-            let mut wish = wish.clone();
-            wish.images.retain(|image, rule| match image.parse::<ImageName>() {
+        for request in requests {
+            let mut request = request.clone();
+            request.images.retain(|image, rule| match image.parse::<ImageName>() {
                 Ok(_) => true,
                 Err(error) => {
                     plan.refusals
@@ -107,10 +107,10 @@ pub(super) fn plan(asks: &[Ask], config: &Config, labelled: &BTreeSet<String>) -
                     false
                 }
             });
-            if wish.images.is_empty() {
+            if request.images.is_empty() {
                 continue;
             }
-            let name = name_of(namespace, &wish);
+            let name = name_of(namespace, &request);
             if let Some((_, owners)) = plan.sets.get_mut(&name) {
                 if !owners.iter().any(|known| known.uid == owner.uid) {
                     owners.push(owner.clone());
@@ -118,8 +118,8 @@ pub(super) fn plan(asks: &[Ask], config: &Config, labelled: &BTreeSet<String>) -
                 continue;
             }
             let used = used.entry(namespace).or_default();
-            if *used + wish.images.len() > config.images {
-                let images: Vec<_> = wish.images.keys().map(String::as_str).collect();
+            if *used + request.images.len() > config.images {
+                let images: Vec<_> = request.images.keys().map(String::as_str).collect();
                 let problem = format!(
                     "{} not pre-pulled: applications of namespace `{namespace}` name more than {} images \
                      (`kubernetes.sparkImages`)",
@@ -129,30 +129,35 @@ pub(super) fn plan(asks: &[Ask], config: &Config, labelled: &BTreeSet<String>) -
                 plan.refusals.push((owner.clone(), problem));
                 continue;
             }
-            *used += wish.images.len();
-            plan.sets.insert(name, (spec_of(&wish, owner, namespace, config), vec![owner.clone()]));
+            *used += request.images.len();
+            plan.sets.insert(name, (spec_of(&request, owner, namespace, config), vec![owner.clone()]));
         }
     }
     plan
 }
 
-/// By what is asked for and for which namespace, not by which application asks.
-fn name_of(namespace: &str, wish: &Wish) -> String {
-    let images: Vec<_> = wish.images.keys().collect();
-    let what = json!([namespace, images, wish.node_selector, wish.terms, wish.tolerations]);
+/// The name depends on what is requested and for which namespace, not on the application.
+fn name_of(namespace: &str, request: &PrepullRequest) -> String {
+    let images: Vec<_> = request.images.keys().collect();
+    let what = json!([namespace, images, request.node_selector, request.terms, request.tolerations]);
     format!("spark-{}", hex_name(&what.to_string()))
 }
 
-fn spec_of(wish: &Wish, owner: &ObjectReference, namespace: &str, config: &Config) -> ImageSetSpec {
+fn spec_of(
+    request: &PrepullRequest,
+    owner: &ObjectReference,
+    namespace: &str,
+    config: &Config,
+) -> ImageSetSpec {
     let text = |part: &Option<String>| part.clone().unwrap_or_default();
-    let rules: Vec<_> = wish.images.iter().map(|(image, rule)| format!("{image} by {rule}")).collect();
+    let rules: Vec<_> = request.images.iter().map(|(image, rule)| format!("{image} by {rule}")).collect();
     let reason = format!("{} {namespace}/{}: {}", text(&owner.kind), text(&owner.name), rules.join(", "));
     let parsed = |text: &String| serde_json::from_str(text).ok();
     ImageSetSpec {
-        images: wish.images.keys().cloned().collect(),
-        node_selector: wish.node_selector.clone(),
-        node_selector_terms: wish.terms.iter().filter_map(parsed).collect(),
-        tolerations: wish.tolerations.iter().filter_map(|text| serde_json::from_str(text).ok()).collect(),
+        images: request.images.keys().cloned().collect(),
+        node_selector: request.node_selector.clone(),
+        node_selector_terms: request.terms.iter().filter_map(parsed).collect(),
+        tolerations: request.tolerations.iter().filter_map(|text| serde_json::from_str(text).ok()).collect(),
         pin: false,
         application: Some(ApplicationScope { namespace: namespace.to_owned(), max_bytes: config.bytes }),
         reason: Some(reason.chars().take(REASON).collect()),
@@ -174,24 +179,24 @@ mod tests {
         Config { lead: second, ttl: second, namespaces, images, bytes: 5 }
     }
 
-    fn ask(namespace: &str, name: &str, image: &str, pool: &str) -> Ask {
+    fn ask(namespace: &str, name: &str, image: &str, pool: &str) -> OwnedRequests {
         let object = json!({
             "apiVersion": "sparkoperator.k8s.io/v1beta2", "kind": "SparkApplication",
             "metadata": {"name": name, "namespace": namespace, "uid": name},
             "spec": {"image": image, "executor": {}, "driver": {}, "nodeSelector": {"pool": pool}},
         });
-        Ask { owner: reference(&object), wishes: extract::application(&object) }
+        OwnedRequests { owner: reference(&object), requests: extract::application(&object) }
     }
 
     #[test]
     fn jobs_with_the_same_images_on_the_same_nodes_share_one_set_within_a_namespace() {
-        let asks = [
+        let owned = [
             ask("jobs", "a", "r.test/x:1", "p"),
             ask("jobs", "b", "r.test/x:1", "p"),
             ask("jobs", "c", "r.test/x:1", "q"),
             ask("other", "d", "r.test/x:1", "p"),
         ];
-        let sets = plan(&asks, &config(Namespaces::All, 9), &BTreeSet::new()).sets;
+        let sets = plan(&owned, &config(Namespaces::All, 9), &BTreeSet::new()).sets;
         let mut owners: Vec<_> = sets.values().map(|(_, owners)| owners.len()).collect();
         owners.sort_unstable();
         assert_eq!(owners, [1, 1, 2]);
@@ -207,14 +212,14 @@ mod tests {
 
     #[test]
     fn an_invalid_name_or_a_limit_costs_only_the_application_that_it_concerns() {
-        let asks = [
+        let owned = [
             ask("jobs", "a", "bad image name x", "p"),
             ask("jobs", "b", "r.test/b:1", "p"),
             ask("jobs", "c", "r.test/c:1", "p"),
             ask("jobs", "d", "r.test/b:1", "p"),
             ask("other", "e", "r.test/c:1", "p"),
         ];
-        let plan = plan(&asks, &config(Namespaces::All, 1), &BTreeSet::new());
+        let plan = plan(&owned, &config(Namespaces::All, 1), &BTreeSet::new());
         let images: Vec<_> = plan.sets.values().flat_map(|(spec, _)| spec.images.clone()).collect();
         assert_eq!(images.len(), 2, "{images:?}");
         let refused: Vec<_> = plan.refusals.iter().map(|(owner, why)| (owner.name.as_deref(), why)).collect();
@@ -225,12 +230,12 @@ mod tests {
 
     #[test]
     fn only_namespaces_that_opted_in_are_looked_after() {
-        let asks = [ask("jobs", "a", "r.test/a:1", "p"), ask("other", "b", "r.test/b:1", "p")];
+        let owned = [ask("jobs", "a", "r.test/a:1", "p"), ask("other", "b", "r.test/b:1", "p")];
         let labelled = BTreeSet::from(["other".to_owned()]);
         for (namespaces, expected, left_out) in
             [("labelled", 1, &["jobs"][..]), ("all", 2, &[]), ("jobs, third", 1, &["other"])]
         {
-            let plan = plan(&asks, &config(namespaces.parse().unwrap(), 9), &labelled);
+            let plan = plan(&owned, &config(namespaces.parse().unwrap(), 9), &labelled);
             assert_eq!(plan.sets.len(), expected, "{namespaces}");
             assert!(plan.left_out.iter().eq(left_out.iter()), "{namespaces}: {:?}", plan.left_out);
         }

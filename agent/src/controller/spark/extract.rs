@@ -22,7 +22,7 @@ const PROPERTIES: &str = "spark.properties";
 
 /// Images that are needed together on the same nodes.
 #[derive(Clone, Debug, Default, PartialEq, PartialOrd)]
-pub(crate) struct Wish {
+pub(crate) struct PrepullRequest {
     /// The image and the rule that found it.
     pub(crate) images: BTreeMap<String, String>,
     pub(crate) node_selector: BTreeMap<String, String>,
@@ -31,15 +31,15 @@ pub(crate) struct Wish {
     pub(crate) tolerations: BTreeSet<String>,
 }
 
-/// What an application needs now, one wish for each kind of nodes. Nothing when it has ended or is suspended.
-pub(crate) fn application(object: &Value) -> Vec<Wish> {
+/// What an application needs now, one request for each kind of nodes. Nothing when it has ended or is suspended.
+pub(crate) fn application(object: &Value) -> Vec<PrepullRequest> {
     let state = object["status"]["applicationState"]["state"].as_str().unwrap_or_default();
     let over = matches!(state, "COMPLETED" | "FAILED" | "SUCCEEDING" | "FAILING" | "SUSPENDED");
     if over || object["spec"]["suspend"] == true { Vec::new() } else { of_spec(&object["spec"], "spec") }
 }
 
 /// What a scheduled application needs: from `lead` before its next run until that has begun.
-pub(crate) fn scheduled(object: &Value, now: Timestamp, lead: std::time::Duration) -> Vec<Wish> {
+pub(crate) fn scheduled(object: &Value, now: Timestamp, lead: std::time::Duration) -> Vec<PrepullRequest> {
     if object["spec"]["suspend"] == true {
         return Vec::new();
     }
@@ -49,21 +49,21 @@ pub(crate) fn scheduled(object: &Value, now: Timestamp, lead: std::time::Duratio
 }
 
 /// What a `SparkConnect` server needs.
-pub(crate) fn connect(object: &Value) -> Vec<Wish> {
+pub(crate) fn connect(object: &Value) -> Vec<PrepullRequest> {
     let spec = &object["spec"];
     let state = object["status"]["state"].as_str().unwrap_or_default();
     if state == "Failed" {
         return Vec::new();
     }
     let conf = conf(&spec["sparkConf"]);
-    let wish = |role: &str, conf_role: &str| {
-        let mut wish = Wish::default();
-        main_image(&mut wish, &Value::Null, spec, &conf, conf_role, "spec");
-        pod(&mut wish, &spec[role]["template"]["spec"], &format!("spec.{role}.template"));
-        of_conf(&mut wish, &conf, conf_role);
-        wish
+    let request = |role: &str, conf_role: &str| {
+        let mut request = PrepullRequest::default();
+        main_image(&mut request, &Value::Null, spec, &conf, conf_role, "spec");
+        pod(&mut request, &spec[role]["template"]["spec"], &format!("spec.{role}.template"));
+        of_conf(&mut request, &conf, conf_role);
+        request
     };
-    together([wish("server", "driver"), wish("executor", "executor")])
+    together([request("server", "driver"), request("executor", "executor")])
 }
 
 /// Whether a driver pod is one of plain `spark-submit` that is starting or runs; an operator's applications speak for
@@ -87,21 +87,21 @@ pub(crate) fn properties_map(pod: &Value) -> Option<&str> {
 }
 
 /// What the executors of a driver pod will need. `properties` is the data of its ConfigMap, when that can be read.
-pub(crate) fn driver(pod: &Value, properties: Option<&Value>) -> Vec<Wish> {
+pub(crate) fn driver(pod: &Value, properties: Option<&Value>) -> Vec<PrepullRequest> {
     let conf =
         properties.and_then(|data| data[PROPERTIES].as_str()).map(parse_properties).unwrap_or_default();
-    let mut wish = Wish::default();
-    main_image(&mut wish, &Value::Null, &Value::Null, &conf, "executor", "properties");
-    if wish.images.is_empty() {
+    let mut request = PrepullRequest::default();
+    main_image(&mut request, &Value::Null, &Value::Null, &conf, "executor", "properties");
+    if request.images.is_empty() {
         let containers = pod["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
         let main =
             containers.iter().find(|container| container["name"] == DRIVER_CONTAINER).or(containers.first());
         if let Some(image) = main.and_then(|container| container["image"].as_str()) {
-            wish.note(image, "the driver's image");
+            request.note(image, "the driver's image");
         }
     }
-    of_conf(&mut wish, &conf, "executor");
-    together([wish])
+    of_conf(&mut request, &conf, "executor");
+    together([request])
 }
 
 /// `key=value` lines as Java writes them: `\:` and `\=` are escaped, `#` begins a comment.
@@ -120,26 +120,33 @@ fn conf(value: &Value) -> Conf {
     pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
-fn of_spec(spec: &Value, path: &str) -> Vec<Wish> {
+fn of_spec(spec: &Value, path: &str) -> Vec<PrepullRequest> {
     let conf = conf(&spec["sparkConf"]);
-    let wish = |role: &str| {
-        let mut wish = Wish::default();
+    let request = |role: &str| {
+        let mut request = PrepullRequest::default();
         let of_role = &spec[role];
-        main_image(&mut wish, of_role, spec, &conf, role, path);
+        main_image(&mut request, of_role, spec, &conf, role, path);
         for list in ["sidecars", "initContainers"] {
-            containers(&mut wish, &of_role[list], &format!("{path}.{role}.{list}"));
+            containers(&mut request, &of_role[list], &format!("{path}.{role}.{list}"));
         }
-        pod(&mut wish, &of_role["template"]["spec"], &format!("{path}.{role}.template"));
-        wish.place(&spec["nodeSelector"], &Value::Null, &Value::Null);
-        wish.place(&of_role["nodeSelector"], &of_role["affinity"], &of_role["tolerations"]);
-        of_conf(&mut wish, &conf, role);
-        wish
+        pod(&mut request, &of_role["template"]["spec"], &format!("{path}.{role}.template"));
+        request.place(&spec["nodeSelector"], &Value::Null, &Value::Null);
+        request.place(&of_role["nodeSelector"], &of_role["affinity"], &of_role["tolerations"]);
+        of_conf(&mut request, &conf, role);
+        request
     };
-    together([wish("executor"), wish("driver")])
+    together([request("executor"), request("driver")])
 }
 
 /// The role's own image, else that of the properties, else the common one.
-fn main_image(wish: &mut Wish, of_role: &Value, spec: &Value, conf: &Conf, role: &str, path: &str) {
+fn main_image(
+    request: &mut PrepullRequest,
+    of_role: &Value,
+    spec: &Value,
+    conf: &Conf,
+    role: &str,
+    path: &str,
+) {
     let of_role_key = format!("spark.kubernetes.{role}.container.image");
     let common_key = "spark.kubernetes.container.image";
     let places = [
@@ -149,42 +156,42 @@ fn main_image(wish: &mut Wish, of_role: &Value, spec: &Value, conf: &Conf, role:
         (spec["image"].as_str(), format!("{path}.image")),
     ];
     if let Some((image, rule)) = places.into_iter().find_map(|(image, rule)| Some((image?, rule))) {
-        wish.note(image, &rule);
+        request.note(image, &rule);
     }
 }
 
 /// A pod template: containers, init containers, image volumes, and where it may run.
-fn pod(wish: &mut Wish, spec: &Value, path: &str) {
+fn pod(request: &mut PrepullRequest, spec: &Value, path: &str) {
     for list in ["containers", "initContainers"] {
-        containers(wish, &spec[list], &format!("{path}.{list}"));
+        containers(request, &spec[list], &format!("{path}.{list}"));
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
         if let Some(image) = volume["image"]["reference"].as_str() {
-            wish.note(image, &format!("{path}.volumes"));
+            request.note(image, &format!("{path}.volumes"));
         }
     }
-    wish.place(&spec["nodeSelector"], &spec["affinity"], &spec["tolerations"]);
+    request.place(&spec["nodeSelector"], &spec["affinity"], &spec["tolerations"]);
 }
 
-fn containers(wish: &mut Wish, list: &Value, rule: &str) {
+fn containers(request: &mut PrepullRequest, list: &Value, rule: &str) {
     for image in list.as_array().into_iter().flatten().filter_map(|one| one["image"].as_str()) {
-        wish.note(image, rule);
+        request.note(image, rule);
     }
 }
 
-fn of_conf(wish: &mut Wish, conf: &Conf, role: &str) {
+fn of_conf(request: &mut PrepullRequest, conf: &Conf, role: &str) {
     for prefix in
         ["spark.kubernetes.node.selector.".to_owned(), format!("spark.kubernetes.{role}.node.selector.")]
     {
         for (key, value) in conf {
             if let Some(label) = key.strip_prefix(&prefix) {
-                wish.node_selector.insert(label.to_owned(), value.clone());
+                request.node_selector.insert(label.to_owned(), value.clone());
             }
         }
     }
 }
 
-impl Wish {
+impl PrepullRequest {
     fn note(&mut self, image: &str, rule: &str) {
         let image = image.trim();
         if !image.is_empty() {
@@ -207,17 +214,17 @@ impl Wish {
     }
 }
 
-/// Wishes for the same nodes become one; those without images go.
-fn together(wishes: impl IntoIterator<Item = Wish>) -> Vec<Wish> {
-    let mut found: Vec<Wish> = Vec::new();
-    for wish in wishes.into_iter().filter(|wish| !wish.images.is_empty()) {
-        match found.iter_mut().find(|other| other.same_nodes(&wish)) {
+/// Requests for the same nodes become one; those without images go.
+fn together(requests: impl IntoIterator<Item = PrepullRequest>) -> Vec<PrepullRequest> {
+    let mut found: Vec<PrepullRequest> = Vec::new();
+    for request in requests.into_iter().filter(|request| !request.images.is_empty()) {
+        match found.iter_mut().find(|other| other.same_nodes(&request)) {
             Some(other) => {
-                for (image, rule) in wish.images {
+                for (image, rule) in request.images {
                     other.images.entry(image).or_insert(rule);
                 }
             }
-            None => found.push(wish),
+            None => found.push(request),
         }
     }
     found
@@ -231,10 +238,12 @@ mod tests {
 
     use super::*;
 
-    fn images(wishes: &[Wish]) -> Vec<Vec<(&str, &str)>> {
-        wishes
+    fn images(requests: &[PrepullRequest]) -> Vec<Vec<(&str, &str)>> {
+        requests
             .iter()
-            .map(|wish| wish.images.iter().map(|(image, rule)| (image.as_str(), rule.as_str())).collect())
+            .map(|request| {
+                request.images.iter().map(|(image, rule)| (image.as_str(), rule.as_str())).collect()
+            })
             .collect()
     }
 
@@ -304,8 +313,8 @@ mod tests {
                 }},
             }),
         );
-        let wishes = application(&object);
-        let [executor, driver] = &wishes[..] else { panic!("two kinds of nodes: {wishes:?}") };
+        let requests = application(&object);
+        let [executor, driver] = &requests[..] else { panic!("two kinds of nodes: {requests:?}") };
         let names: Vec<_> = executor.images.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -315,9 +324,9 @@ mod tests {
         assert_eq!((executor.terms.len(), executor.tolerations.len()), (1, 1));
         assert_eq!((driver.images.len(), driver.node_selector.len()), (1, 0));
         let conf = json!({"spark.kubernetes.node.selector.zone": "a", "spark.kubernetes.driver.node.selector.pool": "drivers"});
-        let wishes = application(&with(spark_pi(), "/spec/sparkConf", conf));
-        assert_eq!(wishes[0].node_selector, BTreeMap::from([("zone".into(), "a".into())]));
-        assert_eq!(wishes[1].node_selector["pool"], "drivers");
+        let requests = application(&with(spark_pi(), "/spec/sparkConf", conf));
+        assert_eq!(requests[0].node_selector, BTreeMap::from([("zone".into(), "a".into())]));
+        assert_eq!(requests[1].node_selector["pool"], "drivers");
     }
 
     #[test]
@@ -370,11 +379,11 @@ mod tests {
                 "executor": {"instances": 3, "template": {"spec": {"nodeSelector": {"pool": "spark"}}}},
             },
         });
-        let wishes = connect(&object);
-        assert_eq!(wishes.len(), 2);
-        assert_eq!(wishes[0].images.len(), 2);
-        assert_eq!(images(&wishes[1..]), [vec![("r.test/spark:4.0.1", "spec.image")]]);
-        assert_eq!(wishes[1].node_selector["pool"], "spark");
+        let requests = connect(&object);
+        assert_eq!(requests.len(), 2);
+        assert_eq!(requests[0].images.len(), 2);
+        assert_eq!(images(&requests[1..]), [vec![("r.test/spark:4.0.1", "spec.image")]]);
+        assert_eq!(requests[1].node_selector["pool"], "spark");
     }
 
     #[test]
@@ -398,12 +407,12 @@ mod tests {
                     spark.kubernetes.container.image=r.test/common\\:1\n\
                     spark.kubernetes.executor.container.image=r.test\\:5000/executor\\:2\n\
                     spark.kubernetes.executor.node.selector.pool=spark\n";
-        let wishes = driver(&pod, Some(&json!({"spark.properties": text})));
+        let requests = driver(&pod, Some(&json!({"spark.properties": text})));
         assert_eq!(
-            images(&wishes),
+            images(&requests),
             [vec![("r.test:5000/executor:2", "spark.kubernetes.executor.container.image")]]
         );
-        assert_eq!(wishes[0].node_selector["pool"], "spark");
+        assert_eq!(requests[0].node_selector["pool"], "spark");
         for (pointer, value) in [
             ("/status/phase", json!("Succeeded")),
             ("/metadata/labels", json!({"spark-role": "driver", "sparkoperator.k8s.io/app-name": "pi"})),

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! SparkApplication, ScheduledSparkApplication, SparkConnect --+
-//!                                                             +--> wishes (extract, pure) --> ImageSets with a time to live
+//!                                                             +--> requests (extract, pure) --> ImageSets with a time to live
 //! driver pods (spark-role=driver), their properties ----------+          |
 //!                                          Events on the application <---+--- status of the sets
 //! ```
 //!
-//! A set is named by what it asks for and for which namespace, so that a thousand jobs with one image are one set and one
+//! A set is named after what it contains and its namespace, so that a thousand jobs with one image are one set and one
 //! write: it lives for its time to live, and is prolonged while an application still needs it. Nothing has an owner reference, because a set of
 //! the cluster cannot be owned by an object of a namespace. Kinds whose definitions are not installed are looked for
 //! again now and then.
@@ -39,8 +39,8 @@ use crate::{
     prepull::crd::{ImageSet, ImageSetSpec},
 };
 pub use admit::Namespaces;
-use admit::{Ask, Plan};
-use extract::Wish;
+use admit::{OwnedRequests, Plan};
+use extract::PrepullRequest;
 
 /// Who writes these sets.
 const MANAGER: &str = "hearth-spark";
@@ -177,9 +177,9 @@ impl<'a> Tender<'a> {
             if !self.sets.borrow().synced {
                 continue;
             }
-            let asks = self.asks(&kinds).await;
+            let owned = self.owned(&kinds).await;
             let labelled = opted_in.borrow().objects.keys().cloned().collect();
-            let Plan { sets: wanted, mut refusals, left_out } = admit::plan(&asks, &self.config, &labelled);
+            let Plan { sets: wanted, mut refusals, left_out } = admit::plan(&owned, &self.config, &labelled);
             self.log_left_out(left_out);
             self.invalid.retain(|name, (since, _)| wanted.contains_key(name) && since.elapsed() < REFUSED);
             let mut errors = 0;
@@ -260,14 +260,17 @@ impl<'a> Tender<'a> {
         }
     }
 
-    async fn asks(&mut self, [applications, scheduled, connects, drivers]: &[&Objects; 4]) -> Vec<Ask> {
-        let mut asks = Vec::new();
+    async fn owned(
+        &mut self,
+        [applications, scheduled, connects, drivers]: &[&Objects; 4],
+    ) -> Vec<OwnedRequests> {
+        let mut owned = Vec::new();
         let now = Timestamp::now();
-        let mut take = |objects: &Objects, wishes: &dyn Fn(&Value) -> Vec<Wish>| {
+        let mut take = |objects: &Objects, requests: &dyn Fn(&Value) -> Vec<PrepullRequest>| {
             for object in objects.borrow().objects.values() {
-                let wishes = wishes(object);
-                if !wishes.is_empty() {
-                    asks.push(Ask { owner: reference(object), wishes });
+                let requests = requests(object);
+                if !requests.is_empty() {
+                    owned.push(OwnedRequests { owner: reference(object), requests });
                 }
             }
         };
@@ -279,11 +282,11 @@ impl<'a> Tender<'a> {
         self.properties.retain(|uid, _| pods.iter().any(|pod| pod["metadata"]["uid"] == uid.as_str()));
         for pod in pods {
             if let Some(properties) = self.properties_of(&pod).await {
-                let wishes = extract::driver(&pod, properties.as_ref());
-                asks.push(Ask { owner: reference(&pod), wishes });
+                let requests = extract::driver(&pod, properties.as_ref());
+                owned.push(OwnedRequests { owner: reference(&pod), requests });
             }
         }
-        asks
+        owned
     }
 
     /// `None`: not known yet. `Some(None)`: it has none, or they cannot be read.

@@ -296,7 +296,7 @@ fn matches_label(pattern: &str, label: &str) -> bool {
     })
 }
 
-/// Longest time for which an answer is kept, whatever it says: the sum with the time of now must not overflow.
+/// Longest time for which an answer is kept, also when it names a longer one: the sum with the time of now must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 30);
 
 /// Durations as Kubernetes writes them: `12h`, `1h30m`, `0`, `1.5s`.

@@ -1,4 +1,4 @@
-//! An answer on its way: header there, body to be read with a limit on every silence.
+//! A response whose header has arrived; its body is read with a limit on every silence.
 
 use std::time::Duration;
 
