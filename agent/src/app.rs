@@ -1,10 +1,11 @@
 //! The only file that uses every module. `build` opens and binds, `run` starts loops and serves, in this order:
 //! store, upstream, download, listeners; and stops in the reverse order.
 //!
-//! Shutdown: not ready -> no new connections -> open requests finish within the grace period -> downloads stop and
+//! Shutdown: no new connections (probes of a new process on the same ports reach that) -> open requests finish within the grace period -> downloads stop and
 //! keep their partial blobs -> times of last use written -> index closed.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::Arc,
@@ -21,12 +22,12 @@ use crate::{
     explain::Explainer,
     gc::Collector,
     http::{
-        Admin, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Probes, Readiness, Report,
-        Section, Server, Shares, Token,
+        Admin, ClusterView, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Probes,
+        Readiness, Report, Section, Server, Shares, Token,
     },
     journal::Journal,
     metrics::{ControllerMetrics, Metrics},
-    peers::{self, Peers, directory::Publisher},
+    peers::{self, Peers, directory::Publisher, state::SetState},
     prepull::{self, Prepuller, cluster::Cluster},
     scrub::Scrubber,
     store::{Store, StoreError},
@@ -211,6 +212,14 @@ impl App {
         let connections = Tasks::default();
         let prepuller = self.prepuller;
         let reporter = prepuller.clone();
+        let of_sets = prepuller.clone();
+        let view = ClusterView::new(
+            self.store.clone(),
+            self.fetcher.clone(),
+            self.peers.clone(),
+            self.metrics.clone(),
+            move || set_states(&of_sets.report()),
+        );
         let report = Report::new(
             self.store.clone(),
             self.fetcher.clone(),
@@ -236,6 +245,7 @@ impl App {
             self.store.clone(),
             self.upstream.clone(),
             report,
+            view.clone(),
             explainer,
             self.journal.clone(),
             Token::of(self.config.admin_token.clone()),
@@ -245,10 +255,9 @@ impl App {
         let local_task = self.local.map(|local| {
             self.tasks.spawn("local", local.serve(admin.clone(), self.tasks.clone(), stop.clone()))
         });
-        // Probes are answered until the end.
-        let last = CancellationToken::new();
+        // Closed at once too: during an update a new process shares the port, and its probes must not reach this one.
         let admin_task =
-            self.tasks.spawn("admin", self.admin.serve_admin(admin, connections.clone(), last.clone()));
+            self.tasks.spawn("admin", self.admin.serve_admin(admin, connections.clone(), stop.clone()));
         let usage_task = self.tasks.spawn("usage", flush_usage(self.store.clone(), stop.clone()));
         let gc_task = self.tasks.spawn("gc", self.collector.run(stop.clone()));
         let scrubber = Scrubber::new(self.store.clone(), self.metrics.clone(), self.config.scrub_rate);
@@ -271,6 +280,7 @@ impl App {
             self.access.clone(),
             self.peers,
             self.metrics.clone(),
+            view,
         );
         let peer_task = self.peer.map(|server| {
             self.tasks.spawn("peers", server.serve_peers(api, tls, connections.clone(), stop.clone()))
@@ -292,7 +302,6 @@ impl App {
         self.mirror.serve_mirror(mirror, self.metrics.clone(), connections, stop).await;
         tracing::info!("draining");
         self.park.cancel();
-        last.cancel();
         admin_task.await?;
         for task in [peer_task, local_task].into_iter().flatten() {
             task.await?;
@@ -388,4 +397,13 @@ async fn flush_usage(store: Store, stop: CancellationToken) {
             return;
         }
     }
+}
+
+/// How far this node is with each image set, by name.
+fn set_states(sets: &[prepull::SetReport]) -> BTreeMap<String, SetState> {
+    let state = |set: &prepull::SetReport| {
+        let (here, failed) = set.progress();
+        SetState { images: set.images.len() as u64, here: here as u64, failed: failed as u64 }
+    };
+    sets.iter().map(|set| (set.name.to_string(), state(set))).collect()
 }

@@ -4,6 +4,7 @@
 //! s); the last known objects stay in force meanwhile.
 
 mod outage;
+pub(crate) mod rights;
 
 use std::{collections::BTreeMap, fmt::Debug, future::Future, time::Duration};
 

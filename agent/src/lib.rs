@@ -62,5 +62,6 @@ pub mod setup;
 pub mod store;
 pub mod swarm;
 pub mod task;
+pub mod trace;
 pub mod types;
 pub mod upstream;

@@ -15,9 +15,18 @@ use hearth_agent::{
     prepull::crd,
     scrub,
     store::{Store, StoreError},
+    trace::{self, Exporter},
+    types::format_size,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 /// Bad usage or configuration.
 const BAD_USAGE: u8 = 2;
@@ -149,7 +158,7 @@ fn collect(config: &Config, dry_run: bool) -> ExitCode {
         plan
     });
     match collected {
-        Ok(plan) => print(&gc::describe(&plan)),
+        Ok(plan) => print(&gc::describe(&plan, dry_run)),
         Err(error) => {
             let error = anyhow::Error::from(error);
             complain(&format!("{error:#}"), code_of(&error))
@@ -164,9 +173,9 @@ fn verify(config: &Config, arguments: &ArgMatches) -> ExitCode {
             // Errors when printing progress are ignored.
             let _ = writeln!(
                 std::io::stderr(),
-                "{percent}%: {} blobs, {} bytes, {} bad",
+                "{percent} %: {} blobs, {}, {} bad",
                 so_far.blobs,
-                so_far.bytes,
+                format_size(so_far.bytes),
                 so_far.bad.len()
             );
         })
@@ -181,13 +190,21 @@ fn verify(config: &Config, arguments: &ArgMatches) -> ExitCode {
     } else {
         let line = |bad: &scrub::Bad| format!("bad: {}: {}\n", bad.digest, bad.problem);
         let bad = verdict.bad.iter().map(line).collect::<Vec<_>>().concat();
-        print(&format!("{bad}{} blobs, {} bytes, {} bad\n", verdict.blobs, verdict.bytes, verdict.bad.len()))
+        let size = format_size(verdict.bytes);
+        print(&format!("{bad}{} blobs, {size}, {} bad\n", verdict.blobs, verdict.bad.len()))
     };
     if verdict.bad.is_empty() { printed } else { ExitCode::FAILURE }
 }
 
 fn run(config: Config) -> ExitCode {
-    telemetry(&config.log);
+    // Before the runtime starts, and dropped after it has ended: it sends in a thread of its own.
+    let _exporter = match config.traces.as_ref().map(Exporter::start).transpose() {
+        Ok(exporter) => {
+            subscribe(&config.log, exporter.as_ref());
+            exporter
+        }
+        Err(error) => return complain(&format!("{:#}", anyhow::Error::from(error)), 1),
+    };
     let stop = CancellationToken::new();
     block_on(async {
         let app = App::build(config).await?;
@@ -242,13 +259,21 @@ async fn until_signal(
 }
 
 fn telemetry(log: &Log) {
+    subscribe(log, None);
+}
+
+/// Logs to standard error, and spans to the exporter of traces.
+fn subscribe(log: &Log, exporter: Option<&Exporter>) {
     // The client for the API server logs each failed request without URL and cause; the agent says so itself, once.
-    let filter = tracing_subscriber::EnvFilter::new(format!("kube_client=off,{}", log.filter));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && !no_color());
-    if log.json { builder.json().init() } else { builder.init() }
+    let directives = format!("kube_client=off,{}=off,{}", trace::TARGET, log.filter);
+    let lines =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal() && !no_color());
+    let lines = if log.json { lines.json().boxed() } else { lines.boxed() };
+    let spans = exporter.map(|exporter| {
+        let only = Targets::new().with_target(trace::TARGET, LevelFilter::INFO);
+        tracing_opentelemetry::layer().with_tracer(exporter.tracer()).with_filter(only)
+    });
+    tracing_subscriber::registry().with(spans).with(lines.with_filter(EnvFilter::new(directives))).init();
 }
 
 /// Whether the user wants no colours (https://no-color.org).

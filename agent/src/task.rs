@@ -6,6 +6,8 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::trace;
+
 /// Starts tasks and tracks when all of them have ended. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(TaskTracker);
@@ -18,7 +20,8 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(self.0.track_future(future.instrument(tracing::info_span!("task", task = name))))
+        let work = trace::inherited(future).instrument(tracing::info_span!("task", task = name));
+        tokio::spawn(self.0.track_future(work))
     }
 
     /// Waits until every task has ended; none may be started after that.

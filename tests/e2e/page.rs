@@ -11,6 +11,7 @@ use std::{
 
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY},
+    cluster::{peer_config, places},
     pull::Puller,
     registry::{FakeUpstream, Layer},
 };
@@ -128,4 +129,37 @@ async fn the_page_shows_a_pull_while_it_happens() {
         .picture(&named, "1100,900", &["--blink-settings=preferredColorScheme=0"], &folder.join("dark.png"))
         .await;
     browser.picture(&named, "390,844", &[], &folder.join("phone.png")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_the_cluster_as_nodes_by_image_sets() {
+    let upstream = FakeUpstream::start().await;
+    upstream.image(REPOSITORY, "3.5.9", [Layer::random(1, 1 << 20)]).await;
+    let home = tempfile::tempdir().expect("temporary folders are available");
+    let token = home.path().join("token");
+    fs::write(&token, TOKEN).expect("writable");
+    let admin = format!("admin: {{ listen: 127.0.0.1:0, tokenFile: {} }}", token.display());
+    let base = AgentConfig::for_upstream(&upstream).with(&admin);
+    let images = format!("images: [\"{REGISTRY}/{REPOSITORY}:3.5.9\"]");
+    let with_set = base.clone().with(&format!("prepull: {{ sets: [{{ name: spark, {images} }}] }}"));
+    // Nothing listens in the third place.
+    let places = places(3);
+    let first = Agent::start(&peer_config(&with_set, &places[0], &places, "")).await;
+    let second = Agent::start(&peer_config(&base, &places[1], &places, "")).await;
+    let browser = Browser { home, address: second.addresses.admin.to_string() };
+    let named = format!("#token={TOKEN}");
+    let until = Instant::now() + Duration::from_mins(2);
+    let page = loop {
+        let page = browser.look(&named).await;
+        if page.contains("1 of 1</td>") {
+            break page;
+        }
+        assert!(Instant::now() < until, "the set of the other node is not shown: {page}");
+    };
+    assert!(page.contains("2 of 3 nodes answer"), "{page}");
+    assert!(page.contains("<td class=\"\">node-00</td>") && page.contains(">does not answer</td>"), "{page}");
+    let hidden = browser.look("").await;
+    assert!(hidden.contains("2 of 3 nodes answer") && !hidden.contains("node-00"), "{hidden}");
+    browser.picture(&named, "1100,900", &[], &pictures().join("cluster.png")).await;
+    drop(first);
 }

@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["config", "http", "images", "journal", "setup", "store", "types"]),
+    ("cli", &["config", "http", "images", "journal", "kubernetes", "peers", "setup", "store", "types"]),
     // Configuration is the parts' own `Config` types side by side.
     (
         "config",
@@ -47,6 +47,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "prepull",
             "runtime",
             "store",
+            "trace",
             "types",
             "upstream",
         ],
@@ -56,7 +57,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "http",
         &[
             "access", "download", "explain", "images", "journal", "metrics", "peers", "store", "swarm",
-            "task", "types", "upstream",
+            "task", "trace", "types", "upstream",
         ],
     ),
     (
@@ -69,23 +70,25 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("runtime", &["types"]),
     ("limits", &[]),
     ("journal", &["types"]),
-    ("download", &["journal", "limits", "metrics", "peers", "store", "task", "types", "upstream"]),
+    ("download", &["journal", "limits", "metrics", "peers", "store", "task", "trace", "types", "upstream"]),
     ("swarm", &["download", "limits", "metrics", "peers", "store", "task", "types", "upstream"]),
     ("gc", &["images", "metrics", "store", "task", "types"]),
     ("images", &["store", "types"]),
     ("scrub", &["metrics", "store", "task", "types"]),
     ("setup", &["runtime", "types"]),
     ("store", &["types"]),
-    ("peers", &["kubernetes", "limits", "metrics", "task", "types"]),
-    ("upstream", &["metrics", "task", "types"]),
+    ("peers", &["kubernetes", "limits", "metrics", "task", "trace", "types"]),
+    ("upstream", &["metrics", "task", "trace", "types"]),
     ("metrics", &[]),
-    ("task", &[]),
+    ("task", &["trace"]),
+    ("trace", &["types"]),
     ("types", &[]),
 ];
 
 /// Outside crates and the only places that may name them.
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
+    ("opentelemetry", &["agent/src/trace.rs"]),
     ("prost", &["agent/src/runtime/"]),
     (
         "kube",

@@ -12,3 +12,4 @@ mod observe;
 mod peers;
 mod prepull;
 mod registry;
+mod traces;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     agent, as_json, check, client,
     client::Client,
-    output, print,
+    output, print, print_result, rights,
     setup::{ROOT, job, root},
     with_config,
 };
@@ -43,7 +43,7 @@ enum Outcome {
 
 /// One thing that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Check {
+pub(super) struct Check {
     #[serde(rename = "check")]
     name: &'static str,
     outcome: Outcome,
@@ -53,7 +53,7 @@ struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+    pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Self {
         Self { name, outcome: Outcome::Ok, found: found.into(), remedy: None }
     }
 
@@ -61,7 +61,7 @@ impl Check {
         Self { name, outcome: Outcome::Warning, found: found.into(), remedy: Some(remedy.into()) }
     }
 
-    fn failed(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(super) fn failed(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { outcome: Outcome::Failed, ..Self::warning(name, found, remedy) }
     }
 }
@@ -77,7 +77,7 @@ pub(super) fn command(file: &Arg) -> Command {
         .action(ArgAction::SetTrue)
         .help("Do not have the container runtimes pull a test image of a few hundred bytes");
     let command = Command::new(NAME)
-        .about("Check that this node's agent works: configuration, disk, clock, registries, peers, container runtimes")
+        .about("Check that this node's agent works: configuration, disk, clock, registries, peers, rights, container runtimes")
         .args([root(), socket, no_pull, agent(), output()])
         .after_help(
             "Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a bad configuration.\n\n\
@@ -102,6 +102,7 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
         Ok(status) => checks.extend(judge(&status, &peers.unwrap_or_default())),
         Err(error) => checks.push(Check::failed("agent", "it does not answer", format!("{error:#}"))),
     }
+    checks.extend(rights::check(config)?);
     let running = checks.iter().all(|check| check.name != "agent" || check.outcome == Outcome::Ok);
     let socket = arguments.get_one::<PathBuf>(SOCKET);
     match setup::plan(&job, false) {
@@ -118,7 +119,10 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
         )),
     }
     if as_json(arguments) {
-        print(&(serde_json::to_string_pretty(&serde_json::json!({ "checks": checks }))? + "\n"))?;
+        print_result(
+            arguments,
+            &(serde_json::to_string_pretty(&serde_json::json!({ "checks": checks }))? + "\n"),
+        )?;
     } else {
         print(&describe(&checks))?;
     }
@@ -213,7 +217,7 @@ fn registry(registry: &Value) -> Check {
             if let Some(wait) = endpoint["rate"]["throttledForSeconds"].as_u64() {
                 return Some(format!("`{place}` takes no requests for {wait} s (429)"));
             }
-            let wait = endpoint["leftAloneForSeconds"].as_u64()?;
+            let wait = endpoint["circuitOpenForSeconds"].as_u64()?;
             let error = endpoint["lastError"].as_str().unwrap_or("several requests failed");
             Some(format!("`{place}` gets no requests for {wait} s after failures: {error}"))
         })
@@ -357,7 +361,7 @@ mod tests {
                 "all endpoints",
                 status(|at| {
                     for endpoint in 0..2 {
-                        at["registries"][0]["endpoints"][endpoint]["leftAloneForSeconds"] = 9.into();
+                        at["registries"][0]["endpoints"][endpoint]["circuitOpenForSeconds"] = 9.into();
                     }
                 }),
                 fine.clone(),

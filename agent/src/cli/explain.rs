@@ -149,7 +149,7 @@ fn endpoint(endpoint: &Value) -> String {
     if let Some(wait) = rate["throttledForSeconds"].as_u64() {
         parts.push(format!("takes no requests for {wait} s (429)"));
     }
-    if let Some(wait) = endpoint["leftAloneForSeconds"].as_u64() {
+    if let Some(wait) = endpoint["circuitOpenForSeconds"].as_u64() {
         parts.push(format!("circuit open for {wait} s"));
     }
     if let (Some(error), Some(age)) =
@@ -206,7 +206,7 @@ mod tests {
             "cached": {"digest": digest, "confirmedSecondsAgo": 120, "unconfirmed": false, "image": {
                 "complete": false, "bytes": 1024, "missingBlobs": 2}},
             "policy": {"entry": "*", "private": "agent", "credentials": {"failed": "it hung"}},
-            "registry": {"endpoints": [{"endpoint": "r.test", "leftAloneForSeconds": 7, "lastError": "refused", "lastErrorSecondsAgo": 3,
+            "registry": {"endpoints": [{"endpoint": "r.test", "circuitOpenForSeconds": 7, "lastError": "refused", "lastErrorSecondsAgo": 3,
                 "rate": {"limit": 100, "remaining": 7, "refillsInSeconds": 60}}]},
             "peers": {"known": 3, "skipped": 0, "asked": 3, "have": ["n1", "n2"]},
             "downloadsUnderWay": [{"digest": digest, "have": 512, "size": 1024}],

@@ -13,6 +13,7 @@ pub mod generate;
 mod images;
 mod prepare;
 mod progress;
+mod rights;
 mod setup;
 mod status;
 mod table;

@@ -370,6 +370,17 @@ pub const KEYS: &[Key] = &[
         default: "100GiB",
         meaning: "maximum bytes of such images on one node, for each namespace",
     },
+    Key {
+        path: "traces.endpoint",
+        default: "",
+        meaning: "base URL of an OpenTelemetry collector that takes OTLP over HTTP (usually port 4318): spans of pulls go \
+                  to `v1/traces` below it; without it there are no traces",
+    },
+    Key {
+        path: "traces.ratio",
+        default: "0.01",
+        meaning: "share of requests that begin a trace, from 0 to 1; a request that continues one (`traceparent`) follows it",
+    },
     Key { path: "log.format", default: "text", meaning: "`text` or `json`" },
     Key {
         path: "log.filter",

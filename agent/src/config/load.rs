@@ -10,7 +10,7 @@ use super::{
     raw::{Merge as _, Raw},
     registries,
 };
-use crate::{download, http::Limits, runtime::Runtime, store, upstream};
+use crate::{download, http::Limits, runtime::Runtime, store, trace, upstream};
 
 /// Name of the Unix socket in `dataDir`.
 const SOCKET: &str = "agent.sock";
@@ -219,6 +219,12 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     let (kubernetes, controller) =
         super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name).unzip();
     let in_cluster = kubernetes.is_some();
+    let ratio = value!(traces.ratio).0;
+    let traces = raw.traces.endpoint.map(|endpoint| trace::Config {
+        endpoint: endpoint.0.0,
+        ratio,
+        node: peers.name.clone(),
+    });
     let prepull = super::prepull::check(raw.prepull, defaults.prepull, &checked, &peers.name, in_cluster)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
     Ok(Config {
@@ -277,6 +283,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         },
         runtime: raw.runtime.socket.map(Runtime::new),
         default_registry,
+        traces,
         log: Log { json: value!(log.format).0, filter: value!(log.filter).0 },
     })
 }
@@ -330,6 +337,7 @@ mod tests {
                 "docker_config",
                 "kubelet_config",
                 "kubelet_bin_dir",
+                "endpoint",
                 "sets",
                 "api",
                 "node"

@@ -22,8 +22,8 @@ pub use keys::{KEYS, Key, explain, flags};
 pub use load::{Purpose, load};
 
 use crate::{
-    controller, download, http::Limits, peers as cluster, prepull as wishes, runtime::Runtime, store,
-    types::RegistryHost, upstream,
+    controller, download, http::Limits, peers as cluster, prepull as prepulling, runtime::Runtime, store,
+    trace, types::RegistryHost, upstream,
 };
 
 /// Everything the agent needs to know, checked.
@@ -52,9 +52,9 @@ pub struct Config {
     /// Who they are, and how this one takes part.
     pub peers: cluster::Config,
     /// What is to be here before anyone asks for it.
-    pub prepull: wishes::Config,
+    pub prepull: prepulling::Config,
     /// This agent's part in a cluster, if it has one.
-    pub kubernetes: Option<wishes::cluster::Config>,
+    pub kubernetes: Option<prepulling::cluster::Config>,
     /// The controller's settings, if there is a cluster.
     pub controller: Option<controller::Config>,
     /// Limits of the mirror's listener.
@@ -63,6 +63,8 @@ pub struct Config {
     pub runtime: Option<Runtime>,
     /// The registry that requests without one mean.
     pub default_registry: Option<RegistryHost>,
+    /// Where spans of pulls are sent, if anywhere.
+    pub traces: Option<trace::Config>,
     /// Logs.
     pub log: Log,
 }

@@ -54,6 +54,7 @@ section!(Raw {
     tags: RawTags,
     fetch: RawFetch,
     limits: RawLimits,
+    traces: RawTraces,
     log: RawLog,
     prepull: RawPrepull,
     kubernetes: RawKubernetes,
@@ -106,6 +107,7 @@ section!(RawPeerTls {
     ca: Option<Spanned<PathBuf>>,
     name: Option<Spanned<Text<Name>>>,
 });
+section!(RawTraces { endpoint: Option<Text<Endpoint>>, ratio: Option<Text<Share>> });
 section!(RawRuntime { socket: Option<PathBuf> });
 section!(RawCredentials {
     docker_config: Option<Spanned<PathBuf>>,
@@ -278,6 +280,14 @@ from_text!(
     |text| match text.parse() {
         Ok(number @ 2..=64) => Ok(number),
         _ => Err(format!("`{text}` is not a whole number from 2 to 64")),
+    }
+);
+from_text!(
+    /// A share.
+    Share(f64),
+    |text| match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("`{text}` is not a number from 0 to 1")),
     }
 );
 from_text!(

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     journal::{self, millis},
     store::{Finish, Partial},
+    trace,
     types::{Mismatch, RegistryHost, chain},
 };
 
@@ -21,7 +22,11 @@ use crate::limits::download::lifecycle::{FIRST_PROBE, LONGEST_PROBE};
 /// Starts the download's task.
 pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
     let tasks = context.tasks.clone();
-    tasks.spawn("download", async move {
+    // A part of the trace of the request that began it; later readers have traces of their own.
+    let span = tracing::info_span!(
+        target: trace::TARGET, parent: trace::current(), "download", digest = %download.digest(), size = download.size(),
+    );
+    let work = async move {
         // The next download of this blob starts when this task ends, whether it succeeds or not.
         let _ended = download.ended.clone().drop_guard();
         download.wait_for_turn().await;
@@ -37,7 +42,8 @@ pub(super) fn start(context: Arc<Context>, download: Arc<Download>) {
         }
         context.leave(&download);
         context.metrics.downloads.dec();
-    });
+    };
+    tasks.spawn("download", trace::within(span, work));
 }
 
 /// How long the parts of a download took.

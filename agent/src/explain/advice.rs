@@ -90,7 +90,7 @@ fn about_registry(status: &RegistryStatus, registry: &RegistryHost) -> Option<St
              with a higher limit."
         ));
     }
-    let wait = all(|endpoint| endpoint.left_alone_for_seconds)?;
+    let wait = all(|endpoint| endpoint.circuit_open_for_seconds)?;
     let reason = status.endpoints.iter().find_map(|endpoint| endpoint.last_error.as_deref());
     Some(format!(
         "`{registry}` fails and is tried again in {wait} s{}: check the network and the registry.",
@@ -176,7 +176,7 @@ mod tests {
     fn registry(throttled: Option<u64>, open: Option<u64>) -> RegistryStatus {
         let endpoint = EndpointStatus {
             endpoint: "r.test".into(),
-            left_alone_for_seconds: open,
+            circuit_open_for_seconds: open,
             rate: BudgetStatus { throttled_for_seconds: throttled, ..BudgetStatus::default() },
             last_error: Some("connection refused".into()),
             last_error_seconds_ago: Some(2),

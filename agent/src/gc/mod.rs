@@ -210,25 +210,29 @@ fn plan_for(store: &Store, wanted: u64) -> Result<Plan, StoreError> {
 }
 
 /// A plan as text, one line per step.
-pub fn describe(plan: &Plan) -> String {
+pub fn describe(plan: &Plan, dry_run: bool) -> String {
+    if plan.steps.is_empty() {
+        return "the store is within its limits: nothing to evict\n".to_owned();
+    }
     let mut out = String::new();
     for step in &plan.steps {
         let _ = match step {
             Step::Partial(digest) => writeln!(out, "partial download {digest}: abandoned"),
             Step::Orphan(digest) => writeln!(out, "blob {digest}: no image needs it"),
             Step::Image { digest, used, references, blobs } => {
-                let ago = Duration::from_secs(unix_now().saturating_sub(*used));
+                let hours = unix_now().saturating_sub(*used) / 3_600;
                 let names: Vec<_> = references.iter().map(ToString::to_string).collect();
                 writeln!(
                     out,
-                    "image {digest} ({}): not used for {ago:?}; {} blobs that no other image needs",
+                    "image {digest} ({}): not used for {hours} h; {} blobs that no other image needs",
                     names.join(", "),
                     blobs.len()
                 )
             }
         };
     }
-    let _ = writeln!(out, "{} bytes in {} steps", plan.freed, plan.steps.len());
+    let would = if dry_run { "would be " } else { "" };
+    let _ = writeln!(out, "{} {would}freed", format_size(plan.freed));
     out
 }
 

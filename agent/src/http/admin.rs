@@ -1,5 +1,5 @@
 //! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, the status page, and
-//! `/api/v1/status` with numbers alone; to a client with the token (`token`) with names, and the list of images. On the Unix
+//! `/api/v1/status` and `/api/v1/cluster` with numbers alone; to a client with the token (`token`) with names, and the list of images. On the Unix
 //! socket (`local`) the status with names, and the calls of `api`.
 
 use std::sync::{Arc, Weak};
@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use super::{
     api::{self, Api},
     body::{self, Body},
+    cluster::ClusterView,
     page,
     report::Report,
     token::Token,
@@ -51,7 +52,7 @@ pub struct Section {
     make: Arc<dyn Fn(Detail) -> serde_json::Value + Send + Sync>,
 }
 
-/// How much of the status is told.
+/// How much the status contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
     /// Numbers, to the network.
@@ -92,6 +93,7 @@ pub struct Admin {
     store: Store,
     api: Api,
     report: Report,
+    view: ClusterView,
     journal: Journal,
     token: Token,
     stopping: tokio_util::sync::CancellationToken,
@@ -109,6 +111,7 @@ impl Admin {
         store: Store,
         upstream: Arc<Upstream>,
         report: Report,
+        view: ClusterView,
         explainer: Explainer,
         journal: Journal,
         token: Token,
@@ -116,7 +119,7 @@ impl Admin {
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
         let api = Api::new(store.clone(), upstream, explainer, tasks, stopping.clone());
-        Self { readiness, metrics, store, api, report, journal, token, stopping }
+        Self { readiness, metrics, store, api, report, view, journal, token, stopping }
     }
 
     /// Answers a request that came over the Unix socket.
@@ -124,6 +127,9 @@ impl Admin {
         match request.uri().path() {
             "/api/v1/status" if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 self.status(Detail::Names)
+            }
+            "/api/v1/cluster" if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                document(&self.view.document(Detail::Names).await)
             }
             "/api/v1/peers" if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 document(&self.report.probe_peers().await)
@@ -137,12 +143,14 @@ impl Admin {
     pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        let is_status = path == "/api/v1/status";
-        if path.starts_with("/api/v1/") && (reads || !is_status) {
+        let is_open = matches!(path, "/api/v1/status" | "/api/v1/cluster");
+        if path.starts_with("/api/v1/") && (reads || !is_open) {
             let named = reads && self.token.is_shown(request.headers()).await;
+            let detail = if named { Detail::Names } else { Detail::Numbers };
             return match (named, path) {
                 (true, "/api/v1/images") => self.api.answer(request).await,
-                (_, "/api/v1/status") => self.status(if named { Detail::Names } else { Detail::Numbers }),
+                (_, "/api/v1/status") => self.status(detail),
+                (_, "/api/v1/cluster") => document(&self.view.document(detail).await),
                 _ => api::only_local(),
             };
         }
@@ -157,7 +165,10 @@ impl Admin {
             "/readyz" => text(StatusCode::OK, self.detail()),
             "/metrics" => self.metrics(headers),
             path => page::file(path).unwrap_or_else(|| {
-                text(StatusCode::NOT_FOUND, "served here: / /livez /readyz /metrics /api/v1/status\n")
+                text(
+                    StatusCode::NOT_FOUND,
+                    "served here: / /livez /readyz /metrics /api/v1/status /api/v1/cluster\n",
+                )
             }),
         }
     }

@@ -263,7 +263,7 @@ fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Call, Refus
         ("/api/v1/images" | "/api/v1/pins" | "/api/v1/archive" | "/api/v1/explain", _) => Err(wrong_method()),
         _ => Err(Refusal(
             StatusCode::NOT_FOUND,
-            "served here: /api/v1/status, explain, images, peers, pins and archive".to_owned(),
+            "served here: /api/v1/status, cluster, explain, images, peers, pins and archive".to_owned(),
         )),
     }
 }

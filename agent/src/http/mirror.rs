@@ -25,6 +25,7 @@ use crate::{
     download::{CHECK, FetchError, Fetcher, Stillness},
     journal::Journal,
     metrics::{Kind, Metrics, RequestLabels},
+    trace,
     types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
     upstream::{AGENT_HEADER, Upstream},
 };
@@ -64,11 +65,22 @@ impl Mirror {
     /// Answers one request.
     pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let id = self.0.record.begin();
+        let span = tracing::info_span!(
+            target: trace::TARGET, parent: None, "mirror request", otel.kind = "server", request = id.as_str(),
+            method = %request.method(), path = request.uri().path(), status = tracing::field::Empty,
+        );
+        trace::continue_from(&span, request.headers());
+        let response = trace::within(span.clone(), self.answer_with(request, &id)).await;
+        span.record("status", response.status().as_u16());
+        response
+    }
+
+    async fn answer_with(self, request: Request<Incoming>, id: &RequestId) -> Response<Body> {
         let client = user_agent(request.headers());
         let (kind, outcome) = match self.route(&request) {
             Ok(route) => {
                 let (kind, subject) = (kind_of(&route), subject_of(&route));
-                let outcome = self.dispatch_in_time(&request, route, &id).await;
+                let outcome = self.dispatch_in_time(&request, route, id).await;
                 (kind, outcome.map_err(|refusal| (refusal, subject)))
             }
             Err(error) => {
@@ -77,12 +89,12 @@ impl Mirror {
             }
         };
         let response = outcome.unwrap_or_else(|(refusal, subject)| {
-            self.0.record.refused(&id, &subject, client, &refusal);
+            self.0.record.refused(id, &subject, client, &refusal);
             refusal.for_client(client, kind).into_response()
         });
         let status = response.status().as_u16();
         tracing::debug!(request = id.as_str(), method = %request.method(), path = request.uri().path(), status, "answered");
-        record::with_id(self.counted(kind, response), &id)
+        record::with_id(self.counted(kind, response), id)
     }
 
     /// The answer to a client above the connection limit.

@@ -10,6 +10,7 @@ mod answers;
 mod api;
 mod body;
 mod client;
+mod cluster;
 mod connection;
 mod descriptors;
 mod error;
@@ -30,6 +31,7 @@ mod transfer;
 
 pub use admin::{Admin, Detail, Latch, Readiness, Section};
 pub use client::HeaderLimits;
+pub use cluster::ClusterView;
 pub use descriptors::Shares;
 pub use local::LocalServer;
 pub use mirror::Mirror;

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-use super::body::{self, Body, Subject};
+use super::{
+    body::{self, Body, Subject},
+    cluster::ClusterView,
+};
 use crate::{
     access::Access,
     download::{FetchError, Fetcher},
@@ -20,12 +23,13 @@ use crate::{
         wire::{ACTIVITY, HashesAsk, PIECE_HASH, PeerRequest, PieceAsk, SPEED, WireError, activity},
     },
     swarm::{Share, Swarm},
+    trace,
     types::{Digest, Repository, Tag},
     upstream::Upstream,
 };
 
 /// Shortest wait for a turn to send. What is left of [`HOLD`] is the longest: a request that waited for its piece first
-/// must not wait so long again that whoever asks takes this node for dead.
+/// must not wait so long again that the requesting peer counts this node as silent.
 const TURN: Duration = Duration::from_millis(100);
 
 /// Answers other peers. Cheap to clone.
@@ -40,6 +44,7 @@ struct Inner {
     access: Access,
     peers: Peers,
     metrics: Metrics,
+    view: ClusterView,
 }
 
 impl PeerApi {
@@ -51,8 +56,9 @@ impl PeerApi {
         access: Access,
         peers: Peers,
         metrics: Metrics,
+        view: ClusterView,
     ) -> Self {
-        Self(Arc::new(Inner { fetcher, swarm, upstream, access, peers, metrics }))
+        Self(Arc::new(Inner { fetcher, swarm, upstream, access, peers, metrics, view }))
     }
 
     /// Whether a peer may have what this repository's registry gives: what the agent's credentials open, only a peer that
@@ -68,7 +74,7 @@ impl PeerApi {
     }
 
     /// Whether a request is answered from the disk alone: when the peer asks for that, and when the registry's budget is at
-    /// its reserve, which is for clients and not for strangers that call themselves peers.
+    /// its reserve, which is for clients and not for unauthenticated peers.
     fn answers_from_disk(&self, repository: &Repository, known: bool) -> bool {
         let spent = || self.0.upstream.background_wait(&repository.registry).is_some();
         known || (!self.is_authenticated() && spent())
@@ -76,6 +82,17 @@ impl PeerApi {
 
     /// Answers one request.
     pub(super) async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        let span = tracing::info_span!(
+            target: trace::TARGET, parent: None, "answer to peer", otel.kind = "server", path = request.uri().path(),
+            status = tracing::field::Empty,
+        );
+        trace::continue_from(&span, request.headers());
+        let response = trace::within(span.clone(), self.answer_with(request)).await;
+        span.record("status", response.status().as_u16());
+        response
+    }
+
+    async fn answer_with(self, request: Request<Incoming>) -> Response<Body> {
         if *request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
         }
@@ -83,6 +100,7 @@ impl PeerApi {
             Err(error @ WireError::Path) => text(StatusCode::NOT_FOUND, format!("{error}\n")),
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
             Ok(PeerRequest::Health) => self.health(),
+            Ok(PeerRequest::State) => json(&self.0.view.own()),
             Ok(PeerRequest::Piece(ask)) => self.piece(&ask).await,
             Ok(PeerRequest::Hashes(ask)) => self.hashes(&ask).await,
             Ok(PeerRequest::Manifest { repository, digest, known }) => {
@@ -177,13 +195,13 @@ impl PeerApi {
 }
 
 fn held(life: u64, moved: u64) -> Response<Body> {
-    let mut response = text(StatusCode::ACCEPTED, "on its way\n");
+    let mut response = text(StatusCode::ACCEPTED, "arriving: retry\n");
     let activity = HeaderValue::try_from(activity(life, moved)).expect("digits are a valid header value");
     response.headers_mut().insert(ACTIVITY, activity);
     response
 }
 
-/// Only upstream's own word is "does not exist"; whatever else is in the way, the asker goes on by itself.
+/// Only the registry's "not found" is passed on; after any other error the requesting peer uses another source.
 fn failed(error: &FetchError) -> Response<Body> {
     let status = match error {
         FetchError::NotFound(_) => StatusCode::NOT_FOUND,

@@ -76,7 +76,7 @@ impl Report {
     }
 
     fn store_numbers(&self, names: bool) -> Value {
-        // In this order: what is said to be counted is counted.
+        // In this order: `counted` must not be true for totals from before the count ended.
         let counted = self.store.is_counted();
         let totals = self.store.totals();
         let allowed = u64::try_from(self.metrics.store_allowed.get()).ok().filter(|allowed| *allowed > 0);

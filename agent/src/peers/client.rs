@@ -16,10 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Peer,
+    state::NodeState,
     tls::Tls,
     wire::{self, HashesAsk, PeerRequest, PieceAsk, PieceHash},
 };
-use crate::types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of, root_cause};
+use crate::{
+    trace,
+    types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of, root_cause},
+};
 
 pub use crate::limits::peers::client::{CONNECT, HEADER, HOLD, SLOW_CONNECT, SLOW_HEADER};
 use crate::limits::peers::client::{IDLE, MAX_ANSWER_BYTES, RESOLVE};
@@ -196,7 +200,12 @@ impl Client {
         let limit = limit + if slow { SLOW_HEADER } else { Duration::ZERO };
         let error = |problem, silent| PeerError { peer: peer.name.clone(), problem, silent };
         let url = format!("{}://{}{}", self.scheme, peer.address, request.target());
-        let sent = tokio::time::timeout(limit, self.http(slow).get(url).send()).await;
+        let span = tracing::info_span!(
+            target: trace::TARGET, parent: trace::current(), "peer request", otel.kind = "client", peer = peer.name, path = request.target().split('?').next(),
+        );
+        let sending =
+            trace::within(span.clone(), self.http(slow).get(url).headers(trace::headers(&span)).send());
+        let sent = tokio::time::timeout(limit, sending).await;
         let sent = sent.map_err(|_| error(format!("did not answer within {limit:?}"), true))?;
         sent.map_err(|failed| {
             error(format!("cannot be reached: {}", root_cause(&failed)), failed.is_timeout())
@@ -258,11 +267,25 @@ impl Client {
     /// The identity behind an address, which a list of addresses does not contain.
     pub(super) async fn identity(&self, address: std::net::SocketAddr) -> Result<Identity, PeerError> {
         let peer = Peer { name: address.to_string(), zone: String::new(), address };
-        let response = self.send(&peer, &PeerRequest::Health, HEADER).await?;
-        match self.settle(&peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(&peer, &bytes))? {
-            Settled::Found(identity) => Ok(identity),
+        self.small(&peer, &PeerRequest::Health).await
+    }
+
+    /// What a peer says of itself.
+    pub(super) async fn state(&self, peer: &Peer) -> Result<NodeState, PeerError> {
+        self.small(peer, &PeerRequest::State).await
+    }
+
+    /// A small answer that every peer of this version has.
+    async fn small<T: serde::de::DeserializeOwned>(
+        &self,
+        peer: &Peer,
+        request: &PeerRequest,
+    ) -> Result<T, PeerError> {
+        let response = self.send(peer, request, HEADER).await?;
+        match self.settle(peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(peer, &bytes))? {
+            Settled::Found(answer) => Ok(answer),
             Settled::Absent | Settled::NotNow => Err(PeerError {
-                peer: peer.name,
+                peer: peer.name.clone(),
                 problem: "uses another version of the protocol".into(),
                 silent: false,
             }),

@@ -5,7 +5,7 @@
 //! divides blobs into pieces and segments; `plan` decides which piece to request next, from which peer, and how to
 //! answer. All are pure, and `bench/sim` runs them on thousands of simulated nodes. `directory` provides the
 //! membership, `wire` is the protocol, `client` sends requests, `quorum` decides when answers about a tag count,
-//! `health` tracks which peers to skip, `pace` which are slow, `speed` whether this node is, `uploads` limits what
+//! `state` is what a node says of itself, `health` tracks which peers to skip, `pace` which are slow, `speed` whether this node is, `uploads` limits what
 //! this node sends, and `tls` authenticates peers. What happens to a piece is decided in `swarm`.
 
 mod client;
@@ -20,6 +20,7 @@ pub mod plan;
 pub mod quorum;
 pub mod rank;
 pub mod speed;
+pub mod state;
 mod tls;
 mod uploads;
 pub mod wire;
@@ -46,6 +47,7 @@ use kubernetes::Slices;
 pub use membership::{Membership, Peer};
 use pace::Paces;
 use speed::Speeds;
+use state::NodeState;
 pub use tls::{Files, Tls, TlsError};
 pub use uploads::{Upload, Uploads, Waiting};
 use wire::{HashesAsk, PeerRequest, PieceAsk};
@@ -315,6 +317,11 @@ impl Peers {
     /// Whether a peer answers.
     pub async fn probe(&self, peer: &Peer) -> Result<(), PeerError> {
         self.0.client.identity(peer.address).await.map(|_| ())
+    }
+
+    /// What a peer says of itself.
+    pub async fn state(&self, peer: &Peer) -> Result<NodeState, PeerError> {
+        self.0.client.state(peer).await.map(NodeState::bounded)
     }
 
     /// Requests the hashes of a segment's pieces.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET /peer/v1/health                                          200 {"name":..,"zone":..}
+//! GET /peer/v1/state                                           200 what it has: `NodeState`, without names of images
 //! GET /peer/v1/pieces/<digest>/<index>?registry&repository&size&role&member&zone&whole[&speed]
 //!     200 the bytes of the piece; `hearth-piece-hash` is their hash, if the peer has it
 //!     202 arriving; `hearth-activity` changes while its source shows signs of life: retry
@@ -149,6 +150,8 @@ impl Again {
 pub enum PeerRequest {
     /// The identity of the peer.
     Health,
+    /// What the peer has, for the view of the cluster.
+    State,
     /// A piece.
     Piece(PieceAsk),
     /// Hashes of pieces.
@@ -192,6 +195,7 @@ impl PeerRequest {
     pub fn target(&self) -> String {
         match self {
             Self::Health => format!("{PREFIX}health"),
+            Self::State => format!("{PREFIX}state"),
             Self::Piece(ask) => {
                 let path = format!("{PREFIX}pieces/{}/{}", ask.digest, ask.piece);
                 let (size, role) = (ask.size.to_string(), role_name(ask.role));
@@ -229,6 +233,7 @@ impl PeerRequest {
         let parameters = Parameters::parse(query);
         match parts {
             (Some("health"), None, ..) => Ok(Self::Health),
+            (Some("state"), None, ..) => Ok(Self::State),
             (Some("pieces"), Some(digest), Some(piece), None) => Ok(Self::Piece(PieceAsk {
                 repository: parameters.repository()?,
                 digest: digest.parse().map_err(NameError::from)?,
@@ -358,6 +363,7 @@ mod tests {
         };
         let all = [
             PeerRequest::Health,
+            PeerRequest::State,
             piece(Role::Parent),
             piece(Role::Root),
             piece(Role::Source),

@@ -77,6 +77,12 @@ impl SetReport {
     pub fn is_here(&self) -> bool {
         self.images.iter().all(|image| image.here)
     }
+
+    /// How many images are complete, and how many failed.
+    pub fn progress(&self) -> (usize, usize) {
+        let count = |is: fn(&ImageReport) -> bool| self.images.iter().filter(|image| is(image)).count();
+        (count(|image| image.here), count(|image| image.state == State::Failed))
+    }
 }
 
 /// How many images there are in each state: without names, which may be secrets.

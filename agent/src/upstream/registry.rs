@@ -111,7 +111,7 @@ pub struct EndpointStatus {
     /// Host and port.
     pub endpoint: String,
     /// Seconds for which its circuit is open after failures.
-    pub left_alone_for_seconds: Option<u64>,
+    pub circuit_open_for_seconds: Option<u64>,
     /// Its rate limit.
     pub rate: BudgetStatus,
     /// Why the last request that failed did, with causes.
@@ -350,7 +350,7 @@ impl Registry {
             let last = limits.last_error(now);
             EndpointStatus {
                 endpoint: watched.endpoint.name().to_owned(),
-                left_alone_for_seconds: limits.open_for(now).map(|wait| wait.as_secs() + 1),
+                circuit_open_for_seconds: limits.open_for(now).map(|wait| wait.as_secs() + 1),
                 rate: limits.budget.status(now),
                 last_error: last.map(|(_, reason)| reason.to_owned()),
                 last_error_seconds_ago: last.map(|(age, _)| age.as_secs()),

@@ -5,6 +5,7 @@ mod controller;
 mod node;
 mod outage;
 mod ready;
+mod rights;
 mod set;
 pub(crate) mod spark;
 

@@ -6,7 +6,7 @@ use kit::{
     agent::{AgentConfig, REGISTRY, assert_store_is_right, blob_path, manifest_path, stored_blobs},
     process::AgentProcess,
     pull::Puller,
-    registry::{FakeUpstream, Layer, sha256},
+    registry::{FakeUpstream, Fault, Layer, On, sha256},
 };
 use tokio::sync::watch;
 
@@ -112,6 +112,34 @@ async fn no_request_fails_while_one_agent_takes_over_from_another_on_the_same_po
     drop(answers);
     asking.await.expect("no panic").expect("every request is answered");
     drop(new);
+}
+
+#[tokio::test]
+async fn probes_of_the_new_agent_never_reach_the_old_one_that_drains() {
+    let upstream = FakeUpstream::start().await;
+    let digest = upstream.random_blob(REPOSITORY, 3, 4_000_000).await;
+    upstream.fault(On::blob().get(), Fault::Rate(1_000_000));
+    let home = home();
+    let file = AgentConfig::for_upstream(&upstream).write(home.path()).expect("writable");
+    let mut old = AgentProcess::start(&file).await.expect("it starts");
+    let admin = old.addresses.admin.to_string();
+    let new = AgentProcess::start_with(&file, &[("HEARTH_ADMIN_LISTEN", &admin)]).await;
+    let _new = new.expect("it listens on the same port");
+    let url = format!("http://{}{}", old.addresses.mirror, blob_path(REPOSITORY, &digest));
+    let body = tokio::spawn(async move { reqwest::get(url).await?.bytes().await });
+    while upstream.log().blob_gets().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    old.terminate().expect("it runs");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for _ in 0..40 {
+        // A connection of its own for each probe, as the kubelet has.
+        let probe = reqwest::get(format!("http://{admin}/readyz")).await.expect("the new agent answers");
+        assert_eq!(probe.status(), 200);
+    }
+    assert!(!body.is_finished(), "the old agent drains meanwhile");
+    assert_eq!(body.await.expect("no panic").expect("the body is finished").len(), 4_000_000);
+    assert!(old.wait().await.expect("it ends").success(), "{}", old.log());
 }
 
 /// Waits for more answers, or for the end of those who ask, who say why they ended.

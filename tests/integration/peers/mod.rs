@@ -8,6 +8,7 @@ mod outage;
 mod tls;
 mod trust;
 mod vectors;
+mod view;
 
 use futures_util::future::join_all;
 use kit::{

@@ -286,6 +286,9 @@ async fn act(
     target: &Target,
     request: Request<Incoming>,
 ) -> Result<Outcome, Failure> {
+    if verb == "create" && target.plural == "selfsubjectaccessreviews" {
+        return review(shared, target, request).await;
+    }
     admit(shared, verb, target, request.headers())?;
     let kind = shared.objects().kind_at(&target.group, &target.version, &target.plural);
     let kind = kind
@@ -359,6 +362,27 @@ async fn act(
 
 fn header_text(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+/// What the client may do: every account may ask.
+async fn review(shared: &Shared, target: &Target, request: Request<Incoming>) -> Result<Outcome, Failure> {
+    let bad = |error: &dyn std::fmt::Display| Failure::new(400, "BadRequest", error.to_string());
+    let token = header_text(request.headers(), header::AUTHORIZATION.as_str());
+    let body = request.into_body().collect().await.map_err(|error| bad(&error))?;
+    let mut review: Value = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(&error))?;
+    let asked = &review["spec"]["resourceAttributes"];
+    let text = |key: &str| asked[key].as_str().unwrap_or_default();
+    let resource = match text("subresource") {
+        "" => text("resource").to_owned(),
+        subresource => format!("{}/{subresource}", text("resource")),
+    };
+    let token = token.strip_prefix("Bearer ").unwrap_or(&target.client);
+    let roles = shared.roles();
+    let allowed = roles.get(token).is_none_or(|rules| {
+        rules.iter().any(|rule| rule.allows(text("verb"), text("group"), &resource, text("name")))
+    });
+    review["status"] = serde_json::json!({ "allowed": allowed });
+    Ok(Outcome::Document(StatusCode::CREATED, review))
 }
 
 /// With a token that was given no role everything may be done; no token at all is one too, the empty one.

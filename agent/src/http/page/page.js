@@ -1,13 +1,13 @@
 "use strict";
-// Reads /api/v1/status once a second, and the list of images every ten. With a token, which comes after `#token=` in the page's
+// Reads /api/v1/status once a second, the list of images and what the other nodes say every ten. With a token, which comes after `#token=` in the page's
 // address and is never part of a request's path, the agent adds names.
 
-const EVERY = 1000, LIMIT = 5000, IMAGES_EVERY = 10000;
+const EVERY = 1000, LIMIT = 5000, SLOW_EVERY = 10000;
 const element = id => document.getElementById(id);
 const given = new URLSearchParams(location.hash.slice(1)).get("token");
 if (given) sessionStorage.setItem("token", given);
 const token = sessionStorage.getItem("token");
-let lastAnswer = Date.now(), lastImages = 0;
+let lastAnswer = Date.now(), lastSlow = 0;
 
 function size(bytes) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -60,11 +60,11 @@ function blocks(id, all, nothing) {
 function endpoint(registry, one) {
   const rate = one.rate, notes = [];
   if (rate.throttledForSeconds) notes.push("takes no requests for " + rate.throttledForSeconds + " s (429)");
-  if (one.leftAloneForSeconds) notes.push("gets no requests for " + one.leftAloneForSeconds + " s after failures");
+  if (one.circuitOpenForSeconds) notes.push("gets no requests for " + one.circuitOpenForSeconds + " s after failures");
   if (rate.limit) notes.push(rate.remaining + " of " + rate.limit + " requests left" +
     (rate.refillsInSeconds ? ", refilled in " + Math.ceil(rate.refillsInSeconds / 60) + " min at the latest" : ""));
   if (one.lastError) notes.push("last error " + one.lastErrorSecondsAgo + " s ago: " + one.lastError);
-  const bad = Boolean(rate.throttledForSeconds || one.leftAloneForSeconds);
+  const bad = Boolean(rate.throttledForSeconds || one.circuitOpenForSeconds);
   return { head: registry + (one.endpoint === registry ? "" : " at " + one.endpoint), max: rate.limit, value: rate.remaining || 0, notes, bad };
 }
 
@@ -125,6 +125,39 @@ function images(all) {
   }), "none");
 }
 
+// Nodes x image sets. A node may have sets that this one has not: only their hashes are known then.
+function cluster(view) {
+  element("cluster").hidden = view.nodes < 2;
+  const silent = view.asked - view.answered, notes = [view.answered + " of " + many(view.nodes, "node") + " answer"];
+  if (view.asked < view.nodes) notes.push("the first " + view.asked + " were asked");
+  notes.push(view.warm + " with all their image sets", size(view.bytes) + " stored");
+  if (view.inTrouble) notes.push(view.inTrouble + " with disk trouble");
+  text("cluster-note", notes.join(", "));
+  element("cluster-note").className = silent || view.inTrouble ? "bad" : "";
+  element("cluster-grid").hidden = !view.grid;
+  if (!view.grid) return;
+  const sets = Object.keys(view.sets).sort((a, b) => (view.sets[a] || "~" + a).localeCompare(view.sets[b] || "~" + b));
+  element("cluster-head").replaceChildren(...["Node", "Version", "Store", ...sets.map(set => view.sets[set] || "another set " + set.slice(0, 6))]
+    .map(name => Object.assign(document.createElement("th"), { textContent: name })));
+  element("cluster-nodes").replaceChildren(...view.grid.map(({ node, state }) => {
+    const row = document.createElement("tr");
+    const cell = (value, look) => Object.assign(row.insertCell(), { textContent: value, className: look || "" });
+    cell(node);
+    if (!state) {
+      cell("does not answer", "bad").colSpan = 2 + sets.length;
+      return row;
+    }
+    cell(state.version);
+    cell(size(state.bytes) + (state.trouble ? ", disk trouble" : ""), state.trouble ? "bad" : "");
+    for (const set of sets) {
+      const at = state.sets[set];
+      if (at) cell(at.here + " of " + at.images + (at.failed ? ", " + at.failed + " failed" : ""), at.failed ? "bad" : at.here < at.images ? "" : "good");
+      else cell("–");
+    }
+    return row;
+  }));
+}
+
 async function read(path) {
   const headers = token ? { Authorization: "Bearer " + token } : {};
   const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(LIMIT) });
@@ -140,9 +173,10 @@ async function refresh() {
     element("named").hidden = !named;
     element("hidden-names").hidden = named;
     if (named) names(status);
-    if (named && Date.now() - lastImages > IMAGES_EVERY) {
-      images(await read("api/v1/images"));
-      lastImages = Date.now();
+    if (Date.now() - lastSlow > SLOW_EVERY) {
+      lastSlow = Date.now();
+      if (named) images(await read("api/v1/images"));
+      if (status.peers.on) cluster(await read("api/v1/cluster"));
     }
     lastAnswer = Date.now();
     text("state", token && !named ? "live; the token is not accepted" : "live");

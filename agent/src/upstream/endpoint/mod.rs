@@ -26,6 +26,7 @@ use reply::causes;
 
 use crate::{
     metrics::{Kind, Metrics, UpstreamLabels},
+    trace,
     types::{RegistryHost, RepoName},
 };
 
@@ -303,7 +304,12 @@ impl Endpoint {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let outcome = tokio::time::timeout(limit, request.send()).await;
+        // The path alone: what a redirect signs is in the query.
+        let span = tracing::info_span!(
+            target: trace::TARGET, parent: trace::current(), "registry request", otel.kind = "client", method = %method, host = url.host_str(),
+            path = url.path(),
+        );
+        let outcome = trace::within(span, tokio::time::timeout(limit, request.send())).await;
         let status = match &outcome {
             Ok(Ok(response)) => response.status().as_str().to_owned(),
             _ => "error".to_owned(),
