@@ -31,7 +31,7 @@ impl Checksum {
     /// Reads hex digits of either case: publishers use both.
     pub fn sha256(text: &str) -> Result<Self, ParseChecksumError> {
         let digest = Digest::from_hex(&text.trim().to_ascii_lowercase());
-        digest.map(Self::Sha256).map_err(|_| ParseChecksumError {
+        digest.map(Self::Sha256).ok_or_else(|| ParseChecksumError {
             text: text.to_owned(),
             kind: "SHA-256",
             digits: 64,

@@ -6,17 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+pub use oci::media_type::{CONFIG, INDEX, MANIFEST};
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Map, Value, json};
 
 use crate::{cache::Content, digest::Digest, layer::Layer, platform::Platform};
-
-/// The media type of image manifests.
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// The media type of indexes over the manifests of several platforms.
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// The media type of image configurations.
-pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// A reference to content, as manifests and indexes hold it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -25,6 +19,7 @@ pub struct Descriptor {
     /// What it is.
     pub media_type: String,
     /// Which bytes.
+    #[serde(deserialize_with = "sha256")]
     pub digest: Digest,
     /// How many.
     pub size: u64,
@@ -37,6 +32,11 @@ pub struct Descriptor {
     /// Notes; a layout's index keeps names here.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// The builder names what it keeps by its SHA-256; a registry may use other digests.
+fn sha256<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+    Digest::parse_sha256(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// The platform of an entry of an index.
@@ -245,15 +245,6 @@ pub fn env<'a>(config: &'a Value, name: &str) -> Option<&'a str> {
         .filter_map(|text| text.split_once('='))
         .find(|(known, _)| *known == name)
         .map(|(_, value)| value)
-}
-
-/// The grammar of tags in the OCI distribution specification.
-pub fn is_tag(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    text.len() <= 128
-        && bytes.next().is_some_and(word)
-        && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 /// JSON with sorted keys and no white space.

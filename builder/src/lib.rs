@@ -41,7 +41,6 @@ pub mod checksum;
 pub mod convert;
 pub mod coordinate;
 pub mod date;
-pub mod digest;
 pub mod fetch;
 pub mod image;
 pub mod layer;
@@ -64,6 +63,8 @@ pub mod spec;
 pub mod trained;
 pub mod tree;
 pub mod version;
+
+pub use oci::digest;
 
 /// The word that was probably meant; `None` when none is near.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {

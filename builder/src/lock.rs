@@ -24,7 +24,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    digest::Digest,
+    digest::{Digest, Mismatch},
     layer::{codec::Codec, header},
     package::{normal, of_wheel},
     plan::locked::{LockedLayer, LockedPlan},
@@ -101,15 +101,14 @@ pub enum LockError {
     },
     /// An input is no longer what was locked.
     #[error(
-        "`{name}` has the digest `{found}`, but `{expected}` is locked: bring the old one back, or take the new one with `hearth lock --upgrade '{name}'`"
+        "`{name}` has the digest `{found}`, but `{expected}` is locked: bring the old one back, or take the new one with `hearth lock --upgrade '{name}'`",
+        found = .mismatch.found, expected = .mismatch.expected
     )]
     Changed {
         /// The input.
         name: String,
-        /// What is there.
-        found: Digest,
-        /// What was locked.
-        expected: Digest,
+        /// What is there, and what was locked.
+        mismatch: Box<Mismatch>,
     },
     /// Files that a build makes itself cannot be made here.
     #[error(
@@ -123,15 +122,14 @@ pub enum LockError {
     },
     /// Two inputs have the same name.
     #[error(
-        "`{name}` is used with the digests `{expected}` and `{found}`: two cells need different files of one name"
+        "`{name}` is used with the digests `{expected}` and `{found}`: two cells need different files of one name",
+        found = .mismatch.found, expected = .mismatch.expected
     )]
     Twice {
         /// The input.
         name: String,
-        /// What is there now.
-        found: Digest,
-        /// What was there before.
-        expected: Digest,
+        /// What is there now, and what was there before.
+        mismatch: Box<Mismatch>,
     },
     /// `--upgrade` names nothing.
     #[error("the lock has no input and no Python package `{name}`: it has `{known}`")]

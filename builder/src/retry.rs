@@ -37,15 +37,6 @@ pub fn spread() -> f64 {
     f64::from((now.subsec_nanos() ^ std::process::id()) % 1000) / 1000.0
 }
 
-/// Reads a `Retry-After` header: seconds or a date.
-pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    if let Ok(seconds) = value.trim().parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = httpdate::parse_http_date(value.trim()).ok()?;
-    Some(at.duration_since(now).unwrap_or_default())
-}
-
 /// Waits as [`wait`] says; `false` when there is no attempt left.
 pub async fn pause(attempt: u32, retry_after: Option<Duration>) -> bool {
     match wait(attempt, retry_after, spread()) {
@@ -76,14 +67,5 @@ mod tests {
             assert_eq!(wait(attempt, asked, 0.0), expected, "{attempt} {asked:?}");
         }
         assert_eq!(wait(2, None, 1.0), Some(Duration::from_millis(1250)));
-    }
-
-    #[test]
-    fn retry_after_is_read_in_both_forms() {
-        let now = httpdate::parse_http_date("Sat, 21 Nov 2026 10:00:00 GMT").unwrap();
-        assert_eq!(retry_after("120", now), Some(Duration::from_mins(2)));
-        assert_eq!(retry_after("Sat, 21 Nov 2026 10:00:30 GMT", now), Some(Duration::from_secs(30)));
-        assert_eq!(retry_after("Sat, 21 Nov 2026 09:00:00 GMT", now), Some(Duration::ZERO));
-        assert_eq!(retry_after("soon", now), None);
     }
 }

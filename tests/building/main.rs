@@ -26,5 +26,5 @@ mod wheels;
 /// The archive in a layer, whatever its compression.
 fn archive_of(layer: &std::path::Path) -> Box<dyn std::io::Read + Send> {
     let file = std::fs::File::open(layer).expect("it was written");
-    hearth_builder::sources::tarball::decompressed(file).expect("a compression that layers have")
+    oci::archive::decompressed(file).expect("a compression that layers have")
 }

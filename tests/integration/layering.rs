@@ -195,8 +195,10 @@ fn each_outside_crate_has_one_home() {
 }
 
 #[test]
-fn the_builder_and_the_agent_meet_only_over_the_protocol() {
-    for (package, other) in [("agent", "builder"), ("builder", "agent")] {
+fn the_builder_and_the_agent_meet_over_the_protocol_and_in_what_they_share() {
+    for (package, other) in
+        [("agent", "builder"), ("builder", "agent"), ("builder/oci", "agent"), ("builder/oci", "builder")]
+    {
         let manifest = fs::read_to_string(root().join(package).join("Cargo.toml"))
             .expect("the sources are readable and named in UTF-8");
         let depends = manifest

@@ -118,7 +118,9 @@ impl Refusal {
             RouteError::Name(NameError::Tag(_)) => {
                 Self::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message)
             }
-            RouteError::Name(NameError::Repository(_) | NameError::Registry(_) | NameError::Pattern(_))
+            RouteError::Name(
+                NameError::Repository(_) | NameError::Registry(_) | NameError::NotRepository(_),
+            )
             | RouteError::Namespace(_)
             | RouteError::NoRegistry => Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", message),
             RouteError::NotServed(_) => Self::new(StatusCode::FORBIDDEN, "DENIED", message),

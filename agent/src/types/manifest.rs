@@ -1,9 +1,11 @@
 //! The parts of a manifest that the agent reads: its media type and the content it refers to. It never writes
 //! one.
 
+use oci::{
+    Digest,
+    media_type::{INDEX, MANIFEST},
+};
 use serde::Deserialize;
-
-use super::Digest;
 
 /// Largest manifest accepted, in bytes: the limit that registries keep (OCI distribution specification 1.1,
 /// "Pushing manifests": at least 4 MiB must be taken).
@@ -14,9 +16,6 @@ pub const MAX_MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
 pub const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.artifact.manifest.v1+json, */*;q=0.1";
-
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A media type without parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -142,7 +141,7 @@ pub fn media_type_of(bytes: &[u8]) -> Option<MediaType> {
         return Some(named);
     }
     let raw: RawManifest = serde_json::from_slice(bytes).ok()?;
-    MediaType::parse(if raw.manifests.is_some() { OCI_INDEX } else { OCI_MANIFEST })
+    MediaType::parse(if raw.manifests.is_some() { INDEX } else { MANIFEST })
 }
 
 /// The media type in the document.
@@ -170,14 +169,14 @@ mod tests {
         assert_eq!(links.descriptors.len(), 2);
         assert_eq!((links.descriptors[0].role, links.descriptors[0].size), (Role::Config, 7));
         assert_eq!((links.descriptors[1].role, links.descriptors[1].size), (Role::Foreign, 9));
-        assert_eq!(media_type_of(text.as_bytes()).unwrap().as_str(), OCI_MANIFEST);
+        assert_eq!(media_type_of(text.as_bytes()).unwrap().as_str(), MANIFEST);
     }
 
     #[test]
     fn an_index_refers_to_its_manifests() {
         let text = format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":7}}]}}"#, digest("c"));
         assert_eq!(ManifestLinks::parse(text.as_bytes()).unwrap().descriptors[0].role, Role::Manifest);
-        assert_eq!(media_type_of(text.as_bytes()).unwrap().as_str(), OCI_INDEX);
+        assert_eq!(media_type_of(text.as_bytes()).unwrap().as_str(), INDEX);
     }
 
     #[test]

@@ -3,11 +3,9 @@
 
 mod amount;
 mod causes;
-mod digest;
 mod duration;
-mod image;
 mod manifest;
-mod name;
+mod pattern;
 mod platform;
 mod range;
 mod size;
@@ -15,14 +13,16 @@ mod validator;
 
 pub use amount::{Amount, parse_percent, share};
 pub use causes::{chain, root_cause};
-pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch};
 pub use duration::{DurationError, parse_duration};
-pub use image::ImageName;
 pub use manifest::{
     Descriptor, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, ManifestError, ManifestLinks, MediaType, Role,
     media_type_of, named_media_type,
 };
-pub use name::{NameError, Reference, RegistryHost, RegistryPattern, RepoName, Repository, Tag};
+pub use oci::{
+    Algorithm, Digest, DigestError, Hasher, ImageName, Mismatch, NameError, Reference, RegistryHost,
+    RepoName, Repository, Tag,
+};
+pub use pattern::RegistryPattern;
 pub use platform::{Platform, PlatformError};
 pub use range::{ByteRange, RangeHeader};
 pub use size::{SizeError, format_size, parse_size};

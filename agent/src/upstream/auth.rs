@@ -1,5 +1,5 @@
-//! Registry authentication: Basic, and Bearer tokens from the endpoint that the registry's challenge names
-//! (distribution project, "Token Authentication Specification"; RFC 9110, 11.6.1 for the header).
+//! Bearer tokens from the endpoint that a registry's challenge names (distribution project, "Token Authentication
+//! Specification").
 //!
 //! Tokens are cached by realm, service, scope and user, and fetched once however many requests wait for them.
 
@@ -9,89 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oci::token::TokenAnswer;
 use parking_lot::Mutex;
-use serde::Deserialize;
 
 use super::credentials::Login;
-
-/// What a `WWW-Authenticate` header asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
-    /// User and password with every request.
-    Basic,
-    /// A token.
-    Bearer {
-        /// URL of the token endpoint.
-        realm: String,
-        /// The registry's name there.
-        service: Option<String>,
-        /// What the token has to allow.
-        scope: Option<String>,
-    },
-}
-
-/// The first usable challenge of all `WWW-Authenticate` headers: Bearer before Basic.
-pub(super) fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
-    let mut basic = None;
-    for header in headers {
-        let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
-        if scheme.eq_ignore_ascii_case("bearer") {
-            let mut parameters = parameters(rest);
-            if let Some(realm) = parameters.remove("realm") {
-                return Some(Challenge::Bearer {
-                    realm,
-                    service: parameters.remove("service"),
-                    scope: parameters.remove("scope"),
-                });
-            }
-        } else if scheme.eq_ignore_ascii_case("basic") {
-            basic = Some(Challenge::Basic);
-        }
-    }
-    basic
-}
-
-/// `name="value", name=value`, with `\"` inside quotes.
-fn parameters(mut text: &str) -> HashMap<String, String> {
-    let mut all = HashMap::new();
-    while let Some((name, rest)) = text.split_once('=') {
-        let name = name.trim_matches([' ', ',', '\t']).to_ascii_lowercase();
-        let (value, rest) = if let Some(quoted) = rest.strip_prefix('"') {
-            unquote(quoted)
-        } else {
-            let (value, rest) = rest.split_at(rest.find([',', ' ']).unwrap_or(rest.len()));
-            (value.to_owned(), rest)
-        };
-        all.insert(name, value);
-        text = rest;
-    }
-    all
-}
-
-fn unquote(text: &str) -> (String, &str) {
-    let mut value = String::new();
-    let mut escaped = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            _ if escaped => {
-                value.push(c);
-                escaped = false;
-            }
-            '\\' => escaped = true,
-            '"' => return (value, &text[at + 1..]),
-            _ => value.push(c),
-        }
-    }
-    (value, "")
-}
-
-/// What the token endpoint answers.
-#[derive(Deserialize)]
-pub(super) struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
-}
 
 /// Lifetime of a token whose answer names none (token specification, "expires_in").
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
@@ -102,15 +23,6 @@ const LONGEST_LIFETIME: Duration = Duration::from_hours(24);
 /// A token is not used in the last part of its life: the request has to arrive before it ends.
 const MARGIN: Duration = Duration::from_secs(10);
 
-impl TokenAnswer {
-    pub(super) fn into_token(self, now: Instant) -> Option<Token> {
-        let value = self.token.or(self.access_token).filter(|value| !value.is_empty())?;
-        let lifetime = self.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(LONGEST_LIFETIME);
-        let useful = lifetime.saturating_sub(MARGIN).max(lifetime / 2);
-        Some(Token { value, until: now + useful })
-    }
-}
-
 /// A token and until when it is used.
 #[derive(Clone)]
 pub(super) struct Token {
@@ -119,6 +31,13 @@ pub(super) struct Token {
 }
 
 impl Token {
+    /// The token in an answer that came now.
+    pub(super) fn of(answer: TokenAnswer, now: Instant) -> Option<Self> {
+        let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(LONGEST_LIFETIME);
+        let useful = lifetime.saturating_sub(MARGIN).max(lifetime / 2);
+        Some(Self { value: answer.into_token()?, until: now + useful })
+    }
+
     fn is_fresh(&self, now: Instant) -> bool {
         now < self.until
     }
@@ -178,34 +97,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn challenges_are_read_in_every_form_that_registries_send() {
-        let bearer = |realm: &str, service: Option<&str>, scope: Option<&str>| {
-            Some(Challenge::Bearer {
-                realm: realm.into(),
-                service: service.map(Into::into),
-                scope: scope.map(Into::into),
-            })
-        };
-        let read = |headers: &[&str]| challenge(headers.iter().copied());
-        assert_eq!(
-            read(&[r#"Bearer realm="https://a/token",service="r",scope="repository:x:pull,push""#]),
-            bearer("https://a/token", Some("r"), Some("repository:x:pull,push"))
-        );
-        assert_eq!(
-            read(&[r#"bearer service=r, realm="https://a/t""#]),
-            bearer("https://a/t", Some("r"), None)
-        );
-        assert_eq!(read(&[r#"Bearer realm="a\"b""#]), bearer("a\"b", None, None));
-        assert_eq!(read(&["Basic realm=x", r#"Bearer realm="t""#]), bearer("t", None, None));
-        assert_eq!(read(&["Basic realm=x"]), Some(Challenge::Basic));
-        assert_eq!(read(&["Bearer", "Negotiate"]), None);
-        assert_eq!(read(&[r#"Bearer realm="unclosed"#]), bearer("unclosed", None, None));
-    }
-
-    #[test]
     fn a_token_without_a_lifetime_lives_for_a_minute_less_the_margin() {
         let now = Instant::now();
-        let answer = |text: &str| serde_json::from_str::<TokenAnswer>(text).unwrap().into_token(now);
+        let answer = |text: &str| Token::of(serde_json::from_str(text).unwrap(), now);
         let token = answer(r#"{"token":"t"}"#).unwrap();
         assert!(
             token.is_fresh(now + Duration::from_secs(49)) && !token.is_fresh(now + Duration::from_secs(50))

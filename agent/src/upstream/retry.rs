@@ -1,4 +1,4 @@
-//! When to retry: waits from the registry, and waits of the agent. Pure except for the random numbers.
+//! When to retry, and how far the clocks are apart. Pure except for the random numbers.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -82,21 +82,6 @@ fn pause(failures: u32, error: &UpstreamError, dice: u16) -> Option<Duration> {
     Some(full / 2 + full / 2 * u32::from(dice) / 1024)
 }
 
-/// The wait in a 429 or 503: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), else a wait in the
-/// message, as one large registry writes it: `retry-after: 985.86µs, allowed: 44000/minute`.
-pub(super) fn retry_after(headers: &HeaderMap, message: &str, now: SystemTime) -> Option<Duration> {
-    let header = text(headers, header::RETRY_AFTER.as_str()).map(str::trim);
-    header.and_then(|value| parse_header(value, now)).or_else(|| parse_message(message))
-}
-
-fn parse_header(value: &str, now: SystemTime) -> Option<Duration> {
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    // A date in the past: no wait.
-    httpdate::parse_http_date(value).ok().map(|date| date.duration_since(now).unwrap_or_default())
-}
-
 /// Seconds by which `now` is ahead of the `Date` of an answer; a cache may have kept that answer for as long as `Age` says.
 pub(super) fn clock_ahead(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
     let age = text(headers, header::AGE.as_str()).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
@@ -109,24 +94,10 @@ pub(super) fn clock_ahead(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
     }
 }
 
-fn parse_message(message: &str) -> Option<Duration> {
-    let rest = message.split("retry-after:").nth(1)?.trim_start();
-    let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let number: f64 = rest[..digits].parse().ok()?;
-    let unit: String = rest[digits..].chars().take_while(|c| c.is_alphabetic()).collect();
-    let seconds = match unit.as_str() {
-        "ns" => 1e-9,
-        "µs" | "μs" | "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        _ => return None,
-    };
-    Duration::try_from_secs_f64(number * seconds).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_clock_is_compared_with_the_date_of_an_answer() {
         let now = httpdate::parse_http_date("Sat, 21 Nov 2026 10:00:00 GMT").unwrap();
@@ -144,35 +115,6 @@ mod tests {
                 headers.insert(name, value.parse().unwrap());
             }
             assert_eq!(clock_ahead(&headers, now), expected, "{date:?} {age:?}");
-        }
-    }
-
-    use http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn waits_are_read_in_every_form() {
-        let now = httpdate::parse_http_date("Sat, 21 Nov 2026 10:00:00 GMT").unwrap();
-        let read = |header: Option<&'static str>, message: &str| {
-            let headers = header.map(|value| (header::RETRY_AFTER, HeaderValue::from_static(value)));
-            retry_after(&HeaderMap::from_iter(headers), message, now)
-        };
-        let table = [
-            (Some("60"), "", Some(Duration::from_mins(1))),
-            (Some(" 0 "), "", Some(Duration::ZERO)),
-            (Some("Sat, 21 Nov 2026 10:00:30 GMT"), "", Some(Duration::from_secs(30))),
-            (Some("Sat, 21 Nov 2026 09:00:00 GMT"), "", Some(Duration::ZERO)),
-            (Some("soon"), "", None),
-            (None, "retry-after: 985.86µs, allowed: 44000/minute", Some(Duration::from_nanos(985_860))),
-            (None, "retry-after: 12ms, allowed", Some(Duration::from_millis(12))),
-            (None, "retry-after: 1.5s", Some(Duration::from_millis(1_500))),
-            (None, "retry-after: lots", None),
-            (None, "You have reached your pull rate limit", None),
-            (Some("7"), "retry-after: 12ms", Some(Duration::from_secs(7))),
-        ];
-        for (header, message, expected) in table {
-            assert_eq!(read(header, message), expected, "{header:?} {message:?}");
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use oci::ImageName;
+
 use super::{
     BuildError,
     prepared::{Planning, Prepared},
@@ -14,7 +16,6 @@ use crate::{
     publish::{Publication, Pusher},
     registry::{Registry, Repository},
     report::PushReport,
-    sources::base,
     spec,
 };
 
@@ -24,8 +25,8 @@ pub(super) fn mounts(planning: &Planning) -> BTreeMap<Digest, Repository> {
     let mut found = BTreeMap::new();
     for Prepared { wanted, base, .. } in &planning.prepared {
         let spec::Base::Image(name) = &wanted.recipe.base else { continue };
-        let Ok(source) = base::repository_of(name).parse::<Repository>() else { continue };
-        if source.endpoint() == target.endpoint() && source != *target {
+        let Ok(ImageName { repository: source, .. }) = name.parse() else { continue };
+        if source.registry == target.registry && source != *target {
             found.extend(base.layers.iter().map(|layer| (layer.blob.digest, source.clone())));
         }
     }

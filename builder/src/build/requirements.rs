@@ -79,7 +79,7 @@ impl Inputs<'_> {
         let (path, more) = match wheels {
             Wheels::Lock { path, extras, groups } => (path, [extras.as_slice(), groups].concat()),
             Wheels::Requirements(Some(path), packages) => (path, packages.clone()),
-            Wheels::Requirements(None, _) => return (Path::new(""), request.digest().short()),
+            Wheels::Requirements(None, _) => return (Path::new(""), request.digest().short().to_string()),
         };
         let mut shown = self.relative(path);
         if !more.is_empty() {

@@ -149,7 +149,7 @@ impl Cache {
     pub fn verify_all(&self) {
         for shelf in [Shelf::Files, Shelf::Blobs] {
             for path in files_below(&self.root.join(shelf.directory())) {
-                let digest = path.file_name().and_then(|name| Digest::from_hex(name.to_str()?).ok());
+                let digest = path.file_name().and_then(|name| Digest::from_hex(name.to_str()?));
                 let size = fs::metadata(&path).map(|meta| meta.len());
                 if let (Some(digest), Ok(size)) = (digest, size) {
                     // A damaged file is removed and counted; one that cannot be read fails where it is needed.

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::{
     cache::CacheError,
-    digest::Digest,
+    digest::{Digest, Mismatch},
     fetch::download::DownloadError,
     publish::{PushError, layout::LayoutError},
     registry::RegistryError,
@@ -59,14 +59,13 @@ pub enum ConvertError {
         source: io::Error,
     },
     /// A layer is not what the configuration says.
-    #[error("the layer `{layer}` unpacks to `{found}`, but its image configuration says `{expected}`")]
+    #[error("the layer `{layer}` unpacks to `{found}`, but its image configuration says `{expected}`",
+        found = .mismatch.found, expected = .mismatch.expected)]
     DiffId {
         /// The layer.
         layer: Digest,
-        /// The digest of what it unpacks to.
-        found: Digest,
-        /// What the configuration says.
-        expected: Digest,
+        /// The digest of what it unpacks to, and that of the configuration.
+        mismatch: Box<Mismatch>,
     },
     /// The source's registry fails.
     #[error(transparent)]

@@ -141,10 +141,8 @@ fn rewrite(
     if hasher.length() > limit {
         return Err(fail(io::Error::other(format!("it unpacks to more than {} GiB", limit >> 30))));
     }
-    let found = hasher.finish();
-    if found != diff_id {
-        return Err(ConvertError::DiffId { layer: name, found, expected: diff_id });
-    }
+    let checked = diff_id.check(hasher.finish());
+    checked.map_err(|mismatch| ConvertError::DiffId { layer: name, mismatch })?;
     let (blob, annotations) = out.finish()?;
     let plain = match plain {
         None if annotations.is_empty() => {

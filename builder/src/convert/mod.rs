@@ -29,6 +29,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use oci::media_type::{DOCKER_LAYER, LAYER};
 use serde_json::{Value, json};
 
 pub use self::{
@@ -155,7 +156,11 @@ fn target_tag(target: &Place) -> Result<String, ConvertError> {
         }
         Place::Layout(_, tag) => tag.clone().unwrap_or_else(|| "latest".to_owned()),
     };
-    if image::is_tag(&tag) { Ok(tag) } else { refuse("its tag may have letters, digits, `_`, `.` and `-`") }
+    if tag.parse::<oci::Tag>().is_ok() {
+        Ok(tag)
+    } else {
+        refuse("its tag may have letters, digits, `_`, `.` and `-`")
+    }
 }
 
 /// Layers that were passed on and lie in another repository of the same registry.
@@ -164,8 +169,7 @@ fn mounts_of(
     target: &Repository,
     images: &[Done],
 ) -> BTreeMap<Digest, Repository> {
-    let Some(source) = source.filter(|source| source.endpoint() == target.endpoint() && source != target)
-    else {
+    let Some(source) = source.filter(|source| source.registry == target.registry && source != target) else {
         return BTreeMap::new();
     };
     let layers = images.iter().flat_map(|done| &done.report.layers).filter(|layer| layer.passed);
@@ -385,7 +389,7 @@ fn describe(old: &Descriptor, new: &Converted) -> Value {
 
 /// Whether a layer is an archive in one of the compressions that are read here.
 fn is_archive(media_type: &str) -> bool {
-    let known = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"];
+    let known = [LAYER, DOCKER_LAYER];
     let rest = known.iter().find_map(|known| media_type.strip_prefix(known));
     matches!(rest, Some("" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
 }

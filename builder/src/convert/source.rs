@@ -8,6 +8,12 @@ use std::{
     str::FromStr,
 };
 
+use oci::{
+    ImageName,
+    archive::{Headers, decompressed, for_each_member},
+    layout::{INDEX, REF_NAME, path_of},
+    media_type::LAYER,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -17,9 +23,8 @@ use crate::{
     digest::Digest,
     image::Descriptor,
     progress::Bar,
-    publish::layout::REF_NAME,
-    registry::{self, Registry, Repository},
-    sources::{base::repository_of, tarball},
+    registry::{Registry, Repository},
+    sources::{base::repository_of, tarball::Limits},
 };
 
 /// Manifests and configurations of real images are far smaller.
@@ -59,8 +64,7 @@ impl FromStr for Place {
         if reference.starts_with(['/', '.']) {
             return Err(format!("`{text}` is a path: write `oci:{text}` or `docker-archive:{text}`"));
         }
-        registry::check_reference(reference)?;
-        repository_of(reference).parse::<Repository>()?;
+        reference.parse::<ImageName>().map_err(|error| error.to_string())?;
         Ok(Self::Registry(reference.to_owned()))
     }
 }
@@ -80,7 +84,7 @@ impl Place {
     /// The repository of a reference.
     pub fn repository(&self) -> Option<Repository> {
         match self {
-            Self::Registry(reference) => repository_of(reference).parse().ok(),
+            Self::Registry(reference) => Some(reference.parse::<ImageName>().ok()?.repository),
             _ => None,
         }
     }
@@ -133,7 +137,7 @@ impl Source<'_> {
                 Ok((bytes.to_vec(), digest))
             }
             Place::Layout(path, wanted) => {
-                let index = document(&path.join("index.json"))?;
+                let index = document(&path.join(INDEX))?;
                 let index: Index = serde_json::from_slice(&index)
                     .map_err(|error| self.refuse(format!("its `index.json` cannot be read: {error}")))?;
                 let images: Vec<&Descriptor> =
@@ -166,7 +170,7 @@ impl Source<'_> {
                 Ok((bytes.to_vec(), digest))
             }
             Place::Layout(path, _) => {
-                let path = blob_path(path, digest);
+                let path = path.join(path_of(&digest));
                 let bytes = document(&path)?;
                 let found = Digest::of(&bytes);
                 if found == digest { Ok((bytes, digest)) } else { Err(ConvertError::Damaged { path, found }) }
@@ -186,7 +190,7 @@ impl Source<'_> {
                 self.registry.blob(self.cache, reference, wanted.digest, bar).await?
             }
             Place::Layout(path, _) => {
-                let path = blob_path(path, wanted.digest);
+                let path = path.join(path_of(&wanted.digest));
                 let file = open(&path)?;
                 let content =
                     tokio::task::block_in_place(|| self.cache.put(Shelf::Blobs, &mut bar.reader(file)))?;
@@ -240,7 +244,7 @@ impl Source<'_> {
                 }
             }
             let blob = blobs.get(place).ok_or_else(|| self.refuse(format!("it lacks its layer `{name}`")))?;
-            Ok(Descriptor::new("application/vnd.oci.image.layer.v1.tar", *blob))
+            Ok(Descriptor::new(LAYER, *blob))
         };
         let layers = saved.layers.iter().map(find).collect::<Result<_, ConvertError>>()?;
         // Such archives have no manifest: the image is named by its configuration.
@@ -302,17 +306,14 @@ fn resolve(name: &str, target: &str, symbolic: bool) -> String {
 fn each_member(
     path: &Path,
     bar: &Bar,
-    mut each: impl FnMut(&str, &mut tar::Entry<'_, Box<dyn Read + Send>>) -> Result<(), ConvertError>,
+    mut each: impl FnMut(&str, &mut tar::Entry<'_, Headers<Box<dyn Read + Send>>>) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
-    let fail = |source| unreadable(path, source);
-    let reader = tarball::decompressed(bar.reader(open(path)?));
-    let reader = reader.map_err(|error| fail(io::Error::other(error)))?;
-    let mut archive = tar::Archive::new(reader);
-    for member in archive.entries().map_err(fail)? {
-        let mut member = member.map_err(fail)?;
+    let fail = |error| unreadable(path, io::Error::other(error));
+    let reader = decompressed(bar.reader(open(path)?)).map_err(fail)?;
+    for_each_member(reader, Limits::default().bounds(), fail, |member| {
         let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
-        each(name.trim_start_matches("./"), &mut member)?;
-    }
+        each(name.trim_start_matches("./"), member)
+    })?;
     Ok(())
 }
 
@@ -322,10 +323,6 @@ fn open(path: &Path) -> Result<File, ConvertError> {
 
 fn unreadable(path: &Path, source: io::Error) -> ConvertError {
     ConvertError::Read { path: path.to_owned(), source }
-}
-
-fn blob_path(layout: &Path, digest: Digest) -> PathBuf {
-    layout.join("blobs").join("sha256").join(digest.hex())
 }
 
 fn document(path: &Path) -> Result<Vec<u8>, ConvertError> {

@@ -311,7 +311,7 @@ async fn answer(client: &Client, remote: Remote<'_>, from: Option<u64>) -> Resul
     }
     let error = DownloadError::Status { url: redacted(url), status };
     let asked = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let asked = asked.and_then(|value| retry::retry_after(value, SystemTime::now()));
+    let asked = oci::retry::retry_after(asked, "", SystemTime::now());
     let again = retry::worth_retrying(status.as_u16());
     Err(if again { Failed::Again(error, asked) } else { Failed::Final(error) })
 }

@@ -273,7 +273,7 @@ mod tests {
                 packed.extend_from_slice(compressor.piece(piece));
             }
             let mut raw = Vec::new();
-            let mut reader = crate::sources::tarball::decompressed(&packed[..]).unwrap();
+            let mut reader = oci::archive::decompressed(&packed[..]).unwrap();
             reader.read_to_end(&mut raw).unwrap();
             assert!(raw == sample, "{codec:?}");
             assert!(packed.len() < sample.len(), "{codec:?}");

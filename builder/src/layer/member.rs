@@ -98,7 +98,7 @@ fn open_path(cache: &Cache, path: PathBuf) -> Option<Compressed> {
         return None;
     }
     file.rewind().ok()?;
-    let digest = Digest::from_hex(&hex::encode(digest)).ok()?;
+    let digest = Digest::Sha256(digest.try_into().ok()?);
     let file = Verified::new(cache, path, file, Content { digest, size: length });
     Some(Compressed { file, pieces, chunks })
 }
@@ -189,7 +189,7 @@ fn make(
     let mut trailer = MAGIC.to_vec();
     trailer.extend_from_slice(&(all - chunks).to_le_bytes());
     trailer.extend_from_slice(&chunks.to_le_bytes());
-    trailer.extend_from_slice(written.finish().bytes());
+    trailer.extend_from_slice(written.finish().as_bytes());
     file.write_all(&trailer).map_err(|source| cache.fault("write", &path, source))?;
     cache.keep(file, &path, false)?;
     cache.trust(&path);

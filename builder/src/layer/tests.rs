@@ -24,7 +24,7 @@ fn sample(cache: &Cache) -> Tree {
 fn listing(cache: &Cache, layer: &Layer) -> (Vec<(String, Option<String>, u64)>, Digest) {
     let file = cache.open_content(Shelf::Blobs, &layer.blob).unwrap();
     let mut raw = Vec::new();
-    crate::sources::tarball::decompressed(file).unwrap().read_to_end(&mut raw).unwrap();
+    oci::archive::decompressed(file).unwrap().read_to_end(&mut raw).unwrap();
     let mut archive = tar::Archive::new(&raw[..]);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let list = archive

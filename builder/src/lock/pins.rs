@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Lock, LockError, PART, Pin, is_part};
-use crate::digest::Digest;
+use crate::digest::{Digest, Mismatch};
 
 /// The inputs of one run, compared with the lock.
 #[derive(Debug, Default)]
@@ -92,11 +92,12 @@ impl Pins {
         if let Some(locked) = self.get(name)?
             && locked.digest != digest
         {
-            return Err(LockError::Changed { name: name.to_owned(), found: digest, expected: locked.digest });
+            let mismatch = Box::new(Mismatch { expected: locked.digest, found: digest });
+            return Err(LockError::Changed { name: name.to_owned(), mismatch });
         }
         if let Some(other) = self.seen.get(name).filter(|pin| pin.digest != digest) {
-            let (name, expected) = (name.to_owned(), other.digest);
-            return Err(LockError::Twice { name, found: digest, expected });
+            let mismatch = Box::new(Mismatch { expected: other.digest, found: digest });
+            return Err(LockError::Twice { name: name.to_owned(), mismatch });
         }
         self.touched.insert(name.to_owned());
         self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned() });

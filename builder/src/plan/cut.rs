@@ -125,7 +125,7 @@ fn dealt<'a>(files: Portion<'a>, family: impl Fn(&ImagePath) -> String, limits: 
     let wanted = bytes(&files).div_ceil(limits.portion.max(1)).next_power_of_two();
     let mut dealt: Vec<Portion<'a>> = vec![Vec::new(); usize::try_from(wanted).unwrap_or(1)];
     for (path, entry) in files {
-        let at = usize::from(Digest::of(family(path).as_bytes()).bytes()[0]) % dealt.len();
+        let at = usize::from(Digest::of(family(path).as_bytes()).as_bytes()[0]) % dealt.len();
         dealt[at].push((path, entry));
     }
     dealt

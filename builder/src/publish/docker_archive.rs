@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci::layout::path_of;
 use serde_json::{Value, json};
 
 use super::Publication;
@@ -64,13 +65,13 @@ pub fn write(
     for (image, _) in &named {
         let config = &image.config;
         if seen.insert(config.descriptor.digest) {
-            let name = place(&config.descriptor.digest);
+            let name = path_of(&config.descriptor.digest);
             append(&mut archive, &name, config.bytes.len() as u64, &config.bytes[..]).map_err(fail)?;
         }
         for layer in &image.layers {
             if seen.insert(layer.blob.digest) {
                 let file = cache.open_content(Shelf::Blobs, &layer.blob)?;
-                append(&mut archive, &place(&layer.blob.digest), layer.blob.size, file).map_err(fail)?;
+                append(&mut archive, &path_of(&layer.blob.digest), layer.blob.size, file).map_err(fail)?;
             }
         }
     }
@@ -104,13 +105,9 @@ fn named<'a>(publication: &Publication<'a>) -> Result<Vec<(&'a Image, Vec<String
 }
 
 fn entry(image: &Image, tags: &[String], repository: &Repository) -> Value {
-    let layers: Vec<String> = image.layers.iter().map(|layer| place(&layer.blob.digest)).collect();
+    let layers: Vec<String> = image.layers.iter().map(|layer| path_of(&layer.blob.digest)).collect();
     let tags: Vec<String> = tags.iter().map(|tag| format!("{repository}:{tag}")).collect();
-    json!({ "Config": place(&image.config.descriptor.digest), "RepoTags": tags, "Layers": layers })
-}
-
-fn place(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+    json!({ "Config": path_of(&image.config.descriptor.digest), "RepoTags": tags, "Layers": layers })
 }
 
 fn append(

@@ -18,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci::layout::{INDEX, MARK, REF_NAME, VERSION};
 use serde_json::{Value, json};
 
 use super::{Publication, unreferenced};
@@ -26,9 +27,6 @@ use crate::{
     digest::{Digest, Hashing},
     image::{self, Document, canonical},
 };
-
-/// The annotation that holds an image's name in a layout.
-pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Why a layout cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +73,7 @@ pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> 
     for place in [directory, &blobs] {
         sweep(place).map_err(|source| fault(place, source))?;
     }
-    replace(directory, &directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    replace(directory, &directory.join(MARK), VERSION)?;
     for image in &publication.images {
         for layer in &image.layers {
             link(cache, &layer.blob, &blobs.join(layer.blob.digest.hex()))?;
@@ -88,7 +86,7 @@ pub fn write(cache: &Cache, directory: &Path, publication: &Publication<'_>) -> 
     for document in publication.documents() {
         put_document(&blobs, document)?;
     }
-    let path = directory.join("index.json");
+    let path = directory.join(INDEX);
     let old = read_index(&path)?;
     let old = entries(old.as_ref());
     let index = merge(&blobs, old, publication);
@@ -111,7 +109,7 @@ fn check(directory: &Path) -> Result<(), LayoutError> {
     match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(fault(directory, source)),
-        Ok(_) if directory.join("oci-layout").exists() => Ok(()),
+        Ok(_) if directory.join(MARK).exists() => Ok(()),
         // Empty, or all that a build leaves that was killed before it wrote the first document.
         Ok(mut entries) => {
             let is_ours = |entry: &fs::DirEntry| entry.file_name() == "blobs" || is_aside(entry);

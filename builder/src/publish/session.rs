@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use oci::retry::retry_after;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url, header};
 use tokio::sync::Mutex;
 
@@ -218,7 +219,8 @@ impl<'a> Session<'a> {
     fn network(&self, source: reqwest::Error) -> Failed {
         let repository = self.pusher.repository.to_string();
         let connect = source.is_connect() && !source.is_timeout();
-        let hint = if connect { plain_http_hint(self.pusher.repository.host()) } else { String::new() };
+        let hint =
+            if connect { plain_http_hint(self.pusher.repository.registry.as_str()) } else { String::new() };
         let error = PushError::Network { repository, hint, source: source.without_url() };
         if connect { Failed::Final(error) } else { Failed::Again(error, None) }
     }
@@ -226,14 +228,16 @@ impl<'a> Session<'a> {
     /// What an answer means that is not the wanted one.
     pub(super) async fn refused(&self, what: &str, answer: Response) -> Failed {
         let status = answer.status();
-        let asked = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let asked = asked.and_then(|value| retry::retry_after(value, SystemTime::now()));
+        let asked = answer.headers().get(header::RETRY_AFTER).cloned();
+        let message = message(answer).await;
+        let asked = asked.as_ref().and_then(|value| value.to_str().ok());
+        let asked = retry_after(asked, &message, SystemTime::now());
         let error = PushError::Refused {
             repository: self.pusher.repository.to_string(),
             what: what.to_owned(),
             status,
-            message: message(answer).await,
-            hint: hint(status, self.pusher.repository.host()),
+            message,
+            hint: hint(status, self.pusher.repository.registry.as_str()),
         };
         // A token that has run out during a long upload: the next attempt fetches a new one.
         // Another request may have noticed first and forgotten it already.

@@ -59,7 +59,7 @@ pub(super) fn remove(
 ) -> io::Result<()> {
     for entry in fs::read_dir(blobs)? {
         let path = entry?.path();
-        let digest = path.file_name().and_then(|name| Digest::from_hex(name.to_str()?).ok());
+        let digest = path.file_name().and_then(|name| Digest::from_hex(name.to_str()?));
         if let Some(digest) = digest.filter(|digest| !needed.contains(digest))
             && ours(&digest, &path)
         {

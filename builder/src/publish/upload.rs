@@ -243,7 +243,7 @@ impl Session<'_> {
     async fn begin(&self, mount: Option<Digest>) -> Result<Option<Upload>, Failed> {
         let from = mount.and_then(|digest| Some((digest, self.pusher.mounts.get(&digest)?)));
         let url = match from {
-            Some((digest, from)) => self.url(&format!("blobs/uploads/?mount={digest}&from={}", from.path())),
+            Some((digest, from)) => self.url(&format!("blobs/uploads/?mount={digest}&from={}", from.name)),
             None => self.url("blobs/uploads/"),
         };
         let answer =

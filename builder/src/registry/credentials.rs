@@ -4,42 +4,52 @@
 //! endpoint that the registry's challenge names gives an access token for it ("OAuth2 Token Authentication" of the
 //! distribution project). It is sent to nobody but that endpoint, and in the clear only where the user allowed it.
 
-use std::path::{Path, PathBuf};
-
-use docker_credential::{CredentialRetrievalError, DockerCredential};
-use http_auth::parser::ChallengeParser;
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
-use serde::Deserialize;
-
-use super::{
-    helper::{self, Helpers},
-    login::Login,
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
 };
+
+use oci::{
+    DockerConfig, Login, Repository,
+    challenge::{Challenge, challenge},
+    docker::Source,
+    helper,
+    token::{TokenAnswer, is_as_safe, may_have_credentials, refresh_form},
+};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
+
 use crate::{fetch::download, progress::waiting, retry};
 
 /// Answers of token endpoints have a few kilobytes.
 const LIMIT: usize = 1 << 20;
 
+/// Helpers of clouds fetch a token, which takes seconds.
+const HELPER_LIMIT: Duration = Duration::from_secs(30);
+
 /// Looks for credentials: in `--docker-config`, else in the user's Docker configuration, else in that of podman and
-/// buildah. No entry for the host means anonymous access; a file that cannot be read is an error when the user named
+/// buildah. No entry for the repository means anonymous access; a file that cannot be read is an error when the user named
 /// it. `Err` says what is wrong.
-pub(super) async fn find(endpoint: &str, config: Option<&Path>) -> Result<Login, String> {
-    let server = if endpoint == "index.docker.io" { "https://index.docker.io/v1/" } else { endpoint };
-    if let Some(path) = config {
-        let bytes =
-            std::fs::read(path).map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
-        return look_up(&bytes, server).await.map_err(|problem| format!("`{}`: {problem}", path.display()));
-    }
-    for path in configurations() {
-        // Most users have one of them; one that belongs to somebody else is none.
-        let Ok(bytes) = std::fs::read(&path) else { continue };
-        let found =
-            look_up(&bytes, server).await.map_err(|problem| format!("`{}`: {problem}", path.display()))?;
-        if found != Login::None {
-            return Ok(found);
+pub(super) async fn find(repository: &Repository, config: Option<&Path>) -> Result<Option<Login>, String> {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    let named = config.map(Path::to_owned);
+    for path in named.clone().map_or_else(configurations, |path| vec![path]) {
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            // Most users have one of them; one that belongs to somebody else is none.
+            Err(error)
+                if named.is_none() && matches!(error.kind(), NotFound | NotADirectory | PermissionDenied) =>
+            {
+                continue;
+            }
+            Err(error) => return Err(format!("cannot read `{}`: {error}", path.display())),
+        };
+        let found = look_up(&bytes, repository).await;
+        if let Some(login) = found.map_err(|problem| format!("`{}`: {problem}", path.display()))? {
+            return Ok(Some(login));
         }
     }
-    Ok(Login::None)
+    Ok(None)
 }
 
 /// The files of the user, as Docker and podman look for them.
@@ -54,87 +64,59 @@ fn configurations() -> Vec<PathBuf> {
     docker.map(|directory| directory.join("config.json")).into_iter().chain(podman).collect()
 }
 
-/// A helper for the registry, else what is written down for it, else a helper for every registry.
-async fn look_up(config: &[u8], server: &str) -> Result<Login, String> {
-    use CredentialRetrievalError::NoCredentialConfigured;
-    let helpers: Helpers =
-        serde_json::from_slice(config).map_err(|error| format!("it is no Docker configuration: {error}"))?;
-    if let Some(name) = helpers.of(server) {
-        return helper::ask(name, server, helper::TIMEOUT).await;
+async fn look_up(config: &[u8], Repository { registry, name }: &Repository) -> Result<Option<Login>, String> {
+    let config = DockerConfig::parse_for(config, registry).map_err(|error| error.to_string())?;
+    match config.source(registry, name) {
+        None => Ok(None),
+        Some(Source::Login(login)) => Ok(Some(login)),
+        Some(Source::Helper(helper)) => {
+            let what = format!("the credential helper `{}`", helper::program_of(&helper));
+            let answer = waiting(&what, helper::ask(&helper, registry, HELPER_LIMIT)).await;
+            answer.map_err(|error| match error.said.as_str() {
+                "" => error.to_string(),
+                said => format!("{error}: {said}"),
+            })
+        }
     }
-    match docker_credential::get_credential_from_reader(written(config)?.as_slice(), server) {
-        Ok(DockerCredential::UsernamePassword(user, password)) => Ok(Login::Password(user, password)),
-        Ok(DockerCredential::IdentityToken(token)) => Ok(Login::IdentityToken(token)),
-        Err(NoCredentialConfigured) => match helpers.store() {
-            Some(name) => helper::ask(name, server, helper::TIMEOUT).await,
-            None => Ok(Login::None),
-        },
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The configuration without its helpers: the library would wait for them without a limit.
-fn written(config: &[u8]) -> Result<Vec<u8>, String> {
-    let mut keys: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(config).map_err(|error| error.to_string())?;
-    keys.retain(|key, _| key == "auths");
-    serde_json::to_vec(&keys).map_err(|error| error.to_string())
 }
 
 /// Exchanges an identity token for an access token. `origin` is the registry's, such as `https://host:port`.
-pub(super) async fn exchange(origin: &str, token: &str, scope: &str) -> Result<String, String> {
+pub(super) async fn exchange(origin: &Url, token: &str, scope: &str) -> Result<String, String> {
     let client = download::client().map_err(|error| error.to_string())?;
-    let ping = sent(|| client.get(format!("{origin}/v2/"))).await?;
+    let ping = origin.join("v2/").map_err(|error| error.to_string())?;
+    let ping = sent(|| client.get(ping.clone())).await?;
     let headers = ping.headers().get_all(header::WWW_AUTHENTICATE);
-    let challenge = headers.iter().filter_map(|value| value.to_str().ok()).find_map(bearer);
-    let (realm, service) =
-        challenge.ok_or("they are an identity token, but the registry does not ask for tokens")?;
-    let realm =
-        Url::parse(&realm).map_err(|_| format!("the registry sends us to `{realm}`, which is no URL"))?;
-    if realm.scheme() != "https" && !origin.starts_with("http:") {
-        return Err(format!("the registry wants the identity token at `{realm}`, without TLS: refused"));
-    }
-    let mut form = vec![
-        ("grant_type", "refresh_token"),
-        ("client_id", "hearth"),
-        ("scope", scope),
-        ("refresh_token", token),
-    ];
-    form.extend(service.as_deref().map(|service| ("service", service)));
-    let body = encoded(&realm, &form);
+    let challenge = challenge(headers.iter().filter_map(|value| value.to_str().ok()));
+    let Some(Challenge::Bearer { realm, service, .. }) = challenge else {
+        return Err("they are an identity token, but the registry does not ask for tokens".to_owned());
+    };
+    let realm = token_endpoint(&realm, origin)?;
+    let host = realm.host_str().unwrap_or_default().to_owned();
+    let body = refresh_form("hearth", service.as_deref(), scope, token);
     let answer = sent(|| post(&client, realm.clone(), &body)).await?;
     if answer.status() != StatusCode::OK {
-        let host = realm.host_str().unwrap_or_default();
         return Err(format!("`{host}` gives no access token for the identity token: {}", answer.status()));
     }
     let bytes = bounded(answer).await?;
-    let answer: Answer = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-    answer.access_token.or(answer.token).ok_or_else(|| "the token endpoint sends no token".to_owned())
+    let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    answer.into_token().ok_or_else(|| "the token endpoint sends no token".to_owned())
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    access_token: Option<String>,
-    token: Option<String>,
-}
-
-/// Realm and service of a bearer challenge.
-fn bearer(header: &str) -> Option<(String, Option<String>)> {
-    let challenge = ChallengeParser::new(header)
-        .map_while(Result::ok)
-        .find(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))?;
-    let value = |wanted: &str| {
-        let mut all = challenge.params.iter();
-        all.find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.to_unescaped())
-    };
-    Some((value("realm")?, value("service")))
-}
-
-/// A form's fields, escaped as in the query of a URL.
-fn encoded(url: &Url, form: &[(&str, &str)]) -> String {
-    let mut url = url.clone();
-    url.query_pairs_mut().clear().extend_pairs(form);
-    url.query().unwrap_or_default().to_owned()
+/// Where an identity token may be exchanged: it is good for a whole account, and a registry names the endpoint.
+fn token_endpoint(realm: &str, origin: &Url) -> Result<Url, String> {
+    let realm =
+        Url::parse(realm).map_err(|_| format!("the registry sends us to `{realm}`, which is no URL"))?;
+    if !is_as_safe(realm.scheme(), origin.scheme()) {
+        return Err(format!("the registry wants the identity token at `{realm}`, without TLS: refused"));
+    }
+    let host = realm.host_str().unwrap_or_default();
+    if may_have_credentials(host, &[origin.host_str().unwrap_or_default()], &[]) {
+        return Ok(realm);
+    }
+    Err(format!(
+        "the registry wants the identity token at `{host}`, which is not of its domain: refused; log in with a user and a \
+         password if that is right"
+    ))
 }
 
 fn post(client: &Client, url: Url, body: &str) -> RequestBuilder {
@@ -179,38 +161,30 @@ mod tests {
         let path = directory.path().join("config.json");
         let text = r#"{"auths": {"registry.example.com": {"auth": "dXNlcjpzZWNyZXQ="}, "id.example.com": {"identitytoken": "i"}}}"#;
         std::fs::write(&path, text).unwrap();
-        let find = async |server: &str, path: &Path| find(server, Some(path)).await;
+        let find = async |server: &str, path: &Path| {
+            find(&format!("{server}/team/app").parse().unwrap(), Some(path)).await
+        };
         let found = find("registry.example.com", &path).await;
-        assert_eq!(found, Ok(Login::Password("user".into(), "secret".into())));
-        assert_eq!(find("id.example.com", &path).await, Ok(Login::IdentityToken("i".into())));
-        assert_eq!(find("other.example.com", &path).await, Ok(Login::None));
+        assert_eq!(found, Ok(Some(Login::Password { user: "user".into(), secret: "secret".into() })));
+        assert_eq!(find("id.example.com", &path).await, Ok(Some(Login::IdentityToken("i".into()))));
+        assert_eq!(find("other.example.com", &path).await, Ok(None));
         assert!(find("registry.example.com", &directory.path().join("missing")).await.is_err());
         std::fs::write(&path, "{").unwrap();
         assert!(find("other.example.com", &path).await.is_err(), "a damaged file is not an empty one");
     }
 
     #[test]
-    fn the_token_endpoint_is_named_by_a_bearer_challenge() {
-        let realm = "https://auth.example.com/token".to_owned();
-        for (header, expected) in [
-            (
-                r#"Bearer realm="https://auth.example.com/token",service="r""#,
-                Some((realm.clone(), Some("r".to_owned()))),
-            ),
-            (r#"Basic realm="x", bearer Realm="https://auth.example.com/token""#, Some((realm, None))),
-            (r#"Basic realm="x""#, None),
-            ("Bearer", None),
+    fn an_identity_token_stays_within_the_registrys_domain() {
+        for (realm, origin, expected) in [
+            ("https://auth.example.com/token", "https://registry.example.com", true),
+            ("https://registry.example.com:8443/token", "https://registry.example.com", true),
+            ("http://127.0.0.1:1/token", "http://127.0.0.1:5000", true),
+            ("http://registry.example.com/token", "https://registry.example.com", false),
+            ("https://evil.example.net/token", "https://registry.example.com", false),
+            ("/token", "https://registry.example.com", false),
         ] {
-            assert_eq!(bearer(header), expected, "{header}");
+            let found = token_endpoint(realm, &Url::parse(origin).unwrap());
+            assert_eq!(found.is_ok(), expected, "{realm} of {origin}: {found:?}");
         }
-    }
-
-    #[test]
-    fn forms_are_escaped() {
-        let url = Url::parse("https://auth.example.com/token?a=b").unwrap();
-        assert_eq!(
-            encoded(&url, &[("scope", "a/b:pull,push"), ("x", "1&2")]),
-            "scope=a%2Fb%3Apull%2Cpush&x=1%262"
-        );
     }
 }

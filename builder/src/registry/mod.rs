@@ -7,23 +7,24 @@
 //! no exception: what listens there may still be anything, and credentials are sent to it.
 
 mod credentials;
-mod helper;
-mod login;
-mod name;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+pub use oci::Repository;
+use oci::{
+    ImageName, Login, RegistryHost,
+    media_type::{DOCKER_LIST, DOCKER_MANIFEST, INDEX, MANIFEST},
+};
 use oci_client::{
     Client, Reference, RegistryOperation,
     client::{BlobResponse, ClientConfig, ClientProtocol},
     errors::{OciDistributionError, OciErrorCode},
     secrets::RegistryAuth,
 };
+use reqwest::Url;
 
-use self::login::Login;
-pub use self::name::{Repository, check_reference};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
@@ -34,12 +35,7 @@ use crate::{
 };
 
 /// Manifests that a base image may have: OCI and Docker, single and multi-platform.
-const MANIFEST_TYPES: &[&str] = &[
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
+const MANIFEST_TYPES: &[&str] = &[INDEX, MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 
 /// Questions under way at once: as many as uploads.
 const PARALLEL: usize = 4;
@@ -161,11 +157,12 @@ impl Registry {
 
     /// The URL of something in a repository.
     pub fn url(&self, repository: &Repository, rest: &str) -> String {
-        format!("{}/v2/{}/{rest}", self.origin(repository.endpoint()), repository.path())
+        format!("{}/v2/{}/{rest}", self.origin(&repository.registry), repository.name)
     }
 
     /// The root of a registry's URLs.
-    fn origin(&self, endpoint: &str) -> String {
+    fn origin(&self, registry: &RegistryHost) -> String {
+        let endpoint = endpoint(registry);
         let plain = self.settings.plain_http.iter().any(|host| host == endpoint);
         format!("{}://{endpoint}", if plain { "http" } else { "https" })
     }
@@ -173,19 +170,21 @@ impl Registry {
     /// Logs in where the user has credentials.
     async fn access(
         &self,
-        reference: &Reference,
+        repository: &Repository,
         operation: RegistryOperation,
     ) -> Result<Access, RegistryError> {
-        let endpoint = reference.resolve_registry();
-        let fail = |reason| RegistryError::Credentials { host: endpoint.to_owned(), reason };
-        let auth = match credentials::find(endpoint, self.settings.docker_config.as_deref()).await {
-            Err(reason) => return Err(fail(reason)),
-            Ok(Login::None) => RegistryAuth::Anonymous,
-            Ok(Login::Password(user, password)) => RegistryAuth::Basic(user, password),
-            Ok(Login::IdentityToken(token)) => {
+        let Repository { registry, name } = repository;
+        let fail = |reason| RegistryError::Credentials { host: registry.to_string(), reason };
+        let login = credentials::find(repository, self.settings.docker_config.as_deref()).await;
+        let auth = match login.map_err(fail)? {
+            None => RegistryAuth::Anonymous,
+            Some(Login::Password { user, secret }) => RegistryAuth::Basic(user, secret),
+            Some(Login::RegistryToken(token)) => RegistryAuth::Bearer(token),
+            Some(Login::IdentityToken(token)) => {
                 let action = if operation == RegistryOperation::Push { "pull,push" } else { "pull" };
-                let scope = format!("repository:{}:{action}", reference.repository());
-                let token = credentials::exchange(&self.origin(endpoint), &token, &scope).await;
+                let scope = format!("repository:{name}:{action}");
+                let origin = Url::parse(&self.origin(registry)).map_err(|error| fail(error.to_string()))?;
+                let token = credentials::exchange(&origin, &token, &scope).await;
                 let auth = RegistryAuth::Bearer(token.map_err(fail)?);
                 // The library remembers one login for each registry, but this one is for a single repository.
                 return Ok(Access { client: client(&self.settings), auth });
@@ -196,15 +195,15 @@ impl Registry {
 
     /// Asks for the right to push to a repository; a new token each time.
     pub async fn authorize_push(&self, repository: &Repository) -> Result<Authorization, RegistryError> {
-        let reference = repository.reference();
-        let access = self.access(&reference, RegistryOperation::Push).await?;
+        let reference = any_of(repository);
+        let access = self.access(repository, RegistryOperation::Push).await?;
         let mut attempt = 1;
         let token = loop {
             let token = access.client.auth(&reference, &access.auth, RegistryOperation::Push);
-            match waiting(&format!("`{}` to let us in", repository.host()), token).await {
+            match waiting(&format!("`{}` to let us in", repository.registry), token).await {
                 Ok(token) => break token,
                 Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
-                Err(source) => return Err(request(repository.host(), "let us in".to_owned(), source)),
+                Err(source) => return Err(request(&repository.registry, "let us in".to_owned(), source)),
             }
         };
         Ok(match (token, access.auth) {
@@ -216,26 +215,27 @@ impl Registry {
 
     /// Reads a manifest (any kind) and its digest.
     pub async fn manifest(&self, image: &str) -> Result<(Bytes, Digest), RegistryError> {
-        let reference = parse(image)?;
-        let access = self.access(&reference, RegistryOperation::Pull).await?;
+        let name = parse(image)?;
+        let (reference, registry) = (reference(&name), &name.repository.registry);
+        let access = self.access(&name.repository, RegistryOperation::Pull).await?;
         let mut attempt = 1;
         let bytes = loop {
             let manifest = access.client.pull_manifest_raw(&reference, &access.auth, MANIFEST_TYPES);
             match waiting(&format!("the manifest of `{image}`"), manifest).await {
                 Ok((bytes, _)) => break bytes,
                 Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
-                Err(source) => return Err(request(reference.registry(), format!("give `{image}`"), source)),
+                Err(source) => return Err(request(registry, format!("give `{image}`"), source)),
             }
         };
-        let found = Digest::of(&bytes);
-        match reference.digest() {
-            Some(expected) if expected != found.to_string() => {
-                let host = reference.registry().to_owned();
-                let found = found.to_string();
-                Err(RegistryError::Digest { host, what: image.to_owned(), found })
-            }
-            _ => Ok((bytes, found)),
+        if let Some(oci::Reference::Digest(expected)) = name.reference {
+            expected.verify(&bytes).map_err(|error| RegistryError::Digest {
+                host: registry.to_string(),
+                what: image.to_owned(),
+                found: error.found.to_string(),
+            })?;
         }
+        let found = Digest::of(&bytes);
+        Ok((bytes, found))
     }
 
     /// Which of these blobs a repository has.
@@ -244,13 +244,13 @@ impl Registry {
         repository: &Repository,
         blobs: &BTreeSet<Digest>,
     ) -> Result<BTreeSet<Digest>, RegistryError> {
-        let reference = repository.reference();
-        let access = self.access(&reference, RegistryOperation::Pull).await?;
-        access.client.store_auth_if_needed(repository.endpoint(), &access.auth).await;
+        let reference = any_of(repository);
+        let access = self.access(repository, RegistryOperation::Pull).await?;
+        access.client.store_auth_if_needed(endpoint(&repository.registry), &access.auth).await;
         let ask = async |digest: Digest| {
             let there = has(&access.client, &reference, digest).await;
             let there =
-                there.map_err(|source| request(repository.host(), "say what it has".to_owned(), source));
+                there.map_err(|source| request(&repository.registry, "say what it has".to_owned(), source));
             Ok::<_, RegistryError>(there?.then_some(digest))
         };
         let mut blobs = blobs.iter().copied();
@@ -270,9 +270,10 @@ impl Registry {
         digest: Digest,
         bar: &Bar,
     ) -> Result<Content, RegistryError> {
-        let reference = parse(image)?;
-        let access = self.access(&reference, RegistryOperation::Pull).await?;
-        access.client.store_auth_if_needed(reference.resolve_registry(), &access.auth).await;
+        let repository = parse(image)?.repository;
+        let reference = any_of(&repository);
+        let access = self.access(&repository, RegistryOperation::Pull).await?;
+        access.client.store_auth_if_needed(endpoint(&repository.registry), &access.auth).await;
         let mut part = Part::open(cache, Shelf::Blobs, Checksum::Sha256(digest)).await?;
         if let Some(content) = part.done()? {
             bar.advance(content.size);
@@ -286,14 +287,14 @@ impl Registry {
                     attempt += 1;
                 }
                 Transfer::Request(source) => {
-                    return Err(request(reference.registry(), format!("give the blob `{digest}`"), source));
+                    return Err(request(&repository.registry, format!("give the blob `{digest}`"), source));
                 }
             }
         }
         part.finish().map_err(|error| match error {
             PartError::Cache(error) => error.into(),
             PartError::Checksum(found) => RegistryError::Digest {
-                host: reference.registry().to_owned(),
+                host: repository.registry.to_string(),
                 what: digest.to_string(),
                 found: found.to_string(),
             },
@@ -350,12 +351,35 @@ async fn has(client: &Client, reference: &Reference, digest: Digest) -> Result<b
     }
 }
 
-fn parse(image: &str) -> Result<Reference, RegistryError> {
-    image.parse().map_err(|error| RegistryError::Name(format!("`{image}`: {error}")))
+fn parse(image: &str) -> Result<ImageName, RegistryError> {
+    image.parse().map_err(|error| RegistryError::Name(format!("`{image}` is no image: {error}")))
 }
 
-fn request(host: &str, action: String, source: OciDistributionError) -> RegistryError {
-    RegistryError::Request { host: host.to_owned(), action, source: Box::new(source) }
+/// The registry as it is reached: Docker Hub has another name for it.
+fn endpoint(registry: &RegistryHost) -> &str {
+    match registry.as_str() {
+        "docker.io" => "index.docker.io",
+        other => other,
+    }
+}
+
+/// An image as the library takes it.
+fn reference(image: &ImageName) -> Reference {
+    let Repository { registry, name } = &image.repository;
+    let (registry, name) = (registry.to_string(), name.to_string());
+    match image.reference() {
+        oci::Reference::Tag(tag) => Reference::with_tag(registry, name, tag.to_string()),
+        oci::Reference::Digest(digest) => Reference::with_digest(registry, name, digest.to_string()),
+    }
+}
+
+/// The same where only the repository matters.
+fn any_of(repository: &Repository) -> Reference {
+    reference(&ImageName { repository: repository.clone(), reference: None })
+}
+
+fn request(host: &RegistryHost, action: String, source: OciDistributionError) -> RegistryError {
+    RegistryError::Request { host: host.to_string(), action, source: Box::new(source) }
 }
 
 /// Whether the same request may succeed a moment later.

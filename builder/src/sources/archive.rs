@@ -16,9 +16,11 @@ use std::{
     path::Path,
 };
 
+use oci::archive::{End, decompressed, for_each_member};
+
 use super::{
     sparse::{self, Sparse},
-    tarball::{ArchiveError, Limits, Tail, decompressed, for_each_member},
+    tarball::{ArchiveError, Limits},
 };
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
@@ -54,15 +56,16 @@ pub fn unpack(
     flavour: Flavour,
     limits: Limits,
 ) -> Result<Tree, ArchiveError> {
-    let mut tail = Tail::new(decompressed(reader)?);
+    let mut reader = decompressed(reader)?;
     let mut unpacker = Unpacker { cache, flavour, limits, tree: Tree::new(), bytes: 0, links: 0 };
-    for_each_member(&mut tail, limits, |member| unpacker.member(member))?;
+    let each = |member: &mut tar::Entry<'_, _>| unpacker.member(member);
+    let end = for_each_member(&mut reader, limits.bounds(), ArchiveError::from, each)?;
     let mut tree = unpacker.tree;
-    if tail.zeros < 512 {
+    if end == End::Bare {
         return Err(ArchiveError::Truncated);
     }
     // The checksum of a compressed archive stands behind the last member.
-    io::copy(&mut tail, &mut io::sink()).map_err(ArchiveError::Read)?;
+    io::copy(&mut reader, &mut io::sink()).map_err(ArchiveError::Read)?;
     tree::complete(&mut tree);
     Ok(tree)
 }

@@ -14,13 +14,13 @@ use std::{
     io::Read,
 };
 
+use oci::archive::{decompressed, for_each_member};
 use serde::{Deserialize, Serialize};
 
 use super::{
     scan::ScanError,
     sparse,
-    tarball::ArchiveError,
-    tarball::{Limits, decompressed, for_each_member},
+    tarball::{ArchiveError, Limits},
 };
 use crate::{
     cache::{Cache, Shelf},
@@ -90,9 +90,9 @@ fn apply<R: Read + Send>(
     let fail = |source| ScanError::Read { layer: layer.blob.digest, source };
     let file = cache.open_content(Shelf::Blobs, &layer.blob).map_err(|error| fail(error.into()))?;
     let limits = Limits::default();
-    let reader = decompressed(counted(file)).map_err(fail)?.take(limits.bytes);
+    let reader = decompressed(counted(file)).map_err(|error| fail(error.into()))?.take(limits.bytes);
     let mut added = Vec::new();
-    for_each_member(reader, limits, |member| {
+    for_each_member(reader, limits.bounds(), ArchiveError::from, |member| {
         let sparse = sparse::of(member).map_err(ArchiveError::Read)?;
         let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
         let name = name.unwrap_or_else(|| member.path_bytes().into_owned());

@@ -124,7 +124,8 @@ fn read_lock(text: &str, package: &str, version: &Version) -> Result<Located, St
         .find(|locked| locked.version.as_deref() == Some(&version))
         .ok_or("the lock does not have it")?;
     let sdist = locked.sdist.ok_or("only built packages exist")?;
-    let digest = sdist.hash.ok_or("it has no hash")?.parse().map_err(|error| format!("{error}"))?;
+    let digest =
+        Digest::parse_sha256(&sdist.hash.ok_or("it has no hash")?).map_err(|error| error.to_string())?;
     let url = sdist.url.ok_or("it has no URL")?;
     Ok(Located { url, digest })
 }

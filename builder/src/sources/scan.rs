@@ -6,11 +6,15 @@
 
 use std::io::{self, Read};
 
+use oci::{
+    Mismatch,
+    archive::{decompressed, for_each_member},
+};
+
 use super::{
     elf::Interest,
     sparse,
-    tarball::ArchiveError,
-    tarball::{Limits, decompressed, for_each_member},
+    tarball::{ArchiveError, Limits},
     view::{Node, SMALL, View, of_interest},
 };
 use crate::{
@@ -32,14 +36,13 @@ pub enum ScanError {
         source: ArchiveError,
     },
     /// Its uncompressed bytes are not those that the image configuration names.
-    #[error("the base layer `{layer}` unpacks to `{found}`, but its image configuration says `{expected}`")]
+    #[error("the base layer `{layer}` unpacks to `{found}`, but its image configuration says `{expected}`",
+        found = .mismatch.found, expected = .mismatch.expected)]
     DiffId {
         /// The layer.
         layer: Digest,
-        /// The digest of what it unpacks to.
-        found: Digest,
-        /// What the configuration says.
-        expected: Digest,
+        /// The digest of what it unpacks to, and that of the configuration.
+        mismatch: Box<Mismatch>,
     },
 }
 
@@ -55,15 +58,15 @@ pub fn apply(
     let file = cache.open_content(Shelf::Blobs, blob).map_err(|error| fail(error.into()))?;
     let limits = Limits::default();
     // One more than allowed: what is cut off then is noticed.
-    let bounded = decompressed(bar.reader(file)).map_err(fail)?.take(limits.bytes + 1);
+    let bounded = decompressed(bar.reader(file)).map_err(|error| fail(error.into()))?.take(limits.bytes + 1);
     let mut raw = Hashing::new(bounded);
     // Whiteouts hide what lower layers brought, wherever in the layer they stand: additions wait.
     let mut additions = Vec::new();
-    let read = for_each_member(&mut raw, limits, |member| {
+    let read = for_each_member(&mut raw, limits.bounds(), ArchiveError::from, |member| {
         member_into(view, &mut additions, member).map_err(ArchiveError::Read)
     });
     // The end mark is read over, and whatever follows it is a part of what was hashed.
-    let read = read.and_then(|()| io::copy(&mut raw, &mut io::sink()).map_err(ArchiveError::Read));
+    let read = read.and_then(|_| io::copy(&mut raw, &mut io::sink()).map_err(ArchiveError::Read));
     let hasher = raw.into_parts().1;
     if hasher.length() > limits.bytes {
         return Err(fail(ArchiveError::TooLarge { limit: limits.bytes, unit: "bytes" }));
@@ -72,12 +75,8 @@ pub fn apply(
     for (path, node) in additions {
         view.put(&path, node);
     }
-    let found = hasher.finish();
-    if found == diff_id {
-        Ok(())
-    } else {
-        Err(ScanError::DiffId { layer: blob.digest, found, expected: diff_id })
-    }
+    let checked = diff_id.check(hasher.finish());
+    checked.map_err(|mismatch| ScanError::DiffId { layer: blob.digest, mismatch })
 }
 
 fn member_into(

@@ -1,16 +1,10 @@
-//! Reading tar archives as streams: their compression, bounds on what they may make us read, their end mark.
+//! How much an archive may hold, and why one cannot be used.
 
-use std::{
-    cell::Cell,
-    io::{self, BufReader, Read},
-    path::PathBuf,
-    rc::Rc,
-};
+use std::{io, path::PathBuf};
 
-use crate::{
-    cache::{BUFFER, CacheError},
-    tree::PathError,
-};
+use oci::archive::{Bounds, Unreadable};
+
+use crate::{cache::CacheError, tree::PathError};
 
 /// Why an archive cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +21,8 @@ pub enum ArchiveError {
     /// Reading it failed.
     #[error("the archive cannot be read: it is damaged or cut short")]
     Read(#[source] io::Error),
-    /// It stops without an end mark.
-    #[error("the archive is cut short: its end mark is missing")]
+    /// It stops within a member or without an end mark.
+    #[error("the archive is cut short")]
     Truncated,
     /// A name leads out of the tree.
     #[error("the archive has a member that is not allowed")]
@@ -57,6 +51,18 @@ pub enum ArchiveError {
     Cache(#[from] CacheError),
 }
 
+impl From<Unreadable> for ArchiveError {
+    fn from(error: Unreadable) -> Self {
+        match error {
+            Unreadable::Read(source) => Self::Read(source),
+            Unreadable::Header(reason) => Self::Read(io::Error::new(io::ErrorKind::InvalidData, reason)),
+            Unreadable::Truncated => Self::Truncated,
+            Unreadable::TooLarge { limit, unit } => Self::TooLarge { limit, unit },
+            Unreadable::Compression(name) => Self::Compression(name),
+        }
+    }
+}
+
 /// How much an archive may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -75,95 +81,9 @@ impl Default for Limits {
     }
 }
 
-/// Undoes the compression that the first bytes show.
-pub fn decompressed<'a>(
-    mut reader: impl Read + Send + 'a,
-) -> Result<Box<dyn Read + Send + 'a>, ArchiveError> {
-    let mut magic = Vec::new();
-    reader.by_ref().take(6).read_to_end(&mut magic).map_err(ArchiveError::Read)?;
-    let whole = BufReader::with_capacity(BUFFER, io::Cursor::new(magic.clone()).chain(reader));
-    Ok(match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(zstd::Decoder::with_buffer(whole).map_err(ArchiveError::Read)?)
-        }
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(ArchiveError::Compression("xz")),
-        [b'B', b'Z', b'h', ..] => return Err(ArchiveError::Compression("bzip2")),
-        _ => Box::new(whole),
-    })
-}
-
-/// Reads members one after the other, within bounds: the library reads the headers of a member into memory, however
-/// large they are.
-pub(super) fn for_each_member<R: Read>(
-    reader: R,
-    limits: Limits,
-    mut each: impl FnMut(&mut tar::Entry<'_, Headers<R>>) -> Result<(), ArchiveError>,
-) -> Result<(), ArchiveError> {
-    let left = Rc::new(Cell::new(None));
-    let mut archive = tar::Archive::new(Headers { inner: reader, left: Rc::clone(&left) });
-    let mut entries = archive.entries().map_err(ArchiveError::Read)?;
-    let mut count = 0;
-    loop {
-        left.set(Some(limits.headers));
-        let Some(member) = entries.next() else { return Ok(()) };
-        let mut member = member.map_err(|error| {
-            if left.get() == Some(0) {
-                ArchiveError::TooLarge { limit: limits.headers, unit: "bytes of headers for one member" }
-            } else {
-                ArchiveError::Read(error)
-            }
-        })?;
-        left.set(None);
-        count += 1;
-        if count > limits.members {
-            return Err(ArchiveError::TooLarge { limit: limits.members, unit: "members" });
-        }
-        each(&mut member)?;
-        // What nobody wanted of it is no header.
-        io::copy(&mut member, &mut io::sink()).map_err(ArchiveError::Read)?;
-    }
-}
-
-/// Ends with an error when more is read than is left; reads on for ever while nothing is said.
-pub(super) struct Headers<R> {
-    inner: R,
-    left: Rc<Cell<Option<u64>>>,
-}
-
-impl<R: Read> Read for Headers<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(left) = self.left.get() else { return self.inner.read(buffer) };
-        if left == 0 && !buffer.is_empty() {
-            return Err(io::Error::other("its headers are too large"));
-        }
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.inner.read(&mut buffer[..most])?;
-        self.left.set(Some(left - count as u64));
-        Ok(count)
-    }
-}
-
-/// Counts the zero bytes at the end of what was read: a tar archive ends with at least one zero block, and
-/// the reader of the `tar` crate takes a file cut between two members for a whole one.
-pub(super) struct Tail<R> {
-    inner: R,
-    /// How many there are.
-    pub(super) zeros: u64,
-}
-
-impl<R> Tail<R> {
-    /// Nothing was read yet.
-    pub(super) fn new(inner: R) -> Self {
-        Self { inner, zeros: 0 }
-    }
-}
-
-impl<R: Read> Read for Tail<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let zeros = buffer[..count].iter().rev().take_while(|byte| **byte == 0).count();
-        self.zeros = if zeros == count { self.zeros + zeros as u64 } else { zeros as u64 };
-        Ok(count)
+impl Limits {
+    /// Those that are kept while members are read.
+    pub(crate) fn bounds(self) -> Bounds {
+        Bounds { members: self.members, headers: self.headers }
     }
 }

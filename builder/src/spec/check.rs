@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use oci::NameError;
 use serde_saphyr::Location;
 
 use super::{
@@ -52,9 +53,13 @@ impl Check<'_> {
     fn document(&self, document: &Document) -> Result<Matrix, SpecError> {
         self.fixed("apiVersion", &document.api_version, "hearth.dev/v1alpha1")?;
         self.fixed("kind", &document.kind, "ImageMatrix")?;
-        let repository = document.repository.value().parse();
-        let repository = repository
-            .map_err(|error| self.wrong(document.repository.at(), &format!("`repository`: {error}")))?;
+        let repository = document.repository.value().parse().map_err(|error| {
+            let hint = match error {
+                NameError::NotRepository(_) => ": tags come from the key `tag`",
+                _ => "",
+            };
+            self.wrong(document.repository.at(), &format!("`repository`: {error}{hint}"))
+        })?;
         let axes = self.axes(document)?;
         let overlays = self.overlays(document)?;
         let compression = self.compression(document.compression.as_ref())?;

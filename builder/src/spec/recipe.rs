@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use oci::{ImageName, Tag};
+
 use super::{
     Base, FileContent, FileInput, Input, Matrix, Recipe, Source, SparkSource, SpecError, Wanted,
     check::Check,
     keys::{ArchiveKeys, At, BaseKeys, Document, FileKeys, Overlay},
     merge::Merged,
 };
-use crate::{checksum::Checksum, fetch::objects, image, matrix::Cell, tree::ImagePath};
+use crate::{checksum::Checksum, fetch::objects, matrix::Cell, tree::ImagePath};
 
 /// The digest algorithms of the `sha256` and `sha512` keys beside a file.
 type Sums<'a> = (&'a Option<At<String>>, &'a Option<At<String>>);
@@ -112,7 +114,7 @@ impl Check<'_> {
         let mut tags = Vec::new();
         for text in std::iter::once(&document.tag).chain(&overlay.tags) {
             let tag = self.fill("tag", text, cell)?;
-            if !image::is_tag(&tag) {
+            if tag.parse::<Tag>().is_err() {
                 let problem = format!(
                     "`tag`: `{tag}` is no tag: letters, digits, `_`, `.` and `-`, at most 128, not starting with `.` or `-`"
                 );
@@ -184,7 +186,7 @@ impl Check<'_> {
             }
             (None, None, Some(text)) => {
                 let name = fill(text)?;
-                crate::registry::check_reference(&name)
+                name.parse::<ImageName>()
                     .map_err(|error| self.wrong(text.at(), &format!("`base.image`: {error}")))?;
                 Ok(Base::Image(name))
             }

@@ -2,6 +2,7 @@
 //! each image, the paths of a configuration and layers. It contains no manifest: the import creates one, always the
 //! same for the same content. The `diff_ids` in the configuration are the only proof of the layers, and are verified.
 
+use oci::media_type::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +16,6 @@ use crate::{
     store::Staged,
     types::{Digest, MediaType},
 };
-
-const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -53,7 +50,7 @@ pub(super) fn entries(
     for image in &saved {
         let bytes = manifest_of(intake, image, stop)?;
         let digest = intake.add(&bytes)?;
-        let media_type = MediaType::parse(MANIFEST).expect("a media type by its grammar");
+        let media_type = MediaType::parse(DOCKER_MANIFEST).expect("a media type by its grammar");
         let entry =
             |names| Entry { digest, size: Some(bytes.len() as u64), media_type: media_type.clone(), names };
         let tags = image.repo_tags.clone().unwrap_or_default();
@@ -95,8 +92,8 @@ fn manifest_of(intake: &Intake, image: &Saved, stop: &CancellationToken) -> Resu
     }
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": { "mediaType": CONFIG, "size": config.size(), "digest": config.digest().to_string() },
+        "mediaType": DOCKER_MANIFEST,
+        "config": { "mediaType": DOCKER_CONFIG, "size": config.size(), "digest": config.digest().to_string() },
         "layers": layers,
     });
     Ok(serde_json::to_vec(&manifest).expect("a document of plain values is always valid JSON"))
@@ -109,7 +106,7 @@ fn layer_type(
     stop: &CancellationToken,
 ) -> Result<Option<String>, ArchiveError> {
     if layer.digest() == diff_id {
-        return Ok(Some(LAYER.to_owned()));
+        return Ok(Some(DOCKER_LAYER.to_owned()));
     }
     if uncompressed_digest(layer, stop)? != *diff_id {
         return Ok(None);
@@ -117,5 +114,5 @@ fn layer_type(
     let mut magic = [0; 1];
     std::io::Read::read_exact(&mut layer.open()?, &mut magic).map_err(ArchiveError::Read)?;
     let suffix = if magic == [0x1f] { "gzip" } else { "zstd" };
-    Ok(Some(format!("{LAYER}.{suffix}")))
+    Ok(Some(format!("{DOCKER_LAYER}.{suffix}")))
 }

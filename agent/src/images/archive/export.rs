@@ -8,14 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci::layout::{self, INDEX, MARK, REF_NAME, VERSION};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
 use super::{
     super::{ImageError, all, find, links, whole},
     ArchiveError,
-    intake::{INDEX, LAYOUT},
-    oci::{self, IMAGE_NAME, REF_NAME},
+    layout::{IMAGE_NAME, directory_members},
     tar::{self as stream, Kind},
 };
 use crate::{
@@ -89,7 +89,7 @@ pub fn export(store: &Store, names: &[ImageName]) -> Result<Export, ImageError> 
     }
     let index = index(store, &manifests);
     let mut members = vec![
-        Member::bytes(LAYOUT, br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+        Member::bytes(MARK, VERSION.to_vec()),
         Member::bytes(INDEX, serde_json::to_vec(&index).expect("plain values are always valid JSON")),
     ];
     members.extend(order.iter().filter_map(|digest| blobs.remove(digest)).map(Member::blob));
@@ -118,7 +118,7 @@ fn index(store: &Store, images: &[(&ImageName, Digest, u64)]) -> Value {
     };
     json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "mediaType": oci::media_type::INDEX,
         "manifests": images.iter().map(entry).collect::<Vec<_>>(),
     })
 }
@@ -129,14 +129,14 @@ impl Member {
     }
 
     fn blob(kept: Kept) -> Self {
-        Self { name: oci::path_of(kept.digest()), size: kept.size(), content: Content::Blob(kept) }
+        Self { name: layout::path_of(kept.digest()), size: kept.size(), content: Content::Blob(kept) }
     }
 }
 
 impl Export {
     /// The files that an import of this directory needs.
     pub fn of_directory(directory: &Path) -> Result<Self, ArchiveError> {
-        let members = oci::directory_members(directory)?;
+        let members = directory_members(directory)?;
         let member = |(name, path): (String, PathBuf)| {
             let size = fs::metadata(&path).map_err(ArchiveError::Read)?.len();
             Ok(Member { name, size, content: Content::File(path) })
@@ -254,8 +254,8 @@ impl DirectoryWriter {
             self.index = Some(bytes);
             return Ok(());
         }
-        let digest = oci::blob_of(name);
-        if digest.is_none() && name != LAYOUT {
+        let digest = layout::blob_of(name);
+        if digest.is_none() && name != MARK {
             return Err(ArchiveError::member(name, "it is not part of an OCI layout"));
         }
         let path = self.directory.join(name);

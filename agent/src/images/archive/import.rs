@@ -8,15 +8,16 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use oci::layout::{INDEX, MARK};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{Whole, whole},
     ArchiveError, docker,
-    intake::{DOCKER, INDEX, Intake, LAYOUT, too_large},
+    intake::{DOCKER, Intake, too_large},
+    layout,
     naming::{self, Entry},
-    oci,
 };
 use crate::{
     store::{ManifestRecord, Staged, Store, StoreError, TagRecord},
@@ -27,7 +28,7 @@ use crate::{
 #[expect(missing_debug_implementations, reason = "a stream has nothing to show")]
 pub enum Source<'a> {
     /// A tar stream, compressed or not.
-    Tar(Box<dyn Read + 'a>),
+    Tar(Box<dyn Read + Send + 'a>),
     /// An OCI layout in a directory.
     Directory(PathBuf),
 }
@@ -90,7 +91,7 @@ pub fn import(store: &Store, source: Source<'_>, options: &ImportOptions) -> Res
         Source::Directory(directory) => take_directory(&mut intake, &directory, space.allowed)?,
     }
     let entries = match (intake.document(INDEX), intake.document(DOCKER).map(<[u8]>::to_vec)) {
-        (Some(index), _) => oci::entries(intake.document(LAYOUT), index)?,
+        (Some(index), _) => layout::entries(intake.document(MARK), index)?,
         (None, Some(manifest)) => docker::entries(&mut intake, &manifest, &options.stop)?,
         (None, None) => return Err(ArchiveError::Unknown),
     };
@@ -104,7 +105,7 @@ pub fn import(store: &Store, source: Source<'_>, options: &ImportOptions) -> Res
 
 fn take_directory(intake: &mut Intake, directory: &Path, limit: u64) -> Result<(), ArchiveError> {
     let mut left = limit;
-    for (name, path) in oci::directory_members(directory)? {
+    for (name, path) in layout::directory_members(directory)? {
         let mut file = fs::File::open(&path).map_err(ArchiveError::Read)?;
         let metadata = file.metadata().map_err(ArchiveError::Read)?;
         if !metadata.is_file() {

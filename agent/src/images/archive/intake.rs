@@ -3,13 +3,17 @@
 
 use std::{
     collections::HashMap,
-    io::{self, BufReader, Read},
+    io::{self, Read},
 };
 
+use oci::{
+    archive::decompressed,
+    layout::{self, INDEX, MARK},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ArchiveError, oci,
+    ArchiveError,
     tar::{self, Kind},
 };
 use crate::{
@@ -18,8 +22,6 @@ use crate::{
 };
 
 /// Documents that are kept in memory.
-pub(super) const LAYOUT: &str = "oci-layout";
-pub(super) const INDEX: &str = "index.json";
 pub(super) const DOCKER: &str = "manifest.json";
 
 /// Links that are followed for one name.
@@ -47,7 +49,7 @@ impl Intake {
     }
 
     /// Reads a tar to its end. `limit` bounds what it may unpack to.
-    pub(super) fn read_tar(&mut self, reader: impl Read, limit: u64) -> Result<(), ArchiveError> {
+    pub(super) fn read_tar(&mut self, reader: impl Read + Send, limit: u64) -> Result<(), ArchiveError> {
         let mut bounded = Bounded { inner: decompressed(reader)?, left: limit };
         let outcome = tar::read(&mut bounded, |name, kind, content| match kind {
             Kind::File(size) => self.take(name, size, content),
@@ -68,7 +70,7 @@ impl Intake {
 
     /// Reads one file.
     pub(super) fn take(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<(), ArchiveError> {
-        if matches!(name, LAYOUT | INDEX | DOCKER) {
+        if matches!(name, MARK | INDEX | DOCKER) {
             if size > MAX_MANIFEST_BYTES {
                 return Err(ArchiveError::document(name, format!("it is too large ({size} bytes)")));
             }
@@ -77,7 +79,7 @@ impl Intake {
             self.documents.insert(name.to_owned(), bytes);
             return Ok(());
         }
-        let promised = oci::blob_of(name);
+        let promised = layout::blob_of(name);
         if promised.is_none() && name.starts_with("blobs/") {
             // A leftover of an interrupted tool; no image can refer to it.
             return Ok(());
@@ -141,22 +143,6 @@ pub(super) fn too_large(limit: u64) -> ArchiveError {
          room on the disk",
         format_size(limit)
     ))
-}
-
-/// Decompresses a stream according to its first bytes.
-fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ArchiveError> {
-    let mut magic = Vec::new();
-    reader.by_ref().take(6).read_to_end(&mut magic).map_err(ArchiveError::Read)?;
-    let whole = BufReader::with_capacity(256 * 1024, io::Cursor::new(magic.clone()).chain(reader));
-    Ok(match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(zstd::Decoder::with_buffer(whole).map_err(ArchiveError::Read)?)
-        }
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(ArchiveError::Compression("xz")),
-        [b'B', b'Z', b'h', ..] => return Err(ArchiveError::Compression("bzip2")),
-        _ => Box::new(whole),
-    })
 }
 
 /// Bytes that one byte of a compressed layer may unpack to. Deflate reaches 1,032 at most (zlib's technical details); zstd

@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | `tar` | hostile tar streams |
 //! | `intake` | staging of contents and documents |
-//! | `oci`, `docker` | the two formats (pure) |
+//! | `layout`, `docker` | the two formats (pure) |
 //! | `naming` | the names of imported images (pure) |
 //! | `import`, `export` | the two directions |
 
@@ -21,8 +21,8 @@ mod docker;
 mod export;
 mod import;
 mod intake;
+mod layout;
 mod naming;
-mod oci;
 mod tar;
 
 use std::io;

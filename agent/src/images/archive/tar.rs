@@ -1,27 +1,17 @@
-//! Reads untrusted tar streams, member by member, in one pass and with limits.
-//!
-//! Supported: ustar, GNU and pax names, sizes and links (`tar(5)`, POSIX.1-2001 "pax Interchange Format"). The `tar`
-//! crate only parses headers here: its stream reader reads extended headers of any length into memory.
+//! The members of untrusted tar streams that may be images: files and links within the archive.
 //!
 //! Rejected: names and links that lead out of the archive, devices, sparse files, duplicate members, more members or
 //! bytes than allowed, and a stream that ends before its end mark.
 
-use std::{
-    collections::HashSet,
-    io::{self, Read},
-};
+use std::{collections::HashSet, io::Read};
 
-use tar::{EntryType, Header, PaxExtensions};
+use oci::archive::{self, Bounds, End, Unreadable};
+use tar::{Entry, EntryType};
 
 use super::ArchiveError;
 
-const BLOCK: usize = 512;
-
-/// Longest extended header: names have 4,096 bytes at most, and few attributes matter.
-const MAX_EXTENDED: u64 = 1024 * 1024;
-
-/// Most members: an archive of a thousand images has some ten thousand.
-const MAX_MEMBERS: usize = 200_000;
+/// An archive of a thousand images has some ten thousand members; names have 4,096 bytes at most, and few attributes matter.
+const BOUNDS: Bounds = Bounds { members: 200_000, headers: 1024 * 1024 };
 
 /// The type of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,160 +22,80 @@ pub enum Kind {
     Link(String),
 }
 
+impl From<Unreadable> for ArchiveError {
+    fn from(error: Unreadable) -> Self {
+        match error {
+            Unreadable::Read(source) => Self::Read(source),
+            Unreadable::Header(_) => Self::Damaged(error.to_string()),
+            Unreadable::Truncated => Self::Truncated,
+            Unreadable::TooLarge { .. } => Self::TooLarge(error.to_string()),
+            Unreadable::Compression(name) => Self::Compression(name),
+        }
+    }
+}
+
 /// Reads a whole archive: calls `each` with name, kind and content of every file and link.
 pub fn read<R: Read>(
-    mut reader: R,
+    reader: R,
     mut each: impl FnMut(&str, Kind, &mut dyn Read) -> Result<(), ArchiveError>,
 ) -> Result<(), ArchiveError> {
     let mut seen = HashSet::new();
-    let mut extended = Extended::default();
-    while let Some(header) = next_header(&mut reader)? {
-        let size = match extended.size.take() {
-            Some(size) => size,
-            None => header
-                .entry_size()
-                .map_err(|_| ArchiveError::damaged("the size of a member is not a number"))?,
-        };
-        let kind = header.entry_type();
-        if extended.read(kind, size, &mut reader)? {
-            continue;
+    let end = archive::for_each_member(reader, BOUNDS, ArchiveError::from, |member| {
+        let Some((name, kind)) = accepted(member)? else { return Ok(()) };
+        if !seen.insert(name.clone()) {
+            return Err(ArchiveError::member(&name, "it occurs twice"));
         }
-        let (name, link) = extended.names(&header)?;
-        let mut content = reader.by_ref().take(size);
-        if let Some(name) = inside(&name, &name)? {
-            let member = match kind {
-                EntryType::Regular | EntryType::Continuous => Some(Kind::File(size)),
-                EntryType::Symlink => Some(Kind::Link(symlink_target(&name, &link)?)),
-                EntryType::Link => Some(Kind::Link(inside(&link, &name)?.unwrap_or_default())),
-                EntryType::Directory => None,
-                _ => {
-                    return Err(ArchiveError::member(
-                        &name,
-                        "only files, directories and links are supported",
-                    ));
-                }
-            };
-            if let Some(member) = member {
-                if !seen.insert(name.clone()) {
-                    return Err(ArchiveError::member(&name, "it occurs twice"));
-                }
-                if seen.len() > MAX_MEMBERS {
-                    return Err(ArchiveError::TooLarge(format!("it has more than {MAX_MEMBERS} members")));
-                }
-                each(&name, member, &mut content)?;
+        each(&name, kind, member)
+    })?;
+    if end == End::Mark { Ok(()) } else { Err(ArchiveError::Truncated) }
+}
+
+/// The name and kind of a file or link; `None` for what is skipped.
+fn accepted(member: &mut Entry<'_, impl Read>) -> Result<Option<(String, Kind)>, ArchiveError> {
+    let (kind, size) = (member.header().entry_type(), member.size());
+    if kind == EntryType::XGlobalHeader {
+        return Ok(None);
+    }
+    check_extensions(member)?;
+    let path = text(&member.path_bytes())?;
+    let Some(name) = inside(&path, &path)? else { return Ok(None) };
+    let link = member.link_name_bytes().unwrap_or_default();
+    match kind {
+        EntryType::Regular | EntryType::Continuous => Ok(Some((name, Kind::File(size)))),
+        EntryType::Symlink => {
+            let target = symlink_target(&name, &text(&link)?)?;
+            Ok(Some((name, Kind::Link(target))))
+        }
+        EntryType::Link => {
+            let target = inside(&text(&link)?, &name)?.unwrap_or_default();
+            Ok(Some((name, Kind::Link(target))))
+        }
+        EntryType::Directory => Ok(None),
+        _ => Err(ArchiveError::member(&name, "only files, directories and links are supported")),
+    }
+}
+
+/// The `tar` crate applies names and sizes of pax headers, and takes what it cannot read for absent.
+fn check_extensions(member: &mut Entry<'_, impl Read>) -> Result<(), ArchiveError> {
+    for extension in member.pax_extensions().map_err(ArchiveError::Read)?.into_iter().flatten() {
+        let extension = extension.map_err(ArchiveError::Read)?;
+        match extension.key_bytes() {
+            b"size" if !extension.value().is_ok_and(|size| size.parse::<u64>().is_ok()) => {
+                return Err(ArchiveError::damaged("the size of a member is not a number"));
             }
+            key if key.starts_with(b"GNU.sparse.") => {
+                return Err(ArchiveError::damaged("sparse members are not supported"));
+            }
+            _ => {}
         }
-        finish(&mut content, size)?;
-        skip(&mut reader, size.next_multiple_of(BLOCK as u64) - size)?;
     }
     Ok(())
 }
 
-/// Skips what `each` has not read.
-fn finish(content: &mut io::Take<impl Read>, size: u64) -> Result<(), ArchiveError> {
-    io::copy(content, &mut io::sink()).map_err(ArchiveError::Read)?;
-    if content.limit() > 0 && size > 0 { Err(ArchiveError::Truncated) } else { Ok(()) }
-}
-
-fn skip(reader: &mut impl Read, count: u64) -> Result<(), ArchiveError> {
-    let skipped = io::copy(&mut reader.take(count), &mut io::sink()).map_err(ArchiveError::Read)?;
-    if skipped == count { Ok(()) } else { Err(ArchiveError::Truncated) }
-}
-
-/// `None` at the end mark, a block of zeros.
-fn next_header(reader: &mut impl Read) -> Result<Option<Header>, ArchiveError> {
-    let mut header = Header::new_old();
-    reader.read_exact(header.as_mut_bytes()).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
-        _ => ArchiveError::Read(error),
-    })?;
-    if header.as_bytes().iter().all(|byte| *byte == 0) {
-        return Ok(None);
-    }
-    // The sum of all bytes, with the checksum field counted as spaces.
-    let bytes = header.as_bytes();
-    let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum();
-    if header.cksum().ok() != Some(sum + 8 * u32::from(b' ')) {
-        return Err(ArchiveError::damaged("it is not a tar archive, or a header is damaged"));
-    }
-    Ok(Some(header))
-}
-
-/// The values of extended headers for the next member.
-#[derive(Default)]
-struct Extended {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
-impl Extended {
-    /// Reads an extended header; `false` when the member is not one.
-    fn read(&mut self, kind: EntryType, size: u64, reader: &mut impl Read) -> Result<bool, ArchiveError> {
-        let known = matches!(
-            kind,
-            EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
-        );
-        if !known {
-            return Ok(false);
-        }
-        if size > MAX_EXTENDED {
-            return Err(ArchiveError::TooLarge(format!("an extended header has {size} bytes")));
-        }
-        let mut bytes = Vec::new();
-        reader.take(size).read_to_end(&mut bytes).map_err(ArchiveError::Read)?;
-        if bytes.len() as u64 != size {
-            return Err(ArchiveError::Truncated);
-        }
-        skip(reader, size.next_multiple_of(BLOCK as u64) - size)?;
-        match kind {
-            EntryType::GNULongName => self.path = Some(until_zero(bytes)),
-            EntryType::GNULongLink => self.link = Some(until_zero(bytes)),
-            EntryType::XHeader => self.pax(&bytes)?,
-            _ => {}
-        }
-        Ok(true)
-    }
-
-    fn pax(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
-        for extension in PaxExtensions::new(bytes) {
-            let extension = extension.map_err(ArchiveError::Read)?;
-            let value = extension.value_bytes();
-            match extension.key_bytes() {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => {
-                    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-                    let number = number
-                        .ok_or_else(|| ArchiveError::damaged("the size of a member is not a number"))?;
-                    self.size = Some(number);
-                }
-                key if key.starts_with(b"GNU.sparse.") => {
-                    return Err(ArchiveError::damaged("sparse members are not supported"));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn names(&mut self, header: &Header) -> Result<(String, String), ArchiveError> {
-        let path = self.path.take().unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = self.link.take().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
-        Ok((text(path)?, text(link.unwrap_or_default())?))
-    }
-}
-
-fn until_zero(mut bytes: Vec<u8>) -> Vec<u8> {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    bytes.truncate(end);
-    bytes
-}
-
-fn text(bytes: Vec<u8>) -> Result<String, ArchiveError> {
-    String::from_utf8(bytes).map_err(|error| {
-        ArchiveError::member(&String::from_utf8_lossy(error.as_bytes()), "its name is not UTF-8")
-    })
+fn text(bytes: &[u8]) -> Result<String, ArchiveError> {
+    str::from_utf8(bytes)
+        .map(str::to_owned)
+        .map_err(|_| ArchiveError::member(&String::from_utf8_lossy(bytes), "its name is not UTF-8"))
 }
 
 /// A path from the archive's root, without `.` parts; `None` for the root itself.
@@ -220,7 +130,11 @@ fn symlink_target(name: &str, target: &str) -> Result<String, ArchiveError> {
 
 #[cfg(test)]
 mod tests {
+    use tar::Header;
+
     use super::*;
+
+    const BLOCK: usize = 512;
 
     fn header(name: &str, kind: EntryType, size: u64, link: &str) -> Header {
         let mut header = Header::new_gnu();
@@ -312,7 +226,7 @@ mod tests {
             ("fifo", archive(&[("a", T::Fifo, b"", "")])),
             ("sparse", archive(&[("a", T::GNUSparse, b"x", "")])),
             ("twice", archive(&[("a", T::Regular, b"x", ""), ("./a", T::Regular, b"x", "")])),
-            ("long header", header("x", T::XHeader, MAX_EXTENDED + 1, "").as_bytes().to_vec()),
+            ("long header", header("x", T::XHeader, BOUNDS.headers + 1, "").as_bytes().to_vec()),
             ("cut in a member", archive(&regular("a"))[..BLOCK].to_vec()),
             ("cut before the end mark", archive(&regular("a"))[..2 * BLOCK].to_vec()),
             ("cut in a header", archive(&regular("a"))[..100].to_vec()),

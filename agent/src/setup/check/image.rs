@@ -6,11 +6,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use oci::{
+    layout::{self, path_of},
+    media_type::{CONFIG, LAYER, MANIFEST},
+};
 use serde_json::json;
 
 use crate::types::{Digest, ImageName, NameError};
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The archive and name of a test image.
 #[derive(Debug)]
@@ -54,18 +56,18 @@ fn archive(nonce: &str) -> io::Result<Vec<u8>> {
     let descriptor = |kind: &str, bytes: &[u8]| json!({ "mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len() });
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "config": descriptor(CONFIG, &config),
+        "layers": [descriptor(LAYER, &layer)],
     });
     let manifest = manifest.to_string().into_bytes();
     let index = json!({ "schemaVersion": 2, "manifests": [descriptor(MANIFEST, &manifest)] }).to_string();
-    let blob = |bytes: &[u8]| format!("blobs/{}", Digest::of(bytes).to_string().replace(':', "/"));
+    let blob = |bytes: &[u8]| path_of(&Digest::of(bytes));
     tar([
-        ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.as_slice()),
+        (layout::MARK.to_owned(), layout::VERSION),
         (blob(&layer), &layer),
         (blob(&config), &config),
         (blob(&manifest), &manifest),
-        ("index.json".to_owned(), index.as_bytes()),
+        (layout::INDEX.to_owned(), index.as_bytes()),
     ])
 }
 

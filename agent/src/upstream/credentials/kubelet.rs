@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Login, helper,
+    Login,
+    helper::RUN_LIMIT,
     runs::{Answer, Runs},
 };
 use crate::types::{RegistryHost, RegistryPattern, RepoName};
@@ -238,7 +239,9 @@ async fn run(
 async fn respond(provider: &Provider, image: &str) -> Result<(String, Duration, Logins), String> {
     let request = Request { api_version: API, kind: "CredentialProviderRequest", image };
     let input = serde_json::to_vec(&request).map_err(|error| error.to_string())?;
-    let ended = helper::run(&provider.program, &provider.arguments, &provider.environment, &input).await?;
+    let Provider { program, arguments, environment, .. } = provider;
+    let ended = oci::helper::run(program, arguments, environment, &input, RUN_LIMIT).await;
+    let ended = ended.map_err(|error| error.to_string())?;
     if !ended.status.success() {
         return Err(ended.failure());
     }

@@ -9,17 +9,22 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use oci::{
+    challenge::{Challenge, challenge},
+    retry::retry_after,
+    token::may_have_credentials,
+};
 use parking_lot::Mutex;
 use reqwest::Url;
 
 use super::{
     ask::Ask,
-    auth::{self, Challenge, TokenCache, TokenKey},
+    auth::{self, TokenCache, TokenKey},
     credentials::{Credentials, Login},
     error::UpstreamError,
     guard,
     headers::{AGENT_HEADER, text},
-    redirect, retry, trust,
+    redirect, trust,
 };
 pub(super) use reply::Reply;
 use reply::causes;
@@ -151,7 +156,7 @@ impl Endpoint {
             return self.settle_or_get(reply, url, ask, authorization.as_ref()).await;
         }
         let headers = reply.headers().get_all(header::WWW_AUTHENTICATE);
-        let Some(challenge) = auth::challenge(headers.iter().filter_map(|value| value.to_str().ok())) else {
+        let Some(challenge) = challenge(headers.iter().filter_map(|value| value.to_str().ok())) else {
             return self.settle(reply).await;
         };
         drop(reply);
@@ -345,8 +350,9 @@ impl Endpoint {
             }
             .into()),
             StatusCode::TOO_MANY_REQUESTS => {
-                let headers = reply.headers().clone();
-                let retry_after = retry::retry_after(&headers, &message(reply).await, SystemTime::now());
+                let header = text(reply.headers(), header::RETRY_AFTER.as_str()).map(str::to_owned);
+                let said = message(reply).await;
+                let retry_after = retry_after(header.as_deref(), &said, SystemTime::now());
                 Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after }.into())
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -426,7 +432,7 @@ impl Endpoint {
         let host = trust::bare_host(&url);
         let registry = self.registry.as_str();
         let registry = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-        if trust::may_have_credentials(host, &[trust::bare_host(&self.base), registry], &self.policy.realms) {
+        if may_have_credentials(host, &[trust::bare_host(&self.base), registry], &self.policy.realms) {
             return Ok(());
         }
         Err(format!(

@@ -3,14 +3,18 @@
 use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use oci::{
+    retry::retry_after,
+    token::{TokenAnswer, is_as_safe, refresh_form},
+};
 use reqwest::Url;
 
 use super::{
     super::{
         UpstreamError,
-        auth::{Token, TokenAnswer, TokenKey},
+        auth::{Token, TokenKey},
         credentials::Login,
-        retry,
+        headers::text,
     },
     Endpoint, Failure, basic, bounded_body,
 };
@@ -20,9 +24,7 @@ impl Endpoint {
     pub(super) async fn fetch_token(&self, key: &TokenKey) -> Result<Token, Failure> {
         let mut url = Url::parse(&key.realm)
             .map_err(|error| self.unavailable(format!("its token realm is not a URL: {error}")))?;
-        if !matches!(url.scheme(), "http" | "https")
-            || (url.scheme() == "http" && self.base.scheme() == "https")
-        {
+        if !is_as_safe(url.scheme(), self.base.scheme()) {
             return Err(self
                 .unavailable("its token realm is neither https nor as safe as the registry itself".into()));
         }
@@ -34,7 +36,8 @@ impl Endpoint {
                 return Err(self.denied(&format!("`{host}` gives no token ({})", response.status())));
             }
             StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after = retry::retry_after(response.headers(), "", SystemTime::now());
+                let header = text(response.headers(), header::RETRY_AFTER.as_str());
+                let retry_after = retry_after(header, "", SystemTime::now());
                 return Err(UpstreamError::Throttled { registry: self.registry.clone(), retry_after }.into());
             }
             status => return Err(self.unavailable(format!("token endpoint `{host}` answered {status}"))),
@@ -42,7 +45,7 @@ impl Endpoint {
         let bytes = bounded_body(response, 64 * 1024, self.shared.idle_limit).await;
         let answer: Option<TokenAnswer> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         answer
-            .and_then(|answer| answer.into_token(Instant::now()))
+            .and_then(|answer| Token::of(answer, Instant::now()))
             .ok_or_else(|| self.unavailable(format!("token endpoint `{host}` sent no token")))
     }
 
@@ -52,14 +55,8 @@ impl Endpoint {
     async fn token_request(&self, url: &mut Url, key: &TokenKey) -> Result<reqwest::Response, Failure> {
         let service = key.service.as_deref().unwrap_or_default();
         if let Some(Login::IdentityToken(token)) = &key.login {
-            let form = [
-                ("service", service),
-                ("scope", key.scope.as_str()),
-                ("client_id", "hearth-agent"),
-                ("grant_type", "refresh_token"),
-                ("refresh_token", token.as_str()),
-            ];
-            return self.token_post(url, &form).await;
+            let body = refresh_form("hearth-agent", Some(service), &key.scope, token);
+            return self.token_post(url, body).await;
         }
         if !service.is_empty() {
             url.query_pairs_mut().append_pair("service", service);
@@ -70,10 +67,7 @@ impl Endpoint {
         self.request(&Method::GET, url, headers, Kind::token, None, self.shared.header_limit).await
     }
 
-    async fn token_post(&self, url: &Url, form: &[(&str, &str)]) -> Result<reqwest::Response, Failure> {
-        let mut encoded = url.clone();
-        encoded.query_pairs_mut().clear().extend_pairs(form);
-        let body = encoded.query().unwrap_or_default().to_owned();
+    async fn token_post(&self, url: &Url, body: String) -> Result<reqwest::Response, Failure> {
         let form = HeaderValue::from_static("application/x-www-form-urlencoded");
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, form)]);
         self.request(&Method::POST, url, headers, Kind::token, Some(body), self.shared.header_limit).await

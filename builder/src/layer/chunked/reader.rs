@@ -13,7 +13,7 @@ use super::{
     crc::Crc,
     format::{Annotations, CHECKSUM, Entry, KIND, LARGEST, Line, POSITION, TAR_SPLIT},
 };
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Digest, Hasher, Mismatch};
 
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +25,13 @@ pub enum TableError {
     #[error("the annotation `{0}` of the layer is missing or has another form than zstd:chunked gives it")]
     Annotation(&'static str),
     /// Something has another digest than what names it.
-    #[error("{what} has the digest `{found}`, not `{expected}`")]
+    #[error("{what} has the digest `{found}`, not `{expected}`",
+        found = .mismatch.found, expected = .mismatch.expected)]
     Digest {
         /// What.
         what: String,
-        /// The digest of its bytes.
-        found: Digest,
-        /// The expected digest.
-        expected: Digest,
+        /// The digest of its bytes, and the expected one.
+        mismatch: Box<Mismatch>,
     },
     /// The table contradicts itself, the tar-split data or the layer.
     #[error("the table of contents cannot be used: {0}")]
@@ -180,11 +179,7 @@ fn content(blob: &mut (impl Read + Seek), file: &[Entry], out: &mut impl Write) 
 }
 
 fn expect(what: &str, found: Digest, expected: Digest) -> Result<(), TableError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(TableError::Digest { what: what.to_owned(), found, expected })
-    }
+    expected.check(found).map_err(|mismatch| TableError::Digest { what: what.to_owned(), mismatch })
 }
 
 /// Reads a compressed part of the layer whose digest is known.

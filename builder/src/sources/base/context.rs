@@ -74,10 +74,16 @@ pub enum BaseError {
     },
     /// A layer cannot be read.
     #[error(transparent)]
-    Scan(#[from] ScanError),
+    Scan(Box<ScanError>),
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+impl From<ScanError> for BaseError {
+    fn from(error: ScanError) -> Self {
+        Self::Scan(Box::new(error))
+    }
 }
 
 /// What every source of a base needs.

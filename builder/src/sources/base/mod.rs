@@ -14,6 +14,7 @@ mod origin;
 use std::{io, path::Path, sync::Arc};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use oci::media_type::{DOCKER_LAYER, LAYER};
 use serde_json::{Value, json};
 
 use self::{context::DOCUMENT_LIMIT, origin::Manifest};
@@ -248,8 +249,8 @@ async fn resolve(context: Context<'_>, origin: Origin<'_>) -> Result<(Manifest, 
 fn layer_type(media_type: &str) -> Result<&str, String> {
     Ok(match media_type {
         "application/vnd.docker.image.rootfs.diff.tar.gzip" => Codec::Gzip.media_type(),
-        "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
-        known if known.starts_with("application/vnd.oci.image.layer.v1.tar") => known,
+        DOCKER_LAYER => LAYER,
+        known if known.starts_with(LAYER) => known,
         other => return Err(format!("a layer has the media type `{other}`, which cannot be read")),
     })
 }

@@ -1,10 +1,8 @@
 //! The two places that finished images come from: registries and OCI layouts.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
+use oci::layout::{INDEX, REF_NAME, path_of};
 use serde::Deserialize;
 
 use super::context::{BaseError, Context, DOCUMENT_LIMIT};
@@ -77,14 +75,13 @@ impl Origin<'_> {
                 Ok((bytes.to_vec(), digest))
             }
             Self::Layout(path, wanted) => {
-                let index = read_document(&path.join("index.json"))?;
+                let index = read_document(&path.join(INDEX))?;
                 let unsuitable = |problem: String| BaseError::Unsuitable { name: self.name(), problem };
                 let index: Manifest = serde_json::from_slice(&index)
                     .map_err(|error| unsuitable(format!("its `index.json` cannot be read: {error}")))?;
                 // Documents about images lie beside them.
                 let images = || index.manifests.iter().filter(|entry| entry.artifact_type.is_none());
-                let named =
-                    |entry: &Descriptor| entry.annotations.get("org.opencontainers.image.ref.name").cloned();
+                let named = |entry: &Descriptor| entry.annotations.get(REF_NAME).cloned();
                 let names: Vec<String> = images().filter_map(named).collect();
                 let chosen = match wanted {
                     Some(wanted) => images().find(|entry| named(entry).as_deref() == Some(wanted)),
@@ -125,7 +122,7 @@ impl Origin<'_> {
                 Ok((bytes.to_vec(), digest))
             }
             Self::Layout(path, _) => {
-                let path = blob_path(path, digest);
+                let path = path.join(path_of(&digest));
                 let bytes = read_document(&path)?;
                 let found = Digest::of(&bytes);
                 if found == digest { Ok((bytes, digest)) } else { Err(BaseError::Damaged { path, found }) }
@@ -153,7 +150,7 @@ impl Origin<'_> {
                 blob.map_err(|source| BaseError::Registry { name: self.name(), source })
             }
             Self::Layout(path, _) => {
-                let path = blob_path(path, digest);
+                let path = path.join(path_of(&digest));
                 let file = std::fs::File::open(&path)
                     .map_err(|source| BaseError::Read { path: path.clone(), source })?;
                 let content = context.cache.put(Shelf::Blobs, &mut bar.reader(file))?;
@@ -177,10 +174,6 @@ pub fn repository_of(image: &str) -> &str {
         Some((repository, tag)) if !tag.contains('/') => repository,
         _ => name,
     }
-}
-
-fn blob_path(layout: &Path, digest: Digest) -> PathBuf {
-    layout.join("blobs").join("sha256").join(digest.hex())
 }
 
 fn read_document(path: &Path) -> Result<Vec<u8>, BaseError> {

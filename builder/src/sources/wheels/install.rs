@@ -169,7 +169,7 @@ fn check_record(wheel: &Tree, info: &str, record: &str) -> Result<(), InstallErr
 fn url_base64(digest: &crate::digest::Digest) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut out = String::new();
-    for group in digest.bytes().chunks(3) {
+    for group in digest.as_bytes().chunks(3) {
         let value =
             group.iter().fold(0_u32, |value, byte| value << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
         for at in 0..=group.len() {

@@ -310,7 +310,7 @@ fn best(
         });
     };
     let hash = hash.as_deref().ok_or_else(|| format!("the wheel `{file}` has no SHA-256"))?;
-    let digest = hash.parse().map_err(|error| format!("the wheel `{file}`: {error}"))?;
+    let digest = Digest::parse_sha256(hash).map_err(|error| format!("the wheel `{file}`: {error}"))?;
     Ok(Wheel { package: name.to_owned(), file: file.clone(), place: local(place), digest })
 }
 

@@ -6,31 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci::layout::{INDEX, MARK, REF_NAME, path_of};
 use serde::Deserialize;
 
-use super::{
-    ArchiveError,
-    intake::{INDEX, LAYOUT},
-    naming::Entry,
-};
-use crate::types::{Algorithm, Digest, MAX_MANIFEST_BYTES, ManifestLinks, MediaType, Role};
+use super::{ArchiveError, naming::Entry};
+use crate::types::{Digest, MAX_MANIFEST_BYTES, ManifestLinks, MediaType, Role};
 
-/// The annotation that names an image within a layout: a tag, or a whole name.
-pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd's and Docker's annotation with the whole name.
 pub(super) const IMAGE_NAME: &str = "io.containerd.image.name";
-
-/// The blob of a path in a layout.
-pub(super) fn blob_of(path: &str) -> Option<Digest> {
-    let (algorithm, hex) = path.strip_prefix("blobs/")?.split_once('/')?;
-    let algorithm = Algorithm::ALL.into_iter().find(|one| one.as_str() == algorithm)?;
-    Digest::from_parts(algorithm, hex)
-}
-
-/// The path of a blob in a layout.
-pub(super) fn path_of(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
-}
 
 #[derive(Deserialize)]
 struct Layout {
@@ -56,12 +39,12 @@ struct RawEntry {
 
 /// The images in a layout. Pure.
 pub(super) fn entries(layout: Option<&[u8]>, index: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
-    let layout = layout.ok_or_else(|| ArchiveError::document(LAYOUT, "it is missing"))?;
+    let layout = layout.ok_or_else(|| ArchiveError::document(MARK, "it is missing"))?;
     let layout: Layout =
-        serde_json::from_slice(layout).map_err(|error| ArchiveError::document(LAYOUT, error.to_string()))?;
+        serde_json::from_slice(layout).map_err(|error| ArchiveError::document(MARK, error.to_string()))?;
     if layout.version != "1.0.0" {
         let reason = format!("version `{}` of the layout is not supported", layout.version);
-        return Err(ArchiveError::document(LAYOUT, reason));
+        return Err(ArchiveError::document(MARK, reason));
     }
     let index: Index =
         serde_json::from_slice(index).map_err(|error| ArchiveError::document(INDEX, error.to_string()))?;
@@ -85,8 +68,8 @@ pub(super) fn directory_members(directory: &Path) -> Result<Vec<(String, PathBuf
         ArchiveError::Read(error) if error.kind() == std::io::ErrorKind::NotFound => ArchiveError::Unknown,
         error => error,
     })?;
-    let layout = read(LAYOUT).ok();
-    let mut members: Vec<_> = [LAYOUT, INDEX].map(|name| (name.to_owned(), directory.join(name))).into();
+    let layout = read(MARK).ok();
+    let mut members: Vec<_> = [MARK, INDEX].map(|name| (name.to_owned(), directory.join(name))).into();
     let mut open: Vec<(Digest, bool)> =
         entries(layout.as_deref(), &index)?.iter().rev().map(|entry| (entry.digest, true)).collect();
     let mut seen = HashSet::new();
@@ -140,10 +123,6 @@ mod tests {
             (layout, &index.replace("a/b", "nonsense")),
         ] {
             assert!(matches!(entries(layout, index.as_bytes()), Err(ArchiveError::Document { .. })));
-        }
-        assert_eq!(blob_of(&path_of(&digest)), Some(digest));
-        for other in ["blobs/sha256/x", "blobs/md5/00", "x/sha256/00", "index.json"] {
-            assert_eq!(blob_of(other), None);
         }
     }
 }

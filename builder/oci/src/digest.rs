@@ -1,7 +1,8 @@
 //! Content digests: `<algorithm>:<lower-case hex>` (OCI image specification, descriptor, "Digests").
 
-use std::{fmt, str::FromStr};
+use std::{fmt, io, str::FromStr};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256, Sha512};
 
 /// Registered digest algorithms (OCI image specification, "Registered Algorithms").
@@ -28,8 +29,8 @@ impl Algorithm {
     /// Starts a hash of this kind.
     pub fn hasher(self) -> Hasher {
         match self {
-            Self::Sha256 => Hasher::Sha256(Box::default()),
-            Self::Sha512 => Hasher::Sha512(Box::default()),
+            Self::Sha256 => Hasher::default(),
+            Self::Sha512 => Hasher { state: State::Sha512(Box::default()), length: 0 },
         }
     }
 }
@@ -52,6 +53,9 @@ pub enum DigestError {
     /// Wrong length, upper case, or no hex at all.
     #[error("`{0}` is not a digest: expected `sha256:` and 64, or `sha512:` and 128, lower-case hex digits")]
     Malformed(String),
+    /// Another algorithm than the only one that can be used.
+    #[error("`{0}` is not a digest that can be used: expected `sha256:` and 64 lower-case hex digits")]
+    NotSha256(String),
 }
 
 impl Digest {
@@ -100,14 +104,29 @@ impl Digest {
         }
     }
 
+    /// A SHA-256 by its hex digits alone, as file names and checksums have them.
+    pub fn from_hex(hex_digits: &str) -> Option<Self> {
+        Self::from_parts(Algorithm::Sha256, hex_digits)
+    }
+
+    /// Reads a digest where only SHA-256 can be used.
+    pub fn parse_sha256(text: &str) -> Result<Self, DigestError> {
+        match text.parse() {
+            Ok(digest @ Self::Sha256(_)) => Ok(digest),
+            _ => Err(DigestError::NotSha256(text.chars().take(160).collect())),
+        }
+    }
+
     /// Verifies bytes in memory against this digest.
     pub fn verify(&self, bytes: &[u8]) -> Result<(), Box<Mismatch>> {
         let mut hasher = self.algorithm().hasher();
         hasher.update(bytes);
-        match hasher.finish() {
-            found if found == *self => Ok(()),
-            found => Err(Box::new(Mismatch { expected: *self, found })),
-        }
+        self.check(hasher.finish())
+    }
+
+    /// Whether the digest of some content is the expected one.
+    pub fn check(&self, found: Self) -> Result<(), Box<Mismatch>> {
+        if found == *self { Ok(()) } else { Err(Box::new(Mismatch { expected: *self, found })) }
     }
 
     /// First twelve hex digits, for logs.
@@ -177,30 +196,103 @@ pub struct Mismatch {
     pub found: Digest,
 }
 
-/// A running hash.
-#[derive(Clone, Debug)]
-pub enum Hasher {
-    /// SHA-256.
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A running hash that also counts. The default is SHA-256.
+#[derive(Clone)]
+pub struct Hasher {
+    state: State,
+    length: u64,
+}
+
+#[derive(Clone)]
+enum State {
     Sha256(Box<Sha256>),
-    /// SHA-512.
     Sha512(Box<Sha512>),
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self { state: State::Sha256(Box::default()), length: 0 }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hasher").field("length", &self.length).finish_non_exhaustive()
+    }
 }
 
 impl Hasher {
     /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hasher) => hasher.update(bytes),
-            Self::Sha512(hasher) => hasher.update(bytes),
+        match &mut self.state {
+            State::Sha256(state) => state.update(bytes),
+            State::Sha512(state) => state.update(bytes),
         }
+        self.length += bytes.len() as u64;
+    }
+
+    /// Bytes added so far.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// The digest of everything added.
     pub fn finish(self) -> Digest {
-        match self {
-            Self::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
-            Self::Sha512(hasher) => Digest::Sha512(hasher.finalize().into()),
+        match self.state {
+            State::Sha256(state) => Digest::Sha256(state.finalize().into()),
+            State::Sha512(state) => Digest::Sha512(state.finalize().into()),
         }
+    }
+}
+
+/// Hashes what passes through it (SHA-256), for readers and writers alike.
+#[derive(Debug)]
+pub struct Hashing<T> {
+    inner: T,
+    hasher: Hasher,
+}
+
+impl<T> Hashing<T> {
+    /// Wraps a reader or writer.
+    pub fn new(inner: T) -> Self {
+        Self { inner, hasher: Hasher::default() }
+    }
+
+    /// The wrapped value and the hash of what passed.
+    pub fn into_parts(self) -> (T, Hasher) {
+        (self.inner, self.hasher)
+    }
+}
+
+impl<R: io::Read> io::Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl<W: io::Write> io::Write for Hashing<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
@@ -216,6 +308,8 @@ mod tests {
         assert_eq!(EMPTY.parse::<Digest>().unwrap(), Digest::of(b""));
         let long = format!("sha512:{}", "0a".repeat(64));
         assert_eq!(long.parse::<Digest>().unwrap().to_string(), long);
+        assert_eq!(Digest::parse_sha256(EMPTY), Ok(Digest::of(b"")));
+        assert!(matches!(Digest::parse_sha256(&long), Err(DigestError::NotSha256(_))));
         assert_eq!(Digest::of(b"").short().to_string(), "e3b0c44298fc");
         for wrong in [
             "",
@@ -237,6 +331,7 @@ mod tests {
         let mut hasher = Algorithm::Sha256.hasher();
         hasher.update(b"he");
         hasher.update(b"arth");
+        assert_eq!(hasher.length(), 6);
         assert_eq!(hasher.finish(), Digest::of(b"hearth"));
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Digest, NameError, Reference, RegistryHost, Repository, Tag};
+use crate::{Digest, NameError, Reference, RegistryHost, Repository, Tag};
 
 /// The registry of a name without one, by the traditional rule of image references.
 const DOCKER_HUB: &str = "docker.io";

@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Digest, DigestError};
+use crate::{Digest, DigestError, ImageName};
 
 /// Why a text is not a name of its kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,9 +22,9 @@ pub enum NameError {
     /// Not a registry host.
     #[error("`{0}` is not a registry host: expected a host name or address with an optional `:port`")]
     Registry(String),
-    /// Not a pattern of registry hosts.
-    #[error("`{0}` is not a registry pattern: expected a host, `*.example.com` or `*`")]
-    Pattern(String),
+    /// A repository was expected, and this names one of its images.
+    #[error("`{0}` has a tag or digest, where only a repository is meant")]
+    NotRepository(String),
     /// An invalid digest.
     #[error(transparent)]
     Digest(#[from] DigestError),
@@ -185,57 +185,6 @@ fn is_host(host: &str) -> bool {
         })
 }
 
-/// The registries that an entry of the configuration applies to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegistryPattern {
-    /// One registry.
-    Exact(RegistryHost),
-    /// Every host under a domain: the stored text starts with the dot.
-    Under(String),
-    /// Every registry.
-    Any,
-}
-
-impl RegistryPattern {
-    /// How closely the pattern matches `host`: `None` when it does not, otherwise larger is closer.
-    pub fn closeness(&self, host: &RegistryHost) -> Option<usize> {
-        match self {
-            Self::Exact(exact) => (exact == host).then_some(usize::MAX),
-            Self::Under(suffix) => (host.as_str().len() > suffix.len()
-                && host.as_str().ends_with(suffix.as_str()))
-            .then_some(suffix.len()),
-            Self::Any => Some(0),
-        }
-    }
-}
-
-impl FromStr for RegistryPattern {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        if text == "*" {
-            return Ok(Self::Any);
-        }
-        if let Some(domain) = text.strip_prefix("*.") {
-            return match domain.parse::<RegistryHost>() {
-                Ok(host) => Ok(Self::Under(format!(".{}", host.as_str()))),
-                Err(_) => Err(NameError::Pattern(shortened(text))),
-            };
-        }
-        text.parse().map(Self::Exact).map_err(|_| NameError::Pattern(shortened(text)))
-    }
-}
-
-impl fmt::Display for RegistryPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exact(host) => host.fmt(f),
-            Self::Under(suffix) => write!(f, "*{suffix}"),
-            Self::Any => f.write_str("*"),
-        }
-    }
-}
-
 /// A repository of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
@@ -243,6 +192,18 @@ pub struct Repository {
     pub registry: RegistryHost,
     /// The repository within it.
     pub name: RepoName,
+}
+
+impl FromStr for Repository {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let image: ImageName = text.parse()?;
+        match image.reference {
+            None => Ok(image.repository),
+            Some(_) => Err(NameError::NotRepository(shortened(text))),
+        }
+    }
 }
 
 impl fmt::Display for Repository {
@@ -321,15 +282,17 @@ mod tests {
     }
 
     #[test]
-    fn the_closest_pattern_is_the_exact_one() {
-        let host: RegistryHost = "eu.mirror.example.com".parse().unwrap();
-        let closeness = |pattern: &str| pattern.parse::<RegistryPattern>().unwrap().closeness(&host);
-        assert!(closeness("eu.mirror.example.com") > closeness("*.mirror.example.com"));
-        assert!(closeness("*.mirror.example.com") > closeness("*.example.com"));
-        assert!(closeness("*.example.com") > closeness("*"));
-        assert_eq!(closeness("*.other.com"), None);
-        assert_eq!(closeness("mirror.example.com"), None);
-        assert_eq!("*.a.b".parse::<RegistryPattern>().unwrap().closeness(&"a.b".parse().unwrap()), None);
-        assert!("a*".parse::<RegistryPattern>().is_err());
+    fn repositories_are_names_without_a_tag_and_digest() {
+        let repository = |text: &str| text.parse::<Repository>();
+        let hub = repository("docker.io/library/spark").unwrap();
+        assert_eq!((hub.registry.as_str(), hub.name.as_str()), ("docker.io", "library/spark"));
+        assert_eq!(repository("127.0.0.1:5000/a/b").unwrap().to_string(), "127.0.0.1:5000/a/b");
+        let digest = format!("registry.example.com/a@{}", Digest::of(b""));
+        for text in ["a/b:tag", "a/b:latest", &digest] {
+            assert!(matches!(repository(text), Err(NameError::NotRepository(_))), "{text}");
+        }
+        for text in ["", "UPPER/x", "a b"] {
+            assert!(repository(text).is_err(), "{text}");
+        }
     }
 }
