@@ -1,6 +1,9 @@
 //! When a failed network request is tried again. The policy is pure; waiting is the caller's.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 /// Attempts for one request, the first included.
 pub const ATTEMPTS: u32 = 6;
@@ -45,6 +48,49 @@ pub async fn pause(attempt: u32, retry_after: Option<Duration>) -> bool {
             tokio::time::sleep(time).await;
             true
         }
+    }
+}
+
+/// How an attempt failed.
+#[derive(Debug)]
+pub enum Failed<E> {
+    /// The same would happen again.
+    Final(E),
+    /// It may go better the next time, after the wait that the server asks for.
+    Again(E, Option<Duration>),
+}
+
+impl<E> Failed<E> {
+    /// By whether it may pass.
+    pub fn of(error: E, may_pass: impl FnOnce(&E) -> bool) -> Self {
+        if may_pass(&error) { Self::Again(error, None) } else { Self::Final(error) }
+    }
+
+    /// The error, whatever may come of it.
+    pub fn into_error(self) -> E {
+        match self {
+            Self::Final(error) | Self::Again(error, _) => error,
+        }
+    }
+}
+
+/// Repeats what may go better the next time, with the waits of [`wait`]. `what` is for the log.
+pub async fn retried<T, E: fmt::Display>(
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, Failed<E>>,
+) -> Result<T, E> {
+    let mut count = 1;
+    loop {
+        let (error, asked) = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(Failed::Final(error)) => return Err(error),
+            Err(Failed::Again(error, asked)) => (error, asked),
+        };
+        tracing::warn!(attempt = count, error = %error, "{what} failed: retrying");
+        if !pause(count, asked).await {
+            return Err(error);
+        }
+        count += 1;
     }
 }
 

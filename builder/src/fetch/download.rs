@@ -4,11 +4,7 @@
 //! A file is kept under its SHA-256 whatever checksum it was asked for with. Proxies come from the usual
 //! environment variables (`HTTPS_PROXY`, `NO_PROXY`), certificates from the system or `SSL_CERT_FILE`.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -25,8 +21,11 @@ use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
     progress::{Bar, Progress, waiting},
-    retry,
+    retry::{self, retried},
 };
+
+/// How an attempt at a download failed.
+type Failed = retry::Failed<DownloadError>;
 
 /// Why a download failed.
 #[derive(Debug, thiserror::Error)]
@@ -214,11 +213,12 @@ impl<'a> Downloader<'a> {
         }
         let logins = self.logins(remote).await;
         let remote = remote.known(&logins);
+        let what = format!("the download of `{}`", redacted(remote.url));
         let bar = self.progress.bytes(&format!("downloading {}", last_segment(remote.url)), 0);
         if objects::is_object(remote.url) {
-            retried(async || transfer_object(remote.url, &mut part, &bar).await).await?;
+            retried(&what, async || transfer_object(remote.url, &mut part, &bar).await).await?;
         } else {
-            retried(async || transfer(&self.client, remote, &mut part, &bar).await).await?;
+            retried(&what, async || transfer(&self.client, remote, &mut part, &bar).await).await?;
         }
         part.finish().map_err(|error| match error {
             PartError::Checksum(found) => DownloadError::Checksum {
@@ -252,7 +252,9 @@ impl<'a> Downloader<'a> {
             }
             Ok(bytes)
         };
-        let bytes = if patient { retried(read).await } else { read().await.map_err(Failed::into_error) };
+        let what = format!("the download of `{}`", redacted(remote.url));
+        let bytes =
+            if patient { retried(&what, read).await } else { read().await.map_err(Failed::into_error) };
         match bytes {
             Ok(bytes) => Ok(Some(bytes)),
             Err(DownloadError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
@@ -263,36 +265,6 @@ impl<'a> Downloader<'a> {
     fn refuse_offline(&self, url: &str) -> Result<(), DownloadError> {
         if self.offline { Err(DownloadError::Offline { url: redacted(url) }) } else { Ok(()) }
     }
-}
-
-impl Failed {
-    fn into_error(self) -> DownloadError {
-        match self {
-            Self::Final(error) | Self::Again(error, _) => error,
-        }
-    }
-}
-
-/// Tries again what may pass.
-async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, Failed>) -> Result<T, DownloadError> {
-    let mut count = 1;
-    loop {
-        let (error, asked) = match attempt().await {
-            Ok(done) => return Ok(done),
-            Err(Failed::Final(error)) => return Err(error),
-            Err(Failed::Again(error, asked)) => (error, asked),
-        };
-        tracing::warn!(attempt = count, error = %error, "the download broke off; it will be continued");
-        if !retry::pause(count, asked).await {
-            return Err(error);
-        }
-        count += 1;
-    }
-}
-
-enum Failed {
-    Final(DownloadError),
-    Again(DownloadError, Option<Duration>),
 }
 
 /// Asks for a file, from an offset when there is one; gives any answer with bytes in it.

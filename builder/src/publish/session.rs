@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use oci::retry::retry_after;
@@ -72,22 +72,8 @@ pub(super) struct Session<'a> {
     chunks: AtomicBool,
 }
 
-/// How an attempt failed.
-pub(super) enum Failed {
-    /// The same would happen again.
-    Final(PushError),
-    /// It may go better the next time, after the wait that the server asks for.
-    Again(PushError, Option<Duration>),
-}
-
-impl Failed {
-    /// The error, whatever may come of it.
-    pub(super) fn into_error(self) -> PushError {
-        match self {
-            Self::Final(error) | Self::Again(error, _) => error,
-        }
-    }
-}
+/// How an attempt at a push failed.
+pub(super) type Failed = retry::Failed<PushError>;
 
 impl<T: Into<PushError>> From<T> for Failed {
     fn from(error: T) -> Self {
@@ -162,26 +148,20 @@ impl<'a> Session<'a> {
         mut attempt: impl AsyncFnMut() -> Result<T, Failed>,
     ) -> Result<T, PushError> {
         let mut denied = false;
-        let mut count = 1;
-        loop {
-            let (error, asked) = match attempt().await {
-                Ok(done) => return Ok(done),
-                Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::Again(error, asked)) => (error, asked),
-            };
+        retry::retried(&format!("pushing {what}"), async || match attempt().await {
             // One more time with a new token; a user whom that does not help may not push here.
-            if matches!(error, PushError::Refused { status: StatusCode::UNAUTHORIZED, .. }) {
-                if denied {
-                    return Err(error);
-                }
-                denied = true;
+            Err(Failed::Again(error, asked))
+                if matches!(error, PushError::Refused { status: StatusCode::UNAUTHORIZED, .. }) =>
+            {
+                Err(if std::mem::replace(&mut denied, true) {
+                    Failed::Final(error)
+                } else {
+                    Failed::Again(error, asked)
+                })
             }
-            tracing::warn!(attempt = count, error = %error, "pushing {what} failed: retrying");
-            if !retry::pause(count, asked).await {
-                return Err(error);
-            }
-            count += 1;
-        }
+            other => other,
+        })
+        .await
     }
 
     /// Waits for the answer to a large request as long as its bytes move. Bytes of a failed request are taken off the

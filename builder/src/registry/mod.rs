@@ -31,7 +31,7 @@ use crate::{
     digest::Digest,
     fetch::part::{Part, PartError},
     progress::{Bar, waiting},
-    retry,
+    retry::{self, Failed},
 };
 
 /// Manifests that a base image may have: OCI and Docker, single and multi-platform.
@@ -197,15 +197,12 @@ impl Registry {
     pub async fn authorize_push(&self, repository: &Repository) -> Result<Authorization, RegistryError> {
         let reference = any_of(repository);
         let access = self.access(repository, RegistryOperation::Push).await?;
-        let mut attempt = 1;
-        let token = loop {
+        let what = format!("`{}` to let us in", repository.registry);
+        let token = retry::retried(&what, async || {
             let token = access.client.auth(&reference, &access.auth, RegistryOperation::Push);
-            match waiting(&format!("`{}` to let us in", repository.registry), token).await {
-                Ok(token) => break token,
-                Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
-                Err(source) => return Err(request(&repository.registry, "let us in".to_owned(), source)),
-            }
-        };
+            waiting(&what, token).await.map_err(failed)
+        });
+        let token = token.await.map_err(|source| request(&repository.registry, "let us in", source))?;
         Ok(match (token, access.auth) {
             (Some(token), _) => Authorization::Bearer(token),
             (None, RegistryAuth::Basic(user, password)) => Authorization::Basic(user, password),
@@ -218,15 +215,13 @@ impl Registry {
         let name = parse(image)?;
         let (reference, registry) = (reference(&name), &name.repository.registry);
         let access = self.access(&name.repository, RegistryOperation::Pull).await?;
-        let mut attempt = 1;
-        let bytes = loop {
+        let what = format!("the manifest of `{image}`");
+        let manifest = retry::retried(&what, async || {
             let manifest = access.client.pull_manifest_raw(&reference, &access.auth, MANIFEST_TYPES);
-            match waiting(&format!("the manifest of `{image}`"), manifest).await {
-                Ok((bytes, _)) => break bytes,
-                Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
-                Err(source) => return Err(request(registry, format!("give `{image}`"), source)),
-            }
-        };
+            waiting(&what, manifest).await.map_err(failed)
+        });
+        let manifest = manifest.await;
+        let (bytes, _) = manifest.map_err(|source| request(registry, &format!("give `{image}`"), source))?;
         if let Some(oci::Reference::Digest(expected)) = name.reference {
             expected.verify(&bytes).map_err(|error| RegistryError::Digest {
                 host: registry.to_string(),
@@ -248,9 +243,13 @@ impl Registry {
         let access = self.access(repository, RegistryOperation::Pull).await?;
         access.client.store_auth_if_needed(endpoint(&repository.registry), &access.auth).await;
         let ask = async |digest: Digest| {
-            let there = has(&access.client, &reference, digest).await;
+            let name = digest.to_string();
+            let what = format!("looking for `{name}`");
+            let there = retry::retried(&what, async || {
+                access.client.blob_exists(&reference, &name).await.map_err(failed)
+            });
             let there =
-                there.map_err(|source| request(&repository.registry, "say what it has".to_owned(), source));
+                there.await.map_err(|source| request(&repository.registry, "say what it has", source));
             Ok::<_, RegistryError>(there?.then_some(digest))
         };
         let mut blobs = blobs.iter().copied();
@@ -279,18 +278,20 @@ impl Registry {
             bar.advance(content.size);
             return Ok(content);
         }
-        let mut attempt = 1;
-        while let Err(error) = transfer(&access.client, &reference, digest, &mut part, bar).await {
-            match error {
-                Transfer::Cache(error) => return Err(error.into()),
-                Transfer::Request(error) if transient(&error) && retry::pause(attempt, None).await => {
-                    attempt += 1;
-                }
-                Transfer::Request(source) => {
-                    return Err(request(&repository.registry, format!("give the blob `{digest}`"), source));
-                }
-            }
-        }
+        retry::retried(&format!("the transfer of `{digest}`"), async || {
+            let transferred = transfer(&access.client, &reference, digest, &mut part, bar).await;
+            transferred.map_err(|error| {
+                let again = matches!(&error, Transfer::Request(error) if transient(error));
+                let error = match error {
+                    Transfer::Cache(error) => error.into(),
+                    Transfer::Request(source) => {
+                        request(&repository.registry, &format!("give the blob `{digest}`"), source)
+                    }
+                };
+                Failed::of(error, |_| again)
+            })
+        })
+        .await?;
         part.finish().map_err(|error| match error {
             PartError::Cache(error) => error.into(),
             PartError::Checksum(found) => RegistryError::Digest {
@@ -341,16 +342,6 @@ async fn transfer(
     Ok(())
 }
 
-async fn has(client: &Client, reference: &Reference, digest: Digest) -> Result<bool, OciDistributionError> {
-    let mut attempt = 1;
-    loop {
-        match client.blob_exists(reference, &digest.to_string()).await {
-            Err(error) if transient(&error) && retry::pause(attempt, None).await => attempt += 1,
-            answer => return answer,
-        }
-    }
-}
-
 fn parse(image: &str) -> Result<ImageName, RegistryError> {
     image.parse().map_err(|error| RegistryError::Name(format!("`{image}` is no image: {error}")))
 }
@@ -378,8 +369,12 @@ fn any_of(repository: &Repository) -> Reference {
     reference(&ImageName { repository: repository.clone(), reference: None })
 }
 
-fn request(host: &RegistryHost, action: String, source: OciDistributionError) -> RegistryError {
-    RegistryError::Request { host: host.to_string(), action, source: Box::new(source) }
+fn request(host: &RegistryHost, action: &str, source: OciDistributionError) -> RegistryError {
+    RegistryError::Request { host: host.to_string(), action: action.to_owned(), source: Box::new(source) }
+}
+
+fn failed(error: OciDistributionError) -> Failed<OciDistributionError> {
+    Failed::of(error, transient)
 }
 
 /// Whether the same request may succeed a moment later.
