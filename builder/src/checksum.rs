@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use sha1::Sha1;
-use sha2::{Digest as _, Sha512};
+use oci::{Algorithm, Hasher};
+use sha1::{Digest as _, Sha1};
 
 use crate::digest::Digest;
 
@@ -13,7 +13,7 @@ pub enum Checksum {
     /// SHA-256.
     Sha256(Digest),
     /// SHA-512, as Spark's release archives have it.
-    Sha512([u8; 64]),
+    Sha512(Digest),
     /// SHA-1, which is all that most Maven repositories have: good against damage, not against an attacker.
     Sha1([u8; 20]),
 }
@@ -30,17 +30,12 @@ pub struct ParseChecksumError {
 impl Checksum {
     /// Reads hex digits of either case: publishers use both.
     pub fn sha256(text: &str) -> Result<Self, ParseChecksumError> {
-        let digest = Digest::from_hex(&text.trim().to_ascii_lowercase());
-        digest.map(Self::Sha256).ok_or_else(|| ParseChecksumError {
-            text: text.to_owned(),
-            kind: "SHA-256",
-            digits: 64,
-        })
+        decode(text, "SHA-256").map(|bytes| Self::Sha256(Digest::Sha256(bytes)))
     }
 
     /// The same for SHA-512.
     pub fn sha512(text: &str) -> Result<Self, ParseChecksumError> {
-        decode(text, "SHA-512").map(Self::Sha512)
+        decode(text, "SHA-512").map(|bytes| Self::Sha512(Digest::Sha512(bytes)))
     }
 
     /// The same for SHA-1.
@@ -60,7 +55,7 @@ impl Checksum {
     pub fn checker(self) -> Checker {
         let state = match self {
             Self::Sha256(_) => State::None,
-            Self::Sha512(_) => State::Sha512(Sha512::default()),
+            Self::Sha512(_) => State::Sha512(Algorithm::Sha512.hasher()),
             Self::Sha1(_) => State::Sha1(Sha1::default()),
         };
         Checker { wanted: self, state }
@@ -78,8 +73,7 @@ fn decode<const N: usize>(text: &str, kind: &'static str) -> Result<[u8; N], Par
 impl fmt::Display for Checksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sha256(digest) => write!(f, "{digest}"),
-            Self::Sha512(bytes) => write!(f, "sha512:{}", hex::encode(bytes)),
+            Self::Sha256(digest) | Self::Sha512(digest) => fmt::Display::fmt(digest, f),
             Self::Sha1(bytes) => write!(f, "sha1:{}", hex::encode(bytes)),
         }
     }
@@ -101,7 +95,7 @@ pub struct Checker {
 #[derive(Clone)]
 enum State {
     None,
-    Sha512(Sha512),
+    Sha512(Hasher),
     Sha1(Sha1),
 }
 
@@ -119,7 +113,7 @@ impl Checker {
     pub fn finish(self, digest: Digest) -> Result<(), Checksum> {
         let found = match self.state {
             State::None => Checksum::Sha256(digest),
-            State::Sha512(state) => Checksum::Sha512(state.finalize().into()),
+            State::Sha512(state) => Checksum::Sha512(state.finish()),
             State::Sha1(state) => Checksum::Sha1(state.finalize().into()),
         };
         if found == self.wanted { Ok(()) } else { Err(found) }

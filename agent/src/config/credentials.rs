@@ -3,7 +3,10 @@
 use serde_saphyr::{Location, Spanned};
 
 use super::raw::RawCredentials;
-use crate::upstream::{Credentials, DockerFile, KubeletProviders};
+use crate::{
+    types::chain,
+    upstream::{Credentials, DockerFile, KubeletProviders},
+};
 
 /// Reads the files; an error comes with its key and place.
 pub(super) fn read(raw: &RawCredentials) -> Result<Credentials, (&'static str, Location, String)> {
@@ -40,11 +43,5 @@ pub(super) fn read(raw: &RawCredentials) -> Result<Credentials, (&'static str, L
 }
 
 fn described(path: &Spanned<std::path::PathBuf>, error: &dyn std::error::Error) -> String {
-    let mut text = format!("`{}`: {error}", path.value.display());
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
+    format!("`{}`: {}", path.value.display(), chain(error))
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use super::super::{error::UpstreamError, headers::text};
 use crate::{
     metrics::{Metrics, RegistryLabels},
-    types::RegistryHost,
+    types::{RegistryHost, chain},
 };
 
 /// An answer whose header has arrived.
@@ -59,16 +59,7 @@ impl Reply {
     }
 }
 
-/// An error and its causes, in one line, without URLs (they may be presigned).
+/// The causes of an error, in one line, without URLs (they may be presigned).
 pub(super) fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(cause) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    if text.is_empty() { "transport error".to_owned() } else { text }
+    std::error::Error::source(error).map_or_else(|| "transport error".to_owned(), chain)
 }
