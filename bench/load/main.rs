@@ -81,6 +81,8 @@ enum Scenario {
     SlowUpstream,
     /// One Spark image, against buildah and umoci; needs root and real inputs.
     Builder,
+    /// Processor time of a driver and an executor, with and without an archive of class data; needs root and real inputs.
+    Cds,
     /// Bytes of several Sparks whose layers are planned together; downloads them once.
     Layering,
     /// Two images into an empty registry, against skopeo; needs real inputs.
@@ -158,6 +160,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Scenario::ColdBurst => scenarios::cold_burst::run(arguments, &mut report).await?,
         Scenario::SlowUpstream => scenarios::slow_upstream::run(arguments, &mut report).await?,
         Scenario::Builder => scenarios::builder::run(arguments, &mut report).await?,
+        Scenario::Cds => scenarios::cds::run(arguments, &mut report).await?,
         Scenario::Layering => scenarios::layering::run(arguments, &mut report).await?,
         Scenario::PartialPull => scenarios::partial_pull::run(arguments, &mut report).await?,
         Scenario::Push => scenarios::push::run(arguments, &mut report).await?,

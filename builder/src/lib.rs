@@ -17,7 +17,7 @@
 //! | [`fetch`] | files of servers and object stores: side by side, resumed, with the user's logins |
 //! | [`sources`] | reading what images are made of: archives, packages, bases |
 //! | [`runtime`] | the files and the environment that hearth itself adds |
-//! | [`sandbox`], [`trained`] | programs of the image that a build runs, and what they make: bytecode |
+//! | [`sandbox`], [`trained`] | programs of the image that a build runs, and what they make: bytecode, class data |
 //! | [`tree`], [`layer`] | files as an image sees them, and their way into layer blobs |
 //! | [`image`] | configurations and manifests in one canonical form |
 //! | [`sbom`], [`purl`] | documents about images: SPDX, CycloneDX, provenance; names of packages in them |

@@ -62,6 +62,9 @@ pub struct Pin {
     pub digest: Digest,
     /// Where it came from.
     pub origin: String,
+    /// The classes that an archive of class data is made of, compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<String>,
 }
 
 /// What is wrong with a lock.
@@ -274,7 +277,7 @@ mod tests {
     use super::{pins::Pins, *};
 
     fn lock(inputs: &[(&str, &str)]) -> Lock {
-        let pin = |text: &str| Pin { digest: Digest::of(text.as_bytes()), origin: "somewhere".to_owned() };
+        let pin = |text: &str| Pin { digest: Digest::of(text.as_bytes()), origin: "somewhere".to_owned(), classes: None };
         let inputs = inputs.iter().map(|(name, text)| ((*name).to_owned(), pin(text))).collect();
         Lock::new(Codec::Gzip, inputs, LockedPlan::default())
     }

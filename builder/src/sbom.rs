@@ -260,7 +260,7 @@ mod tests {
         let bom = cyclonedx(&subject, &components);
         assert_eq!(bom["components"][0]["purl"], "pkg:maven/g/a@1");
         assert_eq!(bom["serialNumber"].as_str().unwrap().len(), "urn:uuid:".len() + 36);
-        let pin = Pin { digest: Digest::of(b"x"), origin: "somewhere".to_owned() };
+        let pin = Pin { digest: Digest::of(b"x"), origin: "somewhere".to_owned(), classes: None };
         let inputs = BTreeMap::from([("spark 3.5.9".to_owned(), pin)]);
         let provenance = provenance(&subject, &inputs, Digest::of(b"y"));
         let dependencies = &provenance["predicate"]["buildDefinition"]["resolvedDependencies"];

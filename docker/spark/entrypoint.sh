@@ -109,8 +109,18 @@ launch() {
   exec "$@"
 }
 
+# With an archive of class data Java starts by a script that uses it.
+class_data() {
+  local directory="$SPARK_HOME/hearth"
+  if [[ -n "${JAVA_HOME:-}" && -x "$directory/bin/java" ]] &&
+    [[ -r "$directory/classes.jsa" || -n "${HEARTH_TRAINING:-}" ]]; then
+    export HEARTH_JAVA_HOME="$JAVA_HOME" JAVA_HOME="$directory"
+  fi
+}
+
 submit() {
   need SPARK_DRIVER_BIND_ADDRESS
+  class_data
   launch "$SPARK_HOME/bin/spark-submit" \
     --conf "spark.driver.bindAddress=$SPARK_DRIVER_BIND_ADDRESS" \
     --conf "spark.executorEnv.SPARK_DRIVER_POD_IP=$SPARK_DRIVER_BIND_ADDRESS" \
@@ -138,6 +148,7 @@ executor() {
   fi
   java_options
   class_path
+  class_data
   command=("$JAVA_HOME/bin/java" ${JAVA_OPTIONS[@]+"${JAVA_OPTIONS[@]}"})
   command+=("-Xms$SPARK_EXECUTOR_MEMORY" "-Xmx$SPARK_EXECUTOR_MEMORY" -cp "$CLASS_PATH")
   command+=("$HEARTH_EXECUTOR_BACKEND")

@@ -28,7 +28,7 @@ fn fixture(python: &str) -> Fixture {
 }
 
 /// What a file holds in the layers of the only image; `None` when no layer has it.
-fn file(fixture: &Fixture, built: &Value, name: &str) -> Option<String> {
+pub(crate) fn file(fixture: &Fixture, built: &Value, name: &str) -> Option<String> {
     layers(built, "digest").iter().find_map(|digest| {
         let blob = blob(&fixture.path("dist"), digest);
         let names = printed("tar", &["-tf".as_ref(), blob.as_os_str()]);
@@ -39,12 +39,12 @@ fn file(fixture: &Fixture, built: &Value, name: &str) -> Option<String> {
     })
 }
 
-fn warnings(built: &Value) -> String {
+pub(crate) fn warnings(built: &Value) -> String {
     built["warnings"].to_string()
 }
 
 /// A command of hearth on a machine without `unshare`.
-fn without_unshare(mut command: Command) -> Command {
+pub(crate) fn without_unshare(mut command: Command) -> Command {
     command.env("PATH", "/nonexistent");
     command
 }

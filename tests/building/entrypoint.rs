@@ -15,12 +15,12 @@ const COARSE: &str = "org.apache.spark.executor.CoarseGrainedExecutorBackend";
 const KUBERNETES: &str = "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend";
 
 /// A Spark home and a Java whose programs print one argument per line.
-struct Image {
+pub(crate) struct Image {
     home: TempDir,
 }
 
 impl Image {
-    fn new(line: Option<(&str, &str, &str)>) -> Self {
+    pub(crate) fn new(line: Option<(&str, &str, &str)>) -> Self {
         let image = Self { home: tempfile::tempdir().expect("temporary folders are available") };
         for directory in ["spark/bin", "java/bin", "bin", "work"] {
             fs::create_dir_all(image.path(directory)).expect("writable");
@@ -37,21 +37,21 @@ impl Image {
         image
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
-    fn program(&self, name: &str, body: &str) {
+    pub(crate) fn program(&self, name: &str, body: &str) {
         let path = self.path(name);
         fs::write(&path, format!("#!/bin/bash\n{body}\n")).expect("writable");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
     }
 
-    fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         let mut command = Command::new("bash");
         command.arg(script("entrypoint.sh")).args(arguments).current_dir(self.path("work")).env_clear();
         command.env("PATH", format!("{}:/usr/bin:/bin", self.text("bin")));
@@ -60,18 +60,18 @@ impl Image {
     }
 
     /// What was run, an argument per line.
-    fn lines(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
+    pub(crate) fn lines(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
         let output = self.run(arguments, environment);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
     }
 }
 
-fn script(name: &str) -> PathBuf {
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/spark").join(name)
 }
 
-const EXECUTOR: &[(&str, &str)] = &[
+pub(crate) const EXECUTOR: &[(&str, &str)] = &[
     ("SPARK_EXECUTOR_MEMORY", "1g"),
     ("SPARK_DRIVER_URL", "spark://driver:7078"),
     ("SPARK_EXECUTOR_ID", "7"),

@@ -2,12 +2,14 @@
 
 mod build;
 mod bytecode;
+mod class_data;
 mod convert;
 mod crash;
 mod damage;
 mod downloads;
 mod entrypoint;
 mod guides;
+mod java;
 mod layering;
 mod lock;
 mod matrix;

@@ -16,6 +16,7 @@
 //! | `containerd` | an image, root, containerd, runc |
 //! | `runtime` | an image, root, containerd, runc, iproute2, podman, dockerd |
 //! | `spark` | an image, root, containerd, runc, uv and a package index |
+//! | `class_data` | an image, root, containerd, runc |
 //!
 //! An image needs `docker-registry` and the fixtures of the kit, which need root and `mmdebstrap` the first time.
 
@@ -25,6 +26,7 @@ mod trust;
 mod buildah;
 mod burst;
 mod chunked;
+mod class_data;
 mod closed;
 mod containerd;
 mod faults;

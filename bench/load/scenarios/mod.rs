@@ -2,6 +2,7 @@
 
 pub(crate) mod adversity;
 pub(crate) mod builder;
+pub(crate) mod cds;
 pub(crate) mod cluster_api;
 pub(crate) mod cold_burst;
 mod content;

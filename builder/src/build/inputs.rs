@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{BuildError, Options, prepared::Prepared, repair::blocking};
+use super::{BuildError, Options, class_data::Unfinished, prepared::Prepared, repair::blocking};
 use crate::{
     cache::{Cache, Content, Shelf},
     checksum::Checksum,
@@ -138,8 +138,12 @@ impl<'a> Inputs<'a> {
         parts.insert(LayerName::Wheels, self.wheels(&wanted, &found).await?);
         parts.insert(LayerName::Bytecode, self.bytecode(&wanted, &base, &found, &parts)?);
         parts.insert(LayerName::Files, self.files(recipe).await?);
+        parts.insert(LayerName::Hearth, blocking(|| runtime::files(self.cache, cell, &base.view))?);
+        let image =
+            Unfinished { wanted: &wanted, base: &base, found: &found, parts: &parts, env: &settings.env };
+        let class_data = self.class_data(&image)?;
+        parts.insert(LayerName::ClassData, class_data);
         let files = blocking(|| {
-            parts.insert(LayerName::Hearth, runtime::files(self.cache, cell, &base.view)?);
             let parts = runtime::arrange(parts)?;
             let fitted = parts.into_iter().map(|(name, tree)| Ok((name, runtime::fit(tree, &base.view)?)));
             let fitted: BTreeMap<LayerName, Tree> = fitted.collect::<Result<_, BuildError>>()?;

@@ -1,6 +1,7 @@
 //! One build, in order: specification, cells, inputs, plan, layers, images, layout, registry.
 
 mod building;
+mod class_data;
 mod error;
 mod extras;
 mod fetching;

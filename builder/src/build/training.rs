@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the lock has as the origin of such files.
-const ORIGIN: &str = "made by the build";
+pub(super) const ORIGIN: &str = "made by the build";
 
 impl Inputs<'_> {
     /// The bytecode of an image's Python files.
@@ -102,13 +102,13 @@ fn interpreter(base: &Base, parts: &BTreeMap<LayerName, Tree>) -> Digest {
 }
 
 /// Why programs for this platform cannot run here.
-fn foreign(platform: Platform) -> Option<String> {
+pub(super) fn foreign(platform: Platform) -> Option<String> {
     let here = Platform::host();
     (platform != here).then(|| format!("a machine with {here} cannot run programs for {platform}"))
 }
 
 /// What an earlier run has made of the same inputs; it has to be what is locked.
-fn known(cache: &Cache, key: Digest, frozen: Frozen) -> Option<Tree> {
+pub(super) fn known(cache: &Cache, key: Digest, frozen: Frozen) -> Option<Tree> {
     let known = cache.note::<Tree>("trees-v2", &key)?;
     let here = |content| cache.find(Shelf::Files, &content).is_some();
     let fits = match frozen {
@@ -119,7 +119,7 @@ fn known(cache: &Cache, key: Digest, frozen: Frozen) -> Option<Tree> {
 }
 
 /// The base with parts of an image on top, on this disk.
-fn assemble(cache: &Cache, base: &Base, parts: BTreeMap<LayerName, Tree>) -> Result<Root, SandboxError> {
+pub(super) fn assemble(cache: &Cache, base: &Base, parts: BTreeMap<LayerName, Tree>) -> Result<Root, SandboxError> {
     let unusable =
         |what: &dyn std::fmt::Display| SandboxError::Failed(format!("its files cannot be laid out: {what}"));
     let mut tree = (*base.files(cache).map_err(|error| unusable(&error))?).clone();

@@ -84,7 +84,7 @@ impl Pins {
     /// Notes a request; another one than before is a change of the specification and no surprise.
     pub fn request(&mut self, request: &str, digest: Digest, origin: &str) {
         self.touched.insert(request.to_owned());
-        self.seen.insert(request.to_owned(), Pin { digest, origin: origin.to_owned() });
+        self.seen.insert(request.to_owned(), Pin { digest, origin: origin.to_owned(), classes: None });
     }
 
     /// Notes what was used, and refuses what is not what was locked.
@@ -100,7 +100,27 @@ impl Pins {
             return Err(LockError::Twice { name: name.to_owned(), mismatch });
         }
         self.touched.insert(name.to_owned());
-        self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned() });
+        self.seen.insert(name.to_owned(), Pin { digest, origin: origin.to_owned(), classes: None });
+        Ok(())
+    }
+
+    /// The classes that an archive was made of when it was locked.
+    pub fn classes(&self, name: &str) -> Option<&str> {
+        self.known.get(name)?.classes.as_deref()
+    }
+
+    /// The same as [`used`](Self::used) for an archive of class data, with the classes that it is made of.
+    pub fn archived(
+        &mut self,
+        name: &str,
+        digest: Digest,
+        origin: &str,
+        classes: String,
+    ) -> Result<(), LockError> {
+        self.used(name, digest, origin)?;
+        if let Some(pin) = self.seen.get_mut(name) {
+            pin.classes = Some(classes);
+        }
         Ok(())
     }
 }

@@ -30,6 +30,8 @@ pub enum LayerName {
     Wheels,
     /// Compiled Python files, and the archives of Spark with compiled files in them.
     Bytecode,
+    /// The archive of class data, and how Java is started with it.
+    ClassData,
     /// Entry point, users and directories.
     Hearth,
     /// The user's own files.
@@ -48,6 +50,7 @@ impl LayerName {
             Self::Jars => "JARs",
             Self::Wheels => "Python packages",
             Self::Bytecode => "compiled Python files",
+            Self::ClassData => "class data of Java",
             Self::Hearth => "entry point, user and directories",
             Self::Files => "files",
         }
@@ -62,6 +65,7 @@ impl LayerName {
             Self::Jars => "jar",
             Self::Wheels => "wheel",
             Self::Bytecode => "bytecode",
+            Self::ClassData => "classes",
             Self::Hearth => "hearth",
             Self::Files => "file",
         }

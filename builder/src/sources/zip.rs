@@ -4,6 +4,7 @@
 //! it may unpack to. Of the attributes only "executable or not" is kept.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -144,6 +145,17 @@ pub fn texts(
         found.push((name, String::from_utf8_lossy(&bytes).into_owned()));
     }
     Ok(found)
+}
+
+/// The names at the top of an archive: of files, and of directories by what is in them. What is no archive has none.
+pub fn top_names(path: &Path) -> Result<BTreeSet<String>, ZipFileError> {
+    let archive = match open(path) {
+        Err(ZipFileError::Read(_)) => return Ok(BTreeSet::new()),
+        other => other?,
+    };
+    let names = archive.file_names().filter_map(Result::ok);
+    let top = names.filter_map(|name| name.split('/').next().map(str::to_owned));
+    Ok(top.filter(|name| !name.is_empty()).collect())
 }
 
 fn open(path: &Path) -> Result<ZipArchive<File>, ZipFileError> {

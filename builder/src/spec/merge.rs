@@ -24,6 +24,10 @@ impl Merged {
             merged.entrypoint = overlay.entrypoint.or(merged.entrypoint);
             merged.command = overlay.command.or(merged.command);
             merged.working_directory = overlay.working_directory.or(merged.working_directory);
+            if let Some(jvm) = overlay.jvm {
+                let known = merged.jvm.get_or_insert_default();
+                known.class_data_sharing = jvm.class_data_sharing.or(known.class_data_sharing);
+            }
             if let Some(sources) = overlay.sources {
                 let known = merged.sources.get_or_insert_default();
                 known.spark = sources.spark.or(known.spark.take());

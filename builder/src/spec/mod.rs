@@ -112,6 +112,8 @@ pub struct Recipe {
     pub wheels: Option<Wheels>,
     /// Whether Python files get bytecode.
     pub bytecode: bool,
+    /// Whether an archive of class data is made for Java.
+    pub class_data: bool,
     /// The user, when it is not ours.
     pub user: Option<String>,
     /// The program that containers start with, when it is not ours.

@@ -46,6 +46,7 @@ impl Check<'_> {
             jars: self.jars(overlay.jars.as_ref(), cell)?,
             wheels: overlay.wheels.as_ref().map(|keys| self.wheels(keys, cell)).transpose()?,
             bytecode: overlay.bytecode.unwrap_or(true),
+            class_data: overlay.jvm.as_ref().and_then(|jvm| jvm.class_data_sharing).unwrap_or(false),
             user: overlay.user.as_ref().map(|user| self.user(user, cell)).transpose()?,
             entrypoint: self.arguments("entrypoint", overlay.entrypoint.as_ref(), cell)?,
             command: self.arguments("command", overlay.command.as_ref(), cell)?,
