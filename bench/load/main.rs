@@ -53,6 +53,9 @@ struct Arguments {
     /// Troubles of `adversity`; the run without trouble is always there [default: all].
     #[arg(long, value_delimiter = ',')]
     cases: Vec<Case>,
+    /// Spark and Java of `cds`, such as `3.5.9-17` [default: five].
+    #[arg(long, value_delimiter = ',')]
+    cells: Vec<String>,
     /// Rate of upstream's link.
     #[arg(long, default_value = "1gbit")]
     upstream_link: String,

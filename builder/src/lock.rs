@@ -277,7 +277,11 @@ mod tests {
     use super::{pins::Pins, *};
 
     fn lock(inputs: &[(&str, &str)]) -> Lock {
-        let pin = |text: &str| Pin { digest: Digest::of(text.as_bytes()), origin: "somewhere".to_owned(), classes: None };
+        let pin = |text: &str| Pin {
+            digest: Digest::of(text.as_bytes()),
+            origin: "somewhere".to_owned(),
+            classes: None,
+        };
         let inputs = inputs.iter().map(|(name, text)| ((*name).to_owned(), pin(text))).collect();
         Lock::new(Codec::Gzip, inputs, LockedPlan::default())
     }

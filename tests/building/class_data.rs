@@ -123,7 +123,9 @@ fn an_image_without_the_archive_says_why_and_is_built() {
 
 #[test]
 fn a_lock_has_the_classes_so_that_other_machines_need_no_training() {
-    let random = format!("{SUBMIT}\nread -r salt < /proc/sys/kernel/random/uuid; echo \"org/$salt\" >> \"$HEARTH_TRAINING/1.classes\"");
+    let random = format!(
+        "{SUBMIT}\nread -r salt < /proc/sys/kernel/random/uuid; echo \"org/$salt\" >> \"$HEARTH_TRAINING/1.classes\""
+    );
     let fixture = fixture(&random, JAVA, ON);
     finish(&mut fixture.subcommand("lock", &[]));
     let built = fixture.build(&["--locked"]);
@@ -168,7 +170,8 @@ fn a_lock_without_the_archive_keeps_images_without_it() {
 
 #[test]
 fn a_java_that_archives_differently_each_time_is_noticed() {
-    let random = format!("{JAVA}\nread -r salt < /proc/sys/kernel/random/uuid; echo \"$salt\" >> \"$archive\"");
+    let random =
+        format!("{JAVA}\nread -r salt < /proc/sys/kernel/random/uuid; echo \"$salt\" >> \"$archive\"");
     let fixture = fixture(SUBMIT, &random, ON);
     finish(&mut fixture.subcommand("lock", &[]));
     fixture.build(&["--locked"]);

@@ -85,7 +85,10 @@ fn java_starts_as_spark_wants_it_where_the_archive_does_not_fit() {
     let cases: [(&[(&str, &str)], &str); 8] = [
         (&[("SPARK_JAVA_OPT_0", "-Xshare:off")], "-Xshare:off is among the Java options"),
         (&[("SPARK_JAVA_OPT_0", "-XX:SharedArchiveFile=/my.jsa")], "/my.jsa is among the Java options"),
-        (&[("JAVA_TOOL_OPTIONS", "-Da=b -XX:SharedArchiveFile=/my.jsa")], "JAVA_TOOL_OPTIONS chooses another"),
+        (
+            &[("JAVA_TOOL_OPTIONS", "-Da=b -XX:SharedArchiveFile=/my.jsa")],
+            "JAVA_TOOL_OPTIONS chooses another",
+        ),
         (&[("SPARK_CLASSPATH", "/mine/*")], "/mine/* precedes Spark's JARs"),
         (&[("SPARK_EXECUTOR_MEMORY", "32g")], "the heap has 32g"),
         (&[("SPARK_EXECUTOR_MEMORY", "40960m")], "the heap has 40960m"),
@@ -132,7 +135,9 @@ fn the_launcher_prints_a_command_that_comes_here_again() {
     assert_eq!(lines.last(), Some(&format!("home {}", image.text("spark/hearth"))));
 
     // The driver's own options come behind its class path.
-    for (option, shared) in [("-Dx=y", true), ("-Xshare:off", false), ("-XX:SharedArchiveFile=/my.jsa", false)] {
+    for (option, shared) in
+        [("-Dx=y", true), ("-Xshare:off", false), ("-XX:SharedArchiveFile=/my.jsa", false)]
+    {
         let conf = image.text("spark/conf");
         let driver = format!(
             "exec \"$JAVA_HOME/bin/java\" -cp '{conf}/:{path}' -Xmx1g {option} --add-modules jdk.incubator.vector org.apache.spark.deploy.SparkSubmit -cp /none"
@@ -151,6 +156,9 @@ fn training_lists_the_classes_with_the_class_path_of_the_archive() {
     fs::remove_file(image.path("spark/hearth/classes.jsa")).expect("it is there");
     let (lines, _) = executor(&image, &[("HEARTH_TRAINING", "/training")]);
     let list = lines.iter().find_map(|line| line.strip_prefix("-XX:DumpLoadedClassList=/training/"));
-    assert!(list.is_some_and(|list| Path::new(list).extension().is_some_and(|end| end == "classes")), "{lines:?}");
+    assert!(
+        list.is_some_and(|list| Path::new(list).extension().is_some_and(|end| end == "classes")),
+        "{lines:?}"
+    );
     assert!(class_path(&lines).starts_with(&known(&image)) && !is_shared(&lines));
 }

@@ -42,7 +42,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     let work = tempfile::Builder::new().prefix("hearth-load-").tempdir_in(home)?;
     let work = work.path();
     let registry = DockerRegistry::start(&work.join("storage")).await?;
-    let cells = build(work, &registry.address().to_string()).await?;
+    let cells = build(work, &registry.address().to_string(), &arguments.cells).await?;
     let containerd = Containerd::start().await?;
     let address = format!("http://{}", registry.address());
     containerd.mirror(REGISTRY, &address, &address)?;
@@ -69,7 +69,9 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
 fn note(report: &mut Report, cell: &str, measured: &[Measured; 2]) -> Result<()> {
     let ratio = |key: &str| {
         let [without, with] = [0, 1].map(|at| measured[at].get(key).copied().filter(|value| *value > 0.0));
-        Ok::<_, anyhow::Error>(with.context("nothing was measured")? / without.context("nothing was measured")?)
+        Ok::<_, anyhow::Error>(
+            with.context("nothing was measured")? / without.context("nothing was measured")?,
+        )
     };
     for (figure, key) in [
         ("cpu_ratio_registered", "executor_registered"),
@@ -112,12 +114,15 @@ async fn measure(containerd: &Containerd, image: &str) -> Result<Measured> {
     Ok(serde_json::from_str(line)?)
 }
 
-/// Builds and pushes every cell that can be had here, and gives those.
-async fn build(work: &Path, host: &str) -> Result<Vec<(&'static str, &'static str)>> {
+/// Builds and pushes the wanted cells, as far as they can be had here, and gives those.
+async fn build(work: &Path, host: &str, wanted: &[String]) -> Result<Vec<(&'static str, &'static str)>> {
     fs::write(work.join("cds.py"), JOB)?;
     fs::write(work.join("cluster.py"), CLUSTER)?;
     let mut built = Vec::new();
-    for (spark, java) in CELLS {
+    let is_wanted = |(spark, java): &(&str, &str)| {
+        wanted.is_empty() || wanted.iter().any(|cell| *cell == format!("{spark}-{java}"))
+    };
+    for (spark, java) in CELLS.into_iter().filter(is_wanted) {
         let runtime = match java {
             "17" => None,
             _ => match archive_java(work, java).await? {
@@ -133,7 +138,7 @@ async fn build(work: &Path, host: &str) -> Result<Vec<(&'static str, &'static st
         fs::write(work.join("hearth.yaml"), specification(host, (spark, java), &base, runtime.as_deref()))?;
         let mut build = Command::new(kit::process::binary("hearth")?);
         build.args(["build", "--push", "--plain-http", host, "--cache-dir", "cache", "--to", "dist"]);
-        images::run(build.current_dir(work)).await?;
+        images::run(build.current_dir(work)).await.with_context(|| format!("cannot build {spark}-{java}"))?;
         built.push((spark, java));
     }
     Ok(built)
@@ -150,7 +155,11 @@ async fn archive_java(work: &Path, major: &str) -> Result<Option<PathBuf>> {
     let Some(home) = home else { return Ok(None) };
     let archive = work.join(format!("java-{major}.tar"));
     let mut tar = Command::new("tar");
-    tar.arg("--create").arg("--file").arg(&archive).args(["--dereference", "--hard-dereference", "--directory"]);
+    tar.arg("--create").arg("--file").arg(&archive).args([
+        "--dereference",
+        "--hard-dereference",
+        "--directory",
+    ]);
     let (parent, name) = (home.parent().context("it lies in a directory")?, home.file_name());
     images::run(tar.arg(parent).arg(name.context("it has a name")?)).await?;
     Ok(Some(archive))

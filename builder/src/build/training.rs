@@ -119,7 +119,11 @@ pub(super) fn known(cache: &Cache, key: Digest, frozen: Frozen) -> Option<Tree> 
 }
 
 /// The base with parts of an image on top, on this disk.
-pub(super) fn assemble(cache: &Cache, base: &Base, parts: BTreeMap<LayerName, Tree>) -> Result<Root, SandboxError> {
+pub(super) fn assemble(
+    cache: &Cache,
+    base: &Base,
+    parts: BTreeMap<LayerName, Tree>,
+) -> Result<Root, SandboxError> {
     let unusable =
         |what: &dyn std::fmt::Display| SandboxError::Failed(format!("its files cannot be laid out: {what}"));
     let mut tree = (*base.files(cache).map_err(|error| unusable(&error))?).clone();

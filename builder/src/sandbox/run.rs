@@ -31,6 +31,8 @@ pub struct Job<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// How long it may take.
     pub limit: Duration,
+    /// Whether addresses are the same each time, where this machine allows it: what Java archives has some in it.
+    pub fixed_addresses: bool,
 }
 
 /// What a program printed: the end of each, when there was more than `OUTPUT`.
@@ -51,7 +53,14 @@ impl Root {
         // The child's search path is that of the image.
         let unshare = on_path("unshare")
             .ok_or_else(|| failed("`unshare` (util-linux) is not installed on this machine".to_owned()))?;
-        let mut command = Command::new(unshare);
+        let mut command = match fixed_addresses().filter(|_| job.fixed_addresses) {
+            Some(setarch) => {
+                let mut command = Command::new(setarch);
+                command.arg("--addr-no-randomize").arg(unshare);
+                command
+            }
+            None => Command::new(unshare),
+        };
         command
             .args(["--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts"])
             .args(["--fork", "--kill-child", "--"])
@@ -82,6 +91,15 @@ impl Root {
             ))),
         }
     }
+}
+
+/// `setarch` (util-linux), if it may switch off that addresses are random; some containers forbid it.
+fn fixed_addresses() -> Option<PathBuf> {
+    let setarch = on_path("setarch")?;
+    let mut command = Command::new(&setarch);
+    command.arg("--addr-no-randomize").arg(&setarch).arg("--version");
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success()).then_some(setarch)
 }
 
 /// A program of this machine.

@@ -119,8 +119,8 @@ pub fn compile(
     let command = [&program, "-I", "-S", "-B", "-c", SCRIPT, &inside, &jobs];
     // Sets of constants have the order of their hashes.
     let env = BTreeMap::from([("PYTHONHASHSEED".to_owned(), "0".to_owned())]);
-    let ran =
-        root.run(&Job { what: "compiling Python files", command: &command, env: &env, limit: LIMIT })?;
+    let what = "compiling Python files";
+    let ran = root.run(&Job { what, command: &command, env: &env, limit: LIMIT, fixed_addresses: false })?;
     let tag = ran.stdout.trim();
     if tag.is_empty() || !tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return Err(SandboxError::Failed(format!("`{program}` names its bytecode `{tag}`")));

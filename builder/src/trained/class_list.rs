@@ -1,8 +1,7 @@
 //! The list of classes that an archive of class data is made of.
 //!
 //! Java writes one for each process (`-XX:DumpLoadedClassList`). A list is merged from those of all processes and
-//! sorted: Java archives the same classes in the same bytes then. Two runs of a job load some classes more or less, since threads
-//! race; so a lock has the list itself, compressed.
+//! sorted. Two runs of a job load some classes more or less, since threads race; so a lock has the list itself, compressed.
 
 use std::{
     collections::BTreeSet,

@@ -42,7 +42,7 @@ const HOME: &str = ".hearth-classes";
 /// Training takes half a minute on two processors, and the archive as long again.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// The first Java whose archives have lambdas, of which Spark is full, and are the same bytes each time.
+/// The first Java whose archives have lambdas, of which Spark is full.
 const OLDEST: u32 = 17;
 
 const LARGEST_LIST: u64 = 64 << 20;
@@ -72,7 +72,9 @@ fn class_path(tree: &Tree) -> String {
 /// Digest of everything that decides which classes are in the archive. `runtime` is that of the files of Java.
 pub fn key(java: &Java, runtime: Digest, tree: &Tree) -> Digest {
     let mut hasher = Hasher::default();
-    hasher.update(format!("{JOB}\0{CLUSTER}\0{JAVA}\0{DUMP:?} {} {} {runtime}\n", java.home, java.major).as_bytes());
+    hasher.update(
+        format!("{JOB}\0{CLUSTER}\0{JAVA}\0{DUMP:?} {} {} {runtime}\n", java.home, java.major).as_bytes(),
+    );
     for (path, content) in jars(tree) {
         hasher.update(format!("{path}\0{}\n", content.digest).as_bytes());
     }
@@ -106,7 +108,8 @@ pub fn starter(cache: &Cache, java: &Java, tree: &Tree) -> Result<Tree, SandboxE
 
 /// The list of classes in the files of an image.
 pub fn list(cache: &Cache, files: &Tree) -> Result<Option<String>, CacheError> {
-    let Some(content) = files.get(format!("{DIRECTORY}/classes.list").as_str()).and_then(Entry::content) else {
+    let Some(content) = files.get(format!("{DIRECTORY}/classes.list").as_str()).and_then(Entry::content)
+    else {
         return Ok(None);
     };
     Ok(Some(String::from_utf8_lossy(&cache.read_small(&content, LARGEST_LIST)?).into_owned()))
@@ -129,7 +132,8 @@ pub fn train(cache: &Cache, root: &Root, env: &BTreeMap<String, String>) -> Resu
         command.extend(["--conf", setting]);
     }
     command.extend([job.as_str(), home.as_str()]);
-    root.run(&Job { what: "the training job", command: &command, env: &env, limit: LIMIT })?;
+    let what = "the training job";
+    root.run(&Job { what, command: &command, env: &env, limit: LIMIT, fixed_addresses: false })?;
     merged(cache, &root.path(HOME))
 }
 
@@ -168,36 +172,41 @@ fn merged(cache: &Cache, directory: &Path) -> Result<String, SandboxError> {
     Ok(class_list::merge(lists.iter().map(String::as_str)))
 }
 
-/// Options under which Java archives the same classes in the same bytes.
-const DUMP: [&str; 5] = ["-Xshare:dump", "-XX:+UseSerialGC", "-Xint", "-Xms512m", "-Xmx512m"];
+/// Options under which Java 17 archives the same classes in the same bytes nearly always. With G1 it also archives objects,
+/// whose order is another one each time; measured, they save nothing that shows.
+const DUMP: [&str; 6] =
+    ["-Xshare:dump", "-XX:+UseSerialGC", "-Xint", "-XX:ActiveProcessorCount=1", "-Xms512m", "-Xmx512m"];
 
 /// Archives the classes of a list, and gives the files that the image gets.
 pub fn archive(
     cache: &Cache,
     root: &Root,
     java: &Java,
-    starter: Tree,
+    starter: &Tree,
     tree: &Tree,
     list: &str,
 ) -> Result<Tree, SandboxError> {
     let home = format!("/{HOME}");
     root.add(cache, &format!("{HOME}/classes.list"), list.as_bytes())?;
     let program = format!("{}/bin/java", java.home);
-    let options =
-        [format!("-XX:SharedClassListFile={home}/classes.list"), format!("-XX:SharedArchiveFile={home}/classes.jsa")];
+    let options = [
+        format!("-XX:SharedClassListFile={home}/classes.list"),
+        format!("-XX:SharedArchiveFile={home}/classes.jsa"),
+    ];
     let path = class_path(tree);
     let mut command = vec![program.as_str()];
     command.extend(DUMP);
     command.extend([options[0].as_str(), &options[1], "-cp", &path]);
     let env = BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())]);
-    root.run(&Job { what: "archiving class data", command: &command, env: &env, limit: LIMIT })?;
+    let what = "archiving class data";
+    root.run(&Job { what, command: &command, env: &env, limit: LIMIT, fixed_addresses: true })?;
     let made = root.path(&format!("{HOME}/classes.jsa"));
     let fault = |error| cache.fault("read", &made, error);
     let meta = fs::symlink_metadata(&made).map_err(fault)?;
     if !meta.is_file() || meta.len() > LARGEST_ARCHIVE {
         return Err(SandboxError::Failed(format!("Java wrote an archive of {} bytes", meta.len())));
     }
-    let mut files = starter;
+    let mut files = starter.clone();
     let content = cache.put(Shelf::Files, &mut File::open(&made).map_err(fault)?)?;
     files.insert(ImagePath::known("opt/spark/hearth/classes.jsa"), Entry::file(content, 0o644));
     let content = cache.put(Shelf::Files, &mut list.as_bytes())?;
