@@ -1,5 +1,5 @@
-//! How Java starts in an image with an archive of class data: the entry point and `java.sh`, run by the real bash with a Java that only
-//! prints its arguments.
+//! How Java starts in an image with an archive of class data: the entry point and `java.sh`, run by the real bash with a
+//! Java that only prints its arguments.
 
 use std::{fs, path::Path, process::Output};
 

@@ -1,10 +1,10 @@
-//! `cds`: what an archive of class data saves: processor seconds of an executor and of a driver until the executor is registered,
-//! and until the first query has returned.
+//! `cds`: what an archive of class data saves: processor seconds of an executor and of a driver until the executor is
+//! registered, and until the first query has returned.
 //!
-//! Each cell is built twice by one specification, with `classDataSharing` and without, pushed to a registry and pulled by containerd:
-//! the images differ in one layer. A round starts a driver in a container of each, which starts its executor as Kubernetes
-//! would (`cds.py`). The query is not among those that the build trains with. Both images have run once before the first round: the
-//! node is warm.
+//! Each cell is built twice by one specification, with `classDataSharing` and without, pushed to a registry and pulled by
+//! containerd: the images differ in one layer. A round starts a driver in a container of each, which starts its executor
+//! as Kubernetes would (`cds.py`). The query is not among those that the build trains with. Both images have run once
+//! before the first round: the node is warm.
 
 use std::{
     collections::BTreeMap,

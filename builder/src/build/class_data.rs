@@ -27,12 +27,12 @@ use crate::{
 const TRIES: usize = 5;
 
 /// An image on the way: everything that an archive of class data depends on.
-pub(super) struct Unfinished<'a> {
-    pub(super) wanted: &'a Wanted,
-    pub(super) base: &'a Base,
-    pub(super) found: &'a Found,
-    pub(super) parts: &'a BTreeMap<LayerName, Tree>,
-    pub(super) env: &'a BTreeMap<String, String>,
+struct Unfinished<'a> {
+    wanted: &'a Wanted,
+    base: &'a Base,
+    found: &'a Found,
+    parts: &'a BTreeMap<LayerName, Tree>,
+    env: &'a BTreeMap<String, String>,
 }
 
 impl Unfinished<'_> {
@@ -49,10 +49,18 @@ impl Unfinished<'_> {
 
 impl Inputs<'_> {
     /// The archive of class data of an image, and what starts Java with it.
-    pub(super) fn class_data(&mut self, image: &Unfinished<'_>) -> Result<Tree, BuildError> {
-        if !image.wanted.recipe.class_data {
+    pub(super) fn class_data(
+        &mut self,
+        wanted: &Wanted,
+        base: &Base,
+        found: &Found,
+        parts: &BTreeMap<LayerName, Tree>,
+        env: &BTreeMap<String, String>,
+    ) -> Result<Tree, BuildError> {
+        if !wanted.recipe.class_data {
             return Ok(Tree::new());
         }
+        let image = &Unfinished { wanted, base, found, parts, env };
         let jars = image.jars();
         let made = blocking(|| {
             let key = classes::key(&image.found.java, self.java(image)?, &jars);

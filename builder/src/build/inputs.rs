@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{BuildError, Options, class_data::Unfinished, prepared::Prepared, repair::blocking};
+use super::{BuildError, Options, prepared::Prepared, repair::blocking};
 use crate::{
     cache::{Cache, Content, Shelf},
     checksum::Checksum,
@@ -139,10 +139,7 @@ impl<'a> Inputs<'a> {
         parts.insert(LayerName::Bytecode, self.bytecode(&wanted, &base, &found, &parts)?);
         parts.insert(LayerName::Files, self.files(recipe).await?);
         parts.insert(LayerName::Hearth, blocking(|| runtime::files(self.cache, cell, &base.view))?);
-        let image =
-            Unfinished { wanted: &wanted, base: &base, found: &found, parts: &parts, env: &settings.env };
-        let class_data = self.class_data(&image)?;
-        parts.insert(LayerName::ClassData, class_data);
+        parts.insert(LayerName::ClassData, self.class_data(&wanted, &base, &found, &parts, &settings.env)?);
         let files = blocking(|| {
             let parts = runtime::arrange(parts)?;
             let fitted = parts.into_iter().map(|(name, tree)| Ok((name, runtime::fit(tree, &base.view)?)));

@@ -1,5 +1,5 @@
-# What Java is trained with: a driver as in Kubernetes, an executor that registers with it, SQL queries, a Parquet file written and
-# read, and a Python worker.
+# What Java is trained with: a driver as in Kubernetes, an executor that registers with it, SQL queries, a Parquet file
+# written and read, and a Python worker.
 import sys
 
 import cluster

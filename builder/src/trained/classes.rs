@@ -1,16 +1,16 @@
-//! The archive of class data of an image: classes of Spark and of Java as Java has them in memory, which a driver or an executor maps
-//! instead of finding, reading and verifying each in a JAR.
+//! The archive of class data of an image: classes of Spark and of Java as Java has them in memory, which a driver or an
+//! executor maps instead of finding, reading and verifying each in a JAR.
 //!
 //! ```text
 //! /opt/spark/hearth/bin/java       starts Java with the archive (docker/spark/java.sh)
 //! /opt/spark/hearth/classes.jsa    the archive (`-Xshare:dump`)
 //! /opt/spark/hearth/classes.list   the classes that the training job loaded
 //! /opt/spark/hearth/classes.path   the directory of Java, and the class path that the archive belongs to
-//! /opt/spark/hearth/classes.top    names at the top of these JARs: no directory that has one of them may lie behind them
+//! /opt/spark/hearth/classes.top    names at the top of these JARs, which no directory behind them may have
 //! ```
 //!
-//! Java accepts an archive when the class path begins with that of the archive, every JAR has the size and the time that it had, and
-//! Java itself is the same. The training job is `classes.py`: a driver and an executor as in Kubernetes.
+//! Java accepts an archive when the class path begins with that of the archive, every JAR has the size and the time that it
+//! had, and Java itself is the same. The training job is `classes.py`: a driver and an executor as in Kubernetes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
