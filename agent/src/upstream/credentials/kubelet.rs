@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oci::Login;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Login,
     helper::RUN_LIMIT,
     runs::{Answer, Runs},
 };
