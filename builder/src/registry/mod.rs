@@ -7,6 +7,7 @@
 //! no exception: what listens there may still be anything, and credentials are sent to it.
 
 mod credentials;
+mod name;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
@@ -25,6 +26,7 @@ use oci_client::{
 };
 use reqwest::Url;
 
+use self::name::{any_of, endpoint, reference};
 use crate::{
     cache::{Cache, CacheError, Content, Shelf},
     checksum::Checksum,
@@ -344,29 +346,6 @@ async fn transfer(
 
 fn parse(image: &str) -> Result<ImageName, RegistryError> {
     image.parse().map_err(|error| RegistryError::Name(format!("`{image}` is no image: {error}")))
-}
-
-/// The registry as it is reached: Docker Hub has another name for it.
-fn endpoint(registry: &RegistryHost) -> &str {
-    match registry.as_str() {
-        "docker.io" => "index.docker.io",
-        other => other,
-    }
-}
-
-/// An image as the library takes it.
-fn reference(image: &ImageName) -> Reference {
-    let Repository { registry, name } = &image.repository;
-    let (registry, name) = (registry.to_string(), name.to_string());
-    match image.reference() {
-        oci::Reference::Tag(tag) => Reference::with_tag(registry, name, tag.to_string()),
-        oci::Reference::Digest(digest) => Reference::with_digest(registry, name, digest.to_string()),
-    }
-}
-
-/// The same where only the repository matters.
-fn any_of(repository: &Repository) -> Reference {
-    reference(&ImageName { repository: repository.clone(), reference: None })
 }
 
 fn request(host: &RegistryHost, action: &str, source: OciDistributionError) -> RegistryError {
