@@ -12,8 +12,11 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
 use crate::{
     cache::{Cache, CacheError, Shelf},
+    digest::Digest,
     tree::{Entry, ImagePath, PathError, Tree},
 };
 
@@ -165,18 +168,9 @@ fn check_record(wheel: &Tree, info: &str, record: &str) -> Result<(), InstallErr
     Ok(())
 }
 
-/// As `RECORD` writes digests: the URL-safe alphabet without padding.
-fn url_base64(digest: &crate::digest::Digest) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut out = String::new();
-    for group in digest.as_bytes().chunks(3) {
-        let value =
-            group.iter().fold(0_u32, |value, byte| value << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for at in 0..=group.len() {
-            out.push(char::from(LETTERS[(value >> (18 - 6 * at) & 63) as usize]));
-        }
-    }
-    out
+/// As `RECORD` writes digests.
+fn url_base64(digest: &Digest) -> String {
+    URL_SAFE_NO_PAD.encode(digest.as_bytes())
 }
 
 /// Names and callables of the scripts that an installer makes.
@@ -216,7 +210,6 @@ fn launcher(callable: &str, target: &Target<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
 
     fn record(members: &[(&str, u32, &[u8])]) -> String {
         let line = |(name, _, content): &(&str, u32, &[u8])| {
