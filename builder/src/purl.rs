@@ -4,11 +4,8 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What stands for itself in every part.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-/// What stands for itself in the value of a qualifier.
-const VALUE: &AsciiSet = &PLAIN.remove(b'/').remove(b':').remove(b',');
+/// What stands for itself in every part; the colon does so everywhere (purl-spec, "Character encoding").
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
 
 /// A package URL under construction.
 #[derive(Debug, Clone)]
@@ -50,7 +47,7 @@ impl Purl {
     #[must_use]
     pub fn qualifier(mut self, key: &'static str, value: &str) -> Self {
         if !value.is_empty() {
-            self.qualifiers.push((key, utf8_percent_encode(value, VALUE).to_string()));
+            self.qualifiers.push((key, encoded(value)));
         }
         self
     }
@@ -84,13 +81,13 @@ mod tests {
                     .version("4:12.2")
                     .qualifier("distro", "debian-12")
                     .qualifier("arch", "all"),
-                "pkg:deb/debian/g%2B%2B@4%3A12.2?arch=all&distro=debian-12",
+                "pkg:deb/debian/g%2B%2B@4:12.2?arch=all&distro=debian-12",
             ),
             (
                 Purl::new("oci", "debian")
                     .version("sha256:ab")
                     .qualifier("repository_url", "r.test:5000/a/debian"),
-                "pkg:oci/debian@sha256%3Aab?repository_url=r.test:5000/a/debian",
+                "pkg:oci/debian@sha256:ab?repository_url=r.test:5000%2Fa%2Fdebian",
             ),
             (
                 Purl::within("maven", "org.apache.spark", "spark-core_2.12").version("3.5.9"),
