@@ -80,10 +80,12 @@ large() {
 # The JARs in Spark's directory that the archive does not know, such as those of an image built on top of this one.
 more=
 unknown() {
-  local LC_ALL=C IFS=: present jar
+  local LC_ALL=C IFS=: present jar first="${known%%:*}"
   shopt -s nullglob
   set -- "$SPARK_HOME"/jars/*.jar
   present="$*"
+  # All but the first are in order.
+  present="$first:${present/:"$first"/}"
   if [[ "$present" != "$known" ]]; then
     for jar in "$@"; do
       if [[ ":$known:" != *":$jar:"* ]]; then
@@ -105,6 +107,10 @@ arrange() {
   for part in ${parts[@]+"${parts[@]}"}; do
     if [[ "$part" == "$SPARK_HOME/jars/*" ]]; then
       found=yes
+      continue
+    fi
+    # Spark 4 names the JAR of slf4j once more, before all others: it is the first one anyway.
+    if [[ -z "$found" && "$known" == "$part:"* ]]; then
       continue
     fi
     behind+=":$part"

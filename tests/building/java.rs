@@ -151,6 +151,18 @@ fn the_launcher_prints_a_command_that_comes_here_again() {
 }
 
 #[test]
+fn a_jar_that_spark_names_first_may_be_named_twice() {
+    let image = image();
+    let first = image.text("spark/jars/a.jar");
+    let (lines, message) = executor(&image, &[("SPARK_CLASSPATH", &first)]);
+    assert!(is_shared(&lines), "{message}");
+    let path = format!("{}:{}:{}", known(&image), image.text("spark/conf"), image.text("work"));
+    assert_eq!(class_path(&lines), path);
+    let (lines, _) = executor(&image, &[("SPARK_CLASSPATH", &image.text("spark/jars/b.jar"))]);
+    assert!(!is_shared(&lines), "another order was asked for");
+}
+
+#[test]
 fn training_lists_the_classes_with_the_class_path_of_the_archive() {
     let image = image();
     fs::remove_file(image.path("spark/hearth/classes.jsa")).expect("it is there");

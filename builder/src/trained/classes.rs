@@ -56,17 +56,20 @@ pub fn unsuitable(java: &Java, runnable: bool) -> Option<String> {
     (!runnable).then(|| "the training job needs a Python: name one on the axis `python`".to_owned())
 }
 
-/// The JARs of an image in the order of the class path.
-fn jars(tree: &Tree) -> impl Iterator<Item = (&ImagePath, Content)> {
-    tree.iter().filter_map(|(path, entry)| {
+/// The JARs of an image in the order of the class path. The launcher of Spark 4 wants that of slf4j before all others.
+fn jars(tree: &Tree) -> Vec<(&ImagePath, Content)> {
+    let jars = tree.iter().filter_map(|(path, entry)| {
         let name = path.below("opt/spark/jars")?;
         let plain = name.strip_suffix(".jar").is_some_and(|stem| !stem.contains(['/', ':', '\n']));
         Some((path, entry.content()?)).filter(|_| plain)
-    })
+    });
+    let mut jars: Vec<_> = jars.collect();
+    jars.sort_by_key(|(path, _)| !path.name().starts_with("slf4j-api-"));
+    jars
 }
 
 fn class_path(tree: &Tree) -> String {
-    jars(tree).map(|(path, _)| path.to_string()).collect::<Vec<_>>().join(":")
+    jars(tree).iter().map(|(path, _)| path.to_string()).collect::<Vec<_>>().join(":")
 }
 
 /// Digest of everything that decides which classes are in the archive. `runtime` is that of the files of Java.
