@@ -47,6 +47,8 @@ async fn driver_and_executor_use_the_archive_of_class_data() -> Result<()> {
             "spark.driver.host=127.0.0.1",
             "spark.executor.instances=1",
             "spark.executor.memory=1g",
+            // Kubernetes would mount a directory for it.
+            "spark.local.dir=/tmp",
             "spark.kubernetes.container.image=any",
             "spark.kubernetes.executor.podNamePrefix=e2e",
             "spark.scheduler.minRegisteredResourcesRatio=1",

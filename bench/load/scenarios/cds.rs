@@ -99,6 +99,8 @@ async fn measure(containerd: &Containerd, image: &str) -> Result<Measured> {
         "spark.executor.instances=1",
         "spark.executor.cores=2",
         "spark.executor.memory=1g",
+        // Kubernetes would mount a directory for it.
+        "spark.local.dir=/tmp",
         "spark.kubernetes.container.image=any",
         "spark.kubernetes.executor.podNamePrefix=cds",
         "spark.scheduler.minRegisteredResourcesRatio=1",
