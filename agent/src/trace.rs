@@ -172,6 +172,14 @@ pub fn inherited<F: Future>(work: F) -> impl Future<Output = F::Output> {
     CURRENT.scope(CURRENT.try_with(Clone::clone).ok().flatten(), work)
 }
 
+/// The span of a request to a registry: the path alone, because what a redirect signs is in the query.
+pub fn registry_request(method: &http::Method, url: &reqwest::Url) -> Span {
+    tracing::info_span!(
+        target: TARGET, parent: current(), "registry request", otel.kind = "client", %method, host = url.host_str(),
+        path = url.path(),
+    )
+}
+
 /// Makes a span part of the trace that a request's headers name, if they name one. Nothing while traces are off.
 pub fn continue_from(span: &Span, headers: &HeaderMap) {
     if span.is_disabled() || !headers.contains_key("traceparent") {

@@ -104,7 +104,9 @@ impl World {
         screen.line(&format!("\nupstream registry  {}", self.upstream.url()));
         for (number, agent) in (1..).zip(&self.agents) {
             let (mirror, admin) = (agent.addresses.mirror, agent.addresses.admin);
-            screen.line(&format!("node {number}             mirror http://{mirror}, admin http://{admin}"));
+            screen.line(&format!(
+                "node {number}             mirror http://{mirror}, status page http://{admin}/"
+            ));
         }
         for image in &self.images {
             screen.line(&format!("image              {}/{REPOSITORY}:{}", nodes::REGISTRY, image.tag));
@@ -147,7 +149,7 @@ async fn demonstrate(screen: &Screen) -> Result<(World, String)> {
     ensure!(images.len() == VERSIONS.len(), "`hearth build` made {} images", images.len());
     step.done(&format!("{} pushed", bytes(pushed(&upstream, &images))));
 
-    let step = screen.step("starting three agents");
+    let step = screen.step("starting three agents that are peers");
     let agents = nodes::start(work.path(), &upstream, NODES).await?;
     step.done("");
 

@@ -1,4 +1,4 @@
-//! Three nodes: three `hearth-agent run` processes, each with its own data folder and free ports.
+//! Three nodes: three `hearth-agent run` processes that are peers, each with its own data folder and free ports.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use indicatif::ProgressBar;
 use kit::{
+    cluster::{Place, places},
     metrics::Metrics,
     process::AgentProcess,
     pull::{Progress, Pulled, Puller},
@@ -24,12 +25,19 @@ pub(crate) const REPOSITORY: &str = "data/spark";
 
 /// Starts the agents.
 pub(crate) async fn start(work: &Path, upstream: &FakeUpstream, count: usize) -> Result<Vec<AgentProcess>> {
-    let starts = (1..=count).map(|number| {
+    // They hold the ports until the agents listen there.
+    let places = places(count);
+    let entries: Vec<_> = places.iter().map(Place::entry).collect();
+    let starts = (1..).zip(&places).map(|(number, place)| {
         let dir = work.join(format!("node-{number}"));
         let config = format!(
-            "dataDir: {}\nmirror: {{ listen: 127.0.0.1:0 }}\npeer: {{ listen: 127.0.0.1:0 }}\nadmin: {{ listen: 127.0.0.1:0 }}\n\
+            "dataDir: {}\nmirror: {{ listen: 127.0.0.1:0 }}\n\
+             peer: {{ listen: \"{}\", name: {}, members: \"{}\" }}\nadmin: {{ listen: 127.0.0.1:0 }}\n\
              log: {{ format: json, filter: info }}\nstore: {{ minFree: \"0\" }}\nregistries:\n  - host: {REGISTRY}\n    endpoints: [{}]\n",
             dir.join("data").display(),
+            place.address,
+            place.name,
+            entries.join(","),
             upstream.url()
         );
         async move {

@@ -309,11 +309,7 @@ impl Endpoint {
         if let Some(body) = body {
             request = request.body(body);
         }
-        // The path alone: what a redirect signs is in the query.
-        let span = tracing::info_span!(
-            target: trace::TARGET, parent: trace::current(), "registry request", otel.kind = "client", method = %method, host = url.host_str(),
-            path = url.path(),
-        );
+        let span = trace::registry_request(method, url);
         let outcome = trace::within(span, tokio::time::timeout(limit, request.send())).await;
         let status = match &outcome {
             Ok(Ok(response)) => response.status().as_str().to_owned(),
