@@ -174,7 +174,8 @@ const EXPECTED: [(&str, &str, &str); 3] = [
 
 #[test]
 fn every_machine_gets_these_digests() {
-    for (codec, tag, expected) in EXPECTED {
+    let mut found = Vec::new();
+    for (codec, tag, _) in EXPECTED {
         let surroundings = Surroundings {
             sparks: vec!["3.5.8", "3.5.9"],
             platforms: PLATFORMS.to_vec(),
@@ -188,6 +189,8 @@ fn every_machine_gets_these_digests() {
             used: false,
         };
         let built = world(&surroundings, codec).build(&[]);
-        assert_eq!(built["tags"][tag], expected, "{codec}: {:#?}", digests(&built));
+        found.push((codec, tag, built["tags"][tag].as_str().expect("it is built").to_owned()));
     }
+    let expected = EXPECTED.map(|(codec, tag, digest)| (codec, tag, digest.to_owned()));
+    assert_eq!(found, expected);
 }

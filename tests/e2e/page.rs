@@ -123,6 +123,8 @@ async fn the_page_shows_a_pull_while_it_happens() {
     let done = browser.look(&named).await;
     assert!(done.contains(&format!("<td>{REGISTRY}/{REPOSITORY}:3.5.9</td>")), "the image appears: {done}");
     assert!(done.contains("<td>complete</td>"), "{done}");
+    let explained = browser.look(&format!("{named}&explain={REGISTRY}/{REPOSITORY}:3.5.9")).await;
+    assert!(explained.contains("It is complete on this node"), "{explained}");
     let hidden = browser.look("").await;
     assert!(!hidden.contains(REPOSITORY), "names need the token: {hidden}");
     browser

@@ -251,6 +251,9 @@ async fn names_are_shown_to_the_token_alone() {
     }
     let (_, body) = get("/api/v1/status", Some(TOKEN)).await;
     assert!(body.contains(&format!("{REGISTRY}/{REPOSITORY}@sha256:")), "{body}");
+    let explain = format!("/api/v1/explain?name={}", name());
+    assert_eq!(get(&explain, None).await.0, 403);
+    assert!(get(&explain, Some(TOKEN)).await.1.contains("advice"));
     let (status, images) = get("/api/v1/images", Some(TOKEN)).await;
     assert!(status == 200 && images.contains(&name()), "{images}");
     // It reads, and changes nothing.

@@ -70,7 +70,7 @@ async fn an_image_of_a_set_is_brought_whole_and_served_without_upstream() {
     assert_eq!((&ready["digest"], &ready["progress"]), (&Value::from(index), &Value::from(100)));
     assert_eq!(status(&agent).await["prepull"][0]["set"], "file/s");
     let shown = stdout(&command(&agent, &["status"]));
-    assert!(shown.contains("file/s") && shown.contains("Ready") && shown.contains("100%"), "{shown}");
+    assert!(shown.contains("file/s") && shown.contains("Ready") && shown.contains("100 %"), "{shown}");
     let stored = agent.stored();
     assert!(made.blobs().all(|digest| stored.iter().any(|one| one == digest)), "{stored:?}");
     upstream.stop().await;

@@ -1,5 +1,5 @@
 //! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, the status page, and
-//! `/api/v1/status` and `/api/v1/cluster` with numbers alone; to a client with the token (`token`) with names, and the list of images. On the Unix
+//! `/api/v1/status` and `/api/v1/cluster` with numbers alone; to a client with the token (`token`) with names, the list of images and explanations. On the Unix
 //! socket (`local`) the status with names, and the calls of `api`.
 
 use std::sync::{Arc, Weak};
@@ -148,7 +148,7 @@ impl Admin {
             let named = reads && self.token.is_shown(request.headers()).await;
             let detail = if named { Detail::Names } else { Detail::Numbers };
             return match (named, path) {
-                (true, "/api/v1/images") => self.api.answer(request).await,
+                (true, "/api/v1/images" | "/api/v1/explain") => self.api.answer(request).await,
                 (_, "/api/v1/status") => self.status(detail),
                 (_, "/api/v1/cluster") => document(&self.view.document(detail).await),
                 _ => api::only_local(),

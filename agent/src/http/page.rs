@@ -12,7 +12,7 @@ const FILES: [(&str, &str, &str); 3] = [
 ];
 
 /// The page runs its own script, shows its own style, and speaks to this agent alone.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// A file of the page.
 pub(super) fn file(path: &str) -> Option<Response<Body>> {

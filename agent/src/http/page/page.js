@@ -1,10 +1,10 @@
 "use strict";
 // Reads /api/v1/status once a second, the list of images and what the other nodes say every ten. With a token, which comes after `#token=` in the page's
-// address and is never part of a request's path, the agent adds names.
+// address and is never part of a request's path, the agent adds names. `#token=TOKEN&explain=IMAGE` explains an image at once.
 
-const EVERY = 1000, LIMIT = 5000, SLOW_EVERY = 10000;
+const EVERY = 1000, LIMIT = 5000, SLOW_EVERY = 10000, EXPLAIN_LIMIT = 20000;
 const element = id => document.getElementById(id);
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
+const fragment = new URLSearchParams(location.hash.slice(1)), given = fragment.get("token");
 if (given) sessionStorage.setItem("token", given);
 const token = sessionStorage.getItem("token");
 let lastAnswer = Date.now(), lastSlow = 0;
@@ -158,11 +158,34 @@ function cluster(view) {
   }));
 }
 
-async function read(path) {
+async function read(path, limit = LIMIT) {
   const headers = token ? { Authorization: "Bearer " + token } : {};
-  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(LIMIT) });
-  if (!answer.ok) throw new Error("HTTP " + answer.status);
+  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(limit) });
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || "HTTP " + answer.status);
   return answer.json();
+}
+
+// A document as indented lines.
+function outline(value, indent = "") {
+  if (value === null || typeof value !== "object") return " " + value + "\n";
+  const entries = Object.entries(value).filter(([, one]) => one !== null);
+  if (!entries.length) return " none\n";
+  return "\n" + entries.map(([key, one]) => indent + (Array.isArray(value) ? "-" : key + ":") + outline(one, indent + "  ")).join("");
+}
+
+// Asks peers too, so it may take longer than the rest.
+async function explain(name) {
+  text("advice", "asking the agent");
+  text("explanation", "");
+  element("advice").className = "";
+  try {
+    const { advice, ...found } = await read("api/v1/explain?name=" + encodeURIComponent(name), EXPLAIN_LIMIT);
+    text("advice", advice);
+    text("explanation", outline(found).trim());
+  } catch (error) {
+    text("advice", error.message);
+    element("advice").className = "bad";
+  }
 }
 
 async function refresh() {
@@ -194,4 +217,12 @@ async function run() {
   }
 }
 
+element("explain").addEventListener("submit", event => {
+  event.preventDefault();
+  explain(element("explain").elements.image.value);
+});
+if (token && fragment.get("explain")) {
+  element("explain").elements.image.value = fragment.get("explain");
+  explain(fragment.get("explain"));
+}
 run();
