@@ -38,7 +38,7 @@ const ROWS: &[Row] = &[
     ("stall", "first success after a moment of 429s, of resets", "", "{recover_after_429_s} s, {recover_after_reset_s} s"),
     ("job-start", "8 executors on 8 cold nodes, registry throttled: last one can start", "every node by itself", "{speedup_agents_vs_direct} times as fast; pre-pulled when the driver starts {speedup_spark_aware_vs_direct}, before it {speedup_pre_pulled_vs_direct} times"),
     ("job-start", "429s seen", "every node by itself", "{agents_429s} instead of {direct_429s}"),
-    ("cds", "Spark 3.5.9, Java 17: an executor on a warm node, until its first query has returned: processor time", "the same image without class data", "{cpu_ratio_first_query} times"),
+    ("cds", "Sparks 3.4.4, 3.5.9 and 4.1.4 on Java 17: an executor on a warm node, until its first query has returned: processor time", "the same image without class data", "{cpu_ratio_first_query} times"),
     ("cds", "until it is registered", "", "{cpu_ratio_registered} times"),
     ("cds", "its driver, until the first query has returned", "", "{driver_cpu_ratio_first_query} times"),
     ("partial-pull", "podman has Spark 3.5.8 and pulls 3.5.9: bytes from the registry", "the files that changed, compressed", "{bytes_over_changed} times"),
@@ -60,7 +60,7 @@ const ROWS: &[Row] = &[
 const FIGURES: &[(&str, &str)] = &[
     ("job-start", "8 cold nodes, registry throttled: the last of 8 executors can start {speedup_agents_vs_direct} times as fast, and {speedup_spark_aware_vs_direct} times when its image is pre-pulled while the driver starts ({rounds} round)."),
     ("forest", "16 nodes pull one blob at once: the registry sends it {upstream_bytes_ratio} time, the last node has it after {last_over_bound} times the time of one transfer ({rounds} rounds)."),
-    ("cds", "An executor on a warm node takes {cpu_ratio_first_query} times the processor time until its first query has returned when its image has an archive of class data ({rounds} rounds, one Spark)."),
+    ("cds", "An executor on a warm node takes {cpu_ratio_first_query} times the processor time until its first query has returned when its image has an archive of class data ({rounds} rounds of three Sparks)."),
     ("partial-pull", "podman fetches {bytes_over_changed} times the bytes of the files that a patch release of Spark changed ({rounds} round)."),
     ("memory", "An agent with 100,000 blobs takes {rss_mib} MiB of memory at rest ({rounds} rounds)."),
 ];
