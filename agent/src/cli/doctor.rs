@@ -149,7 +149,7 @@ fn pulls(plan: &Plan, job: &Job, socket: Option<&PathBuf>, client: &Client) -> V
     plan.runtimes.iter().copied().map(one).collect()
 }
 
-/// What the agent says of itself. Pure.
+/// What the agent reports about itself. Pure.
 fn judge(status: &Value, peers: &Value) -> Vec<Check> {
     let own = env!("CARGO_PKG_VERSION");
     let version = status["version"].as_str().unwrap_or("unknown");

@@ -1,4 +1,4 @@
-//! The view of the cluster: what each node says of its store and its image sets, asked of the peers.
+//! The view of the cluster: what each node reports of its store and its image sets, asked of the peers.
 //!
 //! One look serves everybody for [`FRESH`], so that reading the page costs peers the same however many browsers do it. A
 //! look ends after [`LOOK`]: nodes that have not answered by then are shown as such, and delay nothing.

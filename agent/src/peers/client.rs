@@ -270,7 +270,7 @@ impl Client {
         self.small(&peer, &PeerRequest::Health).await
     }
 
-    /// What a peer says of itself.
+    /// What a peer reports about itself.
     pub(super) async fn state(&self, peer: &Peer) -> Result<NodeState, PeerError> {
         self.small(peer, &PeerRequest::State).await
     }

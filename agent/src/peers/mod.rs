@@ -5,8 +5,9 @@
 //! divides blobs into pieces and segments; `plan` decides which piece to request next, from which peer, and how to
 //! answer. All are pure, and `bench/sim` runs them on thousands of simulated nodes. `directory` provides the
 //! membership, `wire` is the protocol, `client` sends requests, `quorum` decides when answers about a tag count,
-//! `state` is what a node says of itself, `health` tracks which peers to skip, `pace` which are slow, `speed` whether this node is, `uploads` limits what
-//! this node sends, and `tls` authenticates peers. What happens to a piece is decided in `swarm`.
+//! `state` is what a node reports about itself, `health` tracks which peers to skip, `pace` which are slow, `speed`
+//! whether this node is, `uploads` limits what this node sends, and `tls` authenticates peers. What happens to a
+//! piece is decided in `swarm`.
 
 mod client;
 pub mod directory;
@@ -319,7 +320,7 @@ impl Peers {
         self.0.client.identity(peer.address).await.map(|_| ())
     }
 
-    /// What a peer says of itself.
+    /// What a peer reports about itself.
     pub async fn state(&self, peer: &Peer) -> Result<NodeState, PeerError> {
         self.0.client.state(peer).await.map(NodeState::bounded)
     }

@@ -1,4 +1,4 @@
-//! What a node says of itself to its peers, for the view of the cluster.
+//! What a node reports about itself to its peers, for the view of the cluster.
 //!
 //! Without names: anybody who reaches the peer listener may ask when peers have no TLS. A set of images is named by the hash
 //! of its name, which a node that has the same set knows too.

@@ -42,7 +42,7 @@ async fn members_with_certificates_share_one_fetch() {
     assert!(sum(&cluster.agents, "hearth_peer_received_bytes_total", &[]).await > LEAST);
 }
 
-/// What a stranger gets from a peer: nothing, whatever it says of itself.
+/// What a stranger gets from a peer: nothing, whatever it reports about itself.
 async fn refused(address: SocketAddr, stranger: reqwest::ClientBuilder) -> String {
     let client = stranger.danger_accept_invalid_certs(true).build().expect("a client");
     for scheme in ["https", "http"] {

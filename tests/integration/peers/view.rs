@@ -1,4 +1,4 @@
-//! The view of the cluster: what nodes say of themselves, on the admin listener of each.
+//! The view of the cluster: what nodes report about themselves, on the admin listener of each.
 
 use std::{
     fs,
