@@ -153,7 +153,7 @@ fn layers_of_a_layout_are_reused_byte_for_byte() {
 #[test]
 fn mistakes_of_the_user_end_with_two_and_say_what_to_do() {
     let fixture = Fixture::new();
-    let good = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
+    let valid = fs::read_to_string(fixture.path("hearth.yaml")).expect("the specification can be read");
     let cases: &[(&str, &str, &[&str])] = &[
         ("axes:", "axis:", &["hearth.yaml:6:1", "did you mean `axes`?"]),
         ("\"17\"", "\"25\"", &["Spark 3.5.9 does not run on Java 25", "--skip-refused"]),
@@ -162,14 +162,14 @@ fn mistakes_of_the_user_end_with_two_and_say_what_to_do() {
         ("\"3.11\"", "\"3.10\"", &["no Python 3.10 (it has 3.11)"]),
     ];
     for (from, to, expected) in cases {
-        fs::write(fixture.path("hearth.yaml"), good.replace(from, to)).expect("writable");
+        fs::write(fixture.path("hearth.yaml"), valid.replace(from, to)).expect("writable");
         let (code, message) = fixture.failure(&[]);
         assert_eq!(code, 2, "{to}: {message}");
         for part in *expected {
             assert!(message.contains(part), "`{message}` should hold `{part}`");
         }
     }
-    let two = good.replace("[\"17\"]", "[\"17\", \"25\"]");
+    let two = valid.replace("[\"17\"]", "[\"17\", \"25\"]");
     fs::write(fixture.path("hearth.yaml"), two).expect("writable");
     let built = fixture.build(&["--skip-refused"]);
     assert_eq!(built["images"].as_array().map(Vec::len), Some(1));
@@ -209,8 +209,8 @@ fn a_pinned_archive_must_have_its_digest() {
     let fixture = Fixture::new();
     let digest = kit::registry::sha256(&fs::read(fixture.path("pyspark-3.5.9.tar.gz")).expect("readable"));
     let pin = |digest: &str| {
-        let good = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
-        let pinned = good.replace(".tar.gz\" }", &format!(".tar.gz\", sha256: \"{digest}\" }}"));
+        let valid = fs::read_to_string(fixture.path("hearth.yaml")).expect("the specification can be read");
+        let pinned = valid.replace(".tar.gz\" }", &format!(".tar.gz\", sha256: \"{digest}\" }}"));
         fs::write(fixture.path("pinned.yaml"), pinned).expect("writable");
     };
     pin(digest.strip_prefix("sha256:").expect("a digest"));

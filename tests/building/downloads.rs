@@ -18,9 +18,9 @@ async fn a_download_is_resumed_where_it_broke_off_and_checked() {
     let digest = upstream.blob("files", &archive).await;
     let hex = digest.strip_prefix("sha256:").expect("a digest").to_owned();
     let url = format!("{}/v2/files/blobs/{digest}", upstream.url());
-    let good = fs::read_to_string(fixture.path("hearth.yaml")).expect("readable");
+    let valid = fs::read_to_string(fixture.path("hearth.yaml")).expect("the specification can be read");
     let from = "{ path: \"pyspark-{spark}.tar.gz\" }";
-    let spec = |sha256: &str| good.replace(from, &format!("{{ url: \"{url}\", sha256: \"{sha256}\" }}"));
+    let spec = |sha256: &str| valid.replace(from, &format!("{{ url: \"{url}\", sha256: \"{sha256}\" }}"));
     let build = async |name: &str, text: String| {
         fs::write(fixture.path(name), text).expect("writable");
         let mut command = fixture.command(&["-f", name, "--output", "json"]);

@@ -3,8 +3,8 @@
 //!
 //! Each cell is built twice by one specification, with `classDataSharing` and without, pushed to a registry and pulled by
 //! containerd: the images differ in one layer. A round starts a driver in a container of each, which starts its executor
-//! as Kubernetes would (`cds.py`). The query is not among those that the build trains with. Both images have run once
-//! before the first round: the node is warm.
+//! as Kubernetes would (`cds.py`). The build's training job does not run this query. Both images have run once before
+//! the first round, so the node is warm.
 
 use std::{
     collections::BTreeMap,

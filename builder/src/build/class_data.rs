@@ -108,7 +108,7 @@ impl Inputs<'_> {
         Ok(fingerprint(&own.map(|(path, entry)| (path.clone(), entry.clone())).collect()))
     }
 
-    /// Makes the archive: of the classes that the lock names, or else of those that a job loads.
+    /// Makes the archive from the classes in the lock; without a lock, from the classes that the training job loads.
     fn archive(
         &self,
         image: &Unfinished<'_>,

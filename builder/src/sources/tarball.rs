@@ -82,7 +82,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Those that are kept while members are read.
+    /// The limits on the number of tar members and on the bytes of their headers.
     pub(crate) fn bounds(self) -> Bounds {
         Bounds { members: self.members, headers: self.headers }
     }
