@@ -1,8 +1,9 @@
 //! The only file that uses every module. `build` opens and binds, `run` starts loops and serves, in this order:
 //! store, upstream, download, listeners; and stops in the reverse order.
 //!
-//! Shutdown: no new connections (probes of a new process on the same ports reach that) -> open requests finish within the grace period -> downloads stop and
-//! keep their partial blobs -> times of last use written -> index closed.
+//! Shutdown: no new connections (probes of a new process on the same ports reach that) -> open requests finish
+//! within the grace period -> downloads stop and keep their partial blobs -> times of last use written -> index
+//! closed.
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,7 @@
-//! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, the status page, and
-//! `/api/v1/status` and `/api/v1/cluster` with numbers alone; to a client with the token (`token`) with names, the list of images and explanations. On the Unix
-//! socket (`local`) the status with names, and the calls of `api`.
+//! The admin side. On its TCP listener, which the network may reach: `/livez`, `/readyz`, `/metrics`, the status
+//! page, and `/api/v1/status` and `/api/v1/cluster` with numbers alone; to a client with the token (`token`) with
+//! names, the list of images and explanations. On the Unix socket (`local`) the status with names, and the calls of
+//! `api`.
 
 use std::sync::{Arc, Weak};
 

@@ -36,7 +36,7 @@ impl std::fmt::Display for Right {
     }
 }
 
-/// Those of the rights that the account does not have, in the same order. `url` as in [`super::connect`].
+/// Returns the rights that the account lacks, in the same order. `url` as in [`super::connect`].
 pub(crate) async fn missing(url: Option<&str>, rights: Vec<Right>) -> Result<Vec<Right>, String> {
     let client = client(url).await?;
     let ask = |right: Right| {
