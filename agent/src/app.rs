@@ -270,7 +270,7 @@ impl App {
         let prepull_task = self.tasks.spawn("prepull", prepuller.run(stop.clone()));
         let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
         let directory_task =
-            self.tasks.spawn("directory", async move { peers.follow(publisher, until).await });
+            self.tasks.spawn("directory", async move { Box::pin(peers.follow(publisher, until)).await });
         let tls = self.peers.config().tls.clone();
         // Downloads use peers as long as this exists.
         let swarm = self.swarm;

@@ -42,6 +42,7 @@
 
 pub mod access;
 pub mod app;
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod controller;

@@ -34,11 +34,27 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["config", "http", "images", "journal", "kubernetes", "peers", "setup", "store", "types"]),
+    ("certificates", &[]),
+    (
+        "cli",
+        &[
+            "certificates",
+            "config",
+            "http",
+            "images",
+            "journal",
+            "kubernetes",
+            "peers",
+            "setup",
+            "store",
+            "types",
+        ],
+    ),
     // Configuration is the parts' own `Config` types side by side.
     (
         "config",
         &[
+            "certificates",
             "controller",
             "download",
             "gc",
@@ -52,7 +68,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("controller", &["kubernetes", "metrics", "prepull", "types"]),
+    ("controller", &["certificates", "kubernetes", "metrics", "prepull", "types"]),
     (
         "http",
         &[
@@ -77,7 +93,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("scrub", &["metrics", "store", "task", "types"]),
     ("setup", &["runtime", "types"]),
     ("store", &["types"]),
-    ("peers", &["kubernetes", "limits", "metrics", "task", "trace", "types"]),
+    ("peers", &["certificates", "kubernetes", "limits", "metrics", "task", "trace", "types"]),
     ("upstream", &["metrics", "task", "trace", "types"]),
     ("metrics", &[]),
     ("task", &["trace"]),
@@ -90,6 +106,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["agent/src/store/index.rs"]),
     ("opentelemetry", &["agent/src/trace.rs"]),
     ("prost", &["agent/src/runtime/"]),
+    ("rcgen", &["agent/src/certificates/"]),
+    ("x509_parser", &["agent/src/certificates/"]),
     (
         "kube",
         &[
@@ -97,6 +115,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "agent/src/kubernetes.rs",
             "agent/src/kubernetes/",
             "agent/src/prepull/",
+            "agent/src/peers/enrol.rs",
             "agent/src/peers/kubernetes.rs",
         ],
     ),

@@ -2,6 +2,7 @@
 
 use super::doctor::Check;
 use crate::{
+    certificates::AUTHORITY,
     config::Config,
     kubernetes::rights::{Right, missing},
     peers::Source,
@@ -13,6 +14,7 @@ fn needed(config: &Config) -> Vec<Right> {
         verb,
         group,
         resource,
+        name: "",
         namespace: namespace.cloned(),
     };
     let mut rights = Vec::new();
@@ -35,6 +37,12 @@ fn needed(config: &Config) -> Vec<Right> {
     if let Source::Service { namespace, .. } = &config.peers.source {
         for verb in ["list", "watch"] {
             rights.push(right(verb, "discovery.k8s.io", "endpointslices", Some(namespace)));
+        }
+    }
+    if let Some(enrolment) = &config.peers.enrolment {
+        rights.push(Right { name: AUTHORITY, ..right("get", "", "configmaps", Some(&enrolment.namespace)) });
+        for verb in ["create", "get"] {
+            rights.push(right(verb, "certificates.k8s.io", "certificatesigningrequests", None));
         }
     }
     rights
@@ -101,6 +109,16 @@ mod tests {
             [
                 "list endpointslices.discovery.k8s.io in hearth",
                 "watch endpointslices.discovery.k8s.io in hearth"
+            ]
+        );
+        let rights = needed(&config("peer: {service: hearth/peers, tls: {signer: hearth.dev/peer}}"));
+        let names: Vec<_> = rights[2..].iter().map(Right::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "get configmaps/hearth-peer-authority in hearth",
+                "create certificatesigningrequests.certificates.k8s.io",
+                "get certificatesigningrequests.certificates.k8s.io"
             ]
         );
     }

@@ -135,6 +135,12 @@ pub const KEYS: &[Key] = &[
                   tag before the node uses it while the registry is throttling or down; never fewer than 2",
     },
     Key {
+        path: "peer.tls.signer",
+        default: "",
+        meaning: "`hearth.dev/peer`: this node's certificate for peers is requested from the cluster and renewed, and \
+                  `hearth-agent controller` signs it; instead of the three files below",
+    },
+    Key {
         path: "peer.tls.certificate",
         default: "",
         meaning: "PEM file of this node's certificate for peers; with it peers use TLS 1.3 only, and each requires a \
@@ -150,7 +156,7 @@ pub const KEYS: &[Key] = &[
         path: "peer.tls.name",
         default: "",
         meaning: "the DNS name that every peer's certificate is valid for; peers are connected to by address, which \
-                  no certificate contains",
+                  no certificate contains; `hearth-peers` with `peer.tls.signer`",
     },
     Key {
         path: "runtime.socket",
@@ -310,7 +316,13 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kubernetes.namespace",
         default: "hearth",
-        meaning: "namespace of the lease by which one process of the controller becomes the leader",
+        meaning: "namespace of the lease by which one process of the controller becomes the leader, and of the authorities \
+                  that sign peers' certificates",
+    },
+    Key {
+        path: "kubernetes.agentAccount",
+        default: "hearth-agent",
+        meaning: "service account of the agents in that namespace: the controller signs certificates for it",
     },
     Key {
         path: "kubernetes.taint",

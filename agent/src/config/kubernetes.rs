@@ -9,11 +9,13 @@ use crate::{
 /// How often the node is read when there is nothing to do.
 const IDLE: std::time::Duration = std::time::Duration::from_mins(3);
 
-/// The agent's and the controller's settings; nothing unless `imageSets` is on. `node` stands in for a name that is not given.
+/// The agent's and the controller's settings; nothing unless `imageSets` is on. `node` stands in for a name that is not given;
+/// `signing` is the name of peers whose certificates the controller signs.
 pub(super) fn check(
     raw: RawKubernetes,
     defaults: RawKubernetes,
     node: &str,
+    signing: Option<String>,
 ) -> Option<(cluster::Config, controller::Config)> {
     macro_rules! value {
         ($field:ident) => {
@@ -33,6 +35,7 @@ pub(super) fn check(
     }
     let api = raw.api.map(|api| api.0.0.to_string());
     let (taint, heartbeat) = (value!(taint), value!(heartbeat).0);
+    let account = value!(agent_account).text().to_owned();
     let agent = cluster::Config {
         api: api.clone(),
         node: raw.node.map_or_else(|| node.to_owned(), |node| node.0.text().to_owned()),
@@ -51,6 +54,7 @@ pub(super) fn check(
         interval,
         heartbeat,
         spark,
+        certificates: signing.map(|name| controller::certificates::Config { name, account }),
     };
     Some((agent, controller))
 }

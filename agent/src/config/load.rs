@@ -201,12 +201,19 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         let problem = format!("`store.lowWatermark`: must not be above `store.highWatermark` ({high}%)");
         return Err(origins.error("store.lowWatermark", Some(low.referenced), problem));
     }
-    let peers = super::peers::check(&raw.peer, &defaults.peer)
+    let data_dir = raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default");
+    let namespace = raw.kubernetes.namespace.as_ref().or(defaults.kubernetes.namespace.as_ref());
+    let cluster = super::peers::Cluster {
+        namespace: namespace.expect("`kubernetes.namespace` has a default").0.text().to_owned(),
+        node: raw.kubernetes.node.as_ref().map(|node| node.0.text().to_owned()),
+        api: raw.kubernetes.api.as_ref().or(raw.peer.api.as_ref()).map(|api| api.0.0.to_string()),
+        data: data_dir.clone(),
+    };
+    let peers = super::peers::check(&raw.peer, &defaults.peer, cluster)
         .map_err(|(key, at, problem)| origins.error(key, at, format!("`{key}`: {problem}")))?;
     if purpose == Purpose::Serve {
         registries::check_peers(&registries, &checked, &peers, origins)?;
     }
-    let data_dir = raw.data_dir.or(defaults.data_dir).expect("`dataDir` has a default");
     let admin_socket = match raw.admin.socket {
         Some(socket) if socket.value.as_os_str().len() > LONGEST_SOCKET => {
             let problem =
@@ -216,8 +223,9 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
         Some(socket) => socket.value,
         None => data_dir.join(SOCKET),
     };
+    let signing = raw.peer.tls.signer.is_some().then(|| super::peers::signed_name(&raw.peer.tls));
     let (kubernetes, controller) =
-        super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name).unzip();
+        super::kubernetes::check(raw.kubernetes, defaults.kubernetes, &peers.name, signing).unzip();
     let in_cluster = kubernetes.is_some();
     let ratio = value!(traces.ratio).0;
     let traces = raw.traces.endpoint.map(|endpoint| trace::Config {

@@ -1,12 +1,15 @@
 //! `peer`: who this node is among others, and who they are.
 
-use std::{net::SocketAddr, str::FromStr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use rustls::pki_types::ServerName;
 use serde_saphyr::Location;
 
 use super::raw::{RawPeer, RawPeerTls};
-use crate::peers::{Config, Files, Peer, Source, Tls};
+use crate::{
+    certificates::{self, SIGNER},
+    peers::{Config, Enrolment, Files, Peer, Source, Tls},
+};
 
 /// Longest name of a member or zone.
 const LONGEST: usize = 253;
@@ -14,8 +17,20 @@ const LONGEST: usize = 253;
 /// A key that is wrong: its path, its place, and what is wrong.
 pub(super) type Wrong = (&'static str, Option<Location>, String);
 
+/// What certificates need to know of the other sections.
+pub(super) struct Cluster {
+    /// `kubernetes.namespace`.
+    pub(super) namespace: String,
+    /// `kubernetes.node`.
+    pub(super) node: Option<String>,
+    /// `kubernetes.api`.
+    pub(super) api: Option<String>,
+    /// `dataDir`.
+    pub(super) data: PathBuf,
+}
+
 /// Holds the keys against each other.
-pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> {
+pub(super) fn check(raw: &RawPeer, defaults: &RawPeer, cluster: Cluster) -> Result<Config, Wrong> {
     let source = source(raw)?;
     let name = match &raw.name {
         Some(name) => name.0.0.clone(),
@@ -32,6 +47,14 @@ pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> 
                 .clone()
         };
     }
+    let (tls, enrolment) = match (&raw.tls.signer, &source) {
+        (None, _) => (tls(&raw.tls)?.map(Arc::new), None),
+        (Some(_), Source::Off) => (None, None),
+        (Some(signer), _) => {
+            let (tls, enrolment) = enrolment(&raw.tls, signer.referenced, &name, cluster)?;
+            (Some(Arc::new(tls)), Some(enrolment))
+        }
+    };
     Ok(Config {
         name,
         zone,
@@ -41,8 +64,45 @@ pub(super) fn check(raw: &RawPeer, defaults: &RawPeer) -> Result<Config, Wrong> 
         upload_rate: value!(upload_rate).0,
         wait: value!(wait).0,
         tag_quorum: value!(tag_quorum).0,
-        tls: tls(&raw.tls)?.map(Arc::new),
+        tls,
+        enrolment,
     })
+}
+
+/// The name that peers' certificates are valid for when the controller signs them.
+pub(super) fn signed_name(raw: &RawPeerTls) -> String {
+    raw.name.as_ref().map_or_else(|| certificates::NAME.to_owned(), |name| name.value.0.0.clone())
+}
+
+/// With a signer, the certificate is requested from the cluster.
+fn enrolment(
+    raw: &RawPeerTls,
+    at: Location,
+    name: &str,
+    cluster: Cluster,
+) -> Result<(Tls, Enrolment), Wrong> {
+    let files =
+        [("peer.tls.certificate", &raw.certificate), ("peer.tls.key", &raw.key), ("peer.tls.ca", &raw.ca)];
+    if let Some((key, file)) = files.iter().find_map(|(key, file)| Some((*key, file.as_ref()?))) {
+        return Err((
+            key,
+            Some(file.referenced),
+            "cannot be used together with `peer.tls.signer`".to_owned(),
+        ));
+    }
+    let shared = signed_name(raw);
+    let server = ServerName::try_from(shared.clone()).map_err(|_| {
+        let at = raw.name.as_ref().map_or(at, |name| name.referenced);
+        ("peer.tls.name", Some(at), format!("`{shared}` is not a DNS name"))
+    })?;
+    let enrolment = Enrolment {
+        name: shared,
+        node: cluster.node.unwrap_or_else(|| name.to_owned()),
+        namespace: cluster.namespace,
+        api: cluster.api,
+        directory: cluster.data.join("peer-certificate"),
+    };
+    Ok((Tls::awaiting(enrolment.files(server)), enrolment))
 }
 
 /// All four keys or none.
@@ -66,8 +126,13 @@ fn tls(raw: &RawPeerTls) -> Result<Option<Tls>, Wrong> {
     let named = name.value.0.0.clone();
     let name = ServerName::try_from(named.clone())
         .map_err(|_| ("peer.tls.name", Some(name.referenced), format!("`{named}` is not a DNS name")))?;
-    let files =
-        Files { certificate: certificate.value.clone(), key: key.value.clone(), ca: ca.value.clone(), name };
+    let files = Files {
+        certificate: certificate.value.clone(),
+        key: key.value.clone(),
+        ca: ca.value.clone(),
+        name,
+        by_node: false,
+    };
     Tls::open(files).map(Some).map_err(|error| {
         let place = keys.iter().find(|(path, _)| *path == error.key).and_then(|(_, place)| *place);
         (error.key, place, error.problem)
@@ -170,6 +235,22 @@ impl FromStr for HostPort {
     }
 }
 
+/// The signer of certificates: there is one, which the controller is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Signer;
+
+impl FromStr for Signer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == SIGNER {
+            Ok(Self)
+        } else {
+            Err(format!("`{text}` is not a signer that agents know: write `{SIGNER}`"))
+        }
+    }
+}
+
 /// `namespace/name`.
 #[derive(Clone, Debug)]
 pub(super) struct ServiceName {
@@ -216,8 +297,23 @@ mod tests {
     }
 
     #[test]
+    fn with_a_signer_the_certificate_is_requested_for_this_node() {
+        let config = read("name: n1, service: hearth/peers, tls: {signer: hearth.dev/peer}").unwrap();
+        let enrolment = config.enrolment.unwrap();
+        assert_eq!((enrolment.name.as_str(), enrolment.node.as_str()), ("hearth-peers", "n1"));
+        assert!(config.tls.unwrap().server().is_none(), "there is no certificate yet");
+        let alone = read("tls: {signer: hearth.dev/peer}").unwrap();
+        assert!(alone.tls.is_none() && alone.enrolment.is_none());
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_place() {
         for (peer, expected) in [
+            ("dns: \"peers:1\", tls: {signer: a.b/c}", "`a.b/c` is not a signer"),
+            (
+                "dns: \"peers:1\", tls: {signer: hearth.dev/peer, ca: a}",
+                "`peer.tls.ca`: cannot be used together with `peer.tls.signer`",
+            ),
             ("members: a", "`a` is not a peer"),
             ("members: \"a=b\"", "`a=b` is not a peer"),
             ("service: peers", "`peers` is not a service"),

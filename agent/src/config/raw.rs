@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
 
 use super::{
-    peers::{HostPort, MemberList, Name, ServiceName},
+    peers::{HostPort, MemberList, Name, ServiceName, Signer},
     prepull::RawSet,
 };
 use crate::types::{Amount, RegistryHost, RegistryPattern, parse_duration, parse_percent, parse_size};
@@ -64,7 +64,15 @@ impl Raw {
     /// directories, so these are not read.
     pub(super) fn of_controller(self) -> Self {
         Self {
-            peer: RawPeer { name: self.peer.name, ..RawPeer::default() },
+            peer: RawPeer {
+                name: self.peer.name,
+                tls: RawPeerTls {
+                    signer: self.peer.tls.signer,
+                    name: self.peer.tls.name,
+                    ..RawPeerTls::default()
+                },
+                ..RawPeer::default()
+            },
             admin: RawAdmin { listen: self.admin.listen, socket: None, token_file: None },
             limits: self.limits,
             log: self.log,
@@ -102,6 +110,7 @@ section!(RawPeer {
     tls: RawPeerTls,
 });
 section!(RawPeerTls {
+    signer: Option<Spanned<Text<Signer>>>,
     certificate: Option<Spanned<PathBuf>>,
     key: Option<Spanned<PathBuf>>,
     ca: Option<Spanned<PathBuf>>,
@@ -149,6 +158,7 @@ section!(RawKubernetes {
     status_interval: Option<Text<PositiveSpan>>,
     heartbeat: Option<Text<PositiveSpan>>,
     agent_nodes: Option<Text<String>>,
+    agent_account: Option<Text<Name>>,
     spark: Option<Text<bool>>,
     spark_lead: Option<Text<PositiveSpan>>,
     spark_ttl: Option<Text<PositiveSpan>>,

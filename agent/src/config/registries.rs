@@ -73,8 +73,8 @@ pub(super) fn check_peers(
         let why = if config.private == Private::Agent { "`private: agent`" } else { "`tls.certificate`" };
         let problem = format!(
             "`registries`: `{}` has {why}, and peers are not authenticated: every pod that reaches `peer.listen` could \
-             read this registry's images with the agent's credentials. Set `peer.tls.certificate`, `peer.tls.key`, \
-             `peer.tls.ca` and `peer.tls.name`; or use `private: decline` without a certificate; or set none of \
+             read this registry's images with the agent's credentials. Set `peer.tls.signer`, or `peer.tls.certificate`, \
+             `peer.tls.key`, `peer.tls.ca` and `peer.tls.name`; or use `private: decline` without a certificate; or set none of \
              `peer.members`, `peer.dns` and `peer.service`",
             config.pattern
         );

@@ -3,6 +3,7 @@
 //! ```text
 //! Nodes, NodeCaches, ImageSets (watch) --aggregated--> ImageSets' status, Events;  expired sets removed
 //! Spark applications, driver pods (watch) --> ImageSets
+//! CertificateSigningRequests of agents (watch) --> certificates for peers
 //! ```
 //!
 //! | part | owns |
@@ -12,11 +13,13 @@
 //! | `aggregate` | the status of a set (pure) |
 //! | `status` | writes statuses and Events, removes expired sets |
 //! | [`spark`] | sets for Spark applications |
+//! | [`certificates`] | certificates for peers |
 //!
 //! Agents need none of it to warm their nodes: without a controller sets are pulled, their status stays as it is, Spark
 //! applications get no sets, and `maxParallelNodes` admits no further nodes.
 
 mod aggregate;
+pub mod certificates;
 mod lease;
 mod nodes;
 mod renewals;
@@ -72,6 +75,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Settings for Spark applications; `None` when they are not watched.
     pub spark: Option<spark::Config>,
+    /// Settings for certificates of peers; `None` when the controller signs none.
+    pub certificates: Option<certificates::Config>,
 }
 
 /// Whether the API server answers. Cheap to clone.
@@ -174,12 +179,22 @@ impl Controller {
                 None => std::future::pending().await,
             }
         };
+        let certificates = async {
+            match &self.config.certificates {
+                Some(config) => {
+                    let signing = certificates::run(client, config, &self.config.namespace, &self.metrics);
+                    Box::pin(signing).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = sets => {}
             () = nodes => {}
             () = caches => {}
             () = statuses => {}
             () = applications => {}
+            () = certificates => {}
             () = elector.renew(|answered| self.contact.note(answered)) => {}
         }
     }

@@ -221,9 +221,10 @@ where
         let open = Open::default();
         let head = Head::new(&open);
         let stream = ClientStream::new(socket.clone(), self.limits.client_write).watched(head.clone());
-        match self.service.tls.as_ref().map(|tls| TlsAcceptor::from(tls.server())) {
+        match self.service.tls.as_ref().map(|tls| tls.server()) {
             None => self.serve(stream, &socket, &open, &head).await,
-            Some(acceptor) => match shake_hands(&acceptor, stream).await {
+            Some(None) => tracing::debug!("connection refused: this node has no certificate yet"),
+            Some(Some(tls)) => match shake_hands(&TlsAcceptor::from(tls), stream).await {
                 Ok(stream) => {
                     head.complete();
                     head.received();

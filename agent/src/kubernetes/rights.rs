@@ -22,6 +22,8 @@ pub(crate) struct Right {
     pub(crate) group: &'static str,
     /// Plural name, with a subresource behind a slash.
     pub(crate) resource: &'static str,
+    /// Name of the only object that is meant; empty for all.
+    pub(crate) name: &'static str,
     /// Namespace; `None` for the whole cluster.
     pub(crate) namespace: Option<String>,
 }
@@ -31,6 +33,9 @@ impl std::fmt::Display for Right {
         write!(f, "{} {}", self.verb, self.resource)?;
         if !self.group.is_empty() {
             write!(f, ".{}", self.group)?;
+        }
+        if !self.name.is_empty() {
+            write!(f, "/{}", self.name)?;
         }
         self.namespace.as_ref().map_or(Ok(()), |namespace| write!(f, " in {namespace}"))
     }
@@ -62,6 +67,7 @@ async fn may(client: Client, right: &Right) -> Result<bool, kube::Error> {
         group: Some(right.group.to_owned()),
         resource: Some(resource.to_owned()),
         subresource: subresource.map(str::to_owned),
+        name: (!right.name.is_empty()).then(|| right.name.to_owned()),
         namespace: right.namespace.clone(),
         ..ResourceAttributes::default()
     };
@@ -79,17 +85,20 @@ mod tests {
 
     #[test]
     fn a_right_is_named_as_kubectl_names_it() {
-        for (group, resource, namespace, expected) in [
-            ("", "nodes/status", None, "patch nodes/status"),
-            ("hearth.dev", "nodecaches", None, "patch nodecaches.hearth.dev"),
+        for (group, resource, name, namespace, expected) in [
+            ("", "nodes/status", "", None, "patch nodes/status"),
+            ("hearth.dev", "nodecaches", "", None, "patch nodecaches.hearth.dev"),
+            ("", "configmaps", "a", Some("hearth"), "patch configmaps/a in hearth"),
             (
                 "discovery.k8s.io",
                 "endpointslices",
+                "",
                 Some("hearth"),
                 "patch endpointslices.discovery.k8s.io in hearth",
             ),
         ] {
-            let right = Right { verb: "patch", group, resource, namespace: namespace.map(str::to_owned) };
+            let namespace = namespace.map(str::to_owned);
+            let right = Right { verb: "patch", group, resource, name, namespace };
             assert_eq!(right.to_string(), expected);
         }
     }

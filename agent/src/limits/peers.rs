@@ -186,6 +186,21 @@ pub(crate) mod plan {
 }
 
 /// Of `peers/tls.rs`.
+pub(crate) mod enrol {
+    use std::time::Duration;
+
+    /// First pause between two looks at a request for a certificate, and after a failure; each is twice the one before.
+    pub(crate) const FIRST: Duration = Duration::from_secs(1);
+    /// Longest such pause: without a controller, 1,000 nodes send 8 requests a second.
+    pub(crate) const LONGEST: Duration = Duration::from_mins(2);
+    /// How often the published authorities are read.
+    pub(crate) const LOOK: Duration = Duration::from_mins(15);
+    /// Pause after a refused request.
+    pub(crate) const DENIED: Duration = Duration::from_mins(10);
+    /// A request without an answer is worth a warning after this time.
+    pub(crate) const WARN: Duration = Duration::from_secs(30);
+}
+
 pub(crate) mod tls {
     use std::time::Duration;
 

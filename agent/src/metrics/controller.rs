@@ -26,6 +26,10 @@ pub struct ControllerMetrics {
     pub ready_image_sets: Gauge,
     /// Failed writes to the API server.
     pub failed_writes: Counter,
+    /// Certificates for peers that were signed.
+    pub certificates_issued: Counter,
+    /// Requests for certificates that were refused.
+    pub certificates_denied: Counter,
 }
 
 impl Default for ControllerMetrics {
@@ -37,6 +41,7 @@ impl Default for ControllerMetrics {
         let (leader, nodes, silent_nodes) = (Gauge::default(), Gauge::default(), Gauge::default());
         let (image_sets, ready_image_sets) = (Gauge::default(), Gauge::default());
         let failed_writes = Counter::default();
+        let (certificates_issued, certificates_denied) = (Counter::default(), Counter::default());
         registry.register("controller_leader", "1 while this process leads the controller", leader.clone());
         registry.register(
             "controller_nodes",
@@ -59,6 +64,16 @@ impl Default for ControllerMetrics {
             "Writes to the API server that failed",
             failed_writes.clone(),
         );
+        registry.register(
+            "controller_certificates_issued",
+            "Certificates for peers that were signed",
+            certificates_issued.clone(),
+        );
+        registry.register(
+            "controller_certificates_denied",
+            "Requests for certificates for peers that were refused",
+            certificates_denied.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             leader,
@@ -67,6 +82,8 @@ impl Default for ControllerMetrics {
             image_sets,
             ready_image_sets,
             failed_writes,
+            certificates_issued,
+            certificates_denied,
         }
     }
 }

@@ -358,9 +358,10 @@ fn http_client(tls: Option<&Tls>, connect: Duration) -> Result<reqwest::Client, 
         .tcp_nodelay(true)
         .pool_idle_timeout(Duration::from_secs(30))
         .http1_only();
-    match tls {
+    // Without a certificate no peer is known yet, and nothing is sent.
+    match tls.and_then(Tls::client) {
         None => builder,
-        Some(tls) => builder.tls_backend_preconfigured(tls.client()),
+        Some(tls) => builder.tls_backend_preconfigured(tls),
     }
     .build()
 }

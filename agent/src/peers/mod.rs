@@ -6,12 +6,13 @@
 //! answer. All are pure, and `bench/sim` runs them on thousands of simulated nodes. `directory` provides the
 //! membership, `wire` is the protocol, `client` sends requests, `quorum` decides when answers about a tag count,
 //! `state` is what a node reports about itself, `health` tracks which peers to skip, `pace` which are slow, `speed`
-//! whether this node is, `uploads` limits what this node sends, and `tls` authenticates peers. What happens to a
-//! piece is decided in `swarm`.
+//! whether this node is, `uploads` limits what this node sends, `tls` authenticates peers, and `enrol` requests this
+//! node's certificate. What happens to a piece is decided in `swarm`.
 
 mod client;
 pub mod directory;
 mod dns;
+mod enrol;
 mod health;
 mod kubernetes;
 pub mod layout;
@@ -43,6 +44,7 @@ use client::Client;
 pub use client::{CONNECT, HEADER, HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagAnswer};
 use directory::{Directory as _, Fixed, Publisher};
 use dns::Dns;
+pub use enrol::Enrolment;
 use health::Health;
 use kubernetes::Slices;
 pub use membership::{Membership, Peer};
@@ -104,6 +106,8 @@ pub struct Config {
     pub tag_quorum: usize,
     /// Mutual TLS between peers. Without it, every client that reaches the listener counts as a peer.
     pub tls: Option<Arc<Tls>>,
+    /// Where this node's certificate is requested, unless it comes in files.
+    pub enrolment: Option<Enrolment>,
 }
 
 /// Why peers could not be set up.
@@ -183,13 +187,39 @@ impl Peers {
 
     /// Reads the configured source of peers, and the certificates for them, until `stop`.
     pub async fn follow(&self, publish: Publisher, stop: CancellationToken) {
+        let Some(tls) = self.0.config.tls.clone() else { return self.follow_membership(publish, stop).await };
+        // No request is sent to a peer before there is a certificate, and the client has it.
+        let usable = watch::Sender::new(tls.is_usable());
+        let changed = || {
+            self.0.client.renew(&tls);
+            usable.send_replace(true);
+        };
         let certificates = async {
-            if let Some(tls) = self.0.config.tls.clone() {
-                let changed = || self.0.client.renew(&tls);
-                tls.clone().follow(changed, &stop).await;
+            match &self.0.config.enrolment {
+                Some(enrolment) => {
+                    stop.run_until_cancelled(enrolment.run(&tls, changed)).await;
+                }
+                None => tls.clone().follow(changed, &stop).await,
             }
         };
-        tokio::join!(certificates, self.follow_membership(publish, stop.clone()));
+        let membership = async {
+            let mut certified = usable.subscribe();
+            let waiting = async { certified.wait_for(|usable| *usable).await.is_ok() };
+            if stop.run_until_cancelled(waiting).await == Some(true) {
+                self.follow_membership(publish, stop.clone()).await;
+            }
+        };
+        let nodes = async {
+            let mut membership = self.watch();
+            loop {
+                tls.expect(&membership.borrow_and_update().clone());
+                let changed = stop.run_until_cancelled(membership.changed()).await;
+                if !matches!(changed, Some(Ok(()))) {
+                    break;
+                }
+            }
+        };
+        tokio::join!(certificates, membership, nodes);
     }
 
     async fn follow_membership(&self, publish: Publisher, stop: CancellationToken) {

@@ -6,17 +6,24 @@
 //! peers. Only TLS 1.3 is used, and sessions are not resumed, so that the certificate is checked on every connection.
 //!
 //! The files are read again while the agent runs. New connections use the newest usable files; unusable files change
-//! nothing and are logged.
+//! nothing and are logged. Files that the agent itself requests from the cluster (`enrol`) may be absent at first: until they
+//! are there, no connection is made or accepted.
+//!
+//! Certificates that name their node are bound to it: a peer is accepted only if it has the certificate of a node that the
+//! membership has at that address, so one taken-over node cannot speak for others.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, RwLock};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -32,7 +39,8 @@ use rustls::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::peers::tls::RELOAD;
+use super::Membership;
+use crate::{certificates::Facts, limits::peers::tls::RELOAD};
 
 /// A file that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,7 +69,12 @@ pub struct Files {
     pub ca: PathBuf,
     /// The name for which every peer's certificate must be valid.
     pub name: ServerName<'static>,
+    /// Whether each certificate names its node, which must be the one at the peer's address.
+    pub by_node: bool,
 }
+
+/// Names of the nodes at each address.
+type Nodes = Arc<RwLock<BTreeMap<IpAddr, BTreeSet<String>>>>;
 
 /// The content of the files, ready for use.
 struct Material {
@@ -73,7 +86,8 @@ struct Material {
 pub struct Tls {
     files: Files,
     /// The bytes of the files when they were read last, and the configuration made from them.
-    current: Mutex<(Contents, Material)>,
+    current: Mutex<Option<(Contents, Material)>>,
+    nodes: Nodes,
 }
 
 impl fmt::Debug for Tls {
@@ -85,33 +99,55 @@ impl fmt::Debug for Tls {
 impl Tls {
     /// Reads the files.
     pub fn open(files: Files) -> Result<Self, TlsError> {
-        let contents = Contents::read(&files)?;
-        let material = contents.material(&files)?;
-        Ok(Self { files, current: Mutex::new((contents, material)) })
+        let this = Self::empty(files);
+        this.reload().map(|_| this)
     }
 
-    fn current(&self) -> MutexGuard<'_, (Contents, Material)> {
-        self.current.lock()
+    /// Reads the files if they are there: they may come later.
+    pub fn awaiting(files: Files) -> Self {
+        let this = Self::empty(files);
+        if let Err(error) = this.reload() {
+            tracing::debug!(%error, "no certificate for peers yet");
+        }
+        this
     }
 
-    /// The TLS configuration for outgoing connections.
-    pub(super) fn client(&self) -> ClientConfig {
-        self.current().1.client.clone()
+    fn empty(files: Files) -> Self {
+        Self { files, current: Mutex::default(), nodes: Nodes::default() }
     }
 
-    /// The TLS configuration for an incoming connection.
-    pub fn server(&self) -> Arc<ServerConfig> {
-        self.current().1.server.clone()
+    /// The TLS configuration for outgoing connections; `None` while there are no usable files.
+    pub(super) fn client(&self) -> Option<ClientConfig> {
+        self.current.lock().as_ref().map(|(_, material)| material.client.clone())
+    }
+
+    /// The TLS configuration for an incoming connection; `None` while there are no usable files.
+    pub fn server(&self) -> Option<Arc<ServerConfig>> {
+        self.current.lock().as_ref().map(|(_, material)| material.server.clone())
+    }
+
+    /// Whether there are usable files.
+    pub(super) fn is_usable(&self) -> bool {
+        self.current.lock().is_some()
+    }
+
+    /// Sets which nodes are at which address.
+    pub(super) fn expect(&self, membership: &Membership) {
+        let mut nodes = BTreeMap::<IpAddr, BTreeSet<String>>::new();
+        for peer in membership.others() {
+            nodes.entry(peer.address.ip().to_canonical()).or_default().insert(peer.name.clone());
+        }
+        *self.nodes.write() = nodes;
     }
 
     /// Reads the files again; `true` when they have changed and are used now.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let contents = Contents::read(&self.files)?;
-        if self.current().0 == contents {
+        if self.current.lock().as_ref().is_some_and(|(before, _)| *before == contents) {
             return Ok(false);
         }
-        let material = contents.material(&self.files)?;
-        *self.current() = (contents, material);
+        let material = contents.material(&self.files, &self.nodes)?;
+        *self.current.lock() = Some((contents, material));
         Ok(true)
     }
 
@@ -159,7 +195,7 @@ impl Contents {
         })
     }
 
-    fn material(&self, files: &Files) -> Result<Material, TlsError> {
+    fn material(&self, files: &Files, nodes: &Nodes) -> Result<Material, TlsError> {
         let wrong = |key, path: &Path, problem: String| TlsError::new(key, path, &problem);
         let certificates = |key, path: &Path, pem: &[u8]| {
             let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
@@ -185,7 +221,8 @@ impl Contents {
                 format!("is not valid for `{name}` (`peer.tls.name`): {error}"),
             )
         })?;
-        configurations(chain, key, Arc::new(roots), &files.name).map_err(|error| {
+        let nodes = files.by_node.then(|| nodes.clone());
+        configurations(chain, key, Arc::new(roots), &files.name, nodes).map_err(|error| {
             wrong("peer.tls.certificate", &files.certificate, format!("cannot be used with its key: {error}"))
         })
     }
@@ -196,6 +233,7 @@ fn configurations(
     key: PrivateKeyDer<'static>,
     roots: Arc<RootCertStore>,
     name: &ServerName<'static>,
+    nodes: Option<Nodes>,
 ) -> Result<Material, rustls::Error> {
     let other = |error: rustls::client::VerifierBuilderError| rustls::Error::General(error.to_string());
     let provider: Arc<CryptoProvider> = Arc::new(aws_lc_rs::default_provider());
@@ -206,14 +244,14 @@ fn configurations(
         WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().map_err(other)?;
     let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(Arc::new(Peer { inner: of_clients, name: name.clone() }))
+        .with_client_cert_verifier(Arc::new(Peer { inner: of_clients, name: name.clone(), nodes: None }))
         .with_single_cert(chain.clone(), key.clone_key())?;
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
     let mut client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Peer { inner: of_servers, name: name.clone() }))
+        .with_custom_certificate_verifier(Arc::new(Peer { inner: of_servers, name: name.clone(), nodes }))
         .with_client_auth_cert(chain, key)?;
     client.resumption = Resumption::disabled();
     Ok(Material { server: Arc::new(server), client })
@@ -221,6 +259,24 @@ fn configurations(
 
 fn valid_for(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), rustls::Error> {
     verify_server_name(&ParsedCertificate::try_from(certificate)?, name)
+}
+
+/// Whether the certificate is that of a node which the membership has at this address. An address that is in no membership is one
+/// that is being asked who it is.
+fn is_at(
+    certificate: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    address: &ServerName<'_>,
+    nodes: &Nodes,
+) -> Result<(), rustls::Error> {
+    let ServerName::IpAddress(address) = address else { return Ok(()) };
+    let nodes = nodes.read();
+    let Some(expected) = nodes.get(&IpAddr::from(*address).to_canonical()) else { return Ok(()) };
+    let facts = Facts::read(certificate).map_err(|error| rustls::Error::General(error.to_string()))?;
+    match facts.node(&name.to_str()) {
+        Some(node) if expected.contains(node) => Ok(()),
+        _ => Err(CertificateError::NotValidForName.into()),
+    }
 }
 
 /// Signatures are independent of names; the traits of both sides need the same methods.
@@ -254,6 +310,8 @@ macro_rules! signatures_as_usual {
 #[derive(Debug)]
 struct Peer<V: ?Sized> {
     name: ServerName<'static>,
+    /// For certificates that name their node: the nodes that may be at each address.
+    nodes: Option<Nodes>,
     inner: Arc<V>,
 }
 
@@ -262,11 +320,13 @@ impl ServerCertVerifier for Peer<WebPkiServerVerifier> {
         &self,
         certificate: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
-        _address: &ServerName<'_>,
+        address: &ServerName<'_>,
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.inner.verify_server_cert(certificate, between, &self.name, ocsp, now)
+        let verified = self.inner.verify_server_cert(certificate, between, &self.name, ocsp, now)?;
+        self.nodes.as_ref().map_or(Ok(()), |nodes| is_at(certificate, &self.name, address, nodes))?;
+        Ok(verified)
     }
 
     signatures_as_usual!();

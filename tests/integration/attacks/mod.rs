@@ -2,6 +2,7 @@
 //! then, and has to fail. What is defended and what is not: `agent/SECURITY.md`.
 
 mod applications;
+mod certificates;
 mod floods;
 mod local;
 mod peer_requests;

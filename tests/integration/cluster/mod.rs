@@ -46,7 +46,7 @@ pub(crate) struct World {
 }
 
 /// What the roles that we ship let an account do: every scenario here runs under them.
-fn shipped_rules(account: &str) -> Vec<Rule> {
+pub(crate) fn shipped_rules(account: &str) -> Vec<Rule> {
     rules_of(&["base/rbac.yaml", "base/controller.yaml", "components/pull-secrets/rbac.yaml"], account)
 }
 

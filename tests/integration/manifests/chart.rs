@@ -15,7 +15,7 @@ const SAME: [(&str, &str, &str); 13] = [
     ("rke2", "resources: [../rke2]", r#"{"runtime": {"name": "rke2"}}"#),
     ("with-node-setup", "resources: [../with-node-setup]", r#"{"runtime": {"name": "auto"}}"#),
     ("no-peers", "resources: [../no-peers]", r#"{"peers": {"enabled": false}}"#),
-    ("mtls", "resources: [../mtls]", r#"{"peers": {"tls": {"enabled": true}}}"#),
+    ("mtls", "resources: [../mtls]", r#"{"peers": {"tls": {"source": "secret"}}}"#),
     (
         "kind",
         "resources: [../kind]",
@@ -29,18 +29,18 @@ const SAME: [(&str, &str, &str); 13] = [
     (
         "rke2 with every component",
         "resources: [../rke2]\ncomponents: [../../components/mtls, ../../components/runtime-images, ../../components/pull-secrets, ../../components/network-policies, ../../components/undo-node-setup]",
-        r#"{"runtime": {"name": "rke2", "images": true, "restore": true}, "peers": {"tls": {"enabled": true}}, "pullSecrets": {"enabled": true}, "networkPolicy": {"enabled": true}}"#,
+        r#"{"runtime": {"name": "rke2", "images": true, "restore": true}, "peers": {"tls": {"source": "secret"}}, "pullSecrets": {"enabled": true}, "networkPolicy": {"enabled": true}}"#,
     ),
     (
         "eks",
         "resources: [../eks]",
-        r#"{"peers": {"tls": {"enabled": true}}, "credentials": {"kubeletDirectory": "/etc/eks/image-credential-provider"},
+        r#"{"credentials": {"kubeletDirectory": "/etc/eks/image-credential-provider"},
             "registries": [{"host": "docker.io"}, {"host": "registry.example.com", "private": "agent"}]}"#,
     ),
     (
         "several clouds",
         "resources: [../../examples/several-clouds]",
-        r#"{"peers": {"tls": {"enabled": true}}, "credentials": {"dockerConfigSecret": "hearth-credentials"},
+        r#"{"peers": {"tls": {"source": "secret"}}, "credentials": {"dockerConfigSecret": "hearth-credentials"},
             "registries": [{"host": "docker.io"}, {"host": "registry.example.com", "private": "agent", "endpoints":
             ["https://eu-west-1.registry.example.com", "https://europe-west4.registry.example.com", "https://westeurope.registry.example.com"]},
             {"host": "vendor.example.com", "private": "decline"}]}"#,
@@ -221,7 +221,7 @@ fn every_other_value_reaches_the_objects() {
 
 #[test]
 fn cert_manager_makes_the_certificates_that_peers_ask_for() {
-    let documents = chart("other", r#"{"peers": {"tls": {"enabled": true, "certManager": true}}}"#);
+    let documents = chart("other", r#"{"peers": {"tls": {"source": "cert-manager"}}}"#);
     let wrong: Vec<_> = documents.iter().flat_map(super::examples::wrong).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let config = pods::config(&documents, "other");
@@ -245,7 +245,7 @@ fn wrong_values_are_refused_with_what_is_wrong() {
         (r#"{"image": {"digest": "latest"}}"#, "digest"),
         (r#"{"imageSets": {"sets": {"spark": {}}}}"#, "spark"),
         (
-            r#"{"registries": [{"host": "registry.example.com", "private": "agent"}]}"#,
+            r#"{"registries": [{"host": "registry.example.com", "private": "agent"}], "peers": {"tls": {"source": "none"}}}"#,
             "peers without TLS would give its images to every pod",
         ),
     ] {

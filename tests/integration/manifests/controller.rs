@@ -12,7 +12,7 @@ fn deployment(documents: &[Value]) -> Deployment {
     render::one(documents, "Deployment", "hearth-controller")
 }
 
-/// `verb group/resource` of all roles that are bound to an account.
+/// `verb group/resource`, with the names of the only objects, of all roles that are bound to an account.
 fn rights(documents: &[Value], account: &str) -> BTreeSet<String> {
     let bound = documents.iter().filter(|one| {
         one["subjects"].as_array().into_iter().flatten().any(|subject| subject["name"] == account)
@@ -31,7 +31,10 @@ fn rights(documents: &[Value], account: &str) -> BTreeSet<String> {
             .iter()
             .flat_map(|verb| texts(&rule["apiGroups"]).into_iter().map(move |group| (verb, group)))
         {
-            all.extend(texts(&rule["resources"]).iter().map(|resource| format!("{verb} {group}/{resource}")));
+            let names =
+                texts(&rule["resourceNames"]).iter().fold(String::new(), |names, name| names + " " + name);
+            let right = |resource: &String| format!("{verb} {group}/{resource}{names}");
+            all.extend(texts(&rule["resources"]).iter().map(right));
         }
     }
     all
@@ -41,9 +44,12 @@ fn rights(documents: &[Value], account: &str) -> BTreeSet<String> {
 fn an_agent_reads_sets_and_writes_what_is_its_nodes_and_nothing_else() {
     let documents = render::overlay("containerd");
     let expected = [
+        "create certificates.k8s.io/certificatesigningrequests",
         "create events.k8s.io/events",
         "create hearth.dev/nodecaches",
+        "get /configmaps hearth-peer-authority",
         "get /nodes",
+        "get certificates.k8s.io/certificatesigningrequests",
         "list discovery.k8s.io/endpointslices",
         "list hearth.dev/imagesets",
         "patch /nodes",
@@ -57,7 +63,8 @@ fn an_agent_reads_sets_and_writes_what_is_its_nodes_and_nothing_else() {
     let found = rights(&documents, "hearth-agent");
     assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     let controllers = rights(&documents, "hearth-controller");
-    for right in &controllers {
+    let authority = |right: &str| right == "create /configmaps" || right.ends_with(" hearth-peer-authority");
+    for right in controllers.iter().filter(|right| !authority(right)) {
         assert!(
             !right.contains("secrets") && !right.contains("patch /") && !right.contains("exec"),
             "{right}"
@@ -67,7 +74,9 @@ fn an_agent_reads_sets_and_writes_what_is_its_nodes_and_nothing_else() {
     // Without Spark awareness no pods are read.
     let without = rights(&chart("hearth", r#"{"spark": {"enabled": false}}"#), "hearth-controller");
     assert!(
-        without.iter().all(|right| !right.contains("pods") && !right.contains("configmaps")),
+        without
+            .iter()
+            .all(|right| authority(right) || !right.contains("pods") && !right.contains("configmaps")),
         "{without:?}"
     );
 }
@@ -124,7 +133,8 @@ fn the_controller_waits_for_the_nodes_that_have_agents() {
     };
     assert_eq!(nodes("{}"), "kubernetes.io/os=linux,type!=virtual-kubelet");
     assert_eq!(nodes(r#"{"nodeSelector": {"pool": "spark"}}"#), "kubernetes.io/os=linux,pool=spark");
-    let documents = chart("hearth", r#"{"imageSets": {"enabled": false}}"#);
+    let documents =
+        chart("hearth", r#"{"imageSets": {"enabled": false}, "peers": {"tls": {"source": "none"}}}"#);
     assert!(documents.iter().all(|one| one["kind"] != "Deployment"), "nothing to control");
 }
 

@@ -56,7 +56,7 @@ async fn a_partition_heals() {
 }
 
 /// Waits until an agent knows so many peers, itself among them.
-async fn knows(agent: &Agent, count: usize) {
+pub(super) async fn knows(agent: &Agent, count: usize) {
     let known = async {
         loop {
             #[expect(clippy::cast_precision_loss, reason = "a few")]

@@ -2,6 +2,7 @@
 
 mod burst;
 mod corrupt;
+pub(crate) mod issued;
 mod membership;
 mod misbehaviour;
 mod outage;

@@ -43,7 +43,7 @@ async fn members_with_certificates_share_one_fetch() {
 }
 
 /// What a stranger gets from a peer: nothing, whatever it reports about itself.
-async fn refused(address: SocketAddr, stranger: reqwest::ClientBuilder) -> String {
+pub(super) async fn refused(address: SocketAddr, stranger: reqwest::ClientBuilder) -> String {
     let client = stranger.danger_accept_invalid_certs(true).build().expect("a client");
     for scheme in ["https", "http"] {
         let answer = client.get(format!("{scheme}://{address}/peer/v1/health")).send().await;
@@ -143,17 +143,18 @@ fn renewed_certificates_are_used_and_broken_ones_change_nothing() {
         key: authority.path("peer.key"),
         ca: authority.certificate(),
         name: NAME.try_into().unwrap(),
+        by_node: false,
     })
     .unwrap();
-    let first = tls.server();
+    let first = tls.server().unwrap();
     assert!(!tls.reload().unwrap(), "nothing has changed");
-    assert!(Arc::ptr_eq(&tls.server(), &first));
+    assert!(Arc::ptr_eq(&tls.server().unwrap(), &first));
     authority.sign("peer", &format!("DNS:{NAME}")).unwrap();
     assert!(tls.reload().unwrap());
-    let second = tls.server();
+    let second = tls.server().unwrap();
     assert!(!Arc::ptr_eq(&second, &first));
     std::fs::write(authority.path("peer.key"), "half a key").unwrap();
     let error = tls.reload().unwrap_err();
     assert_eq!(error.key, "peer.tls.key");
-    assert!(Arc::ptr_eq(&tls.server(), &second));
+    assert!(Arc::ptr_eq(&tls.server().unwrap(), &second));
 }

@@ -49,6 +49,14 @@ impl Kind {
             Self::built_in("", "v1", "serviceaccounts", "ServiceAccount", true, false),
             Self::built_in("events.k8s.io", "v1", "events", "Event", true, false),
             Self::built_in("coordination.k8s.io", "v1", "leases", "Lease", true, false),
+            Self::built_in(
+                "certificates.k8s.io",
+                "v1",
+                "certificatesigningrequests",
+                "CertificateSigningRequest",
+                false,
+                true,
+            ),
             Self::built_in("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", true, false),
             Self::built_in(
                 "apiextensions.k8s.io",

@@ -12,7 +12,7 @@
 //!
 //! As the real one does (measured against 1.36): the status subresource is written apart from the rest; a stale
 //! `resourceVersion` is 409, so is an apply over another manager's field; node taints are one value under a strategic
-//! merge; an object that no longer matches a watch's selector is `DELETED` there; a watch from a version that is too old
+//! merge; a request for a certificate says who sent it, and who approves or signs one needs that right for its signer; an object that no longer matches a watch's selector is `DELETED` there; a watch from a version that is too old
 //! is 200 and then an `ERROR` event with code 410; watches are ended now and then; streaming lists are refused.
 
 mod kinds;
@@ -101,6 +101,11 @@ impl FakeApi {
     /// nothing else.
     pub fn role(&self, token: &str, rules: Vec<Rule>) {
         self.shared.roles().insert(token.to_owned(), rules);
+    }
+
+    /// From now on who comes with this token (or [`Self::url_for`]) is this service account, in a pod on this node.
+    pub fn account(&self, token: &str, user: &str, node: &str) {
+        self.shared.accounts().insert(token.to_owned(), (user.to_owned(), node.to_owned()));
     }
 
     /// Installs a `CustomResourceDefinition`.

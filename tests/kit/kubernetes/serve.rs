@@ -66,6 +66,8 @@ pub struct ApiFault {
 pub(super) struct Shared {
     objects: Mutex<Objects>,
     roles: Mutex<HashMap<String, Vec<Rule>>>,
+    /// User name and node by token.
+    accounts: Mutex<HashMap<String, (String, String)>>,
     faults: Mutex<Vec<ApiFault>>,
     log: Mutex<Vec<Record>>,
     watched: Mutex<HashMap<String, u64>>,
@@ -79,6 +81,7 @@ impl Default for Shared {
         Self {
             objects: Mutex::default(),
             roles: Mutex::default(),
+            accounts: Mutex::default(),
             faults: Mutex::default(),
             log: Mutex::default(),
             watched: Mutex::default(),
@@ -99,6 +102,10 @@ impl Shared {
 
     pub(super) fn roles(&self) -> MutexGuard<'_, HashMap<String, Vec<Rule>>> {
         guard(&self.roles)
+    }
+
+    pub(super) fn accounts(&self) -> MutexGuard<'_, HashMap<String, (String, String)>> {
+        guard(&self.accounts)
     }
 
     pub(super) fn faults(&self) -> MutexGuard<'_, Vec<ApiFault>> {
@@ -293,7 +300,8 @@ async fn act(
     let kind = shared.objects().kind_at(&target.group, &target.version, &target.plural);
     let kind = kind
         .ok_or_else(|| Failure::new(404, "NotFound", "the server could not find the requested resource"))?;
-    if !target.subresource.is_empty() && (target.subresource != "status" || !kind.status) {
+    let approval = target.subresource == "approval" && kind.kind == "CertificateSigningRequest";
+    if !target.subresource.is_empty() && !approval && (target.subresource != "status" || !kind.status) {
         return Err(Failure::new(404, "NotFound", "the server could not find the requested resource"));
     }
     match verb {
@@ -301,6 +309,10 @@ async fn act(
         "list" => return lists::list(shared, &kind, target),
         _ => {}
     }
+    if kind.kind == "CertificateSigningRequest" && !target.subresource.is_empty() {
+        admit_signer(shared, target, request.headers())?;
+    }
+    let client = token_of(request.headers(), target);
     let content_type = header_text(request.headers(), header::CONTENT_TYPE.as_str());
     let agent = header_text(request.headers(), header::USER_AGENT.as_str());
     let body = request
@@ -316,11 +328,14 @@ async fn act(
     let namespace = target.namespace.as_deref().unwrap_or_default();
     let name = target.name.as_str();
     let manager = target.query.get("fieldManager").cloned().unwrap_or(agent);
-    let status = target.subresource == "status";
+    let status = !target.subresource.is_empty();
     let outcome = match verb {
         "get" => (StatusCode::OK, shared.objects().read(&kind, namespace, name)?),
         "create" => {
-            let object = value()?;
+            let mut object = value()?;
+            if kind.kind == "CertificateSigningRequest" {
+                sender(shared, &client, &mut object);
+            }
             (
                 StatusCode::CREATED,
                 shared.change(|objects| objects.create(&kind, namespace, object, &manager))?,
@@ -360,6 +375,40 @@ async fn act(
     Ok(Outcome::Document(outcome.0, outcome.1))
 }
 
+/// Writes into a request for a certificate who sends it, whatever that one says.
+fn sender(shared: &Shared, client: &str, object: &mut Value) {
+    let known = shared.accounts().get(client).cloned();
+    let (user, node) = known.unwrap_or_else(|| ("system:anonymous".to_owned(), String::new()));
+    object["spec"]["username"] = user.into();
+    object["spec"]["extra"] = serde_json::json!({});
+    if !node.is_empty() {
+        object["spec"]["extra"]["authentication.kubernetes.io/node-name"] = serde_json::json!([node]);
+    }
+}
+
+/// To approve or sign needs a right to the signer, beside the one to the object.
+fn admit_signer(shared: &Shared, target: &Target, headers: &HeaderMap) -> Result<(), Failure> {
+    let verb = if target.subresource == "approval" { "approve" } else { "sign" };
+    let request = shared.objects().find("CertificateSigningRequest", "", &target.name);
+    let signer = request.map(|one| one["spec"]["signerName"].as_str().unwrap_or_default().to_owned());
+    let signer = signer.unwrap_or_default();
+    let roles = shared.roles();
+    let Some(rules) = roles.get(&token_of(headers, target)) else { return Ok(()) };
+    if rules.iter().any(|rule| rule.allows(verb, "certificates.k8s.io", "signers", &signer)) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        403,
+        "Forbidden",
+        format!("user not permitted to {verb} requests with signerName \"{signer}\""),
+    ))
+}
+
+fn token_of(headers: &HeaderMap, target: &Target) -> String {
+    let token = header_text(headers, header::AUTHORIZATION.as_str());
+    token.strip_prefix("Bearer ").unwrap_or(&target.client).to_owned()
+}
+
 fn header_text(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
@@ -367,7 +416,7 @@ fn header_text(headers: &HeaderMap, name: &str) -> String {
 /// What the client may do: every account may ask.
 async fn review(shared: &Shared, target: &Target, request: Request<Incoming>) -> Result<Outcome, Failure> {
     let bad = |error: &dyn std::fmt::Display| Failure::new(400, "BadRequest", error.to_string());
-    let token = header_text(request.headers(), header::AUTHORIZATION.as_str());
+    let token = token_of(request.headers(), target);
     let body = request.into_body().collect().await.map_err(|error| bad(&error))?;
     let mut review: Value = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(&error))?;
     let asked = &review["spec"]["resourceAttributes"];
@@ -376,9 +425,8 @@ async fn review(shared: &Shared, target: &Target, request: Request<Incoming>) ->
         "" => text("resource").to_owned(),
         subresource => format!("{}/{subresource}", text("resource")),
     };
-    let token = token.strip_prefix("Bearer ").unwrap_or(&target.client);
     let roles = shared.roles();
-    let allowed = roles.get(token).is_none_or(|rules| {
+    let allowed = roles.get(&token).is_none_or(|rules| {
         rules.iter().any(|rule| rule.allows(text("verb"), text("group"), &resource, text("name")))
     });
     review["status"] = serde_json::json!({ "allowed": allowed });
@@ -387,10 +435,8 @@ async fn review(shared: &Shared, target: &Target, request: Request<Incoming>) ->
 
 /// With a token that was given no role everything may be done; no token at all is one too, the empty one.
 fn admit(shared: &Shared, verb: &str, target: &Target, headers: &HeaderMap) -> Result<(), Failure> {
-    let token = header_text(headers, header::AUTHORIZATION.as_str());
-    let token = token.strip_prefix("Bearer ").unwrap_or(&target.client);
     let roles = shared.roles();
-    let Some(rules) = roles.get(token) else { return Ok(()) };
+    let Some(rules) = roles.get(&token_of(headers, target)) else { return Ok(()) };
     let resource = match target.subresource.as_str() {
         "" => target.plural.clone(),
         subresource => format!("{}/{subresource}", target.plural),

@@ -26,10 +26,10 @@ app.kubernetes.io/component: controller
 
 {{- /* What `private: agent` makes readable, peers must not give to strangers. */ -}}
 {{- define "hearth.check" -}}
-{{- if and .Values.peers.enabled (not .Values.peers.tls.enabled) -}}
+{{- if and .Values.peers.enabled (eq .Values.peers.tls.source "none") -}}
 {{- range .Values.registries -}}
 {{- if and .private (ne .private "decline") -}}
-{{- fail (printf "registries: `%s` has `private: %s`, and peers without TLS would give its images to every pod: set peers.tls.enabled=true, or peers.enabled=false" .host .private) -}}
+{{- fail (printf "registries: `%s` has `private: %s`, and peers without TLS would give its images to every pod: set peers.tls.source=controller, or peers.enabled=false" .host .private) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -92,3 +92,8 @@ none: { directory: /run/containerd, file: /run/containerd/containerd.sock }
 - { name: credential-provider, mountPath: {{ . | quote }}, readOnly: true }
 {{- end }}
 {{- end -}}
+
+{{/* Not empty where agents read their certificates for peers from a secret. */}}
+{{- define "hearth.peerFiles" -}}
+{{- if and .Values.peers.enabled (has .Values.peers.tls.source (list "secret" "cert-manager")) }}yes{{ end }}
+{{- end }}
