@@ -23,8 +23,8 @@ use crate::{
     explain::Explainer,
     gc::Collector,
     http::{
-        Admin, ClusterView, Detail, HeaderLimits, Latch, Limits, LocalServer, Mirror, PeerApi, Probes,
-        Readiness, Report, Section, Server, Shares, Token,
+        Admin, ClusterView, Detail, Handover, HeaderLimits, Inherited, Latch, Limits, LocalServer, Mirror,
+        PeerApi, Probes, Readiness, Report, Section, Server, Shares, Token,
     },
     journal::Journal,
     metrics::{ControllerMetrics, Metrics},
@@ -43,6 +43,10 @@ const USAGE_FLUSH: Duration = Duration::from_secs(10);
 /// Longest wait until a peer reads a byte. A slow peer gives its place to others long before that
 /// ([`peers::Uploads`]).
 const PEER_WRITE: Duration = Duration::from_secs(15);
+
+/// How long the port of an agent that ends is waited for.
+const PORT_WAIT: Duration = Duration::from_secs(10);
+
 /// How often a directory that another agent has locked is tried again.
 const OWN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -108,6 +112,7 @@ pub struct App {
     admin: Server,
     /// Absent when the disk does not take it.
     local: Option<LocalServer>,
+    handover: Option<Handover>,
     tasks: Tasks,
     readiness: Readiness,
     starting: Latch,
@@ -123,15 +128,22 @@ impl App {
         let (metrics, tasks, park) = (Metrics::default(), Tasks::default(), CancellationToken::new());
         let journal = Journal::default();
         let upstream = Arc::new(Upstream::new(config.upstream.clone(), metrics.clone())?);
-        let bind = |key, address, limits| {
-            Server::bind(address, limits).map_err(|source| AppError::Listen { key, address, source })
+        // An agent that has the directory runs beside this one until it is told to end.
+        let beside = !store.is_owner();
+        let path = config.admin_socket.clone();
+        let inherited = if beside {
+            tokio::task::spawn_blocking(move || Inherited::ask(&path)).await?
+        } else {
+            Inherited::default()
         };
+        let mut bind = Bind { inherited, beside, until: Instant::now() + PORT_WAIT };
         let shares = Shares::take(config.limits.connections);
         let share = |connections| Limits { connections, ..config.limits };
         let client_write = config.limits.client_write.min(PEER_WRITE);
         let patience = Limits { client_write, ..share(shares.peer) };
         let on = config.peers.source != peers::Source::Off;
-        let peer = if on { Some(bind("peer.listen", config.peer_listen, patience)?) } else { None };
+        let peer =
+            if on { Some(bind.listen("peer.listen", config.peer_listen, patience).await?) } else { None };
         let address = peer.as_ref().map_or(config.peer_listen, Server::address);
         let (peers, publisher) = Peers::new(config.peers.clone(), address, metrics.clone())?;
         let collector = Collector::new(store.clone(), metrics.clone());
@@ -165,8 +177,12 @@ impl App {
             store.clone(),
             metrics.clone(),
         );
-        let mirror = bind("mirror.listen", config.mirror_listen, share(shares.mirror))?;
-        let admin = bind("admin.listen", config.admin_listen, share(shares.admin))?;
+        let mirror = bind.listen("mirror.listen", config.mirror_listen, share(shares.mirror)).await?;
+        let admin = bind.listen("admin.listen", config.admin_listen, share(shares.admin)).await?;
+        let handover = Handover::bind(&config.admin_socket, [&mirror, &admin].into_iter().chain(&peer))
+            .inspect_err(|error| {
+                tracing::warn!(%error, "hand-over socket not opened: an update of the agent interrupts requests");
+            });
         let local = LocalServer::bind(&config.admin_socket).inspect_err(|error| {
             let path = config.admin_socket.display();
             tracing::error!(%error, %path, "Unix socket not opened: `hearth-agent` commands such as `ls` and `pin` do not work");
@@ -189,6 +205,7 @@ impl App {
             peer,
             admin,
             local: local.ok(),
+            handover: handover.ok(),
             tasks,
             readiness,
             starting,
@@ -253,6 +270,8 @@ impl App {
             self.tasks.clone(),
             stop.clone(),
         );
+        let handover_task =
+            self.handover.map(|handover| self.tasks.spawn("handover", handover.serve(stop.clone())));
         let local_task = self.local.map(|local| {
             self.tasks.spawn("local", local.serve(admin.clone(), self.tasks.clone(), stop.clone()))
         });
@@ -304,7 +323,7 @@ impl App {
         tracing::info!("draining");
         self.park.cancel();
         admin_task.await?;
-        for task in [peer_task, local_task].into_iter().flatten() {
+        for task in [peer_task, local_task, handover_task].into_iter().flatten() {
             task.await?;
         }
         directory_task.await?;
@@ -321,6 +340,37 @@ impl App {
         tokio::task::spawn_blocking(move || store.close()).await?;
         tracing::info!("stopped");
         Ok(owned?)
+    }
+}
+
+/// How listeners are made.
+struct Bind {
+    inherited: Inherited,
+    /// Another agent has the directory, and is going to end.
+    beside: bool,
+    until: Instant,
+}
+
+impl Bind {
+    /// Waits a little for the port of an agent that is ending just now.
+    async fn listen(
+        &mut self,
+        key: &'static str,
+        address: SocketAddr,
+        limits: Limits,
+    ) -> Result<Server, AppError> {
+        loop {
+            match Server::inherit(address, limits, &mut self.inherited, self.beside) {
+                Err(error)
+                    if self.beside
+                        && error.kind() == io::ErrorKind::AddrInUse
+                        && Instant::now() < self.until =>
+                {
+                    tokio::time::sleep(OWN_PAUSE).await;
+                }
+                bound => return bound.map_err(|source| AppError::Listen { key, address, source }),
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Place {
     pub zone: String,
     /// Where its peer listener is, or will be.
     pub address: SocketAddr,
-    /// Bound but never listening: keeps the port from everyone who does not share it.
+    /// Bound but never listening: keeps the port from everyone who does not ask for it.
     _reserved: TcpSocket,
 }
 
@@ -23,7 +23,7 @@ impl Place {
     /// A free port under a name.
     pub fn reserve(name: &str, zone: &str) -> Self {
         let socket = TcpSocket::new_v4().expect("sockets are available");
-        socket.set_reuseport(true).expect("the kernel shares ports");
+        socket.set_reuseaddr(true).expect("the kernel reserves ports");
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback ports are available");
         let address = socket.local_addr().expect("it is bound");
         Self { name: name.to_owned(), zone: zone.to_owned(), address, _reserved: socket }
@@ -32,7 +32,7 @@ impl Place {
     /// Listens there, for whoever is no agent.
     pub(crate) fn listen(&self) -> TcpListener {
         let socket = TcpSocket::new_v4().expect("sockets are available");
-        socket.set_reuseport(true).expect("the kernel shares ports");
+        socket.set_reuseaddr(true).expect("the kernel reserves ports");
         socket.bind(self.address).expect("the place is reserved");
         socket.listen(128).expect("a bound socket listens")
     }

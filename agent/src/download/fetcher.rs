@@ -36,6 +36,8 @@ use crate::{
     upstream::{Listing, Upstream},
 };
 
+use crate::limits::download::fetcher::HANDED_OVER;
+
 /// Delivers content to all parts of the agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Fetcher(pub(super) Arc<Context>);
@@ -128,7 +130,10 @@ impl Fetcher {
 
     async fn fetch_blob(&self, way: &BlobRef, range: RangeHeader) -> Result<Source, FetchError> {
         let inner = &self.0;
-        if inner.store.is_paused() && self.download(&way.digest).is_none() {
+        if inner.store.is_paused()
+            && self.download(&way.digest).is_none()
+            && !inner.store.is_handed_over(&way.digest, HANDED_OVER).await
+        {
             inner.metrics.count_content(Kind::blob, Found::miss);
             return way.clone().open(range).await.map(Box::new).map(Source::Passthrough);
         }

@@ -11,11 +11,19 @@ const HANDSHAKES: Duration = Duration::from_millis(100);
 /// Clients that wait in the kernel's queue to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Listens. Port 0 takes a free one. `SO_REUSEPORT` lets a new process take over while the old one drains.
-pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens. Port 0 takes a free one. With `beside`, an agent of an earlier version may listen at the same port, with
+/// `SO_REUSEPORT`; without, no other process can.
+pub(super) fn bind(address: SocketAddr, beside: bool) -> io::Result<TcpListener> {
+    match listen(address, false) {
+        Err(error) if beside && error.kind() == io::ErrorKind::AddrInUse => listen(address, true),
+        listening => listening,
+    }
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
+    socket.set_reuseport(shared)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -84,11 +92,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn no_other_process_listens_at_a_port_that_was_not_shared() {
+        let own = bind(SocketAddr::from(([127, 0, 0, 1], 0)), true).unwrap();
+        let address = own.local_addr().unwrap();
+        for shared in [false, true] {
+            assert_eq!(listen(address, shared).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[tokio::test]
     async fn clients_that_connect_while_a_listener_closes_get_to_the_other_one_on_its_port() {
-        let old = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let old = listen(SocketAddr::from(([127, 0, 0, 1], 0)), true).unwrap();
         let address = old.local_addr().unwrap();
         let _waiting = std::net::TcpStream::connect(address).unwrap();
-        let new = bind(address).unwrap();
+        let new = bind(address, true).unwrap();
         let (mut taken, mut clients) = (Vec::new(), Vec::new());
         let connect = |accepted| {
             taken.push(accepted);

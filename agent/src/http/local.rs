@@ -32,18 +32,17 @@ const CONNECTIONS: usize = 32;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A bound socket.
+/// Where a Unix socket of this process is.
 #[derive(Debug)]
-pub struct LocalServer {
-    listener: UnixListener,
+pub(super) struct Placed {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
 }
 
-impl LocalServer {
+impl Placed {
     /// Binds, in the place of what an earlier agent has left there.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Self)> {
         // Bound aside and moved: at no moment is there a socket that others may use, or none.
         let aside = path.with_extension(format!("{}-new", std::process::id()));
         remove(&aside)?;
@@ -53,7 +52,29 @@ impl LocalServer {
             // Only the first error matters.
             let _ = remove(&aside);
         }
-        Ok(Self { listener, path: path.to_owned(), identity: placed? })
+        Ok((listener, Self { path: path.to_owned(), identity: placed? }))
+    }
+
+    /// A newer agent may have put its own socket there.
+    pub(super) fn remove_own(&self) {
+        let own = fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
+        if own && let Err(error) = remove(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "Unix socket not removed");
+        }
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct LocalServer {
+    listener: UnixListener,
+    placed: Placed,
+}
+
+impl LocalServer {
+    /// Binds, in the place of what an earlier agent has left there.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        Placed::bind(path).map(|(listener, placed)| Self { listener, placed })
     }
 
     /// Serves until `stop`, then removes the socket; requests under way are not waited for here.
@@ -74,20 +95,12 @@ impl LocalServer {
                 }
             }
         }
-        self.remove_own();
+        self.placed.remove_own();
     }
 
     async fn accept(&self, places: &Arc<Semaphore>) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
         let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
         Ok((self.listener.accept().await?.0, place))
-    }
-
-    /// A newer agent may have put its own socket there.
-    fn remove_own(&self) {
-        let own = fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
-        if own && let Err(error) = remove(&self.path) {
-            tracing::debug!(%error, path = %self.path.display(), "Unix socket not removed");
-        }
     }
 }
 
@@ -144,7 +157,7 @@ async fn answer(stream: UnixStream, admin: Admin, stop: CancellationToken) {
 }
 
 /// Pure.
-fn may_call(uid: u32, own: u32) -> bool {
+pub(super) fn may_call(uid: u32, own: u32) -> bool {
     uid == 0 || uid == own
 }
 
@@ -170,9 +183,9 @@ mod tests {
         let old = LocalServer::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let new = LocalServer::bind(&path).unwrap();
-        old.remove_own();
+        old.placed.remove_own();
         assert!(path.exists());
-        new.remove_own();
+        new.placed.remove_own();
         assert!(!path.exists());
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     }

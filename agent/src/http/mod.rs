@@ -2,7 +2,7 @@
 //!
 //! `route` turns a request into a value, without I/O; `mirror` and `peer` answer it with one call into `download`; `answers` makes responses, `error` is the
 //! one place where errors meet the protocol; `body` sends content; `record` writes log lines and the journal; `listener` and
-//! `admission` decide who is served; `serve` owns connections.
+//! `admission` decide who is served; `serve` owns connections; `handover` gives the listening sockets to the next agent.
 
 mod admin;
 mod admission;
@@ -14,6 +14,7 @@ mod cluster;
 mod connection;
 mod descriptors;
 mod error;
+mod handover;
 mod head;
 mod listener;
 mod local;
@@ -33,6 +34,7 @@ pub use admin::{Admin, Detail, Latch, Readiness, Section};
 pub use client::HeaderLimits;
 pub use cluster::ClusterView;
 pub use descriptors::Shares;
+pub use handover::{Handover, Inherited};
 pub use local::LocalServer;
 pub use mirror::Mirror;
 pub use peer::PeerApi;

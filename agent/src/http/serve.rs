@@ -4,6 +4,7 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,6 +27,7 @@ use super::{
     body::{self, Body, Open},
     connection::{self, ClientStream},
     error::Refusal,
+    handover::{Inherited, Shared},
     head::{HEAD, Head},
     listener::{self, accept, close},
 };
@@ -65,14 +67,41 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     limits: Limits,
+    /// Another process accepts from the same socket.
+    shared: Shared,
 }
 
 impl Server {
-    /// Binds. Port 0 takes a free one. `SO_REUSEPORT` lets a new process take over while the old one drains.
+    /// Binds. Port 0 takes a free one.
     pub fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
-        let listener = listener::bind(address)?;
+        Self::of(listener::bind(address, false)?, limits)
+    }
+
+    /// Takes the listener at this address from an agent that runs, or binds; with `beside`, an agent of an earlier version may
+    /// listen there too.
+    pub fn inherit(
+        address: SocketAddr,
+        limits: Limits,
+        inherited: &mut Inherited,
+        beside: bool,
+    ) -> io::Result<Self> {
+        match inherited.take(address) {
+            Some(socket) => {
+                socket.set_nonblocking(true)?;
+                Self::of(TcpListener::from_std(socket)?, limits)
+            }
+            None => Self::of(listener::bind(address, beside)?, limits),
+        }
+    }
+
+    fn of(listener: TcpListener, limits: Limits) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, limits })
+        Ok(Self { listener, address, limits, shared: Shared::default() })
+    }
+
+    /// The socket for another process, and the mark that it has it.
+    pub(super) fn share(&self) -> io::Result<(OwnedFd, Shared)> {
+        Ok((self.listener.as_fd().try_clone_to_owned()?, self.shared.clone()))
     }
 
     /// Where it listens.
@@ -178,7 +207,12 @@ impl Server {
                 }
             }
         }
-        close(self.listener, begin).await;
+        // Clients that wait at a shared socket are the other process's.
+        if self.shared.is() {
+            drop(self.listener);
+        } else {
+            close(self.listener, begin).await;
+        }
         drop(serving);
         if tokio::time::timeout(self.limits.grace, all_served.recv()).await.is_err() {
             tracing::warn!(address = %self.address, "open requests did not finish within the grace period");

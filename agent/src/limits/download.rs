@@ -23,6 +23,15 @@ pub(crate) mod range_request {
     pub(crate) const SLOW_HEADER: Duration = Duration::from_secs(2);
 }
 
+/// Of `download/fetcher.rs`.
+pub(crate) mod fetcher {
+    use std::time::Duration;
+
+    /// Longest wait for the directory of an agent that is ending and has a part of the blob. After that the blob is streamed from
+    /// the registry.
+    pub(crate) const HANDED_OVER: Duration = Duration::from_secs(2);
+}
+
 /// Of `download/passthrough.rs`.
 pub(crate) mod passthrough {
     /// Largest content other than a layer that is verified in memory before its first byte leaves.

@@ -9,11 +9,16 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use super::{Store, StoreError, TroubleKind, facts, index::Index, origins, paths, paths::Paths, refs};
+use crate::types::Digest;
 
 const FORMAT: &str = "hearth-store-v1";
+
+/// How often a client that waits for a directory looks whether it is free.
+const OWN_PAUSE: Duration = Duration::from_millis(20);
 
 /// State of the owner only.
 #[derive(Debug)]
@@ -35,6 +40,20 @@ impl Store {
     /// Whether this process may write here.
     pub fn is_owner(&self) -> bool {
         self.0.owned.get().is_some()
+    }
+
+    /// Waits a little for an agent that is ending and has a part of this blob: what it has read is not read again. `true` when
+    /// the directory is this process's now.
+    pub async fn is_handed_over(&self, digest: &Digest, longest: Duration) -> bool {
+        let since = Instant::now();
+        while !self.is_owner() {
+            let partly = tokio::fs::try_exists(self.0.paths.partial_data(digest)).await.unwrap_or(false);
+            if !partly || since.elapsed() >= longest {
+                return false;
+            }
+            tokio::time::sleep(OWN_PAUSE).await;
+        }
+        !self.is_paused()
     }
 
     /// Fails unless this process may write here.

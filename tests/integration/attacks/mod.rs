@@ -6,6 +6,7 @@ mod certificates;
 mod floods;
 mod local;
 mod peer_requests;
+mod ports;
 mod private_peers;
 mod realms;
 mod revocation;

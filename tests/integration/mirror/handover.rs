@@ -142,6 +142,56 @@ async fn probes_of_the_new_agent_never_reach_the_old_one_that_drains() {
     assert!(old.wait().await.expect("it ends").success(), "{}", old.log());
 }
 
+/// Reads a blob as container runtimes do: what a cut connection has not brought is asked for again from there.
+async fn resuming(url: String, size: usize) -> Vec<u8> {
+    let mut body: Vec<u8> = Vec::new();
+    for _ in 0..20 {
+        let client =
+            reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
+        let from = format!("bytes={}-", body.len());
+        if let Ok(mut response) = client.get(&url).header("range", from).send().await {
+            assert_eq!(response.status(), 206);
+            while let Ok(Some(chunk)) = response.chunk().await {
+                body.extend_from_slice(&chunk);
+            }
+        }
+        if body.len() == size {
+            return body;
+        }
+    }
+    panic!("only {} bytes", body.len());
+}
+
+#[tokio::test]
+async fn a_slow_transfer_survives_three_updates_and_is_read_once() {
+    const SIZE: usize = 8_000_000;
+    let upstream = FakeUpstream::start().await;
+    let digest = upstream.random_blob(REPOSITORY, 3, SIZE as u64).await;
+    upstream.fault(On::blob().get(), Fault::Rate(1_000_000));
+    let home = home();
+    let config = AgentConfig::for_upstream(&upstream).with("limits: { shutdownGrace: 300ms }");
+    let file = config.write(home.path()).expect("writable");
+    let mut agent = AgentProcess::start(&file).await.expect("it starts");
+    let mirror = agent.addresses.mirror.to_string();
+    let url = format!("http://{mirror}{}", blob_path(REPOSITORY, &digest));
+    let body = tokio::spawn(resuming(url, SIZE));
+    for update in 1..=3 {
+        while upstream.log().blob_gets().bytes() < update * 1_500_000 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let next = AgentProcess::start_with(&file, &[("HEARTH_MIRROR_LISTEN", &mirror)]).await;
+        let next = next.expect("it takes over the port");
+        ready(&next).await;
+        agent.terminate().expect("it runs");
+        assert!(agent.wait().await.expect("it ends").success(), "{}", agent.log());
+        agent = next;
+    }
+    assert!(!body.is_finished(), "every update met the transfer");
+    assert_eq!(sha256(&body.await.expect("no panic")), digest);
+    let read = upstream.log().blob_gets().bytes();
+    assert!(read <= SIZE as u64 + SIZE as u64 / 20, "{}", upstream.log().blob_gets().describe());
+}
+
 /// Waits for more answers, or for the end of those who ask, who say why they ended.
 async fn ten_more(answers: &mut watch::Receiver<u32>) {
     let enough = *answers.borrow() + 10;
