@@ -169,7 +169,7 @@ async fn a_paced_set_takes_no_more_than_its_bandwidth() {
     };
     tokio::time::timeout(SOON, watched).await.expect("it ends");
     assert!(most > 0, "it was seen on its way");
-    // One layer has a third of the rate: three slices of 3 MiB, a second each.
+    // It comes alone and has all of the rate: three slices of 3 MiB, a third of a second each.
     let gets = upstream.log().blob_gets();
     let slices = gets.filter(|entry| entry.range().is_some()).len();
     assert!(slices >= 2, "{}", gets.describe());

@@ -121,7 +121,8 @@ pub(super) async fn pull(
         task.progress.needs(blob.digest, blob.size);
     }
     within_limit(task)?;
-    let bring = |blob: Descriptor| bring(fetcher, access, repository, blob, task.bandwidth, &task.progress);
+    let pace = task.bandwidth.map(Pace::new);
+    let bring = |blob: Descriptor| bring(fetcher, access, repository, blob, pace.as_ref(), &task.progress);
     stream::iter(contents.blobs).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect::<()>().await?;
     if let Some(problem) = contents.lacking {
         return Err(problem);
@@ -232,14 +233,14 @@ async fn bring(
     access: &Access,
     repository: &Repository,
     blob: Descriptor,
-    bandwidth: Option<u64>,
+    pace: Option<&Pace>,
     progress: &Progress,
 ) -> Result<(), Problem> {
     access.check(repository, &blob.digest, Content::Blob).await?;
     if !fetcher.has(&blob.digest).await {
         within_budget(fetcher, repository)?;
-        if let Some(rate) = bandwidth {
-            bring_slowly(fetcher, repository, &blob, rate, progress).await?;
+        if let Some(pace) = pace {
+            bring_slowly(fetcher, repository, &blob, pace, progress).await?;
         }
     }
     fetcher.keep(repository, &blob.digest).await?;
@@ -247,28 +248,73 @@ async fn bring(
     Ok(())
 }
 
-/// Requests one slice after the other, so that at most `rate` bytes arrive per second; the caller fetches the
-/// rest. A slice lasts one second at the blob's share of the rate.
+/// Requests one slice after the other, each when it is due; the caller fetches the rest.
 async fn bring_slowly(
     fetcher: &Fetcher,
     repository: &Repository,
     blob: &Descriptor,
-    rate: u64,
+    pace: &Pace,
     progress: &Progress,
 ) -> Result<(), Problem> {
-    let rate = (rate / BLOBS_AT_ONCE as u64).max(1);
-    let (mut first, began) = (0, Instant::now());
+    let mut first = 0;
     while first < blob.size {
-        let last = first.saturating_add(rate.max(LEAST_SLICE)).min(blob.size) - 1;
+        let last = first.saturating_add(pace.slice()).min(blob.size) - 1;
+        tokio::time::sleep_until(pace.due(last + 1 - first, Instant::now())).await;
         let range = RangeHeader::One(ByteRange::From { first, last: Some(last) });
         let content = fetcher.blob(repository, &blob.digest, range).await?;
         let mut reader = content.read(first..last + 1);
         while reader.next().await?.is_some() {}
         first = last + 1;
         progress.reached(&blob.digest, first);
-        #[expect(clippy::cast_precision_loss, reason = "blobs are far below 2^52 bytes")]
-        let due = Duration::try_from_secs_f64(first as f64 / rate as f64).unwrap_or(LONGEST_WAIT);
-        tokio::time::sleep_until(began + due).await;
     }
     Ok(())
+}
+
+/// The rate of one image, which all its blobs share: one that comes alone has all of it.
+#[derive(Debug)]
+struct Pace {
+    rate: u64,
+    /// When the next slice may be requested.
+    next: parking_lot::Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Self {
+        Self { rate: rate.max(1), next: parking_lot::Mutex::new(None) }
+    }
+
+    /// Bytes of a slice: what may arrive in a third of a second.
+    fn slice(&self) -> u64 {
+        (self.rate / 3).max(LEAST_SLICE)
+    }
+
+    /// When to request so many bytes. Unused time is not made up for.
+    fn due(&self, bytes: u64, now: Instant) -> Instant {
+        let mut next = self.next.lock();
+        let at = next.map_or(now, |next| next.max(now));
+        #[expect(clippy::cast_precision_loss, reason = "slices are far below 2^52 bytes")]
+        let taken = Duration::try_from_secs_f64(bytes as f64 / self.rate as f64).unwrap_or(LONGEST_WAIT);
+        *next = Some(at + taken);
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_comes_alone_has_the_whole_rate_and_several_share_it() {
+        let (pace, start) = (Pace::new(6 << 20), Instant::now());
+        assert_eq!(pace.slice(), 2 << 20);
+        let third = Duration::from_secs(1) / 3;
+        let at = |due: Instant| due.duration_since(start).as_millis();
+        // Six slices of 2 MiB in two seconds, for one blob or several.
+        let due: Vec<_> = (0..6).map(|_| at(pace.due(pace.slice(), start))).collect();
+        assert_eq!(due, [0, 333, 666, 1000, 1333, 1666]);
+        let later = start + Duration::from_secs(10);
+        assert_eq!(at(pace.due(pace.slice(), later)), 10_000);
+        assert_eq!(pace.due(1, later), later + third);
+        assert_eq!(Pace::new(1).slice(), LEAST_SLICE);
+    }
 }
