@@ -6,6 +6,7 @@ use super::{error::FetchError, fetcher::Fetcher, state::Download};
 use crate::{
     metrics::{Found, Kind},
     types::{Digest, RangeHeader, RegistryHost, Repository, chain},
+    upstream::PullSecret,
 };
 
 use crate::limits::download::keep::STRIDE;
@@ -24,8 +25,8 @@ impl Fetcher {
 
     /// Adds these documents (`.dockerconfigjson`) to the agent's credentials, replacing earlier ones; returns their
     /// errors.
-    pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
-        self.0.upstream.use_secrets(documents).iter().map(|error| chain(error)).collect()
+    pub fn use_secrets(&self, secrets: Vec<PullSecret>) -> Vec<String> {
+        self.0.upstream.use_secrets(secrets).iter().map(|error| chain(error)).collect()
     }
 
     /// Downloads a blob into the store and waits until it is committed. Joins a running download.

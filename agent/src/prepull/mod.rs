@@ -58,7 +58,7 @@ use crate::{
     runtime::{Runtime, Stopped},
     store::{Store, StoreError},
     types::{Digest, chain},
-    upstream::Upstream,
+    upstream::{PullSecret, Upstream},
 };
 
 /// Wait before a failed write to the store is retried.
@@ -137,8 +137,8 @@ impl Prepuller {
     }
 
     /// Replaces the cluster's secrets among the agent's credentials; returns their errors.
-    pub(crate) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<String> {
-        self.0.fetcher.use_secrets(documents)
+    pub(crate) fn use_secrets(&self, secrets: Vec<PullSecret>) -> Vec<String> {
+        self.0.fetcher.use_secrets(secrets)
     }
 
     /// Why the agent does not call the container runtime any more, if so.

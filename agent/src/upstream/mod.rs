@@ -33,7 +33,9 @@ pub use answer::{BlobBody, Listing, Manifest, ManifestHead, OriginPenalties};
 pub use ask::Span;
 use ask::{Ask, place_answer};
 pub use config::{Config, CredentialsFound, DEFAULT_CONNECTIONS, Policy, Private, RegistryConfig};
-pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders};
+pub use credentials::{
+    Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders, PullSecret,
+};
 use endpoint::Reply;
 pub use error::UpstreamError;
 pub use headers::AGENT_HEADER;
@@ -178,8 +180,8 @@ impl Upstream {
 
     /// Replaces the cluster's secrets (`.dockerconfigjson`) among the agent's credentials, for registries with
     /// `private: agent`. Returns the errors of invalid ones.
-    pub fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
-        self.shared.credentials.use_secrets(documents)
+    pub fn use_secrets(&self, secrets: Vec<PullSecret>) -> Vec<CredentialsError> {
+        self.shared.credentials.use_secrets(secrets)
     }
 
     /// What the configuration says of a repository's registry, and whether there are credentials for it; `None` when the

@@ -2,7 +2,11 @@
 //! it, and used as the agent's credentials for registries with `private: agent`. They are used as long as a set
 //! names them, and read again regularly, because they are rotated.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::Api;
@@ -14,7 +18,8 @@ use crate::{
         crd::Reference,
         jitter::{around, fraction},
     },
-    types::chain,
+    types::{Repository, chain},
+    upstream::PullSecret,
 };
 
 /// How often the secrets are read.
@@ -34,7 +39,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         let named = Named::of(wanted.borrow_and_update().iter().flatten());
         let mut whole = true;
         if named != Named::default() || before {
-            let (documents, problems) = named.read(shared).await;
+            let (secrets, problems) = named.read(shared).await;
             whole = problems.is_empty();
             for Unreadable { object, problem, .. } in problems.iter().filter(|_| !complained) {
                 tracing::warn!(object, problem, "cannot read a pull secret: retrying");
@@ -44,7 +49,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
                 before.clone_from(&problems);
                 changed
             });
-            for problem in shared.prepuller.use_secrets(&documents) {
+            for problem in shared.prepuller.use_secrets(secrets) {
                 tracing::warn!(problem, "a pull secret is not valid");
             }
             complained = !whole;
@@ -62,44 +67,54 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// The secrets and service accounts in the sets of this node.
+/// The secrets and service accounts in the sets of this node, with the repositories of these sets.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Named {
-    secrets: BTreeSet<Reference>,
-    accounts: BTreeSet<Reference>,
+    secrets: BTreeMap<Reference, BTreeSet<Repository>>,
+    accounts: BTreeMap<Reference, BTreeSet<Repository>>,
 }
 
 impl Named {
     fn of<'a>(sets: impl Iterator<Item = &'a Wanted>) -> Self {
         let mut named = Self::default();
-        for set in sets {
-            named.secrets.extend(set.secrets.iter().cloned());
-            named.accounts.extend(set.accounts.iter().cloned());
+        for wanted in sets {
+            let images = wanted.set.iter().flat_map(|set| &set.images);
+            let repositories: BTreeSet<_> = images.map(|image| image.repository.clone()).collect();
+            for secret in &wanted.secrets {
+                named.secrets.entry(secret.clone()).or_default().extend(repositories.iter().cloned());
+            }
+            for account in &wanted.accounts {
+                named.accounts.entry(account.clone()).or_default().extend(repositories.iter().cloned());
+            }
         }
         named
     }
 
     /// The secrets that can be read, including those of the accounts, and the errors of the others.
-    async fn read(&self, shared: &Shared) -> (Vec<Vec<u8>>, Vec<Unreadable>) {
-        let (mut documents, mut problems, mut secrets) = (Vec::new(), Vec::new(), self.secrets.clone());
+    async fn read(&self, shared: &Shared) -> (Vec<PullSecret>, Vec<Unreadable>) {
+        let (mut found, mut problems, mut secrets) = (Vec::new(), Vec::new(), self.secrets.clone());
         let unreadable = |kind: &str, object: &Reference, problem: String| Unreadable {
             namespace: object.namespace.clone(),
             object: format!("{kind} `{object}`"),
             problem,
         };
-        for account in &self.accounts {
+        for (account, repositories) in &self.accounts {
             match secrets_of(shared, account).await {
-                Ok(found) => secrets.extend(found),
+                Ok(of_account) => {
+                    for secret in of_account {
+                        secrets.entry(secret).or_default().extend(repositories.iter().cloned());
+                    }
+                }
                 Err(problem) => problems.push(unreadable("ServiceAccount", account, problem)),
             }
         }
-        for secret in &secrets {
-            match read(shared, secret).await {
-                Ok(document) => documents.push(document),
-                Err(problem) => problems.push(unreadable("Secret", secret, problem)),
+        for (secret, repositories) in secrets {
+            match read(shared, &secret).await {
+                Ok(document) => found.push(PullSecret { document, repositories }),
+                Err(problem) => problems.push(unreadable("Secret", &secret, problem)),
             }
         }
-        (documents, problems)
+        (found, problems)
     }
 }
 

@@ -11,7 +11,7 @@ mod helper;
 mod kubelet;
 mod runs;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use oci::{DockerConfig, docker::Source};
 use parking_lot::RwLock;
@@ -20,7 +20,7 @@ pub use docker::DockerFile;
 pub use kubelet::{KubeletError, KubeletProviders};
 pub use oci::{CredentialsError, Login};
 
-use crate::types::{RegistryHost, RegistryPattern, RepoName};
+use crate::types::{RegistryHost, RegistryPattern, RepoName, Repository};
 
 /// All credentials for registries. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +28,25 @@ pub struct Credentials {
     docker: Option<Arc<DockerFile>>,
     kubelet: Option<Arc<KubeletProviders>>,
     helpers: Arc<helper::Helpers>,
-    /// Secrets of the cluster's sets; shared by all clones.
-    secrets: Arc<RwLock<Vec<DockerConfig>>>,
+    /// Secrets of the cluster's sets, with the repositories that each is for; shared by all clones.
+    secrets: Arc<RwLock<Vec<OfSets>>>,
+}
+
+/// A pull secret that was read, and the repositories that it is for.
+type OfSets = (DockerConfig, BTreeSet<Repository>);
+
+/// A pull secret of the cluster.
+pub struct PullSecret {
+    /// Its `.dockerconfigjson`.
+    pub document: Vec<u8>,
+    /// The repositories that it is used for: those of the sets that name it.
+    pub repositories: BTreeSet<Repository>,
+}
+
+impl std::fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullSecret").field("repositories", &self.repositories).finish_non_exhaustive()
+    }
 }
 
 impl Credentials {
@@ -38,19 +55,25 @@ impl Credentials {
         Self { docker: docker.map(Arc::new), kubelet: kubelet.map(Arc::new), ..Self::default() }
     }
 
-    /// Replaces the cluster's secrets (`.dockerconfigjson`), which are used beside the other credentials.
-    /// Invalid ones are left out, and their errors returned.
-    pub(super) fn use_secrets(&self, documents: &[Vec<u8>]) -> Vec<CredentialsError> {
-        let (read, wrong): (Vec<_>, Vec<_>) =
-            documents.iter().map(|document| DockerConfig::parse(document)).partition(Result::is_ok);
-        let read = read.into_iter().filter_map(Result::ok).collect();
+    /// Replaces the cluster's secrets, which are used beside the other credentials. Invalid ones are left out, and
+    /// their errors returned.
+    pub(super) fn use_secrets(&self, secrets: Vec<PullSecret>) -> Vec<CredentialsError> {
+        let (mut read, mut wrong) = (Vec::new(), Vec::new());
+        for PullSecret { document, repositories } in secrets {
+            match DockerConfig::parse(&document) {
+                Ok(config) => read.push((config, repositories)),
+                Err(error) => wrong.push(error),
+            }
+        }
         *self.secrets.write() = read;
-        wrong.into_iter().filter_map(Result::err).collect()
+        wrong
     }
 
     fn of_secrets(&self, registry: &RegistryHost, name: &RepoName) -> Option<Login> {
         let secrets = self.secrets.read();
-        secrets.iter().find_map(|config| match config.source(registry, name)? {
+        let wanted = Repository { registry: registry.clone(), name: name.clone() };
+        let mut of_set = secrets.iter().filter(|(_, repositories)| repositories.contains(&wanted));
+        of_set.find_map(|(config, _)| match config.source(registry, name)? {
             Source::Login(login) => Some(login),
             // A secret must not select programs of this node.
             Source::Helper(_) => None,
@@ -121,15 +144,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_of_the_cluster_are_used_until_they_are_replaced() {
+    fn secrets_of_the_cluster_are_used_for_their_sets_repositories_until_they_are_replaced() {
         let credentials = Credentials::default();
         let clone = credentials.clone();
-        let good = br#"{"auths":{"r.test":{"username":"u","password":"p"}}}"#.to_vec();
-        let wrong = credentials.use_secrets(&[good, b"{".to_vec()]);
+        let secret = |document: &str, repository: &str| PullSecret {
+            document: document.as_bytes().to_vec(),
+            repositories: BTreeSet::from([repository.parse().unwrap()]),
+        };
+        let good = r#"{"auths":{"r.test":{"username":"u","password":"p"}}}"#;
+        let wrong = credentials.use_secrets(vec![secret(good, "r.test/a"), secret("{", "r.test/b")]);
         assert_eq!(wrong.len(), 1);
-        let has = |host: &str| clone.of_secrets(&host.parse().unwrap(), &"a".parse().unwrap()).is_some();
-        assert!(has("r.test") && !has("s.test"));
-        credentials.use_secrets(&[]);
-        assert!(!has("r.test"));
+        let has = |host: &str, name: &str| {
+            clone.of_secrets(&host.parse().unwrap(), &name.parse().unwrap()).is_some()
+        };
+        assert!(has("r.test", "a") && !has("s.test", "a"));
+        assert!(!has("r.test", "b"), "no set that names the secret has this image");
+        credentials.use_secrets(Vec::new());
+        assert!(!has("r.test", "a"));
     }
 }
