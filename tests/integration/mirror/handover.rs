@@ -167,7 +167,7 @@ async fn a_slow_transfer_survives_three_updates_and_is_read_once() {
     const SIZE: usize = 8_000_000;
     let upstream = FakeUpstream::start().await;
     let digest = upstream.random_blob(REPOSITORY, 3, SIZE as u64).await;
-    upstream.fault(On::blob().get(), Fault::Rate(1_000_000));
+    upstream.rate_per_connection(1_000_000);
     let home = home();
     let config = AgentConfig::for_upstream(&upstream).with("limits: { shutdownGrace: 300ms }");
     let file = config.write(home.path()).expect("writable");

@@ -200,8 +200,14 @@ async fn a_lost_or_damaged_index_is_rebuilt_and_nothing_is_fetched_again() {
         pull(&agent).await;
         let log = upstream.log().since(asked);
         assert!(log.is_empty(), "{how}: {}", log.describe());
-        let (_, metrics) = admin(&agent, "/metrics").await;
-        assert!(metrics.contains("hearth_store_blobs 3"), "{how}:\n{metrics}");
+        // Hits are served while the files are counted.
+        let counted = async {
+            while !admin(&agent, "/metrics").await.1.contains("hearth_store_blobs 3") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let counted = tokio::time::timeout(Duration::from_secs(30), counted).await;
+        assert!(counted.is_ok(), "{how}:\n{}", admin(&agent, "/metrics").await.1);
         agent.terminate().expect("it runs");
         assert!(agent.wait().await.expect("it ends").success(), "{how}: {}", agent.log());
     }
