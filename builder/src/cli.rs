@@ -11,7 +11,7 @@ use std::{env, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use hearth_builder::{
     build::{Change, Options},
-    registry::Settings,
+    registry::{Repository, Settings},
     sandbox,
 };
 
@@ -78,6 +78,7 @@ Examples:
   hearth build -f specs/hearth.yaml --push          build and push
   hearth build --push --plain-http 127.0.0.1:5000   push to a registry without TLS
   hearth build --to images                          build into ./images
+  hearth build --push --repository host/path --tag 1.2   push somewhere else, under another name
   hearth build -o json | jq -r '.images[].manifest'
 
 Environment:
@@ -103,6 +104,12 @@ pub struct BuildArgs {
     /// Push to the repository of the specification. Blobs that it has are not sent again.
     #[arg(long)]
     push: bool,
+    /// The repository of the images, instead of the specification's.
+    #[arg(long, value_name = "HOST/PATH")]
+    repository: Option<Repository>,
+    /// The tag of the images, instead of the specification's `tag`; with the same placeholders.
+    #[arg(long, value_name = "TAG")]
+    tag: Option<String>,
     /// Build the other combinations when some of the matrix cannot run or are untested.
     #[arg(long)]
     skip_refused: bool,
@@ -225,8 +232,9 @@ impl BuildArgs {
     pub fn options(self) -> Result<(Options, Format), UsageError> {
         let (options, format) = self.common.options()?;
         let (output, push, skip_refused, locked) = (self.to, self.push, self.skip_refused, self.locked);
-        let (sbom, docker_archive) = (self.sbom, self.docker_archive);
-        Ok((Options { output, docker_archive, push, skip_refused, locked, sbom, ..options }, format))
+        let (sbom, docker_archive, repository) = (self.sbom, self.docker_archive, self.repository);
+        let options = Options { output, docker_archive, push, skip_refused, locked, sbom, ..options };
+        Ok((Options { repository, tag: self.tag, ..options }, format))
     }
 }
 
@@ -267,6 +275,8 @@ impl CommonArgs {
             output: None,
             docker_archive: None,
             push: false,
+            repository: None,
+            tag: None,
             skip_refused: false,
             lock: self.lock,
             locked: false,

@@ -4,7 +4,7 @@
 //! is made here and not left to the JSON library, whose order of keys depends on a feature that any other
 //! crate of the program could switch on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use oci::media_type::{CONFIG, INDEX, MANIFEST};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -130,14 +130,16 @@ pub struct Settings {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
-    /// The user that containers run as.
-    pub user: String,
-    /// The program that containers start with.
-    pub entrypoint: Vec<String>,
+    /// The user that containers run as; `None` keeps the base's.
+    pub user: Option<String>,
+    /// The program that containers start with; `None` keeps the base's.
+    pub entrypoint: Option<Vec<String>>,
     /// Its arguments when a container is started with none.
     pub command: Option<Vec<String>>,
-    /// Where they start.
-    pub working_directory: String,
+    /// Where they start; `None` keeps the base's.
+    pub working_directory: Option<String>,
+    /// Ports that they listen on, with their protocol, added to the base's.
+    pub ports: BTreeSet<String>,
     /// When the image was made, as RFC 3339.
     pub created: String,
 }
@@ -179,14 +181,22 @@ fn configuration(base: &Value, base_layers: &[Layer], added: &[Added], settings:
     let mut labels = runtime.get("Labels").and_then(Value::as_object).cloned().unwrap_or_default();
     labels.extend(settings.labels.iter().map(|(name, value)| (name.clone(), json!(value))));
     runtime.insert("Labels".to_owned(), Value::Object(labels));
-    runtime.insert("User".to_owned(), json!(settings.user));
-    runtime.insert("Entrypoint".to_owned(), json!(settings.entrypoint));
-    // The base's command would become an argument of our entry point.
-    match &settings.command {
-        Some(command) => runtime.insert("Cmd".to_owned(), json!(command)),
-        None => runtime.remove("Cmd"),
-    };
-    runtime.insert("WorkingDir".to_owned(), json!(settings.working_directory));
+    if settings.entrypoint.is_some() {
+        // The base's command would become an argument of another entry point.
+        runtime.remove("Cmd");
+    }
+    let set = [
+        ("User", settings.user.as_ref().map(|user| json!(user))),
+        ("Entrypoint", settings.entrypoint.as_ref().map(|words| json!(words))),
+        ("Cmd", settings.command.as_ref().map(|words| json!(words))),
+        ("WorkingDir", settings.working_directory.as_ref().map(|directory| json!(directory))),
+    ];
+    runtime.extend(set.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+    if !settings.ports.is_empty() {
+        let mut ports = runtime.get("ExposedPorts").and_then(Value::as_object).cloned().unwrap_or_default();
+        ports.extend(settings.ports.iter().map(|port| (port.clone(), json!({}))));
+        runtime.insert("ExposedPorts".to_owned(), Value::Object(ports));
+    }
     config["config"] = Value::Object(runtime);
     config["created"] = json!(settings.created);
     let diff_ids = base_layers.iter().chain(added.iter().map(|added| &added.layer));
@@ -323,9 +333,10 @@ mod tests {
                 ("SPARK_HOME".to_owned(), "/opt/spark".to_owned()),
             ]),
             labels: BTreeMap::from([("b".to_owned(), "2".to_owned())]),
-            user: "185".to_owned(),
-            entrypoint: vec!["/opt/entrypoint.sh".to_owned()],
-            working_directory: "/opt/spark/work-dir".to_owned(),
+            user: Some("185".to_owned()),
+            entrypoint: Some(vec!["/opt/entrypoint.sh".to_owned()]),
+            working_directory: Some("/opt/spark/work-dir".to_owned()),
+            ports: BTreeSet::from(["4040/tcp".to_owned()]),
             created: "1980-01-01T00:00:00Z".to_owned(),
             ..Settings::default()
         };
@@ -338,7 +349,11 @@ mod tests {
         );
         assert_eq!(config["config"]["Labels"], json!({ "a": "1", "b": "2" }));
         assert_eq!(config["config"]["StopSignal"], "SIGTERM");
+        assert_eq!(config["config"]["ExposedPorts"], json!({ "4040/tcp": {} }));
         assert!(config["config"].get("Cmd").is_none() && config.get("docker_version").is_none());
+        let kept = configuration(&base, &[], &[], &Settings::default());
+        assert_eq!(kept["config"]["Cmd"], json!(["bash"]), "without an entry point it is the base's");
+        assert!(kept["config"].get("User").is_none(), "{kept}");
         assert_eq!(
             config["rootfs"]["diff_ids"],
             json!([layer("base").diff_id.to_string(), layer("jars").diff_id.to_string()])

@@ -1,4 +1,4 @@
-//! Builds reproducible Spark images without a container engine and without root.
+//! Builds reproducible Spark images, and plain ones, without a container engine and without root.
 //!
 //! # One build
 //!
@@ -16,7 +16,7 @@
 //! | [`plan`] | pure: files to layers |
 //! | [`fetch`] | files of servers and object stores: side by side, resumed, with the user's logins |
 //! | [`sources`] | reading what images are made of: archives, packages, bases |
-//! | [`runtime`] | the files and the environment that hearth itself adds |
+//! | [`runtime`], [`plain`] | the files and the environment that hearth itself adds to Spark images; images without Spark |
 //! | [`sandbox`], [`trained`] | programs of the image that a build runs, and what they make: bytecode, class data |
 //! | [`tree`], [`layer`] | files as an image sees them, and their way into layer blobs |
 //! | [`image`] | configurations and manifests in one canonical form |
@@ -47,6 +47,7 @@ pub mod layer;
 pub mod lock;
 pub mod matrix;
 pub mod package;
+pub mod plain;
 pub mod plan;
 pub mod platform;
 pub mod progress;

@@ -29,6 +29,7 @@ use crate::{
     },
     spec::Recipe,
     tree::{Entry, ImagePath, Kind, Tree},
+    version::Version,
 };
 
 const ENTRYPOINT: &str = include_str!("../../docker/spark/entrypoint.sh");
@@ -68,10 +69,10 @@ pub enum RuntimeError {
     Cache(#[from] CacheError),
 }
 
-/// The files that hearth adds for a cell.
-pub fn files(cache: &Cache, cell: &Cell, view: &View) -> Result<Tree, RuntimeError> {
+/// The files that hearth adds for a Spark.
+pub fn files(cache: &Cache, spark: &Version, view: &View) -> Result<Tree, RuntimeError> {
     let mut tree = Tree::new();
-    let executor = line_file(compat::line(&cell.spark).executor);
+    let executor = line_file(compat::line(spark).executor);
     let passwd = with_user(view.text(&ImagePath::known("etc/passwd")));
     let group = with_group(view.text(&ImagePath::known("etc/group")));
     for (path, text, mode) in [
@@ -161,7 +162,7 @@ pub fn search_path(base: &Base, recipe: &Recipe) -> String {
     if recipe.python.is_some() { format!("/{PYTHON}/bin:{path}") } else { path.to_owned() }
 }
 
-/// The environment and start of the image.
+/// The environment and start of a Spark image.
 pub fn settings(cell: &Cell, base: &Base, spark: &Distribution, found: &Found, recipe: &Recipe) -> Settings {
     let libraries = "/opt/spark/python/lib";
     let path = search_path(base, recipe);
@@ -173,7 +174,6 @@ pub fn settings(cell: &Cell, base: &Base, spark: &Distribution, found: &Found, r
     }
     let mut env = BTreeMap::from([
         ("SPARK_HOME".to_owned(), "/opt/spark".to_owned()),
-        ("JAVA_HOME".to_owned(), found.java.home.to_string()),
         ("PATH".to_owned(), programs),
         ("PYTHONPATH".to_owned(), python_path),
     ]);
@@ -181,34 +181,35 @@ pub fn settings(cell: &Cell, base: &Base, spark: &Distribution, found: &Found, r
         // Without a locale Java 17 and older read and write ASCII by default.
         env.insert("LANG".to_owned(), "C.UTF-8".to_owned());
     }
+    if let Some(java) = &found.java {
+        env.insert("JAVA_HOME".to_owned(), java.home.to_string());
+    }
     if let Some(python) = &found.python {
         // Driver and executors must run the same Python, whatever `python3` is in the base.
         env.insert("PYSPARK_PYTHON".to_owned(), python.program.to_string());
     }
     env.extend(recipe.env.clone());
-    let mut labels = BTreeMap::from([
-        ("dev.hearth.spark".to_owned(), cell.spark.to_string()),
-        ("dev.hearth.scala".to_owned(), spark.scala.clone()),
-        ("dev.hearth.java".to_owned(), cell.java.to_string()),
-        ("org.opencontainers.image.version".to_owned(), cell.spark.to_string()),
-    ]);
-    if let Some(python) = &cell.python {
-        labels.insert("dev.hearth.python".to_owned(), python.to_string());
-    }
-    if let Some(hadoop) = &spark.hadoop {
-        labels.insert("dev.hearth.hadoop".to_owned(), hadoop.clone());
-    }
+    let version = |axis: &Option<Version>| axis.as_ref().map(Version::to_string);
+    let labels = [
+        ("dev.hearth.spark", version(&cell.spark)),
+        ("dev.hearth.scala", Some(spark.scala.clone())),
+        ("dev.hearth.java", version(&cell.java)),
+        ("dev.hearth.python", version(&cell.python)),
+        ("dev.hearth.hadoop", spark.hadoop.clone()),
+        ("org.opencontainers.image.version", version(&cell.spark)),
+    ];
+    let labels = labels.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     Settings {
         env,
         labels,
         annotations: BTreeMap::new(),
-        user: recipe.user.clone().unwrap_or_else(|| USER.to_string()),
-        entrypoint: recipe.entrypoint.clone().unwrap_or_else(|| vec!["/opt/entrypoint.sh".to_owned()]),
+        user: Some(recipe.user.clone().unwrap_or_else(|| USER.to_string())),
+        entrypoint: Some(recipe.entrypoint.clone().unwrap_or_else(|| vec!["/opt/entrypoint.sh".to_owned()])),
         command: recipe.command.clone(),
-        working_directory: recipe
-            .working_directory
-            .clone()
-            .unwrap_or_else(|| "/opt/spark/work-dir".to_owned()),
+        working_directory: Some(
+            recipe.working_directory.clone().unwrap_or_else(|| "/opt/spark/work-dir".to_owned()),
+        ),
+        ports: recipe.ports.clone(),
         created: String::new(),
     }
 }

@@ -66,7 +66,7 @@ fn how_the_base_was_packed_does_not_matter() {
 }
 
 /// Names, kinds, modes, owners, sizes, times and links as GNU tar shows them.
-fn listing(archive: &std::path::Path) -> BTreeSet<String> {
+pub fn listing(archive: &std::path::Path) -> BTreeSet<String> {
     let arguments = [
         "--list",
         "--verbose",

@@ -17,6 +17,7 @@ mod maven;
 mod objects;
 mod output;
 mod overlays;
+mod plain;
 mod property;
 mod push;
 mod readers;

@@ -15,11 +15,12 @@ use crate::{
     sandbox::SandboxError,
     sources::{
         base::Base,
-        detect::{Found, Java},
+        detect::{Found, Java, Python},
     },
     spec::Wanted,
     trained::{class_list, classes},
     tree::Tree,
+    version::Version,
 };
 
 /// How often an archive is made until it is the locked one. Threads of Java race while it archives, so one list comes to one of
@@ -30,7 +31,9 @@ const TRIES: usize = 5;
 struct Unfinished<'a> {
     wanted: &'a Wanted,
     base: &'a Base,
-    found: &'a Found,
+    spark: &'a Version,
+    java: &'a Java,
+    python: Option<&'a Python>,
     parts: &'a BTreeMap<LayerName, Tree>,
     env: &'a BTreeMap<String, String>,
 }
@@ -57,14 +60,16 @@ impl Inputs<'_> {
         parts: &BTreeMap<LayerName, Tree>,
         env: &BTreeMap<String, String>,
     ) -> Result<Tree, BuildError> {
-        if !wanted.recipe.class_data {
+        let (true, Some(spark), Some(java)) = (wanted.recipe.class_data, &wanted.cell.spark, &found.java)
+        else {
             return Ok(Tree::new());
-        }
-        let image = &Unfinished { wanted, base, found, parts, env };
+        };
+        let python = found.python.as_ref();
+        let image = &Unfinished { wanted, base, spark, java, python, parts, env };
         let jars = image.jars();
         let made = blocking(|| {
-            let key = classes::key(&image.found.java, self.java(image)?, &jars);
-            let name = format!("classes spark {} {}", image.wanted.cell.spark, key.short());
+            let key = classes::key(image.java, self.java(image)?, &jars);
+            let name = format!("classes spark {} {}", image.spark, key.short());
             let frozen = self.pins.frozen(&name);
             let made = match known(self.cache, key, frozen) {
                 _ if frozen == Frozen::Without => Ok(Tree::new()),
@@ -99,7 +104,7 @@ impl Inputs<'_> {
         if let Some(java) = image.parts.get(&LayerName::Java) {
             return Ok(fingerprint(java));
         }
-        let home = &image.found.java.home;
+        let home = &image.java.home;
         let home = image.base.view.real(home).unwrap_or_else(|| home.clone());
         let name = &image.base.name;
         let files = image.base.files(self.cache);
@@ -116,11 +121,10 @@ impl Inputs<'_> {
         (name, frozen): (&str, Frozen),
         key: Digest,
     ) -> Result<Tree, SandboxError> {
-        let Unfinished { wanted, base, found, parts, env } = image;
+        let Unfinished { wanted, base, java, python, parts, env, .. } = image;
         let locked = self.pins.classes(name).map(class_list::unpack).transpose();
         let locked = locked.map_err(|error| SandboxError::Failed(error.to_string()))?;
-        let java: &Java = &found.java;
-        let why = classes::unsuitable(java, found.python.is_some() || locked.is_some());
+        let why = classes::unsuitable(java, python.is_some() || locked.is_some());
         if let Some(why) = why.or_else(|| foreign(wanted.cell.platform)) {
             return Err(SandboxError::Failed(why));
         }

@@ -8,6 +8,7 @@ use crate::{
     layer::LayerError,
     lock::LockError,
     matrix::Refused,
+    plain::StartError,
     publish::{PushError, docker_archive::DockerArchiveError, layout::LayoutError},
     runtime::RuntimeError,
     sources::{
@@ -51,6 +52,18 @@ pub enum BuildError {
         #[source]
         source: DetectError,
     },
+    /// Containers of a plain image could not start.
+    #[error("cannot build {cell}")]
+    Start {
+        /// The cell.
+        cell: String,
+        /// Why.
+        #[source]
+        source: StartError,
+    },
+    /// A Spark is given for images that have none.
+    #[error("`--set-source spark=PATH` is given, but no image of the specification has Spark")]
+    NoSpark,
     /// Spark cannot be found.
     #[error("cannot find Spark {version}")]
     Find {
@@ -178,6 +191,8 @@ impl BuildError {
             Self::Spec(_)
             | Self::Refused(_)
             | Self::Unsuitable { .. }
+            | Self::Start { .. }
+            | Self::NoSpark
             | Self::DockerArchive(DockerArchiveError::Platforms(_))
             | Self::Lock(
                 LockError::Unusable { .. }

@@ -26,6 +26,7 @@ use crate::{
     },
     spec::{FileContent, FileInput, Input, Jars, Recipe, Source, SpecError, Wanted},
     tree::{Entry, ImagePath, Kind, Tree},
+    version::Version,
 };
 
 /// Checksums of JARs asked for at once: small files.
@@ -66,11 +67,11 @@ impl Inputs<'_> {
     /// JARs by Maven coordinates with all that they need, beside those of Spark.
     pub(super) async fn jars(
         &mut self,
-        wanted: &Wanted,
+        version: &Version,
+        jars: &Jars,
         spark: &Tree,
         spark_digest: Digest,
     ) -> Result<Tree, BuildError> {
-        let jars = &wanted.recipe.jars;
         if jars.packages.is_empty() {
             return Ok(Tree::new());
         }
@@ -78,7 +79,7 @@ impl Inputs<'_> {
         let asked = [&asked, &jars.exclude, &jars.keep_spark].map(|list| list.join(" ")).join("\n");
         let (asked, with_spark) =
             (Digest::of(asked.as_bytes()), Digest::of(format!("{asked}\n{spark_digest}").as_bytes()));
-        let name = format!("jars spark {} {}", wanted.cell.spark, asked.short());
+        let name = format!("jars spark {version} {}", asked.short());
         let downloader = self.downloader.clone();
         let repositories = Repositories::new(&downloader, &jars.repositories);
         let found: Vec<(String, Input)> = if let Some(parts) = self.pins.resolved(&name, with_spark)? {
@@ -226,6 +227,7 @@ impl Inputs<'_> {
                     let content = self.cache.put(Shelf::Files, &mut text.as_bytes())?;
                     (file.to.clone(), own(file, Entry::file(content, 0o644)))
                 }
+                FileContent::Directory => (file.to.clone(), own(file, Entry::directory(0o755))),
                 FileContent::Input(Input { place: Source::Path(path), .. }) if path.is_dir() => {
                     self.directory(file, path, &mut tree)?;
                     continue;

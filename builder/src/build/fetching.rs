@@ -15,6 +15,7 @@ use crate::{
     matrix::Cell,
     sources::{maven::Repositories, pypi},
     spec::{FileContent, Input, Source, SparkSource, Wanted},
+    version::Version,
 };
 
 /// Lookups of packages at once: each starts a `uv`.
@@ -73,13 +74,12 @@ impl Inputs<'_> {
 
     /// Looks up every Spark that no lock names, side by side.
     async fn locate_sparks(&mut self) -> Result<(), BuildError> {
-        let mut unknown: BTreeMap<String, (&str, &Cell)> = BTreeMap::new();
-        for Wanted { cell, recipe } in &self.matrix.wanted {
-            let name = format!("spark {}", cell.spark);
-            if let SparkSource::PyPi(package) = &recipe.spark
-                && self.pins.get(&name)?.is_none()
-            {
-                unknown.entry(name).or_insert((package, cell));
+        let mut unknown: BTreeMap<String, (&str, &Version, &Cell)> = BTreeMap::new();
+        for wanted in &self.matrix.wanted {
+            let Some((version, SparkSource::PyPi(package))) = wanted.spark() else { continue };
+            let name = format!("spark {version}");
+            if self.pins.get(&name)?.is_none() {
+                unknown.entry(name).or_insert((package, version, &wanted.cell));
             }
         }
         if unknown.is_empty() {
@@ -87,10 +87,9 @@ impl Inputs<'_> {
         }
         let _bar = self.progress.step("looking for releases of Spark");
         let offline = self.options.offline;
-        let locate = async |(name, (package, cell)): (String, (&str, &Cell))| {
-            let located = pypi::locate(package, &cell.spark, cell.python.as_ref(), offline).await;
-            let located =
-                located.map_err(|source| BuildError::Find { version: cell.spark.clone(), source })?;
+        let locate = async |(name, (package, version, cell)): (String, (&str, &Version, &Cell))| {
+            let located = pypi::locate(package, version, cell.python.as_ref(), offline).await;
+            let located = located.map_err(|source| BuildError::Find { version: version.clone(), source })?;
             Ok::<_, BuildError>((name, located))
         };
         self.located =
@@ -122,8 +121,8 @@ impl Inputs<'_> {
             Some((user.to_owned(), password.to_owned()))
         };
         let kinds = [("spark ", true), ("wheels ", true), ("jars ", false)];
-        let sparks: BTreeSet<String> =
-            self.matrix.wanted.iter().map(|wanted| format!("spark {}", wanted.cell.spark)).collect();
+        let sparks = self.matrix.wanted.iter().filter_map(Wanted::spark);
+        let sparks: BTreeSet<String> = sparks.map(|(version, _)| format!("spark {version}")).collect();
         let fetch = |(name, pin): (&String, &crate::lock::Pin)| {
             if !sparks.contains(name) && !self.pins.is_strict() {
                 return None;
@@ -147,12 +146,12 @@ impl Inputs<'_> {
 fn of_specification(wanted: &Wanted) -> impl Iterator<Item = &Input> {
     let recipe = &wanted.recipe;
     let spark = match &recipe.spark {
-        SparkSource::Archive(input) => Some(input),
-        SparkSource::PyPi(_) => None,
+        Some(SparkSource::Archive(input)) => Some(input),
+        Some(SparkSource::PyPi(_)) | None => None,
     };
     let files = recipe.files.iter().filter_map(|file| match &file.content {
         FileContent::Input(input) => Some(input),
-        FileContent::Text(_) => None,
+        FileContent::Text(_) | FileContent::Directory => None,
     });
     spark.into_iter().chain(&recipe.java).chain(&recipe.python).chain(files)
 }

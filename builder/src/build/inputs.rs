@@ -14,6 +14,8 @@ use crate::{
     fetch::download::{self, Downloader, Remote},
     image,
     lock::pins::Pins,
+    matrix::Cell,
+    plain,
     plan::layers::{Files, LayerName},
     progress::Progress,
     registry::Registry,
@@ -22,12 +24,14 @@ use crate::{
         archive::Flavour,
         base::{self, Base, Context, Origin},
         detect::{self, Found},
-        directory, pypi, spark,
+        directory, pypi,
+        spark::{self, Distribution},
         wheels::lockfile::Wheel,
         zip,
     },
     spec::{self, Input, Matrix, Source, SparkSource, Wanted},
     tree::{FIXED_TIME, Tree},
+    version::Version,
 };
 
 /// A cell whose base and runtimes are known: enough to choose its Python packages.
@@ -122,28 +126,34 @@ impl<'a> Inputs<'a> {
         let (cell, recipe) = (&wanted.cell, &wanted.recipe);
         tracing::debug!(cell = cell.name(), "reading inputs");
         self.pins.touched = inputs;
-        let archive = self.spark(&wanted).await?;
-        let distribution = blocking(|| {
-            let source = self.unpack(&archive)?;
-            spark::lay_out(self.cache, &source, &cell.spark, cell.scala.as_ref())
-                .map_err(|source| BuildError::Spark { path: archive.path.clone(), source })
-        })?;
-        let mut settings = runtime::settings(cell, &base, &distribution, &found, recipe);
+        let mut settings = match wanted.spark() {
+            None => plain::settings(cell, &base, &found, recipe),
+            Some((version, source)) => {
+                let (distribution, digest) = self.distribution(cell, version, source).await?;
+                let settings = runtime::settings(cell, &base, &distribution, &found, recipe);
+                let jars = self.jars(version, &recipe.jars, &distribution.tree, digest).await?;
+                parts.insert(LayerName::Jars, jars);
+                for (path, entry) in distribution.tree {
+                    parts.entry(LayerName::of_spark(&path)).or_default().insert(path, entry);
+                }
+                let own = blocking(|| runtime::files(self.cache, version, &base.view))?;
+                parts.insert(LayerName::Hearth, own);
+                settings
+            }
+        };
         self.annotate(&mut settings, &wanted, &base);
-        parts.insert(LayerName::Jars, self.jars(&wanted, &distribution.tree, archive.digest).await?);
-        for (path, entry) in distribution.tree {
-            let name = LayerName::of_spark(&path);
-            parts.entry(name).or_default().insert(path, entry);
-        }
         parts.insert(LayerName::Wheels, self.wheels(&wanted, &found).await?);
         parts.insert(LayerName::Bytecode, self.bytecode(&wanted, &base, &found, &parts)?);
         parts.insert(LayerName::Files, self.files(recipe).await?);
-        parts.insert(LayerName::Hearth, blocking(|| runtime::files(self.cache, cell, &base.view))?);
         parts.insert(LayerName::ClassData, self.class_data(&wanted, &base, &found, &parts, &settings.env)?);
         let files = blocking(|| {
             let parts = runtime::arrange(parts)?;
             let fitted = parts.into_iter().map(|(name, tree)| Ok((name, runtime::fit(tree, &base.view)?)));
             let fitted: BTreeMap<LayerName, Tree> = fitted.collect::<Result<_, BuildError>>()?;
+            if cell.spark.is_none() {
+                plain::check_start(self.cache, cell, &base, &fitted, recipe)
+                    .map_err(|source| BuildError::Start { cell: cell.name(), source })?;
+            }
             Ok::<_, BuildError>(Files { base_layers: base.layer_count(), parts: fitted })
         })?;
         let inputs = std::mem::take(&mut self.pins.touched);
@@ -185,12 +195,34 @@ impl<'a> Inputs<'a> {
     fn annotate(&self, settings: &mut image::Settings, wanted: &Wanted, base: &Base) {
         settings.labels.extend(wanted.recipe.labels.clone());
         settings.created = date::rfc3339(self.options.epoch.unwrap_or(FIXED_TIME));
-        settings.annotations = BTreeMap::from([
-            ("org.opencontainers.image.base.name".to_owned(), base.name.clone()),
-            ("org.opencontainers.image.base.digest".to_owned(), base.digest.to_string()),
-            ("org.opencontainers.image.created".to_owned(), settings.created.clone()),
-            ("org.opencontainers.image.version".to_owned(), wanted.cell.spark.to_string()),
-        ]);
+        let version = wanted.cell.spark.as_ref().map(Version::to_string);
+        let based = !matches!(wanted.recipe.base, spec::Base::Scratch);
+        let annotations = [
+            ("base.name", Some(base.name.clone()).filter(|_| based)),
+            ("base.digest", Some(base.digest.to_string()).filter(|_| based)),
+            ("created", Some(settings.created.clone())),
+            ("version", version.or_else(|| settings.labels.get("org.opencontainers.image.version").cloned())),
+        ];
+        settings.annotations = annotations
+            .into_iter()
+            .filter_map(|(name, value)| Some((format!("org.opencontainers.image.{name}"), value?)))
+            .collect();
+    }
+
+    /// The files of a Spark and the digest of the archive that has them.
+    async fn distribution(
+        &mut self,
+        cell: &Cell,
+        version: &Version,
+        source: &SparkSource,
+    ) -> Result<(Distribution, Digest), BuildError> {
+        let archive = self.spark(cell, version, source).await?;
+        blocking(|| {
+            let source = self.unpack(&archive)?;
+            let laid_out = spark::lay_out(self.cache, &source, version, cell.scala.as_ref())
+                .map_err(|source| BuildError::Spark { path: archive.path.clone(), source })?;
+            Ok((laid_out, archive.digest))
+        })
     }
 
     /// Reads an archive of a project's files.
@@ -228,6 +260,8 @@ impl<'a> Inputs<'a> {
         let (cache, progress) = (self.cache, self.progress);
         let context = Context { cache, progress, platform, offline: self.options.offline };
         let key = match &wanted.recipe.base {
+            // There is nothing to read, and nothing to lock.
+            spec::Base::Scratch => return Ok(base::scratch(platform)),
             spec::Base::RootFs(path) | spec::Base::Layout(path, None) => path.display().to_string(),
             spec::Base::Layout(path, Some(name)) => format!("{} {name}", path.display()),
             spec::Base::Image(name) => name.clone(),
@@ -249,6 +283,7 @@ impl<'a> Inputs<'a> {
             spec::Base::Layout(directory, name) => {
                 base::from_image(context, Origin::Layout(directory, name.as_deref())).await?
             }
+            spec::Base::Scratch => base::scratch(platform),
             spec::Base::Image(_) => {
                 // A tag may have moved since: the locked manifest is asked for by its digest.
                 let reference = match self.pins.get(&name)? {
@@ -269,14 +304,18 @@ impl<'a> Inputs<'a> {
     }
 
     /// The archive with the cell's Spark, on this disk.
-    async fn spark(&mut self, wanted: &Wanted) -> Result<Archive, BuildError> {
-        let cell = &wanted.cell;
-        let name = match (&wanted.recipe.spark, &cell.scala) {
+    async fn spark(
+        &mut self,
+        cell: &Cell,
+        version: &Version,
+        source: &SparkSource,
+    ) -> Result<Archive, BuildError> {
+        let name = match (source, &cell.scala) {
             // Releases are built for one Scala each; the package exists once.
-            (SparkSource::Archive(_), Some(scala)) => format!("spark {} scala {scala}", cell.spark),
-            _ => format!("spark {}", cell.spark),
+            (SparkSource::Archive(_), Some(scala)) => format!("spark {version} scala {scala}"),
+            _ => format!("spark {version}"),
         };
-        let package = match &wanted.recipe.spark {
+        let package = match source {
             // A file that the command line puts in the place of the specification's is not what was locked.
             SparkSource::Archive(input) if self.options.spark.is_some() => {
                 return self.local(input, &name);
@@ -293,10 +332,10 @@ impl<'a> Inputs<'a> {
         } else if let Some(located) = self.located.get(&name) {
             (located.url.clone(), located.digest)
         } else {
-            let _bar = self.progress.step(&format!("looking for {package} {}", cell.spark));
-            let located = pypi::locate(package, &cell.spark, cell.python.as_ref(), self.options.offline)
+            let _bar = self.progress.step(&format!("looking for {package} {version}"));
+            let located = pypi::locate(package, version, cell.python.as_ref(), self.options.offline)
                 .await
-                .map_err(|source| BuildError::Find { version: cell.spark.clone(), source })?;
+                .map_err(|source| BuildError::Find { version: version.clone(), source })?;
             (located.url, located.digest)
         };
         // The index's URLs hold no secrets.

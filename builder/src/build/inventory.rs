@@ -67,7 +67,7 @@ fn components(
     progress: &Progress,
 ) -> Result<BTreeSet<Component>, BuildError> {
     let system = packages::of_base(cache, &prepared.base.layers, progress).map_err(BaseError::from)?;
-    let mut found = BTreeSet::from([spark(prepared), base(prepared)]);
+    let mut found: BTreeSet<Component> = spark(prepared).into_iter().chain(base(prepared)).collect();
     found.extend(java(cache, prepared, &system)?);
     found.extend(python(prepared, &system));
     found.extend(of_system(&system));
@@ -82,9 +82,10 @@ fn library(purl: String, name: &str, version: &str) -> Component {
     Component { kind: Kind::Library, purl, name: name.to_owned(), version: version.to_owned(), digest: None }
 }
 
-fn spark(prepared: &Prepared) -> Component {
-    let version = prepared.wanted.cell.spark.to_string();
-    match &prepared.wanted.recipe.spark {
+fn spark(prepared: &Prepared) -> Option<Component> {
+    let (version, source) = prepared.wanted.spark()?;
+    let version = version.to_string();
+    Some(match source {
         SparkSource::PyPi(package) => {
             library(Purl::python(package).version(&version).finish(), package, &version)
         }
@@ -92,11 +93,11 @@ fn spark(prepared: &Prepared) -> Component {
             let purl = Purl::new("generic", "apache-spark").version(&version);
             library(purl.finish(), "apache-spark", &version)
         }
-    }
+    })
 }
 
 /// The base: an image of a registry by its repository, anything else by its digest.
-fn base(prepared: &Prepared) -> Component {
+fn base(prepared: &Prepared) -> Option<Component> {
     let base = &prepared.base;
     let digest = base.digest.to_string();
     let purl = match &prepared.wanted.recipe.base {
@@ -112,14 +113,15 @@ fn base(prepared: &Prepared) -> Component {
         }
         spec::Base::Layout(..) => Purl::new("oci", &base.name.to_lowercase()).version(&digest),
         spec::Base::RootFs(_) => Purl::new("generic", &base.name).qualifier("checksum", &digest),
+        spec::Base::Scratch => return None,
     };
-    Component {
+    Some(Component {
         kind: Kind::Container,
         purl: purl.finish(),
         name: base.name.clone(),
         version: digest,
         digest: Some(base.digest),
-    }
+    })
 }
 
 /// The distribution of the base, and its packages.
@@ -146,7 +148,7 @@ fn of_system(system: &System) -> Vec<Component> {
 /// The Java runtime, unless a package of the base is one: that says more.
 fn java(cache: &Cache, prepared: &Prepared, system: &System) -> Result<Option<Component>, CacheError> {
     let wanted = &prepared.wanted;
-    let major = wanted.cell.java.number(0);
+    let Some(major) = wanted.cell.java.as_ref().map(|java| java.number(0)) else { return Ok(None) };
     let brought = prepared.files.parts.get(&LayerName::Java).filter(|_| wanted.recipe.java.is_some());
     let packaged = |package: &packages::Package| {
         let numbers = package.name.split(|letter: char| !letter.is_ascii_digit());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     lock::{Lock, LockError},
-    registry::Settings,
+    registry::{Repository, Settings},
 };
 
 /// What to build and how; the command line, checked.
@@ -18,6 +18,10 @@ pub struct Options {
     pub docker_archive: Option<PathBuf>,
     /// Whether to push.
     pub push: bool,
+    /// Replaces the specification's repository.
+    pub repository: Option<Repository>,
+    /// Replaces the specification's tag.
+    pub tag: Option<String>,
     /// Whether refused cells are left out instead of failing the build.
     pub skip_refused: bool,
     /// The lock; by default it lies beside the specification and has its name.

@@ -118,7 +118,8 @@ fn describe(planned: &Planned, planning: &Planning, cache: &Cache, names: &[Stri
 /// The bases with the images on them, each once.
 fn bases(planning: &Planning, cache: &Cache, names: &[String]) -> Vec<PlannedBase> {
     let mut found: BTreeMap<Digest, PlannedBase> = BTreeMap::new();
-    for (prepared, name) in planning.prepared.iter().zip(names) {
+    let based = planning.prepared.iter().zip(names).filter(|(prepared, _)| !on_nothing(prepared));
+    for (prepared, name) in based {
         let base = found.entry(prepared.base.digest).or_insert_with(|| PlannedBase {
             name: prepared.base.name.clone(),
             images: Vec::new(),
@@ -129,6 +130,11 @@ fn bases(planning: &Planning, cache: &Cache, names: &[String]) -> Vec<PlannedBas
         base.images.push(name.clone());
     }
     found.into_values().collect()
+}
+
+/// Whether an image has no base.
+fn on_nothing(prepared: &Prepared) -> bool {
+    matches!(prepared.wanted.recipe.base, spec::Base::Scratch)
 }
 
 fn base_size(base: &Base, cache: &Cache, codec: Codec) -> Size {
@@ -209,7 +215,8 @@ fn compare(
         let base = &prepared.base;
         // Layers of finished images are taken as they are, those of archives are written here.
         let of_archive = matches!(prepared.wanted.recipe.base, spec::Base::RootFs(_));
-        let base_is_new = !bases.contains(&base.digest) || (rewritten && of_archive);
+        let base_is_new =
+            !on_nothing(prepared) && (!bases.contains(&base.digest) || (rewritten && of_archive));
         let of_base = planned_bases.iter().find(|base| base.images.contains(&names[at]));
         AgainstImage {
             tag: names[at].clone(),

@@ -28,8 +28,11 @@ pub(super) async fn prepare(
     lock: Option<&Lock>,
     strict: bool,
 ) -> Result<Planning, BuildError> {
-    let mut matrix = spec::file::load(&options.spec)?;
-    replace_sources(&mut matrix, options);
+    let mut matrix = spec::file::load(&options.spec, options.tag.as_deref())?;
+    if let Some(repository) = &options.repository {
+        matrix.repository = repository.clone();
+    }
+    replace_sources(&mut matrix, options)?;
     if matrix.wanted.is_empty() || (!matrix.refused.is_empty() && !options.skip_refused) {
         return Err(BuildError::Refused(matrix.refused));
     }
@@ -67,7 +70,10 @@ fn layers(prepared: &[Prepared], locked: &LockedPlan) -> Vec<Planned> {
     layers
 }
 
-fn replace_sources(matrix: &mut Matrix, options: &Options) {
+fn replace_sources(matrix: &mut Matrix, options: &Options) -> Result<(), BuildError> {
+    if options.spark.is_some() && matrix.wanted.iter().all(|wanted| wanted.spark().is_none()) {
+        return Err(BuildError::NoSpark);
+    }
     for Wanted { cell, recipe } in &mut matrix.wanted {
         if let Some(path) = &options.base {
             recipe.base = if path.is_dir() {
@@ -76,10 +82,11 @@ fn replace_sources(matrix: &mut Matrix, options: &Options) {
                 spec::Base::RootFs(path.clone())
             };
         }
-        if let Some(path) = &options.spark {
+        if let Some(path) = options.spark.as_ref().filter(|_| cell.spark.is_some()) {
             let text = path.to_string_lossy();
             let path = cell.fill(&text).map_or_else(|_| path.clone(), PathBuf::from);
-            recipe.spark = SparkSource::Archive(Input { place: Source::Path(path), checksum: None });
+            recipe.spark = Some(SparkSource::Archive(Input { place: Source::Path(path), checksum: None }));
         }
     }
+    Ok(())
 }

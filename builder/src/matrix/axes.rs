@@ -10,9 +10,9 @@ use crate::{platform::Platform, version::Version};
 /// The values of each axis as written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Axes {
-    /// Spark versions.
+    /// Spark versions; empty for plain images.
     pub spark: Vec<Version>,
-    /// Java versions.
+    /// Java versions; may be empty without Spark.
     pub java: Vec<Version>,
     /// Scala versions; may be empty.
     pub scala: Vec<Version>,
@@ -93,9 +93,9 @@ fn product(axes: &Axes) -> Vec<Cell> {
     }
     let platform = axes.platforms.first().copied().unwrap_or_else(Platform::host);
     let mut found = Vec::new();
-    for spark in &axes.spark {
+    for spark in optional(&axes.spark) {
         for scala in optional(&axes.scala) {
-            for java in &axes.java {
+            for java in optional(&axes.java) {
                 for python in optional(&axes.python) {
                     for variant in optional(&axes.variants) {
                         let (scala, python) = (scala.clone(), python.clone());
@@ -140,6 +140,14 @@ mod tests {
         assert_eq!(strict.refused.len(), 4);
         let loose = cells(&axes, true);
         assert_eq!((loose.built.len(), loose.refused.len()), (6, 2));
+    }
+
+    #[test]
+    fn without_axes_there_is_one_plain_image_for_each_platform() {
+        let platforms = vec![Platform::Amd64, Platform::Arm64];
+        let cells = cells(&Axes { platforms, ..Axes::default() }, false);
+        assert_eq!(cells.built.iter().map(Cell::name).collect::<Vec<_>>(), ["the plain image"; 2]);
+        assert!(cells.refused.is_empty());
     }
 
     #[test]

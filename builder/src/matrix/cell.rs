@@ -5,10 +5,10 @@ use crate::{platform::Platform, version::Version};
 /// One combination of the axes: one image for one platform. The order is that in which images are planned.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cell {
-    /// Spark.
-    pub spark: Version,
-    /// Java, by its major version.
-    pub java: Version,
+    /// Spark; an image without it is a plain one. With it comes a Java.
+    pub spark: Option<Version>,
+    /// Java, by its major version; without it the image is not checked for one.
+    pub java: Option<Version>,
     /// Scala; without it, that of the Spark source.
     pub scala: Option<Version>,
     /// Python; without it the image is not checked for one.
@@ -68,9 +68,13 @@ impl Cell {
         let missing = || format!("`{{{axis}}}` needs the axis `{axis}`");
         let set = |value: &Option<Version>| value.as_ref().map(Version::to_string).ok_or_else(missing);
         match axis {
-            "spark" => Ok(self.spark.to_string()),
-            "sparkLine" => Ok(format!("{}.{}", self.spark.number(0), self.spark.number(1))),
-            "java" => Ok(self.java.to_string()),
+            "spark" => set(&self.spark),
+            "sparkLine" => {
+                let spark =
+                    self.spark.as_ref().ok_or_else(|| "`{sparkLine}` needs the axis `spark`".to_owned())?;
+                Ok(format!("{}.{}", spark.number(0), spark.number(1)))
+            }
+            "java" => set(&self.java),
             "scala" => set(&self.scala),
             "python" => set(&self.python),
             "arch" => Ok(self.platform.architecture().to_owned()),
@@ -88,16 +92,13 @@ impl Cell {
 
     /// How the cell is called in messages.
     pub fn name(&self) -> String {
-        let mut name = format!("Spark {}, Java {}", self.spark, self.java);
-        for (label, value) in [("Scala", &self.scala), ("Python", &self.python)] {
-            if let Some(value) = value {
-                name = format!("{name}, {label} {value}");
-            }
-        }
-        match &self.variant {
-            Some(variant) => format!("{name}, variant `{variant}`"),
-            None => name,
-        }
+        let axes =
+            [("Spark", &self.spark), ("Java", &self.java), ("Scala", &self.scala), ("Python", &self.python)];
+        let values =
+            axes.into_iter().filter_map(|(label, value)| Some(format!("{label} {}", value.as_ref()?)));
+        let variant = self.variant.as_ref().map(|variant| format!("variant `{variant}`"));
+        let name: Vec<String> = values.chain(variant).collect();
+        if name.is_empty() { "the plain image".to_owned() } else { name.join(", ") }
     }
 }
 
@@ -112,8 +113,8 @@ const PLACEHOLDERS: [&str; 7] = ["spark", "sparkLine", "scala", "java", "python"
 #[cfg(test)]
 pub fn cell(spark: &str, java: &str, python: &str) -> Cell {
     Cell {
-        spark: spark.parse().unwrap(),
-        java: java.parse().unwrap(),
+        spark: Some(spark.parse().unwrap()),
+        java: Some(java.parse().unwrap()),
         scala: None,
         python: python.parse().ok(),
         variant: None,

@@ -142,65 +142,62 @@ pub fn line(spark: &Version) -> &'static Line {
     })
 }
 
-/// Judges one cell of a matrix.
+/// Judges one cell of a matrix. What a plain image may hold is not known here.
 pub fn check(cell: &Cell) -> Verdict {
-    let line = line(&cell.spark);
     let mut verdict = Verdict::default();
-    if line.line != cell.spark.line() {
+    let Some(spark) = &cell.spark else { return verdict };
+    let line = line(spark);
+    if line.line != spark.line() {
         verdict.untested.push(format!(
-            "Spark {} belongs to no line that this version of hearth knows ({} to {})",
-            cell.spark,
+            "Spark {spark} belongs to no line that this version of hearth knows ({} to {})",
             dotted(LINES[0].line),
             dotted(LINES[LINES.len() - 1].line),
         ));
     }
-    check_java(cell, line, &mut verdict);
+    if let Some(java) = &cell.java {
+        check_java(spark, line, java.number(0), &mut verdict);
+    }
     if let Some(scala) = &cell.scala {
         let known: Vec<&str> = line.scala.to_vec();
         if !known.contains(&scala.to_string().as_str()) {
-            let text = format!("Spark {} exists for Scala {} only", cell.spark, known.join(" and "));
+            let text = format!("Spark {spark} exists for Scala {} only", known.join(" and "));
             verdict.impossible.push(text);
         }
     }
     if let Some(python) = &cell.python {
-        check_python(cell, line, python, &mut verdict);
+        check_python(spark, line, python, &mut verdict);
     }
     verdict
 }
 
-fn check_java(cell: &Cell, line: &Line, verdict: &mut Verdict) {
-    let java = cell.java.number(0);
+fn check_java(spark: &Version, line: &Line, java: u32, verdict: &mut Verdict) {
     if java < line.java_floor {
         verdict.impossible.push(format!(
-            "Spark {} is compiled for Java {}: Java {java} cannot load its classes",
-            cell.spark, line.java_floor
+            "Spark {spark} is compiled for Java {}: Java {java} cannot load its classes",
+            line.java_floor
         ));
     } else if let Some((breaks, reason)) = line.java_breaks
         && java >= breaks
     {
-        verdict.impossible.push(format!("Spark {} does not run on Java {java}: {reason}", cell.spark));
+        verdict.impossible.push(format!("Spark {spark} does not run on Java {java}: {reason}"));
     } else if !line.java.contains(&java) {
         let known: Vec<String> = line.java.iter().map(u32::to_string).collect();
-        let text = format!("Spark {} is documented for Java {}, not {java}", cell.spark, known.join(", "));
+        let text = format!("Spark {spark} is documented for Java {}, not {java}", known.join(", "));
         verdict.untested.push(text);
     }
 }
 
-fn check_python(cell: &Cell, line: &Line, python: &Version, verdict: &mut Verdict) {
+fn check_python(spark: &Version, line: &Line, python: &Version, verdict: &mut Verdict) {
     if python.line() < line.python_floor {
         let floor = dotted(line.python_floor);
-        verdict
-            .impossible
-            .push(format!("PySpark {} needs Python {floor} or newer, not {python}", cell.spark));
+        verdict.impossible.push(format!("PySpark {spark} needs Python {floor} or newer, not {python}"));
     } else if let Some((breaks, reason)) = line.python_breaks
         && python.line() >= breaks
     {
-        verdict.impossible.push(format!("PySpark {} does not run on Python {python}: {reason}", cell.spark));
+        verdict.impossible.push(format!("PySpark {spark} does not run on Python {python}: {reason}"));
     } else if python.line() > line.python_tested {
         let tested = dotted(line.python_tested);
-        verdict
-            .untested
-            .push(format!("PySpark {} was tested up to Python {tested}, not {python}", cell.spark));
+        verdict.untested.push(format!("PySpark {spark} was tested up to Python {tested}, not {python}"));
     }
 }
 

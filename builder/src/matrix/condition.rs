@@ -79,8 +79,8 @@ impl Condition {
 
 fn value(cell: &Cell, axis: &str) -> Option<Value> {
     match axis {
-        "spark" => Some(Value::Version(cell.spark.clone())),
-        "java" => Some(Value::Version(cell.java.clone())),
+        "spark" => cell.spark.clone().map(Value::Version),
+        "java" => cell.java.clone().map(Value::Version),
         "scala" => cell.scala.clone().map(Value::Version),
         "python" => cell.python.clone().map(Value::Version),
         "platform" => Some(Value::Word(cell.platform.to_string())),

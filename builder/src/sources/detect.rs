@@ -99,8 +99,8 @@ pub enum DetectError {
 /// What a cell uses of its base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The Java.
-    pub java: Java,
+    /// The Java, when the cell asks for one.
+    pub java: Option<Java>,
     /// The Python, when the cell asks for one.
     pub python: Option<Python>,
     /// What is missing but not needed for a start.
@@ -114,19 +114,26 @@ pub fn check(
     java_home: Option<&str>,
     path: Option<&str>,
 ) -> Result<Found, DetectError> {
-    let java = java(view, cell, java_home)?;
-    let modules = compat::line(&cell.spark).java_modules;
-    if let Some(module) = modules.iter().find(|module| !java.modules.iter().any(|has| has == *module)) {
-        return Err(DetectError::Module { home: java.home, module, spark: cell.spark.clone() });
+    let java = cell.java.as_ref().map(|wanted| java(view, wanted.number(0), java_home)).transpose()?;
+    if let (Some(spark), Some(java)) = (&cell.spark, &java) {
+        let modules = compat::line(spark).java_modules;
+        if let Some(module) = modules.iter().find(|module| !java.modules.iter().any(|has| has == *module)) {
+            return Err(DetectError::Module { home: java.home.clone(), module, spark: spark.clone() });
+        }
     }
     let python = match &cell.python {
         None => None,
         Some(wanted) => Some(python(view, wanted, cell.platform, path.unwrap_or(SEARCH_PATH))?),
     };
     let bash = program(view, "bash");
-    let bash = bash.ok_or(DetectError::Program { program: "/bin/bash", package: "bash" })?;
-    let programs =
-        [Some(bash), java.home.join("bin/java").ok(), python.as_ref().map(|python| python.program.clone())];
+    if cell.spark.is_some() && bash.is_none() {
+        return Err(DetectError::Program { program: "/bin/bash", package: "bash" });
+    }
+    let programs = [
+        bash,
+        java.as_ref().and_then(|java| java.home.join("bin/java").ok()),
+        python.as_ref().map(|python| python.program.clone()),
+    ];
     for path in programs.into_iter().flatten() {
         if let Some(binary) = view.binary(&path).filter(|binary| !binary.is_for(cell.platform)) {
             let (found, wanted) = (binary.architecture(), cell.platform);
@@ -141,7 +148,8 @@ pub fn check(
             "`ps` is missing: Spark's daemon scripts (history server, Connect) need it (package `procps`)",
         ),
     ];
-    let missing = optional.into_iter().filter(|(name, _)| program(view, name).is_none());
+    let missing =
+        optional.into_iter().filter(|(name, _)| cell.spark.is_some() && program(view, name).is_none());
     let warnings = missing.map(|(_, text)| text.to_owned()).collect();
     Ok(Found { java, python, warnings })
 }
@@ -155,7 +163,7 @@ fn program(view: &View, name: &str) -> Option<ImagePath> {
         .find(|path| view.has_program(path))
 }
 
-fn java(view: &View, cell: &Cell, java_home: Option<&str>) -> Result<Java, DetectError> {
+fn java(view: &View, wanted: u32, java_home: Option<&str>) -> Result<Java, DetectError> {
     let mut javas: Vec<Java> = view
         .nodes()
         .filter_map(|(path, node)| match node {
@@ -166,7 +174,6 @@ fn java(view: &View, cell: &Cell, java_home: Option<&str>) -> Result<Java, Detec
     let preferred = java_home.and_then(|home| ImagePath::new(home.trim_start_matches('/')).ok());
     let preferred = preferred.and_then(|home| view.real(&home));
     javas.sort_by_key(|java| Some(&java.home) != preferred.as_ref());
-    let wanted = cell.java.number(0);
     if let Some(java) = javas.iter().find(|java| java.major == wanted) {
         return Ok(java.clone());
     }
@@ -272,9 +279,18 @@ mod tests {
     #[test]
     fn java_and_python_of_a_base_are_found() {
         let found = check(&base(), &cell("4.1.4", "17", "3.11"), None, None).unwrap();
-        assert_eq!(found.java.home.as_str(), "usr/lib/jvm/java-17");
+        assert_eq!(found.java.unwrap().home.as_str(), "usr/lib/jvm/java-17");
         assert_eq!(found.python.unwrap().program.as_str(), "usr/bin/python3.11");
         assert!(found.warnings.is_empty());
+    }
+
+    #[test]
+    fn a_plain_image_needs_nothing_that_it_does_not_ask_for() {
+        let plain = Cell { spark: None, java: None, ..cell("3.5.9", "17", "") };
+        let found = check(&View::default(), &plain, None, None).unwrap();
+        assert_eq!(found, Found { java: None, python: None, warnings: Vec::new() });
+        let java = Cell { java: Some("17".parse().unwrap()), ..plain };
+        assert!(matches!(check(&View::default(), &java, None, None), Err(DetectError::NoJava)));
     }
 
     #[test]
@@ -340,8 +356,9 @@ mod tests {
         let mut view = base();
         put_java(&mut view, "opt/java/openjdk", RELEASE_17);
         put_java(&mut view, "opt/jdk8", "JAVA_VERSION=\"1.8.0_392\"\n");
-        let home =
-            |java: &str, home| check(&view, &cell("3.5.9", java, "3.11"), home, None).unwrap().java.home;
+        let home = |java: &str, home| {
+            check(&view, &cell("3.5.9", java, "3.11"), home, None).unwrap().java.unwrap().home
+        };
         assert_eq!(home("17", Some("/opt/java/openjdk")).as_str(), "opt/java/openjdk");
         assert_eq!(home("17", Some("/usr/lib/jvm/java-17")).as_str(), "usr/lib/jvm/java-17");
         assert_eq!(home("8", None).as_str(), "opt/jdk8");

@@ -18,12 +18,16 @@ use crate::{
     version::Version,
 };
 
-/// Checks the text of a specification; `path` is its name in messages and the root of relative paths.
-pub fn parse(path: &Path, text: &str) -> Result<Matrix, SpecError> {
+/// Checks the text of a specification; `path` is its name in messages and the root of relative paths, and `tag`
+/// replaces the key of this name.
+pub fn parse(path: &Path, text: &str, tag: Option<&str>) -> Result<Matrix, SpecError> {
     let check = Check { file: path, directory: path.parent().unwrap_or(Path::new("")) };
     let options = serde_saphyr::options! { with_snippet: false };
-    let document: Document =
+    let mut document: Document =
         serde_saphyr::from_str_with_options(text, options).map_err(|error| check.yaml(&error))?;
+    if let Some(tag) = tag {
+        document.tag = document.tag.with(tag.to_owned());
+    }
     check.document(&document)
 }
 
@@ -66,7 +70,7 @@ impl Check<'_> {
         let cells = matrix::cells(&axes, document.allow_untested);
         if cells.built.is_empty() && cells.refused.is_empty() {
             let problem = "nothing is left to build: `exclude` and `when` leave out every combination";
-            return Err(self.wrong(document.axes.at(), problem));
+            return Err(self.wrong(document.axes_at(), problem));
         }
         self.matched(document, &axes, &overlays, &cells)?;
         let mut wanted = Vec::new();
@@ -105,7 +109,7 @@ impl Check<'_> {
                 return Err(match &variant.when {
                     Some(when) => nowhere(&format!("variants.{name}.when"), when.at()),
                     None => self.wrong(
-                        document.axes.at(),
+                        document.axes_at(),
                         &format!("`exclude` leaves out every image of the variant `{name}`"),
                     ),
                 });
@@ -130,11 +134,22 @@ impl Check<'_> {
     }
 
     fn axes(&self, document: &Document) -> Result<Axes, SpecError> {
-        let AxesKeys { spark, java, scala, python, platform } = document.axes.value();
+        let none = AxesKeys::default();
+        let keys = document.axes.as_ref().map_or(&none, At::value);
+        let AxesKeys { spark, java, scala, python, platform } = keys;
         for (name, values) in [("spark", spark), ("java", java)] {
-            if values.is_empty() {
-                let problem = format!("`axes.{name}` needs at least one version");
-                return Err(self.wrong(document.axes.at(), &problem));
+            if values.as_ref().is_some_and(Vec::is_empty) {
+                let problem =
+                    format!("`axes.{name}` needs at least one version; images without it leave the key out");
+                return Err(self.wrong(document.axes_at(), &problem));
+            }
+        }
+        let (spark, java) = (spark.as_deref().unwrap_or_default(), java.as_deref().unwrap_or_default());
+        for (name, values, needed) in [("java", java, spark), ("spark", spark, scala)] {
+            if let (Some(value), []) = (needed.first(), values) {
+                let of = if name == "java" { "spark" } else { "scala" };
+                let problem = format!("`axes.{of}` needs `axes.{name}` as well");
+                return Err(self.wrong(value.at(), &problem));
             }
         }
         let variant = |(name, variant): (&String, &super::keys::Variant)| {
@@ -236,9 +251,15 @@ impl Check<'_> {
             };
             Err(self.wrong(name.at(), &format!("`include`: unknown variant `{}`: {hint}", name.value())))
         });
+        if let (Some(spark), None) = (spark, java) {
+            return Err(self.wrong(spark.at(), "`include`: `spark` needs `java` as well"));
+        }
+        if let (Some(scala), None) = (scala, spark) {
+            return Err(self.wrong(scala.at(), "`include`: `scala` needs `spark` as well"));
+        }
         Ok(Cell {
-            spark: self.version("spark", spark)?,
-            java: self.version("java", java)?,
+            spark: optional("spark", spark)?,
+            java: optional("java", java)?,
             scala: optional("scala", scala)?,
             python: optional("python", python)?,
             variant: variant.transpose()?,

@@ -86,24 +86,26 @@ overlays! {
         /// Files and directories to put into the image; an overlay adds its own.
         files: Vec<At<FileKeys>>,
         /// JARs by Maven coordinates.
-        jars: Option<JarsKeys>,
+        jars: Option<At<JarsKeys>>,
         /// Python packages.
         wheels: Option<At<WheelsKeys>>,
         /// Whether Python files get bytecode, compiled by the image's own Python; default: true.
         bytecode: Option<bool>,
         /// How Java starts.
-        jvm: Option<JvmKeys>,
-        /// The user that containers run as; default: 185.
+        jvm: Option<At<JvmKeys>>,
+        /// The user that containers run as; default: 185, without Spark that of the base.
         user: Option<At<String>>,
-        /// The program that containers start with; default: Spark's entry point.
+        /// The program that containers start with; default: Spark's entry point, without Spark that of the base.
         entrypoint: Option<Vec<At<String>>>,
         /// Arguments of the entry point when a container is started with none.
         command: Option<Vec<At<String>>>,
-        /// Where containers start; default: `/opt/spark/work-dir`.
+        /// Where containers start; default: `/opt/spark/work-dir`, without Spark that of the base.
         working_directory: Option<At<String>>,
+        /// Ports that containers listen on, such as `8080` or `53/udp`; an overlay adds its own.
+        ports: Vec<At<String>>,
     }
 
-    /// A matrix of Spark images.
+    /// A matrix of images, with Spark or without.
     #[schemars(rename = "hearth.yaml")]
     struct Document {
         /// `hearth.dev/v1alpha1`
@@ -114,8 +116,9 @@ overlays! {
         repository: At<String>,
         /// The tag of an image, with placeholders such as `{spark}`.
         tag: At<String>,
-        /// What is combined with what.
-        axes: At<AxesKeys>,
+        /// What is combined with what; without Spark there is nothing to combine.
+        #[serde(default)]
+        axes: Option<At<AxesKeys>>,
         /// Combinations that are left out.
         #[serde(default)]
         exclude: Vec<At<WhenKeys>>,
@@ -155,6 +158,13 @@ overlays! {
     }
 }
 
+impl Document {
+    /// Where the axes stand, or would.
+    pub(super) fn axes_at(&self) -> Location {
+        self.axes.as_ref().map_or(self.kind.at(), At::at)
+    }
+}
+
 /// A condition on the axes, such as `{ spark: ">=3.5 <4", java: "17 | 21" }`: a space means "and", `|` means "or",
 /// `!` means "not", and `3.5` holds for every 3.5.x.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -172,8 +182,8 @@ pub(super) struct WhenKeys {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CellKeys {
-    pub(super) spark: At<String>,
-    pub(super) java: At<String>,
+    pub(super) spark: Option<At<String>>,
+    pub(super) java: Option<At<String>>,
     pub(super) scala: Option<At<String>>,
     pub(super) python: Option<At<String>>,
     pub(super) variant: Option<At<String>>,
@@ -187,20 +197,20 @@ pub(super) struct BaseKeys {
     pub(super) rootfs: Option<At<String>>,
     /// An OCI image layout.
     pub(super) layout: Option<At<String>>,
-    /// An image of a registry.
+    /// An image of a registry; `scratch` is an empty one.
     pub(super) image: Option<At<String>>,
     /// Which image of the layout.
     pub(super) r#ref: Option<At<String>>,
 }
 
 /// The values of the axes.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AxesKeys {
-    /// Spark versions such as `3.5.9`.
-    pub(super) spark: Vec<At<String>>,
-    /// Java major versions such as `17`.
-    pub(super) java: Vec<At<String>>,
+    /// Spark versions such as `3.5.9`; left out for images without Spark.
+    pub(super) spark: Option<Vec<At<String>>>,
+    /// Java major versions such as `17`; Spark needs them.
+    pub(super) java: Option<Vec<At<String>>>,
     /// Scala versions such as `2.12`.
     #[serde(default)]
     pub(super) scala: Vec<At<String>>,
@@ -244,7 +254,8 @@ pub(super) struct ArchiveKeys {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileKeys {
-    /// Where it goes: an absolute path; with a slash at its end the directory that the file is put into.
+    /// Where it goes: an absolute path; with a slash at its end the directory that the file is put into. Without a file it is
+    /// an empty directory.
     pub(super) to: At<String>,
     /// A file or directory.
     pub(super) path: Option<At<String>>,

@@ -4,7 +4,7 @@
 //! grow. Entries of a list that contradict each other (two versions of one JAR or Python package, two files at one
 //! place) are refused where the recipe is checked, with both places.
 
-use super::keys::{Overlay, WheelsKeys};
+use super::keys::{JarsKeys, JvmKeys, Overlay, WheelsKeys};
 
 /// The merged overlays of one cell.
 pub(super) struct Merged(Overlay);
@@ -19,14 +19,16 @@ impl Merged {
             merged.env.extend(overlay.env);
             merged.labels.extend(overlay.labels);
             merged.files.extend(overlay.files);
+            merged.ports.extend(overlay.ports);
             merged.bytecode = overlay.bytecode.or(merged.bytecode);
             merged.user = overlay.user.or(merged.user);
             merged.entrypoint = overlay.entrypoint.or(merged.entrypoint);
             merged.command = overlay.command.or(merged.command);
             merged.working_directory = overlay.working_directory.or(merged.working_directory);
             if let Some(jvm) = overlay.jvm {
-                let known = merged.jvm.get_or_insert_default();
-                known.class_data_sharing = jvm.class_data_sharing.or(known.class_data_sharing);
+                let known = merged.jvm.as_ref().and_then(|known| known.value().class_data_sharing);
+                let class_data_sharing = jvm.value().class_data_sharing.or(known);
+                merged.jvm = Some(jvm.with(JvmKeys { class_data_sharing }));
             }
             if let Some(sources) = overlay.sources {
                 let known = merged.sources.get_or_insert_default();
@@ -35,11 +37,13 @@ impl Merged {
                 known.python = sources.python.or(known.python.take());
             }
             if let Some(jars) = overlay.jars {
-                let known = merged.jars.get_or_insert_default();
-                known.repositories.extend(jars.repositories);
-                known.packages.extend(jars.packages);
-                known.exclude.extend(jars.exclude);
-                known.keep_spark.extend(jars.keep_spark);
+                let mut known = merged.jars.as_ref().map(|known| known.value().clone()).unwrap_or_default();
+                let JarsKeys { repositories, packages, exclude, keep_spark } = jars.value().clone();
+                known.repositories.extend(repositories);
+                known.packages.extend(packages);
+                known.exclude.extend(exclude);
+                known.keep_spark.extend(keep_spark);
+                merged.jars = Some(jars.with(known));
             }
             if let Some(wheels) = overlay.wheels {
                 let known = merged.wheels.as_ref().map(|known| known.value().clone()).unwrap_or_default();

@@ -13,11 +13,16 @@ mod check;
 pub mod file;
 mod keys;
 mod merge;
+mod needs;
 mod packages;
 mod recipe;
 mod schema;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
 
 pub use self::schema::schema;
 use crate::{
@@ -27,6 +32,7 @@ use crate::{
     matrix::{Cell, Refused},
     registry::Repository,
     tree::ImagePath,
+    version::Version,
 };
 
 /// What is wrong with a specification. Shown as `FILE:LINE:COLUMN: what`.
@@ -87,6 +93,13 @@ pub struct Wanted {
     pub recipe: Recipe,
 }
 
+impl Wanted {
+    /// The Spark of the image and where it comes from; `None` for a plain image.
+    pub fn spark(&self) -> Option<(&Version, &SparkSource)> {
+        self.cell.spark.as_ref().zip(self.recipe.spark.as_ref())
+    }
+}
+
 /// Everything that a specification says about one cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
@@ -94,8 +107,8 @@ pub struct Recipe {
     pub tags: Vec<String>,
     /// The base image.
     pub base: Base,
-    /// Where Spark comes from.
-    pub spark: SparkSource,
+    /// Where Spark comes from; images without the axis have none.
+    pub spark: Option<SparkSource>,
     /// A Java runtime for bases that have none.
     pub java: Option<Input>,
     /// A Python for bases that have none.
@@ -114,17 +127,19 @@ pub struct Recipe {
     pub bytecode: bool,
     /// Whether an archive of class data is made for Java.
     pub class_data: bool,
-    /// The user, when it is not ours.
+    /// The user, when it is not the default.
     pub user: Option<String>,
-    /// The program that containers start with, when it is not ours.
+    /// The program that containers start with, when it is not the default.
     pub entrypoint: Option<Vec<String>>,
     /// Its arguments when a container is started with none.
     pub command: Option<Vec<String>>,
-    /// Where containers start, when it is not ours.
+    /// Where containers start, when it is not the default.
     pub working_directory: Option<String>,
+    /// Ports that containers listen on, with their protocol.
+    pub ports: BTreeSet<String>,
 }
 
-/// The base image.
+/// What an image stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Base {
     /// A root file system archive.
@@ -133,6 +148,8 @@ pub enum Base {
     Layout(PathBuf, Option<String>),
     /// A reference to a registry.
     Image(String),
+    /// Nothing.
+    Scratch,
 }
 
 /// A file that is read, and what it must be.
@@ -186,6 +203,8 @@ pub enum FileContent {
     Input(Input),
     /// A text.
     Text(String),
+    /// An empty directory.
+    Directory,
 }
 
 /// JARs by Maven coordinates.

@@ -10,7 +10,7 @@ use super::{
     keys::{ArchiveKeys, At, BaseKeys, Document, FileKeys, Overlay},
     merge::Merged,
 };
-use crate::{checksum::Checksum, fetch::objects, matrix::Cell, tree::ImagePath};
+use crate::{checksum::Checksum, fetch::objects, matrix::Cell, tree::ImagePath, version::Version};
 
 /// The digest algorithms of the `sha256` and `sha512` keys beside a file.
 type Sums<'a> = (&'a Option<At<String>>, &'a Option<At<String>>);
@@ -26,10 +26,15 @@ impl Check<'_> {
         let sources = overlay.sources.clone().unwrap_or_default();
         let missing = |key: &str| {
             let problem = format!("the key `{key}` is missing for {}", cell.name());
-            self.wrong(document.axes.at(), &problem)
+            self.wrong(document.axes_at(), &problem)
         };
+        self.needs(overlay, cell)?;
         let base = overlay.base.as_ref().ok_or_else(|| missing("base"))?;
-        let spark = sources.spark.as_ref().ok_or_else(|| missing("sources.spark"))?;
+        let spark = match (&cell.spark, &sources.spark) {
+            (None, _) => None,
+            (Some(_), None) => return Err(missing("sources.spark")),
+            (Some(_), Some(keys)) => Some(self.spark(keys, cell)?),
+        };
         let archive = |key: &str, keys: &Option<At<ArchiveKeys>>| {
             keys.as_ref().map(|keys| self.archive(key, keys, cell)).transpose()
         };
@@ -37,16 +42,16 @@ impl Check<'_> {
         Ok(Recipe {
             tags: self.tags(document, overlay, cell)?,
             base: self.base(base, cell)?,
-            spark: self.spark(spark, cell)?,
+            spark,
             java: archive("sources.java", &sources.java)?,
             python: archive("sources.python", &sources.python)?,
             env: self.texts("env", &overlay.env, cell)?,
             labels: self.texts("labels", &overlay.labels, cell)?,
             files: overlay.files.iter().map(|keys| self.file(keys, cell)).collect::<Result<_, _>>()?,
-            jars: self.jars(overlay.jars.as_ref(), cell)?,
+            jars: self.jars(overlay.jars.as_ref().map(At::value), cell)?,
             wheels: overlay.wheels.as_ref().map(|keys| self.wheels(keys, cell)).transpose()?,
             bytecode: overlay.bytecode.unwrap_or(true),
-            class_data: overlay.jvm.as_ref().and_then(|jvm| jvm.class_data_sharing).unwrap_or(false),
+            class_data: overlay.jvm.as_ref().and_then(|jvm| jvm.value().class_data_sharing).unwrap_or(false),
             user: overlay.user.as_ref().map(|user| self.user(user, cell)).transpose()?,
             entrypoint: self.arguments("entrypoint", overlay.entrypoint.as_ref(), cell)?,
             command: self.arguments("command", overlay.command.as_ref(), cell)?,
@@ -55,6 +60,7 @@ impl Check<'_> {
                 .as_ref()
                 .map(|text| self.working_directory(text, cell))
                 .transpose()?,
+            ports: overlay.ports.iter().map(|text| self.port(text, cell)).collect::<Result<_, _>>()?,
         })
     }
 
@@ -107,6 +113,22 @@ impl Check<'_> {
         Err(self.wrong(text.at(), &problem))
     }
 
+    /// `8080` or `53/udp`, as the image configuration has it.
+    fn port(&self, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
+        let filled = self.fill_text("ports", text, cell)?;
+        let (number, protocol) = filled.split_once('/').unwrap_or((&filled, "tcp"));
+        match number.parse::<u16>() {
+            Ok(port) if port > 0 && matches!(protocol, "tcp" | "udp" | "sctp") => {
+                Ok(format!("{port}/{protocol}"))
+            }
+            _ => {
+                let problem =
+                    format!("`ports`: `{filled}` is no port such as `8080` or `53/udp` (tcp, udp or sctp)");
+                Err(self.wrong(text.at(), &problem))
+            }
+        }
+    }
+
     pub(super) fn fill(&self, key: &str, text: &At<String>, cell: &Cell) -> Result<String, SpecError> {
         cell.fill(text.value()).map_err(|why| self.wrong(text.at(), &format!("`{key}`: {why}")))
     }
@@ -154,18 +176,19 @@ impl Check<'_> {
         wanted: &[Wanted],
         document: &Document,
     ) -> Result<(), SpecError> {
-        let mut places: HashMap<Checksum, (&Source, &Cell)> = HashMap::new();
+        let mut places: HashMap<Checksum, (&Source, &Version)> = HashMap::new();
         for Wanted { cell, recipe } in wanted {
-            let SparkSource::Archive(Input { place, checksum: Some(checksum) }) = &recipe.spark else {
+            let Some((spark, SparkSource::Archive(Input { place, checksum: Some(checksum) }))) =
+                cell.spark.as_ref().zip(recipe.spark.as_ref())
+            else {
                 continue;
             };
-            match places.insert(*checksum, (place, cell)) {
-                Some((other, before)) if other != place || before.spark != cell.spark => {
+            match places.insert(*checksum, (place, spark)) {
+                Some((other, before)) if other != place || before != spark => {
                     let problem = format!(
-                        "`sources.spark`: a checksum fits one Spark version, but it is given for {} and {}: use `lines`",
-                        before.spark, cell.spark
+                        "`sources.spark`: a checksum fits one Spark version, but it is given for {before} and {spark}: use `lines`"
                     );
-                    return Err(self.wrong(document.axes.at(), &problem));
+                    return Err(self.wrong(document.axes_at(), &problem));
                 }
                 _ => {}
             }
@@ -187,6 +210,9 @@ impl Check<'_> {
             }
             (None, None, Some(text)) => {
                 let name = fill(text)?;
+                if name == "scratch" {
+                    return Ok(Base::Scratch);
+                }
                 name.parse::<ImageName>()
                     .map_err(|error| self.wrong(text.at(), &format!("`base.image`: {error}")))?;
                 Ok(Base::Image(name))
@@ -289,9 +315,14 @@ impl Check<'_> {
             let problem = format!("`files.to`: `{place}/` is a directory, and a `text` has no name: add one");
             return Err(self.wrong(text.at(), &problem));
         }
-        let choice = || self.wrong(keys.at(), "`files` needs exactly one of `path`, `url` and `text`");
+        let choice = || {
+            let problem = "`files` needs exactly one of `path`, `url` and `text`; without them `to` is an empty directory, \
+                           with a slash at its end";
+            self.wrong(keys.at(), problem)
+        };
         let content = match (text, path, url) {
             (Some(text), None, None) => FileContent::Text(text.value().clone()),
+            (None, None, None) if into => FileContent::Directory,
             (None, path, url) => {
                 let input = self.input("files", path.as_ref(), url.as_ref(), (sha256, sha512), cell)?;
                 FileContent::Input(input.ok_or_else(choice)?)

@@ -20,7 +20,7 @@ sources:
 "#;
 
 fn read(text: &str) -> Result<Matrix, String> {
-    parse(Path::new("/specs/hearth.yaml"), text).map_err(|error| error.to_string())
+    parse(Path::new("/specs/hearth.yaml"), text, None).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn a_good_specification_is_read_with_its_defaults() {
     let matrix = read(GOOD).unwrap();
     let Wanted { cell, recipe } = &matrix.wanted[0];
     assert_eq!(recipe.base, Base::RootFs("/specs/base.tar".into()));
-    assert_eq!(recipe.spark, SparkSource::PyPi("pyspark".to_owned()));
+    assert_eq!(recipe.spark, Some(SparkSource::PyPi("pyspark".to_owned())));
     assert_eq!(matrix.compression, Codec::ZstdChunked);
     assert_eq!(cell.platform, Platform::host());
     let python = |wanted: &Wanted| wanted.cell.python.as_ref().unwrap().to_string();
@@ -107,6 +107,57 @@ fn mistakes_are_shown_with_file_line_column_and_remedy() {
     assert!(read(&several).unwrap_err().contains("fits one Spark version"));
 }
 
+const PLAIN: &str = r#"apiVersion: hearth.dev/v1alpha1
+kind: ImageMatrix
+repository: registry.example.com/tools/agent
+tag: "1.2"
+base: { image: scratch }
+files: [{ path: "{arch}/agent", to: /usr/local/bin/ }]
+user: "65532:65532"
+ports: ["5050", "53/udp"]
+axes: { platform: [linux/amd64, linux/arm64] }
+"#;
+
+#[test]
+fn an_image_needs_no_spark() {
+    let matrix = read(PLAIN).unwrap();
+    let Wanted { cell, recipe } = &matrix.wanted[1];
+    assert_eq!((&cell.spark, &cell.java, &recipe.spark), (&None, &None, &None));
+    assert_eq!((&recipe.base, recipe.tags.as_slice()), (&Base::Scratch, &["1.2".to_owned()][..]));
+    let Some(FileContent::Input(Input { place, .. })) = recipe.files.first().map(|file| &file.content) else {
+        panic!("{recipe:?}")
+    };
+    assert_eq!(place, &Source::Path("/specs/arm64/agent".into()));
+    assert_eq!(Vec::from_iter(&recipe.ports), ["5050/tcp", "53/udp"]);
+    let one = read(PLAIN.split("axes:").next().unwrap()).unwrap();
+    assert_eq!(one.wanted.len(), 1, "without axes there is one image");
+    let tagged = parse(Path::new("/specs/hearth.yaml"), PLAIN, Some("{arch}-2")).unwrap();
+    assert_eq!(tagged.wanted[1].recipe.tags, ["arm64-2"]);
+}
+
+#[test]
+fn keys_of_spark_are_refused_without_it() {
+    for (from, to, expected) in [
+        ("user:", "sources: { spark: { pypi: pyspark } }\nuser:", "`sources.spark` needs the axis `spark`"),
+        ("user:", "sources: { java: { path: a } }\nuser:", "`sources.java` needs the axis `java`"),
+        ("user:", "jars: { packages: [\"a:b:1\"] }\nuser:", "hearth.yaml:7:7: `jars` needs the axis `spark`"),
+        ("user:", "jvm: { classDataSharing: true }\nuser:", "`jvm` needs the axis `spark`"),
+        ("user:", "wheels: { packages: [numpy] }\nuser:", "`wheels` needs the axis `python`"),
+        ("1.2", "{spark}", "hearth.yaml:4:6: `tag`: `{spark}` needs the axis `spark`"),
+        ("1.2", "{sparkLine}", "`{sparkLine}` needs the axis `spark`"),
+        ("axes: {", "axes: { spark: [\"3.5.9\"],", "`axes.spark` needs `axes.java` as well"),
+        ("axes: {", "axes: { scala: [\"2.12\"],", "`axes.scala` needs `axes.spark` as well"),
+        ("base: { image: scratch }\n", "", "the key `base` is missing for the plain image"),
+        ("53/udp", "53/icmp", "`ports`: `53/icmp` is no port"),
+        ("\"5050\"", "\"0\"", "`ports`: `0` is no port"),
+    ] {
+        let error = read(&PLAIN.replacen(from, to, 1)).expect_err(to);
+        assert!(error.contains(expected), "`{to}`: `{error}` should hold `{expected}`");
+    }
+    let included = PLAIN.replace("axes:", "include: [{ spark: \"3.5.9\" }]\naxes:");
+    assert!(read(&included).unwrap_err().contains("`include`: `spark` needs `java` as well"));
+}
+
 #[test]
 fn a_spark_may_be_that_of_a_vendor() {
     let matrix = read(&GOOD.replace("\"3.5.9\"", "3.5.1-amzn-1")).unwrap();
@@ -115,7 +166,7 @@ fn a_spark_may_be_that_of_a_vendor() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = load(Path::new("/nowhere/hearth.yaml")).unwrap_err();
+    let error = load(Path::new("/nowhere/hearth.yaml"), None).unwrap_err();
     assert!(error.to_string().contains("/nowhere/hearth.yaml"), "{error}");
 }
 
@@ -126,7 +177,7 @@ fn the_examples_are_valid() {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
-            let matrix = load(&path).unwrap();
+            let matrix = load(&path, None).unwrap();
             assert!(matrix.refused.is_empty() && !matrix.wanted.is_empty(), "{}", path.display());
             count += 1;
         }

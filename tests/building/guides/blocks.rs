@@ -95,7 +95,7 @@ impl Block<'_> {
                 loaded.map(drop).map_err(|error| error.to_string())
             }
             Some("# hearth.yaml") => {
-                let read = spec::file::parse(Path::new("hearth.yaml"), &self.text);
+                let read = spec::file::parse(Path::new("hearth.yaml"), &self.text, None);
                 read.map(drop).map_err(|error| error.to_string())
             }
             // Rendered by `manifests::readme` of the integration tests.

@@ -35,6 +35,7 @@ use crate::{
     digest::{Digest, Hasher},
     image::Descriptor,
     layer::{self, Layer, LayerError, chunked, codec::Codec},
+    platform::Platform,
     progress::Progress,
     tree::{self, Tree},
 };
@@ -50,7 +51,7 @@ const DEPTH: usize = 4;
 pub struct Base {
     /// What it is called in annotations: the reference, or the name of the file or directory.
     pub name: String,
-    /// Its digest: of the manifest, or of the archive.
+    /// Its digest: of the manifest, or of the archive; of no bytes for `scratch`.
     pub digest: Digest,
     /// Its image configuration.
     pub config: Value,
@@ -91,6 +92,28 @@ impl Base {
     }
 }
 
+/// The base of images that stand on nothing.
+pub fn scratch(platform: Platform) -> Base {
+    Base {
+        name: "scratch".to_owned(),
+        digest: Digest::of(b""),
+        config: plain_config(platform),
+        layers: Vec::new(),
+        unwritten: None,
+        tree: Some(Arc::default()),
+        view: View::default(),
+    }
+}
+
+/// The configuration of what is no image yet.
+fn plain_config(platform: Platform) -> Value {
+    json!({
+        "architecture": platform.architecture(),
+        "os": "linux",
+        "config": { "Env": [format!("PATH={SEARCH_PATH}")] },
+    })
+}
+
 /// Makes a base of a root file system archive. It is not compressed here: a plan and a lock do not need that.
 pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<Base, BaseError> {
     let fail = |source| BaseError::Archive { path: path.to_owned(), source };
@@ -102,11 +125,7 @@ pub fn from_archive(context: Context<'_>, path: &Path, codec: Codec) -> Result<B
         return Err(BaseError::Unsuitable { name, problem });
     }
     let view = View::of_tree(context.cache, &tree)?;
-    let config = json!({
-        "architecture": context.platform.architecture(),
-        "os": "linux",
-        "config": { "Env": [format!("PATH={SEARCH_PATH}")] },
-    });
+    let config = plain_config(context.platform);
     let tree = Arc::new(tree);
     let (layers, unwritten) = match layer::known(context.cache, &tree, codec) {
         Some(layer) => (vec![layer], None),
