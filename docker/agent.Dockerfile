@@ -3,8 +3,10 @@
 #
 #     docker build -t registry.example.com/hearth/hearth-agent:0.1.0 -f docker/agent.Dockerfile .
 #
-# For another platform: `docker buildx build --platform linux/arm64 ...`, which compiles on that platform or emulates it.
-FROM rust:1.95-alpine AS build
+# For another platform: `docker buildx build --platform linux/arm64 ...`, which compiles on that platform or emulates it. The
+# image of Rust can come from a registry of your own: `--build-arg RUST=registry.example.com/rust:1.95-alpine`.
+ARG RUST=rust:1.95-alpine
+FROM ${RUST} AS build
 RUN apk add --no-cache ca-certificates clang cmake gcc g++ linux-headers make musl-dev perl
 WORKDIR /src
 COPY . .

@@ -2,7 +2,11 @@
 #
 #     docker build -t registry.example.com/hearth/hearth:0.1.0 -f docker/hearth.Dockerfile .
 #     docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" registry.example.com/hearth/hearth:0.1.0 build
-FROM rust:1.95-alpine AS build
+#
+# `--build-arg RUST=...` and `--build-arg PYTHON=...` take both images from registries of your own.
+ARG RUST=rust:1.95-alpine
+ARG PYTHON=python:3.13-alpine
+FROM ${RUST} AS build
 RUN apk add --no-cache clang cmake gcc g++ linux-headers make musl-dev perl
 WORKDIR /src
 COPY . .
@@ -10,8 +14,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     cargo build --release --locked --package builder --bin hearth \
     && install -D target/release/hearth /out/hearth
 
-FROM python:3.13-alpine
-RUN pip install --no-cache-dir uv && install -d -m 1777 /cache /work
+FROM ${PYTHON}
+RUN pip install --no-cache-dir uv==0.13.9 && install -d -m 1777 /cache /work
 COPY --from=build /out/hearth /usr/local/bin/hearth
 ENV HEARTH_CACHE_DIR=/cache HOME=/cache
 WORKDIR /work

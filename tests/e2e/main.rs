@@ -13,6 +13,8 @@
 //! | `matrix::CLIENT::SUITE` | root, the program of that suite (`tests/runtimes.sh`) |
 //! | `page` | chromium |
 //! | `podman`, `buildah` | an image, root, the program |
+//! | `dockerfiles` | root, buildah, podman, mmdebstrap the first time |
+//! | `programs` | root, `docker-registry`, podman, uv and a package index |
 //! | `containerd` | an image, root, containerd, runc |
 //! | `runtime` | an image, root, containerd, runc, iproute2, podman, dockerd |
 //! | `spark` | an image, root, containerd, runc, uv and a package index |
@@ -29,10 +31,12 @@ mod chunked;
 mod class_data;
 mod closed;
 mod containerd;
+mod dockerfiles;
 mod faults;
 mod matrix;
 mod page;
 mod podman;
+mod programs;
 mod runtime;
 mod skopeo;
 mod spark;
