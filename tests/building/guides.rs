@@ -16,6 +16,7 @@ use std::{
     process::Command,
 };
 
+use hearth_builder::spec;
 use kit::{
     build_fixture::{Fixture, finish, write_spark},
     process::binary,
@@ -119,7 +120,7 @@ fn the_main_page_is_short() {
     assert!(page("README.md").lines().count() <= 150);
 }
 
-/// The Dockerfiles, the release and the packages name files of the project; nothing here can run them.
+/// The Dockerfiles, the release and the packages name files of the project.
 #[test]
 fn what_releases_are_made_of_is_there() {
     let workflow = page(".github/workflows/release.yml");
@@ -128,8 +129,8 @@ fn what_releases_are_made_of_is_there() {
     let named: Vec<_> = named
         .filter(|word| ["docker/", "manifests/", ".github/"].iter().any(|start| word.starts_with(start)))
         .collect();
-    // The action of the same name, and files of the project.
-    let files: Vec<_> = named.into_iter().filter(|word| !word.ends_with("-action")).collect();
+    // The workflow makes the directory of programs itself.
+    let files: Vec<_> = named.into_iter().filter(|word| !word.starts_with("docker/programs/")).collect();
     assert!(files.len() >= 4, "{files:?}");
     for file in files {
         assert!(root().join(file).exists(), "release.yml names `{file}`");
@@ -143,6 +144,23 @@ fn what_releases_are_made_of_is_there() {
         {
             assert!(root().join(package).join(asset).exists(), "{package}/Cargo.toml names `{asset}`");
         }
+    }
+    let kustomization = page("manifests/base/kustomization.yaml");
+    for name in ["hearth-agent", "hearth"] {
+        let matrix =
+            spec::file::load(&root().join(format!("docker/{name}.yaml")), None).expect("it is right");
+        let tags = matrix.tags();
+        assert!(tags.len() == 1 && tags[0].0 == env!("CARGO_PKG_VERSION"), "{name}.yaml: {tags:?}");
+        assert!(matrix.repository.to_string().ends_with(&format!("/hearth/{name}")));
+        if name == "hearth-agent" {
+            assert!(kustomization.contains(&format!("newName: {}\n", matrix.repository)), "another name");
+        }
+        let users = matrix.wanted.iter().map(|wanted| wanted.recipe.user.as_deref());
+        assert_eq!(
+            users.collect::<Vec<_>>(),
+            [Some("65532:65532"); 2],
+            "{name}.yaml: both platforms, not root"
+        );
     }
     for name in ["agent", "hearth"] {
         let text = page(&format!("docker/{name}.Dockerfile"));

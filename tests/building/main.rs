@@ -17,6 +17,7 @@ mod maven;
 mod objects;
 mod output;
 mod overlays;
+mod packages;
 mod plain;
 mod property;
 mod push;
