@@ -88,11 +88,11 @@ pub(crate) async fn round(
     images: &[Built],
 ) -> Result<Round> {
     let mark = upstream.log().len();
-    let head =
-        ["image", "node", "time", "pulled", "from upstream", "upstream requests", "429s", "cache hits"];
+    let head = ["node", "time", "pulled", "upstream", "requests", "429s", "hits"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let mut pulled = 0;
     for image in images {
+        rows.push(vec![image.tag.clone()]);
         let nodes = agents.iter().enumerate().map(|(index, agent)| one(screen, index + 1, agent, image));
         for (row, bytes) in try_join_all(nodes).await? {
             rows.push(row);
@@ -104,13 +104,12 @@ pub(crate) async fn round(
     rows.push(vec![
         "counted by upstream".to_owned(),
         String::new(),
-        String::new(),
         bytes(pulled),
         bytes(round.bytes),
         round.requests.to_string(),
         round.throttled.to_string(),
     ]);
-    screen.line(&table(&rows, 2));
+    screen.line(&table(&rows, 1));
     Ok(round)
 }
 
@@ -132,8 +131,7 @@ async fn one(
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
     let upstream_bytes = (after.upstream_bytes - before.upstream_bytes) as u64;
     let row = vec![
-        image.tag.clone(),
-        format!("node {number}"),
+        format!("  node {number}"),
         seconds(pulled.elapsed),
         bytes(pulled.bytes),
         bytes(upstream_bytes),

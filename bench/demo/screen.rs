@@ -7,6 +7,9 @@ use std::{
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
+/// Terminals have so many columns at least.
+const WIDTH: usize = 80;
+
 /// The terminal or log that the demonstration writes to.
 #[derive(Debug)]
 pub(crate) struct Screen {
@@ -75,8 +78,10 @@ impl Step<'_> {
     /// Ends the step with a note of what came of it.
     pub(crate) fn done(self, note: &str) {
         let took = seconds(self.started.elapsed());
-        let note = if note.is_empty() { String::new() } else { format!("  {note}") };
-        self.screen.line(&format!("✓ {:58} {took:>9}{note}", self.title));
+        let line = format!("✓ {:58} {took:>9}", self.title);
+        let fits = line.chars().count() + note.chars().count() + 2 <= WIDTH;
+        let before = if fits || note.is_empty() { "  " } else { "\n    " };
+        self.screen.line(format!("{line}{before}{note}").trim_end());
     }
 }
 
@@ -102,11 +107,13 @@ pub(crate) fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
 
-/// Rows as an aligned table: the first `left` columns to the left, the rest to the right. The first row is the head.
+/// Rows as an aligned table: the first `left` columns to the left, the rest to the right. The first row is the head; a row of one
+/// cell is a heading, and as wide as it is.
 pub(crate) fn table(rows: &[Vec<String>], left: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0)
+        let rows = rows.iter().filter(|row| row.len() > 1);
+        rows.filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
@@ -129,5 +136,18 @@ mod tests {
     fn a_table_aligns_words_left_and_numbers_right() {
         let rows = [["image", "bytes"], ["a", "12345678"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(table(&rows, 1), "  image     bytes\n  -----  --------\n  a      12345678");
+    }
+
+    #[test]
+    fn the_table_of_a_round_fits_a_terminal() {
+        let rows = [
+            &["node", "time", "pulled", "upstream", "requests", "429s", "hits"][..],
+            &["4.1.4-scala2.13-java17-python3.11"],
+            &["  node 1", "10 min 59 s", "999.99 MiB", "999.99 MiB", "9999", "100", "9999"],
+            &["counted by upstream", "", "99.99 GiB", "99.99 GiB", "99999", "9999"],
+        ];
+        let table = table(&rows.map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()), 1);
+        assert!(table.lines().all(|line| line.chars().count() <= WIDTH), "{table}");
+        assert!(table.contains("\n  4.1.4-scala2.13-java17-python3.11\n"), "{table}");
     }
 }
