@@ -301,6 +301,9 @@ impl App {
             self.peers,
             self.metrics.clone(),
             view,
+        if self.peers.is_on() {
+            self.tasks.spawn("rates", self.fetcher.clone().share_rates(stop.clone()));
+        }
         );
         let peer_task = self.peer.map(|server| {
             self.tasks.spawn("peers", server.serve_peers(api, tls, connections.clone(), stop.clone()))

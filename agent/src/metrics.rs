@@ -103,6 +103,8 @@ pub enum PeerWhat {
     manifest,
     /// The digest that a tag resolves to.
     tag,
+    /// A grant of background work to a registry.
+    budget,
 }
 
 /// The result of a request to a peer.

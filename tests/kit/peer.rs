@@ -26,6 +26,8 @@ pub enum Manner {
     Cuts,
     /// Speaks another version.
     Foreign,
+    /// Grants all background work, and has nothing.
+    Generous,
 }
 
 /// The peer. Dropping it ends it.
@@ -80,7 +82,12 @@ async fn answer(stream: &mut TcpStream, manner: Manner, target: &str) -> std::io
     let empty = |status: &str, more: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n{more}\r\n");
     match manner {
         Manner::Stalls => tokio::time::sleep(Duration::from_mins(10)).await,
-        Manner::Busy => stream.write_all(empty("503 Service Unavailable", "").as_bytes()).await?,
+        Manner::Generous if target.starts_with("/peer/v1/budget") => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"waitMs\":0}").await?;
+        }
+        Manner::Busy | Manner::Generous => {
+            stream.write_all(empty("503 Service Unavailable", "").as_bytes()).await?
+        }
         Manner::Foreign => stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").await?,
         Manner::Holds => {
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     descriptors::Descriptors, error::FetchError, keyed_mutex::KeyedMutex, memory::Memory,
-    negative_cache::NegativeCache, penalties::Penalties, reservation::Reservations, source::PeerSource,
-    spoiled::SpoiledBlobs, state::Download, tag_slot::TagSlot,
+    negative_cache::NegativeCache, penalties::Penalties, refusals::Refusals, reservation::Reservations,
+    source::PeerSource, spoiled::SpoiledBlobs, state::Download, tag_slot::TagSlot,
 };
 use crate::{
     journal::Journal,
@@ -70,6 +70,7 @@ pub(super) struct Context {
     pub(super) negative: NegativeCache<(Repository, Digest)>,
     pub(super) room: Arc<Reservations>,
     pub(super) memory: Memory,
+    pub(super) refusals: Mutex<Refusals>,
 }
 
 impl Context {

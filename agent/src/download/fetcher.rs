@@ -78,6 +78,7 @@ impl Fetcher {
             negative: NegativeCache::new(config.negative),
             room: Arc::new(Reservations::new(room)),
             memory: Memory::default(),
+            refusals: Mutex::default(),
             config,
         }))
     }

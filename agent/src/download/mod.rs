@@ -19,6 +19,7 @@
 //! Dependencies point in this direction only: a test checks the sources.
 
 mod blocking;
+mod budget;
 mod context;
 mod demand;
 mod descriptors;
@@ -44,6 +45,7 @@ mod range_request;
 mod reader;
 mod reading;
 mod recheck;
+mod refusals;
 mod reservation;
 mod runtime;
 mod schedule;

@@ -20,12 +20,13 @@ use crate::{
     metrics::Metrics,
     peers::{
         HOLD, Peers,
+        budget::{BudgetAnswer, BudgetAsk},
         wire::{ACTIVITY, HashesAsk, PIECE_HASH, PeerRequest, PieceAsk, SPEED, WireError, activity},
     },
     swarm::{Share, Swarm},
     trace,
     types::{Digest, Repository, Tag},
-    upstream::Upstream,
+    upstream::{Told, Upstream},
 };
 
 /// Shortest wait for a turn to send. What is left of [`HOLD`] is the longest: a request that waited for its piece first
@@ -101,6 +102,7 @@ impl PeerApi {
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
             Ok(PeerRequest::Health) => self.health(),
             Ok(PeerRequest::State) => json(&self.0.view.own()),
+            Ok(PeerRequest::Budget(ask)) => self.budget(&ask),
             Ok(PeerRequest::Piece(ask)) => self.piece(&ask).await,
             Ok(PeerRequest::Hashes(ask)) => self.hashes(&ask).await,
             Ok(PeerRequest::Manifest { repository, digest, known }) => {
@@ -152,6 +154,24 @@ impl PeerApi {
 
     fn health(&self) -> Response<Body> {
         json(&self.0.peers.identity())
+    }
+
+    /// As the owner of a registry's budget.
+    fn budget(&self, ask: &BudgetAsk) -> Response<Body> {
+        if self.0.upstream.serves(&ask.registry).is_none() {
+            return not_served();
+        }
+        let told = ask.rate.map(|rate| Told {
+            source: rate.source,
+            limit: rate.limit,
+            remaining: rate.remaining,
+            window: Duration::from_millis(rate.window),
+            age: Duration::from_millis(rate.age),
+        });
+        let granted = self.0.upstream.grant(&ask.registry, told, ask.subject);
+        // A wait below a millisecond is none.
+        let wait = granted.err().map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
+        json(&BudgetAnswer { wait_ms: wait })
     }
 
     async fn piece(&self, ask: &PieceAsk) -> Response<Body> {

@@ -1,3 +1,20 @@
+/// Of `download/budget.rs`.
+pub(crate) mod budget {
+    use std::time::Duration;
+
+    /// Longest wait for the owner of a registry's budget.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(2);
+
+    /// How long several answers of a registry are gathered for one report.
+    pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+
+    /// For how long an owner may refuse before it is checked.
+    pub(crate) const MOST_REFUSED: Duration = Duration::from_mins(5);
+
+    /// For how long an owner that was wrong is not asked.
+    pub(crate) const IGNORED: Duration = Duration::from_mins(10);
+}
+
 /// Of `download/downloader.rs`.
 pub(crate) mod downloader {
     use std::time::Duration;

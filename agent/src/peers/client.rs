@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Peer,
+    budget::{BudgetAnswer, BudgetAsk},
     state::NodeState,
     tls::Tls,
     wire::{self, HashesAsk, PeerRequest, PieceAsk, PieceHash},
@@ -273,6 +274,16 @@ impl Client {
     /// What a peer reports about itself.
     pub(super) async fn state(&self, peer: &Peer) -> Result<NodeState, PeerError> {
         self.small(peer, &PeerRequest::State).await
+    }
+
+    /// A report about a registry's rate limit, and a request for a grant. An older peer has no answer.
+    pub(super) async fn budget(
+        &self,
+        peer: &Peer,
+        ask: &BudgetAsk,
+    ) -> Result<Settled<BudgetAnswer>, PeerError> {
+        let response = self.send(peer, &PeerRequest::Budget(ask.clone()), HEADER).await?;
+        self.settle(peer, response, MAX_ANSWER_BYTES).await?.map(|bytes| read(peer, &bytes))
     }
 
     /// A small answer that every peer of this version has.

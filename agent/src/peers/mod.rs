@@ -5,10 +5,11 @@
 //! divides blobs into pieces and segments; `plan` decides which piece to request next, from which peer, and how to
 //! answer. All are pure, and `bench/sim` runs them on thousands of simulated nodes. `directory` provides the
 //! membership, `wire` is the protocol, `client` sends requests, `quorum` decides when answers about a tag count,
-//! `state` is what a node reports about itself, `health` tracks which peers to skip, `pace` which are slow, `speed`
-//! whether this node is, `uploads` limits what this node sends, `tls` authenticates peers, and `enrol` requests this
-//! node's certificate. What happens to a piece is decided in `swarm`.
+//! `budget` is what peers tell the owner of a registry's budget, `state` is what a node reports about itself, `health`
+//! tracks which peers to skip, `pace` which are slow, `speed` whether this node is, `uploads` limits what this node sends,
+//! `tls` authenticates peers, and `enrol` requests this node's certificate. What happens to a piece is decided in `swarm`.
 
+pub mod budget;
 mod client;
 pub mod directory;
 mod dns;
@@ -40,6 +41,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use budget::{BudgetAnswer, BudgetAsk};
 use client::Client;
 pub use client::{CONNECT, HEADER, HOLD, Identity, PeerError, PieceAnswer, PieceBody, Settled, TagAnswer};
 use directory::{Directory as _, Fixed, Publisher};
@@ -382,6 +384,11 @@ impl Peers {
     ) -> Option<Settled<TagAnswer>> {
         let request = PeerRequest::Tag { repository: repository.clone(), tag: tag.clone(), known };
         self.settled(PeerWhat::tag, self.0.client.tag(peer, &request).await)
+    }
+
+    /// Reports a registry's rate limit to the owner of its budget, and asks for a grant of background work.
+    pub async fn budget(&self, peer: &Peer, ask: &BudgetAsk) -> Option<Settled<BudgetAnswer>> {
+        self.settled(PeerWhat::budget, self.0.client.budget(peer, ask).await)
     }
 
     fn settled<T>(&self, what: PeerWhat, answer: Result<Settled<T>, PeerError>) -> Option<Settled<T>> {

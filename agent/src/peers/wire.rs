@@ -16,6 +16,9 @@
 //! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
 //! GET /peer/v1/tags/<tag>?registry&repository[&known]          200 {"digest":..,"mediaType":..,"size":..,"ageMs":..}
 //!     404 the registry says that it does not exist    503 cannot answer now
+//! GET /peer/v1/budget?registry[&subject][&source&limit&remaining&windowMs&ageMs]  200 {"waitMs":..}
+//!     What the registry said of its rate limit to the requester; with `subject` (16 hexadecimal digits of a content's hash) a request
+//!     of background work for it, granted when `waitMs` is 0        403 registry not served by this node
 //! ```
 //!
 //! `role` is `parent`, `root` or `source` ([`super::plan::Role`]); `member` and `zone` identify the requester, so
@@ -27,7 +30,10 @@
 
 use reqwest::Url;
 
-use super::plan::Role;
+use super::{
+    budget::{BudgetAsk, BudgetError},
+    plan::Role,
+};
 use crate::types::{Digest, NameError, Repository, Tag};
 
 /// Version and prefix of all paths.
@@ -152,6 +158,8 @@ pub enum PeerRequest {
     Health,
     /// What the peer has, for the view of the cluster.
     State,
+    /// A grant of background work to a registry.
+    Budget(BudgetAsk),
     /// A piece.
     Piece(PieceAsk),
     /// Hashes of pieces.
@@ -190,12 +198,23 @@ pub enum WireError {
     Name(#[from] NameError),
 }
 
+impl From<BudgetError> for WireError {
+    fn from(error: BudgetError) -> Self {
+        Self::Parameter(error.0)
+    }
+}
+
 impl PeerRequest {
     /// Path and query.
     pub fn target(&self) -> String {
         match self {
             Self::Health => format!("{PREFIX}health"),
             Self::State => format!("{PREFIX}state"),
+            Self::Budget(ask) => {
+                let mut url = scratch();
+                url.query_pairs_mut().extend_pairs(ask.pairs());
+                format!("{PREFIX}budget?{}", url.query().unwrap_or_default())
+            }
             Self::Piece(ask) => {
                 let path = format!("{PREFIX}pieces/{}/{}", ask.digest, ask.piece);
                 let (size, role) = (ask.size.to_string(), role_name(ask.role));
@@ -234,6 +253,7 @@ impl PeerRequest {
         match parts {
             (Some("health"), None, ..) => Ok(Self::Health),
             (Some("state"), None, ..) => Ok(Self::State),
+            (Some("budget"), None, ..) => Ok(Self::Budget(BudgetAsk::read(|name| parameters.get(name))?)),
             (Some("pieces"), Some(digest), Some(piece), None) => Ok(Self::Piece(PieceAsk {
                 repository: parameters.repository()?,
                 digest: digest.parse().map_err(NameError::from)?,
@@ -334,7 +354,7 @@ impl Parameters {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::budget::Rate, *};
 
     fn repository() -> Repository {
         Repository { registry: "r.test:5000".parse().unwrap(), name: "team/app".parse().unwrap() }
@@ -364,6 +384,12 @@ mod tests {
         let all = [
             PeerRequest::Health,
             PeerRequest::State,
+            PeerRequest::Budget(BudgetAsk { registry: repository().registry, subject: None, rate: None }),
+            PeerRequest::Budget(BudgetAsk {
+                registry: repository().registry,
+                subject: Some(0x12),
+                rate: Some(Rate { source: 9, limit: 100, remaining: 7, window: 21_600_000, age: 5 }),
+            }),
             piece(Role::Parent),
             piece(Role::Root),
             piece(Role::Source),
@@ -391,6 +417,8 @@ mod tests {
             ("/v2/", WireError::Path),
             ("/peer/v1/tags/v1?repository=a", WireError::Parameter("registry")),
             ("/peer/v1/tags/v1?registry=a", WireError::Parameter("repository")),
+            ("/peer/v1/budget?limit=1", WireError::Parameter("registry")),
+            ("/peer/v1/budget?registry=a&subject=x", WireError::Parameter("subject")),
         ] {
             assert_eq!(read(target), Err(expected), "{target}");
         }

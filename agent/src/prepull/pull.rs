@@ -2,8 +2,8 @@
 //! wanted platforms, their configurations and layers. Content in the store costs nothing; downloads are shared
 //! with other nodes.
 //!
-//! Before every step that needs a registry the rate limit is checked: when only its reserve is left, the task
-//! ends with the reason `RateLimited` and starts again later.
+//! Before every step that needs a registry the rate limit is checked, and before requests that registries count also with the other
+//! nodes: when only the reserve is left, the task ends with the reason `RateLimited` and starts again later.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -162,7 +162,11 @@ fn within_limit(task: &PullTask) -> Result<(), Problem> {
 }
 
 fn within_budget(fetcher: &Fetcher, repository: &Repository) -> Result<(), Problem> {
-    let Some(wait) = fetcher.background_wait(&repository.registry) else { return Ok(()) };
+    limited(repository, fetcher.background_wait(&repository.registry))
+}
+
+fn limited(repository: &Repository, wait: Option<Duration>) -> Result<(), Problem> {
+    let Some(wait) = wait else { return Ok(()) };
     let message = format!(
         "the rate limit of `{}` is nearly used up and the rest is reserved for waiting pods; retrying when it has recovered",
         repository.registry
@@ -190,7 +194,7 @@ async fn manifests(
     let mut open = vec![(root, MAX_DEPTH)];
     while let Some((digest, depth)) = open.pop() {
         if !fetcher.has(&digest).await {
-            within_budget(fetcher, repository)?;
+            limited(repository, fetcher.background_turn(repository, &digest).await)?;
         }
         access.check(repository, &digest, Content::Manifest).await?;
         let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;

@@ -25,7 +25,7 @@ use http::HeaderMap;
 use serde::Serialize;
 
 use super::{error::UpstreamError, headers::text};
-use crate::types::RepoName;
+use crate::types::{Digest, RepoName};
 
 #[cfg(test)]
 mod tests;
@@ -76,6 +76,9 @@ pub(super) struct Budget {
     /// Counted requests since the registry said so: a "not found" says nothing of what is left.
     since_told: u64,
     window: Option<Duration>,
+    /// When the registry last said how many are left.
+    told: Option<Instant>,
+    source: u64,
     /// When the first request of the window was seen: the window is refilled one window later at the latest.
     since: Option<Instant>,
     gate: Option<Instant>,
@@ -83,6 +86,21 @@ pub(super) struct Budget {
     throttled: u64,
     used: HashMap<String, u64>,
     used_by_others: u64,
+}
+
+/// What a registry said of its rate limit to one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Whose limit it is: nodes with different addresses or accounts have limits of their own. 0 when the registry does not say.
+    pub source: u64,
+    /// Requests allowed per window.
+    pub limit: u64,
+    /// Requests left.
+    pub remaining: u64,
+    /// Length of the window.
+    pub window: Duration,
+    /// How long ago it said so.
+    pub age: Duration,
 }
 
 /// The state of a rate limit, for people.
@@ -116,9 +134,8 @@ impl Budget {
         if class == Class::Background
             && let (Some(limit), Some(remaining)) = (self.limit, self.remaining)
         {
-            #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
-            let reserve_reached = (remaining.saturating_sub(self.since_told) as f64) < limit as f64 * RESERVE;
-            if reserve_reached && let Some(wait) = self.refills_in(now) {
+            let reached = is_below_reserve(limit, remaining.saturating_sub(self.since_told));
+            if reached && let Some(wait) = self.refills_in(now) {
                 return Err(wait);
             }
         }
@@ -127,6 +144,17 @@ impl Budget {
 
     fn refills_in(&self, now: Instant) -> Option<Duration> {
         (self.since? + self.window?).checked_duration_since(now).filter(|wait| !wait.is_zero())
+    }
+
+    /// What the registry said last, for other nodes. Without a window there is nothing to wait for.
+    pub(super) fn told(&self, now: Instant) -> Option<Told> {
+        Some(Told {
+            source: self.source,
+            limit: self.limit?,
+            remaining: self.remaining?.saturating_sub(self.since_told),
+            window: self.window?,
+            age: now.saturating_duration_since(self.told?),
+        })
     }
 
     /// Counts a request that registries count: a manifest GET.
@@ -154,7 +182,8 @@ impl Budget {
             if self.remaining.is_none_or(|before| remaining > before) {
                 self.since = Some(now);
             }
-            (self.remaining, self.since_told) = (Some(remaining), 0);
+            (self.remaining, self.since_told, self.told) = (Some(remaining), 0, Some(now));
+            self.source = text(headers, "docker-ratelimit-source").map_or(0, hash);
             self.window = window.or(self.window);
         }
     }
@@ -193,6 +222,17 @@ impl Budget {
             used_by,
         }
     }
+}
+
+/// A number in the place of an address or an account, the same on every node.
+fn hash(source: &str) -> u64 {
+    u64::from_str_radix(&Digest::of(source.as_bytes()).hex()[..16], 16).unwrap_or(0)
+}
+
+/// Whether so few requests are left that they are for waiting pods.
+#[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
+pub(super) fn is_below_reserve(limit: u64, left: u64) -> bool {
+    (left as f64) < limit as f64 * RESERVE
 }
 
 /// `100;w=21600`: a number, and a window in seconds.

@@ -17,6 +17,7 @@ mod endpoint;
 mod error;
 mod guard;
 mod headers;
+mod ledger;
 mod limits;
 mod redirect;
 mod registry;
@@ -40,7 +41,8 @@ use endpoint::Reply;
 pub use error::UpstreamError;
 pub use headers::AGENT_HEADER;
 use headers::text;
-pub use limits::{BudgetStatus, Class};
+use ledger::Ledger;
+pub use limits::{BudgetStatus, Class, Told};
 use registry::Registry;
 pub use registry::{EndpointStatus, RegistryStatus};
 pub use retry::{Retries, RetryPolicy};
@@ -63,6 +65,9 @@ pub struct Upstream {
     registries: Vec<RegistryConfig>,
     shared: Arc<endpoint::Shared>,
     known: Mutex<HashMap<RegistryHost, Arc<Registry>>>,
+    /// The budgets of all nodes together, of registries that this node is the owner of; one for each source that a registry
+    /// distinguishes.
+    ledgers: Mutex<HashMap<(RegistryHost, u64), Ledger>>,
 }
 
 /// Why the client for registries could not be set up.
@@ -91,9 +96,15 @@ impl Upstream {
             credentials: config.credentials,
             tokens: auth::TokenCache::default(),
             metrics,
+            told: tokio::sync::Notify::new(),
             own_id: own_id(),
         };
-        Ok(Self { registries: config.registries, shared: Arc::new(shared), known: Mutex::default() })
+        Ok(Self {
+            registries: config.registries,
+            shared: Arc::new(shared),
+            known: Mutex::default(),
+            ledgers: Mutex::default(),
+        })
     }
 
     /// The entry that applies to a registry; `None` when it is not served.
@@ -176,6 +187,45 @@ impl Upstream {
     /// to the registry's responses.
     pub fn background_wait(&self, registry: &RegistryHost) -> Option<std::time::Duration> {
         self.registry(registry).ok()?.background_wait()
+    }
+
+    /// What a registry said last of its rate limit to this node.
+    pub fn rate_told(&self, registry: &RegistryHost) -> Option<Told> {
+        let known = self.known.lock().get(registry).cloned();
+        known?.told()
+    }
+
+    /// The registries that have said something of their rate limit to this node.
+    pub fn rates_told(&self) -> Vec<(RegistryHost, Told)> {
+        let known: Vec<_> =
+            self.known.lock().iter().map(|(host, known)| (host.clone(), known.clone())).collect();
+        known.into_iter().filter_map(|(host, known)| Some((host, known.told()?))).collect()
+    }
+
+    /// Waits until a registry has said something of its rate limit.
+    pub async fn rate_changed(&self) {
+        self.shared.told.notified().await;
+    }
+
+    /// As the owner of a registry's budget: learns what another node was told, and grants it the request for a content, or says how long
+    /// background work should wait.
+    pub fn grant(
+        &self,
+        registry: &RegistryHost,
+        told: Option<Told>,
+        subject: Option<u64>,
+    ) -> Result<(), std::time::Duration> {
+        let (now, source) = (std::time::Instant::now(), told.map_or(0, |told| told.source));
+        let own = self.rate_told(registry).filter(|own| own.source == source);
+        let (mut ledgers, key) = (self.ledgers.lock(), (registry.clone(), source));
+        if ledgers.len() >= MAX_REGISTRIES && !ledgers.contains_key(&key) {
+            return Ok(());
+        }
+        let ledger = ledgers.entry(key).or_default();
+        for told in own.into_iter().chain(told) {
+            ledger.learn(told, now);
+        }
+        subject.map_or(Ok(()), |subject| ledger.grant(subject, now))
     }
 
     /// Replaces the cluster's secrets (`.dockerconfigjson`) among the agent's credentials, for registries with

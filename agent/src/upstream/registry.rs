@@ -17,7 +17,7 @@ use super::{
     ask::Ask,
     endpoint::{Cause, Endpoint, Failure, Policy, Reply, Shared},
     guard,
-    limits::{Budget, BudgetStatus, Class, Limits, Outcome, Refusal},
+    limits::{Budget, BudgetStatus, Class, Limits, Outcome, Refusal, Told},
     retry::{self, Retries, RetryPolicy},
 };
 use crate::{
@@ -340,7 +340,15 @@ impl Registry {
         }
         if let Some(remaining) = status.remaining {
             self.shared.metrics.rate_remaining.get_or_create(&labels).set(as_gauge(remaining));
+            self.shared.told.notify_one();
         }
+    }
+
+    /// What an endpoint said last of its rate limit.
+    pub(super) fn told(&self) -> Option<Told> {
+        let now = Instant::now();
+        let told = self.endpoints.iter().filter_map(|watched| watched.limits.lock().budget.told(now));
+        told.min_by_key(|told| told.age)
     }
 
     pub(super) fn status(&self) -> RegistryStatus {

@@ -1,5 +1,6 @@
 //! Agents among themselves: real agents in this process, on loopback, in front of one upstream.
 
+mod budget;
 mod burst;
 mod corrupt;
 pub(crate) mod issued;

@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub(super) credentials: Credentials,
     pub(super) tokens: TokenCache,
     pub(super) metrics: Metrics,
+    /// Signalled when a registry has said something of its rate limit.
+    pub(super) told: tokio::sync::Notify,
     pub(super) own_id: HeaderValue,
 }
 
