@@ -30,6 +30,7 @@ use crate::{
     metrics::{ControllerMetrics, Metrics},
     peers::{self, Peers, directory::Publisher, state::SetState},
     prepull::{self, Prepuller, cluster::Cluster},
+    proof::Prover,
     scrub::Scrubber,
     store::{Store, StoreError},
     swarm::Swarm,
@@ -107,6 +108,7 @@ pub struct App {
     publisher: Publisher,
     metrics: Metrics,
     journal: Journal,
+    prover: Prover,
     mirror: Server,
     peer: Option<Server>,
     admin: Server,
@@ -177,6 +179,13 @@ impl App {
             store.clone(),
             metrics.clone(),
         );
+        let prover = Prover::new(
+            config.runtime.clone(),
+            config.setup_report.clone(),
+            config.upstream.registries.iter().map(|registry| registry.pattern.clone()).collect(),
+            store.clone(),
+            journal.clone(),
+        );
         let mirror = bind.listen("mirror.listen", config.mirror_listen, share(shares.mirror)).await?;
         let admin = bind.listen("admin.listen", config.admin_listen, share(shares.admin)).await?;
         let handover = Handover::bind(&config.admin_socket, [&mirror, &admin].into_iter().chain(&peer))
@@ -201,6 +210,7 @@ impl App {
             publisher,
             metrics,
             journal,
+            prover,
             mirror,
             peer,
             admin,
@@ -283,13 +293,17 @@ impl App {
         let scrubber = Scrubber::new(self.store.clone(), self.metrics.clone(), self.config.scrub_rate);
         let scrub_task = self.tasks.spawn("scrub", scrubber.run(stop.clone()));
         let cluster_task = self.config.kubernetes.clone().map(|config| {
-            let cluster = Cluster::new(config, prepuller.clone(), self.store.clone());
+            let cluster = Cluster::new(config, prepuller.clone(), self.store.clone(), self.prover.proof());
+            self.tasks.spawn("proof", self.prover.run(stop.clone()));
             self.tasks.spawn("cluster", cluster.run(stop.clone()))
         });
         let prepull_task = self.tasks.spawn("prepull", prepuller.run(stop.clone()));
         let (peers, publisher, until) = (self.peers.clone(), self.publisher, stop.clone());
         let directory_task =
             self.tasks.spawn("directory", async move { Box::pin(peers.follow(publisher, until)).await });
+        if self.peers.is_on() {
+            self.tasks.spawn("rates", self.fetcher.clone().share_rates(stop.clone()));
+        }
         let tls = self.peers.config().tls.clone();
         // Downloads use peers as long as this exists.
         let swarm = self.swarm;
@@ -301,9 +315,6 @@ impl App {
             self.peers,
             self.metrics.clone(),
             view,
-        if self.peers.is_on() {
-            self.tasks.spawn("rates", self.fetcher.clone().share_rates(stop.clone()));
-        }
         );
         let peer_task = self.peer.map(|server| {
             self.tasks.spawn("peers", server.serve_peers(api, tls, connections.clone(), stop.clone()))

@@ -21,6 +21,7 @@
 //! | [`gc`] | what to evict (pure), and the loop that does it |
 //! | [`scrub`] | the background check of stored blobs, and `verify` |
 //! | [`runtime`] | the container runtime's socket: loads images into it and pins them |
+//! | [`proof`] | whether the node's container runtime pulls through this agent |
 //! | [`setup`] | configures the node's container runtimes to use the agent, and uninstalls that |
 //! | [`store`] | verified blobs, partial blobs and references on disk; sled only in its index |
 //! | [`upstream`] | registries: endpoints, authentication, redirects, limits |
@@ -57,6 +58,7 @@ mod limits;
 pub mod metrics;
 pub mod peers;
 pub mod prepull;
+pub mod proof;
 pub mod runtime;
 pub mod scrub;
 pub mod setup;

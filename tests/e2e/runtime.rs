@@ -9,9 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use hearth_agent::runtime::Pin;
 use kit::agent::AgentConfig;
+use kit::cluster::Place;
+use kit::kubernetes::FakeApi;
 use kit::net::Net;
 use kit::process::{AgentProcess, binary};
 use kit::runtime::{Containerd, ContainersTools, DockerRegistry, Dockerd, Finished, Mirror, run};
+use serde_json::json;
 
 use crate::support::{Agent, Image, REGISTRY, Upstream};
 
@@ -197,5 +200,47 @@ async fn a_check_of_docker_pulls_through_its_own_api() -> Result<()> {
         let finished = run(command, LIMIT).await?;
         ensure!(finished.success == expected, "{}\n{}\n{}", said(&finished), docker.log(), agent.log());
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_of_a_cluster_proves_by_itself_that_the_real_containerd_uses_it() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let upstream = Upstream::start(&home.path().join("storage"), None).await?;
+    let (containerd, api) = (Containerd::start().await?, FakeApi::start().await);
+    api.install_hearth();
+    api.seed(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}));
+    // Known before the agent starts, as on a node that `setup` has configured.
+    let place = Place::reserve("n1", "");
+    let mirror = format!("http://{}", place.address);
+    containerd.mirror(REGISTRY, &mirror, &mirror)?;
+    let config = AgentConfig::default()
+        .registry(REGISTRY, &[&format!("http://{}", upstream.proxy.address())], "")
+        .with(&format!(
+            "kubernetes: {{ imageSets: true, api: \"{}\", node: n1, statusInterval: 300ms }}\nruntime: {{ socket: \"{}\" }}",
+            api.url(),
+            containerd.socket().display()
+        ));
+    let file = config.write(home.path())?;
+    let listen = place.address.to_string();
+    let agent = AgentProcess::start_with(&file, &[("HEARTH_MIRROR_LISTEN", listen.as_str())]).await?;
+    let proof = || {
+        let cache = api.get("NodeCache", "", "n1").unwrap_or_default();
+        let all = cache["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = all.into_iter().find(|one| one["type"] == "RuntimeUsesAgent").unwrap_or_default();
+        (found["reason"].as_str().unwrap_or_default().to_owned(), found["message"].to_string())
+    };
+    let proved = async {
+        while proof().0 != "Pulled" {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let minute = Duration::from_mins(1);
+    let within = tokio::time::timeout(minute, proved).await;
+    ensure!(within.is_ok(), "{:?}\n{}", proof(), agent.log());
+    let (name, version) = containerd.runtime().version().await?;
+    let expected = format!("{name} {} pulls through this agent", version.trim_start_matches('v'));
+    ensure!(proof().1.contains(&expected), "{} is not in {}", expected, proof().1);
+    assert_eq!(containerd.output(&["images", "list", "--quiet"]).await?.trim(), "", "nothing stays behind");
     Ok(())
 }

@@ -5,6 +5,7 @@ pub mod build_fixture;
 pub mod certificates;
 pub mod cluster;
 pub mod controller;
+pub mod cri;
 pub mod disk;
 pub mod fixtures;
 pub mod kubernetes;

@@ -7,7 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::{as_json, check, output, print, print_result, with_config};
 use crate::{
     config::Config,
-    setup::{self, Edit, Finding, Job, Plan, Runtime},
+    setup::{self, Edit, Finding, Job, Plan, Report, Runtime, SetupError},
+    types::chain,
 };
 
 pub(super) const NAME: &str = "setup";
@@ -74,26 +75,45 @@ pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()>
     if !undo && job.registries.is_empty() {
         anyhow::bail!("`registries` of the configuration is empty: there is nothing to set up");
     }
-    let plan = setup::plan(&job, undo)?;
     if arguments.get_flag(CHECK) {
         let socket = arguments.get_one::<PathBuf>(SOCKET).map(PathBuf::as_path);
-        return check::run(&job, &plan, socket, config, arguments);
+        return check::run(&job, &setup::plan(&job, undo)?, socket, config, arguments);
     }
     let dry_run = arguments.get_flag(DRY_RUN);
-    if !dry_run {
-        setup::apply(&job.root, &plan.edits)?;
+    let done = change(&job, undo, dry_run);
+    let report = config.setup_report.as_deref().filter(|_| !dry_run);
+    if let Some(path) = report {
+        Report::new(done.as_ref(), undo).write(path)?;
     }
+    let plan = match (done, report) {
+        (Ok(plan), _) => plan,
+        (Err(error), None) => return Err(error.into()),
+        // The agent tells the cluster, which a container that does not end well would keep it from.
+        (Err(error), Some(_)) => {
+            tracing::error!(error = %chain(&error), "this node is not set up");
+            return Ok(());
+        }
+    };
     if as_json(arguments) {
         print_result(arguments, &format!("{}\n", serde_json::to_string_pretty(&plan)?))?;
     } else {
         print(&describe(&plan, dry_run))?;
     }
-    if !undo && plan.is_in_vain() {
+    if !undo && report.is_none() && plan.is_in_vain() {
         anyhow::bail!(
             "no container runtime of this node sends its requests to the agent: see TRAP above for what to change"
         );
     }
     Ok(())
+}
+
+/// Plans, and changes the files unless that is only to be shown.
+fn change(job: &Job, undo: bool, dry_run: bool) -> Result<Plan, SetupError> {
+    let plan = setup::plan(job, undo)?;
+    if !dry_run {
+        setup::apply(&job.root, &plan.edits)?;
+    }
+    Ok(plan)
 }
 
 /// What to set up on this node for its configuration, for all runtimes that are found.

@@ -162,7 +162,14 @@ pub const KEYS: &[Key] = &[
         path: "runtime.socket",
         default: "",
         meaning: "socket of the node's container runtime (containerd: `/run/containerd/containerd.sock`), for images \
-                  that are also loaded into it; a process that may use it is root on the node",
+                  that are also loaded into it, and for the proof that it pulls through this agent; a process that may \
+                  use it is root on the node",
+    },
+    Key {
+        path: "runtime.setupReport",
+        default: "",
+        meaning: "file in which `hearth-agent setup` reports what it found to the agent of the same pod, which shows it in its \
+                  `NodeCache`; `setup` then exits with status 0 also when no container runtime uses the agent",
     },
     Key {
         path: "admin.listen",

@@ -61,6 +61,8 @@ pub struct Config {
     pub limits: Limits,
     /// The node's container runtime, if images may be loaded into it.
     pub runtime: Option<Runtime>,
+    /// The file by which `setup` tells the agent of the same pod what it found on the node.
+    pub setup_report: Option<PathBuf>,
     /// The registry that requests without one mean.
     pub default_registry: Option<RegistryHost>,
     /// Where spans of pulls are sent, if anywhere.

@@ -117,7 +117,7 @@ section!(RawPeerTls {
     name: Option<Spanned<Text<Name>>>,
 });
 section!(RawTraces { endpoint: Option<Text<Endpoint>>, ratio: Option<Text<Share>> });
-section!(RawRuntime { socket: Option<PathBuf> });
+section!(RawRuntime { socket: Option<PathBuf>, setup_report: Option<PathBuf> });
 section!(RawCredentials {
     docker_config: Option<Spanned<PathBuf>>,
     kubelet_config: Option<Spanned<PathBuf>>,

@@ -270,6 +270,12 @@ pub struct NodeFailure {
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.imagesFailed"),
     printcolumn(name = "Stored", type_ = "string", json_path = ".status.disk.used"),
     printcolumn(name = "Trouble", type_ = "string", json_path = ".status.disk.trouble"),
+    printcolumn(name = "Runtime", type_ = "string", json_path = ".status.runtime"),
+    printcolumn(
+        name = "Proof",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"RuntimeUsesAgent\")].reason"
+    ),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
     printcolumn(name = "Renewed", type_ = "date", json_path = ".status.updated"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -291,6 +297,9 @@ pub struct NodeCacheSpec {
 pub struct NodeCacheStatus {
     /// The agent's version.
     pub agent_version: String,
+    /// Name and version of the node's container runtime, as far as known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
     /// Images of all sets that select this node.
     pub images_desired: u32,
     /// Images that are complete.
@@ -302,7 +311,8 @@ pub struct NodeCacheStatus {
     pub sets: Vec<NodeSetStatus>,
     /// The agent's disk.
     pub disk: DiskStatus,
-    /// The condition `RuntimeUsable` is `False` while the agent does not call the container runtime, because the
+    /// The condition `RuntimeUsesAgent` says whether the container runtime pulls through this agent, how that was proved, or what
+    /// keeps it from that and what to do. `RuntimeUsable` is `False` while the agent does not call the container runtime, because the
     /// runtime stopped after its calls. `StoreLargeEnough` is `False` while pinned images exceed what the store may hold.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

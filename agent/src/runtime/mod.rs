@@ -229,10 +229,10 @@ impl Runtime {
         tokio::net::UnixStream::connect(&self.socket).await.is_err()
     }
 
-    /// The runtime's name (`containerd`, `cri-o`); fails when it does not answer.
-    pub async fn name(&self) -> Result<String, RuntimeError> {
+    /// The runtime's name (`containerd`, `cri-o`) and version; fails when it does not answer.
+    pub async fn version(&self) -> Result<(String, String), RuntimeError> {
         let answer: VersionResponse = self.call(VERSION, &VersionRequest {}).await?;
-        Ok(answer.runtime_name)
+        Ok((answer.runtime_name, answer.runtime_version))
     }
 
     /// Pulls, unpacks and pins `image` in the runtime. When the image exists and the tag has not changed, only the
@@ -403,7 +403,7 @@ mod tests {
         let listener = listen();
         let error = runtime.has("r.test/a:v1").await.unwrap_err().to_string();
         assert!(error.contains("ImageStatus"), "{error}");
-        assert!(runtime.name().await.is_err(), "no other call either");
+        assert!(runtime.version().await.is_err(), "no other call either");
         let called = futures_util::FutureExt::now_or_never(listener.accept());
         assert!(called.is_none(), "a connection was made");
     }

@@ -115,7 +115,7 @@ pub fn apply(root: &Path, edits: &[Edit]) -> Result<(), SetupError> {
     edits.iter().try_for_each(|edit| host.change(edit))
 }
 
-fn replace(path: &Path, text: &str) -> Result<(), SetupError> {
+pub(super) fn replace(path: &Path, text: &str) -> Result<(), SetupError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).map_err(failed("create", directory))?;
     let mut aside = tempfile::Builder::new()

@@ -17,6 +17,7 @@ mod containerd;
 mod containers;
 mod documents;
 mod host;
+mod report;
 
 use std::{
     io,
@@ -28,6 +29,7 @@ use containerd::Registries;
 use documents::Document;
 use host::Host;
 pub use host::apply;
+pub use report::Report;
 
 use crate::types::RegistryPattern;
 
@@ -51,7 +53,7 @@ pub struct Job {
 }
 
 /// A program that pulls images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Runtime {
     /// containerd, by itself.
@@ -81,6 +83,17 @@ impl Runtime {
         }
     }
 
+    /// The command with which it reads its configuration again.
+    pub fn reload(self) -> &'static str {
+        match self {
+            Self::Containerd => "systemctl restart containerd",
+            Self::Crio => "systemctl reload crio",
+            Self::Docker => "systemctl reload docker",
+            Self::K3s => "systemctl restart k3s",
+            Self::Rke2 => "systemctl restart rke2-server or rke2-agent",
+        }
+    }
+
     /// The directory by which it is detected.
     fn home(self) -> &'static str {
         match self {
@@ -94,7 +107,7 @@ impl Runtime {
 }
 
 /// Something that the administrator should know.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Finding {
     /// Whether requests do not reach the agent because of it.
     pub trap: bool,
@@ -191,8 +204,8 @@ pub fn plan(job: &Job, undo: bool) -> Result<Plan, SetupError> {
             Runtime::Containerd => planning.containerd()?,
             Runtime::Crio => planning.containers()?,
             Runtime::Docker => planning.docker()?,
-            Runtime::K3s => planning.rancher(documents::K3S, "k3s")?,
-            Runtime::Rke2 => planning.rancher(documents::RKE2, "rke2-server or rke2-agent")?,
+            Runtime::K3s => planning.rancher(documents::K3S, runtime)?,
+            Runtime::Rke2 => planning.rancher(documents::RKE2, runtime)?,
         }
         if planning.plan.findings[known..].iter().any(|finding| finding.trap) {
             planning.plan.bypassing.push(runtime);
@@ -384,12 +397,12 @@ impl Planning<'_> {
         Ok(())
     }
 
-    fn rancher(&mut self, path: &'static str, service: &str) -> Result<(), SetupError> {
+    fn rancher(&mut self, path: &'static str, runtime: Runtime) -> Result<(), SetupError> {
         if self.document(Document::Rancher, path)? {
             self.note(Finding::note(
                 path,
                 "it is read when the service starts",
-                format!("`systemctl restart {service}`"),
+                format!("`{}`", runtime.reload()),
             ));
         }
         Ok(())

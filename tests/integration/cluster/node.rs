@@ -82,14 +82,17 @@ async fn a_container_runtime_that_ends_at_our_calls_is_not_called_again_and_peop
             condition(cache, "RuntimeUsable") == ("False".into(), "RuntimeStopped".into())
         })
         .await;
-    let message = cache["status"]["conditions"][0]["message"].as_str().unwrap_or_default().to_owned();
+    let conditions = cache["status"]["conditions"].as_array().expect("a list");
+    let usable = conditions.iter().find(|one| one["type"] == "RuntimeUsable").expect("it is there");
+    let message = usable["message"].as_str().unwrap_or_default();
     assert!(message.contains("PullImage"), "the call is named: {message}");
     eventually("an Event", || async {
         let events = world.events_about(&node).await;
         if events.iter().any(|reason| reason == "RuntimeStopped") { Ok(()) } else { Err(events) }
     })
     .await;
-    assert_eq!(starts.load(Ordering::SeqCst), 2, "twice is enough");
+    let starts = starts.load(Ordering::SeqCst);
+    assert!((2..=3).contains(&starts), "twice is enough, and once for the runtime's version: {starts}");
     fake.abort();
     agent.stop().await;
     drop(set);

@@ -290,7 +290,7 @@ fn the_notes_say_how_to_verify_and_name_what_exists() {
     for expected in [
         "kubectl -n other rollout status daemonset/hearth-agent",
         "-c setup",
-        "hearth_http_requests_total",
+        "kubectl get nodecaches",
         "kubectl get imagesets",
         "k3s reads its registry configuration when it starts",
         "image.repository is still the example",

@@ -55,7 +55,7 @@ impl Containerd {
         let daemon = Daemon::start(&mut command, &path.join("log"))?;
         let mut this = Self { daemon, suite, directory };
         let runtime = this.runtime();
-        this.daemon.ready(async |_| runtime.name().await.ok()).await?;
+        this.daemon.ready(async |_| runtime.version().await.ok()).await?;
         Ok(this)
     }
 

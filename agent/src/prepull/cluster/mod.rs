@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `select`, `translate` | decisions (pure) |
 //! | `node` | this node's sets and its `NodeCache` |
+//! | `condition` | the conditions of the `NodeCache`, and the Events about them |
 //! | `secrets` | pull secrets of sets |
 //! | `taint` | start-up taint and condition of the node |
 //!
@@ -16,6 +17,7 @@
 //! stay in force, every loop backs off, and the cache keeps working. Until the sets were read once, images of
 //! earlier sets stay pinned.
 
+mod condition;
 mod node;
 mod secrets;
 mod select;
@@ -34,6 +36,7 @@ pub(crate) use translate::{WHOLE, share};
 use super::{Origin, Prepuller, crd::ImageSet};
 use crate::{
     kubernetes::{Known, connect, follow},
+    proof::Proof,
     store::Store,
 };
 
@@ -85,6 +88,7 @@ pub struct Cluster {
     config: Config,
     prepuller: Prepuller,
     store: Store,
+    proof: watch::Receiver<Proof>,
 }
 
 /// State that the tasks share.
@@ -92,6 +96,8 @@ struct Shared {
     config: Config,
     prepuller: Prepuller,
     store: Store,
+    /// Whether the container runtime pulls through this agent.
+    proof: watch::Receiver<Proof>,
     client: Client,
     sets: watch::Sender<Known<ImageSet>>,
     /// Sets that select this node.
@@ -102,8 +108,8 @@ struct Shared {
 
 impl Cluster {
     /// Sends no requests before [`Self::run`].
-    pub fn new(config: Config, prepuller: Prepuller, store: Store) -> Self {
-        Self { config, prepuller, store }
+    pub fn new(config: Config, prepuller: Prepuller, store: Store, proof: watch::Receiver<Proof>) -> Self {
+        Self { config, prepuller, store, proof }
     }
 
     /// Runs until `stop`.
@@ -112,9 +118,9 @@ impl Cluster {
         else {
             return;
         };
-        let Self { config, prepuller, store } = self;
+        let Self { config, prepuller, store, proof } = self;
         let (sets, wanted, unreadable) = Default::default();
-        let shared = Arc::new(Shared { config, prepuller, store, client, sets, wanted, unreadable });
+        let shared = Arc::new(Shared { config, prepuller, store, proof, client, sets, wanted, unreadable });
         // Sets are small and nearly all of their fields are needed, so they are watched in full.
         let follow = follow::<ImageSet, _>(
             Api::all(shared.client.clone()),

@@ -4,23 +4,23 @@
 //! that thousands of nodes do not write together. When nothing changes, its time alone is renewed, so that the controller
 //! knows that this agent runs. The node owns it, so that both are removed together.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Node, ObjectReference},
+    api::core::v1::Node,
     apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time},
 };
 use kube::{
     Api,
     api::{Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
     MANAGER, Shared,
+    condition::{STEP, USES_AGENT, runtime_stopped, store_too_small, tell, uses_agent},
     select::selects,
     translate::{self, Wanted},
 };
@@ -31,8 +31,7 @@ use crate::{
         jitter::{around, fraction},
         set::Set,
     },
-    runtime::{RuntimeError, Stopped},
-    store::Excess,
+    proof::RESTORED,
     types::format_size,
 };
 
@@ -44,9 +43,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest wait.
 const LONGEST_PAUSE: Duration = Duration::from_mins(2);
-
-/// Granularity of reported sizes.
-const STEP: u64 = 64 << 20;
 
 pub(super) async fn run(shared: &Arc<Shared>) {
     tokio::join!(follow_node(shared), write(shared));
@@ -122,14 +118,15 @@ async fn write(shared: &Shared) {
     let part = fraction(&format!("write {}", shared.config.node));
     shared.checked().await;
     let (mut wanted, mut reports) = (shared.wanted.subscribe(), shared.prepuller.changes());
-    let mut unreadable = shared.unreadable.subscribe();
-    let (mut written, mut made) = (None::<NodeCacheStatus>, false);
+    let (mut unreadable, mut proof) = (shared.unreadable.subscribe(), shared.proof.clone());
+    let (mut written, mut object) = (None::<NodeCacheStatus>, Object::default());
     let (mut renewed, heartbeat) = (Instant::now(), around(shared.config.heartbeat, part));
-    let (mut pause, mut told) = (FIRST_PAUSE, false);
+    let (mut pause, mut told) = (FIRST_PAUSE, BTreeSet::new());
     loop {
         let status = wanted.borrow_and_update().as_deref().map(|wanted| status(shared, wanted));
         reports.mark_unchanged();
         unreadable.mark_unchanged();
+        proof.mark_unchanged();
         let due = match status {
             Some(status) if written.as_ref() != Some(&status) => Some((status, Written::Whole)),
             Some(status) if renewed.elapsed() >= heartbeat => Some((status, Written::Renewed)),
@@ -137,9 +134,10 @@ async fn write(shared: &Shared) {
         };
         let rest = match due {
             None => None,
-            Some((status, how)) => match put(shared, &status, how, &mut made).await {
+            Some((status, how)) => match put(shared, &status, how, &mut object).await {
                 Ok(()) => {
-                    tell_of_runtime(shared, &status, &mut told).await;
+                    let conditions = object.with_earlier(&status).conditions;
+                    tell(shared, &conditions, object.earlier.as_ref(), &mut told).await;
                     (written, renewed) = (Some(status), Instant::now());
                     pause = FIRST_PAUSE;
                     Some(shared.config.interval.mul_f64(0.5 + part))
@@ -162,6 +160,7 @@ async fn write(shared: &Shared) {
                 changed = wanted.changed() => changed.is_ok(),
                 changed = reports.changed() => changed.is_ok(),
                 changed = unreadable.changed() => changed.is_ok(),
+                Ok(()) = proof.changed() => true,
                 () = tokio::time::sleep_until(renewed + heartbeat), if written.is_some() => true,
             }
         };
@@ -181,77 +180,50 @@ fn status(shared: &Shared, wanted: &[Wanted]) -> NodeCacheStatus {
         trouble: shared.store.trouble().map(|trouble| trouble.kind.as_str().to_owned()),
     };
     let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-    let runtime = shared.prepuller.runtime_stopped().map(runtime_stopped);
-    let conditions = runtime.into_iter().chain(shared.store.excess().map(store_too_small)).collect();
+    let proof = shared.proof.borrow().clone();
+    let stopped = shared.prepuller.runtime_stopped().map(runtime_stopped);
+    let conditions = [Some(uses_agent(&proof)), stopped, shared.store.excess().map(store_too_small)];
     NodeCacheStatus {
         agent_version,
+        runtime: proof.verdict.runtime,
         disk,
-        conditions,
+        conditions: conditions.into_iter().flatten().collect(),
         ..translate::status(wanted, &shared.prepuller.report(), &shared.unreadable.borrow())
     }
 }
 
-/// The condition's type and reason, and the Event's reason.
-const RUNTIME_USABLE: &str = "RuntimeUsable";
-const RUNTIME_STOPPED: &str = "RuntimeStopped";
-
-fn runtime_stopped(stopped: Stopped) -> Condition {
-    Condition {
-        type_: RUNTIME_USABLE.to_owned(),
-        status: "False".to_owned(),
-        reason: RUNTIME_STOPPED.to_owned(),
-        message: RuntimeError::Stopped(stopped).to_string(),
-        last_transition_time: Time(stopped.since),
-        observed_generation: None,
-    }
+/// The `NodeCache` of this node, as far as known.
+#[derive(Debug, Default)]
+struct Object {
+    /// It exists.
+    made: bool,
+    /// The proof of an earlier process, with the runtime's name and version.
+    earlier: Option<Condition>,
+    runtime: Option<String>,
 }
 
-/// The condition's type and reason.
-const STORE_LARGE_ENOUGH: &str = "StoreLargeEnough";
-const PINNED_EXCEED: &str = "PinnedImagesExceedLimit";
-
-fn store_too_small(excess: Excess) -> Condition {
-    let bytes = format_size(excess.bytes.next_multiple_of(STEP));
-    Condition {
-        type_: STORE_LARGE_ENOUGH.to_owned(),
-        status: "False".to_owned(),
-        reason: PINNED_EXCEED.to_owned(),
-        message: format!(
-            "pinned images, and images in use, exceed what the store may hold by {bytes} (`store.limit`, `store.minFree`)"
-        ),
-        last_transition_time: Time(excess.since),
-        observed_generation: None,
+impl Object {
+    /// Keeps what an earlier process wrote, as it is read when the object is made.
+    fn keep_earlier(&mut self, status: Option<NodeCacheStatus>) {
+        let Some(status) = status else { return };
+        self.earlier = status.conditions.into_iter().find(|one| one.type_ == USES_AGENT);
+        self.runtime = status.runtime;
     }
-}
 
-/// Publishes one Event when the agent stops calling the container runtime of this node.
-async fn tell_of_runtime(shared: &Shared, status: &NodeCacheStatus, told: &mut bool) {
-    let Some(condition) = status.conditions.iter().find(|one| one.type_ == RUNTIME_USABLE) else { return };
-    if *told {
-        return;
-    }
-    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(shared.config.node.clone()) };
-    let event = Event {
-        type_: EventType::Warning,
-        reason: RUNTIME_STOPPED.to_owned(),
-        note: Some(condition.message.clone()),
-        action: "LoadImage".to_owned(),
-        secondary: None,
-    };
-    // About the node: that is where administrators look when its runtime fails.
-    let node = ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Node".to_owned()),
-        name: Some(shared.config.node.clone()),
-        uid: Some(shared.config.node.clone()),
-        ..ObjectReference::default()
-    };
-    let recorder = Recorder::new(shared.client.clone(), reporter);
-    match within(recorder.publish(&event, &node)).await {
-        Ok(()) => *told = true,
-        Err(error) => {
-            log_failure(&error, "cannot publish an Event about the container runtime");
+    /// A proof of an earlier process stands until this process finds anything else: an update of the agent changes no status.
+    fn with_earlier(&self, status: &NodeCacheStatus) -> NodeCacheStatus {
+        let mut status = status.clone();
+        let Some(earlier) = self.earlier.as_ref().filter(|earlier| earlier.status == "True") else {
+            return status;
+        };
+        let unknown = |one: &&mut Condition| one.type_ == USES_AGENT && one.status == "Unknown";
+        if let Some(condition) =
+            status.conditions.iter_mut().find(unknown).filter(|one| one.reason != RESTORED)
+        {
+            *condition = earlier.clone();
+            status.runtime = self.runtime.clone().or(status.runtime);
         }
+        status
     }
 }
 
@@ -268,22 +240,23 @@ async fn put(
     shared: &Shared,
     status: &NodeCacheStatus,
     how: Written,
-    made: &mut bool,
+    object: &mut Object,
 ) -> Result<(), kube::Error> {
     let caches: Api<NodeCache> = Api::all(shared.client.clone());
     let name = &shared.config.node;
     let parameters = PatchParams::apply(MANAGER).force();
     // A new object has no status to renew.
-    let how = if *made { how } else { Written::Whole };
-    if !*made {
-        let object = make(shared).await?;
-        within(caches.patch(name, &parameters, &Patch::Apply(&object))).await?;
-        *made = true;
+    let how = if object.made { how } else { Written::Whole };
+    if !object.made {
+        let new = make(shared).await?;
+        let found = within(caches.patch(name, &parameters, &Patch::Apply(&new))).await?;
+        object.made = true;
+        object.keep_earlier(found.status);
     }
     let updated = Time(Timestamp::now());
     let patch = match how {
         Written::Whole => {
-            let status = NodeCacheStatus { updated: Some(updated), ..status.clone() };
+            let status = NodeCacheStatus { updated: Some(updated), ..object.with_earlier(status) };
             Patch::Apply(json!({
                 "apiVersion": "hearth.dev/v1alpha1", "kind": "NodeCache", "metadata": {"name": name}, "status": status,
             }))
@@ -294,7 +267,7 @@ async fn put(
         if how == Written::Whole { parameters } else { PatchParams { force: false, ..parameters } };
     let written = within(caches.patch_status(name, &parameters, &patch)).await;
     // The object was removed: the next attempt creates it again.
-    *made = !written.as_ref().is_err_and(|error| has_code(error, &[404]));
+    object.made = !written.as_ref().is_err_and(|error| has_code(error, &[404]));
     written.map(drop)
 }
 

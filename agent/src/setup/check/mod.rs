@@ -95,7 +95,7 @@ pub async fn pull(
     let chosen = way(runtime, root, socket, Path::exists, on_path)?;
     let pulled = async {
         match &chosen {
-            Way::Cri(socket) => by_cri(socket, image).await,
+            Way::Cri(socket) => by_cri(&runtime::Runtime::new(socket), image).await,
             Way::Docker(socket) => by_docker(socket, image).await,
             Way::Program(program) => by_program(program, image).await,
         }
@@ -138,8 +138,9 @@ fn way(
     })
 }
 
-async fn by_cri(socket: &Path, image: &ImageName) -> Result<(), CheckError> {
-    let (runtime, image) = (runtime::Runtime::new(socket), image.to_string());
+/// Pulls the image over CRI, and removes it again. The caller limits the time.
+pub async fn by_cri(runtime: &runtime::Runtime, image: &ImageName) -> Result<(), CheckError> {
+    let image = image.to_string();
     runtime.pull(&image, None).await?;
     Ok(runtime.remove(&image).await?)
 }

@@ -19,7 +19,7 @@ pub async fn column(suite: Suite) -> Result<Vec<Seen>> {
     let mut seen = pin(&containerd).await.context("load and pin")?;
     seen.push(set(&containerd).await.context("a set with `runtime: true`")?);
     seen.push(content(&containerd).await.context("the content directory")?);
-    containerd.runtime().name().await.context("containerd does not run any more")?;
+    containerd.runtime().version().await.context("containerd does not run any more")?;
     Ok(seen)
 }
 
