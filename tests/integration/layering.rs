@@ -82,6 +82,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "access",
             "download",
+            "images",
             "kubernetes",
             "metrics",
             "proof",

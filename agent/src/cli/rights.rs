@@ -34,6 +34,9 @@ fn needed(config: &Config) -> Vec<Right> {
             rights.push(right(verb, group, resource, None));
         }
     }
+    if config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.pod_events) {
+        rights.extend(["list", "watch"].map(|verb| right(verb, "", "pods", None)));
+    }
     if let Source::Service { namespace, .. } = &config.peers.source {
         for verb in ["list", "watch"] {
             rights.push(right(verb, "discovery.k8s.io", "endpointslices", Some(namespace)));
@@ -83,7 +86,7 @@ fn judge(needed: usize, missing: Result<Vec<Right>, String>) -> Check {
             Check::failed(
                 "cluster",
                 format!("the account may not: {}", names.join(", ")),
-                "apply the roles of this version's manifests (`manifests/base/rbac.yaml`)",
+                "apply the roles of this version's manifests (`manifests/base/rbac.yaml`; pods: the component `pod-events`)",
             )
         }
     }
@@ -102,6 +105,11 @@ mod tests {
     fn only_what_is_configured_needs_rights() {
         assert_eq!(needed(&config("")), []);
         assert_eq!(needed(&config("kubernetes: {imageSets: true}")).len(), 10);
+        let with_pods = needed(&config("kubernetes: {imageSets: true, podEvents: true}"));
+        assert_eq!(
+            with_pods[10..].iter().map(Right::to_string).collect::<Vec<_>>(),
+            ["list pods", "watch pods"]
+        );
         let rights = needed(&config("peer: {service: hearth/hearth-agent-peers}"));
         let names: Vec<_> = rights.iter().map(Right::to_string).collect();
         assert_eq!(

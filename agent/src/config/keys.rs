@@ -352,6 +352,18 @@ pub const KEYS: &[Key] = &[
         meaning: "how often an agent renews its `NodeCache`; the controller counts a node as unknown when three renewals are missing",
     },
     Key {
+        path: "kubernetes.warmLabels",
+        default: "false",
+        meaning: "whether the agent labels its node `hearth.dev/warm.<set>: \"true\"` while every image of an `ImageSet` is cached, so \
+                  that pods can prefer such nodes; sets with `ttlSeconds` have no label",
+    },
+    Key {
+        path: "kubernetes.podEvents",
+        default: "false",
+        meaning: "whether the agent writes Events on pods of its node that wait for an image, with its progress: at most one for a pod in \
+                  15 s; needs the rights of the component `pod-events`",
+    },
+    Key {
         path: "kubernetes.agentNodes",
         default: "kubernetes.io/os=linux,type!=virtual-kubelet",
         meaning: "label selector of the nodes that have an agent, as for `kubectl get nodes -l`: the controller waits for these and no \

@@ -40,6 +40,8 @@ pub(super) fn check(
         api: api.clone(),
         node: raw.node.map_or_else(|| node.to_owned(), |node| node.0.text().to_owned()),
         taint: taint.clone(),
+        warm_labels: value!(warm_labels),
+        pod_events: value!(pod_events),
         deadline: value!(warm_deadline).0,
         interval,
         heartbeat,

@@ -159,6 +159,8 @@ section!(RawKubernetes {
     heartbeat: Option<Text<PositiveSpan>>,
     agent_nodes: Option<Text<String>>,
     agent_account: Option<Text<Name>>,
+    warm_labels: Option<Text<bool>>,
+    pod_events: Option<Text<bool>>,
     spark: Option<Text<bool>>,
     spark_lead: Option<Text<PositiveSpan>>,
     spark_ttl: Option<Text<PositiveSpan>>,

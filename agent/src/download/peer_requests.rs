@@ -2,7 +2,7 @@
 //! listener, which adds requests, and the download's own task, which handles them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -49,6 +49,8 @@ struct State {
     failed: HashMap<u64, u64>,
     /// Which peers sent bytes of which piece.
     origins: BTreeMap<u64, Vec<String>>,
+    /// All of them.
+    senders: BTreeSet<String>,
     /// The registry endpoints that sent bytes.
     upstream: Vec<String>,
     interest: Option<Instant>,
@@ -118,6 +120,9 @@ impl PeerRequests {
         if !membership.iter().any(|known| known == peer) {
             membership.push(peer.to_owned());
         }
+        if !state.senders.contains(peer) {
+            state.senders.insert(peer.to_owned());
+        }
     }
 
     /// A registry endpoint has sent bytes.
@@ -131,6 +136,11 @@ impl PeerRequests {
     /// Whether a peer has sent bytes.
     pub(crate) fn has_peers(&self) -> bool {
         !self.state().origins.is_empty()
+    }
+
+    /// The peers that have sent bytes.
+    pub(crate) fn senders(&self) -> BTreeSet<String> {
+        self.state().senders.clone()
     }
 
     /// All peers and registry endpoints that sent bytes, for messages.
@@ -206,5 +216,6 @@ mod tests {
         peer_requests.note_peer(2, "b");
         assert_eq!(peer_requests.origins(), ["u", "peer a", "peer b"]);
         assert!(peer_requests.has_peers());
+        assert_eq!(peer_requests.senders().into_iter().collect::<Vec<_>>(), ["a", "b"]);
     }
 }

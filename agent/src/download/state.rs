@@ -5,6 +5,7 @@
 //! progress. Readers may finish at `Verified` (see [`Phase`]); they do not wait for the sync to disk.
 
 use std::{
+    collections::BTreeSet,
     ops::Range,
     sync::{
         Arc, OnceLock,
@@ -88,6 +89,9 @@ pub struct TransferStatus {
     pub from_peers: u64,
     /// `registry/repository` for which it was started.
     pub repository: Option<String>,
+    /// The peers that have sent bytes of it.
+    #[serde(skip)]
+    pub peers: BTreeSet<String>,
     /// Clients that read it.
     pub readers: usize,
 }
@@ -215,6 +219,7 @@ impl Download {
             from_registry,
             from_peers,
             repository: self.source(0).map(|repository| repository.to_string()),
+            peers: self.peer_requests.senders(),
             readers: self.demand().subscribers(),
         }
     }

@@ -193,6 +193,7 @@ mod tests {
             from_registry: 0,
             from_peers: 124,
             repository: Some("r.test/a".into()),
+            peers: std::collections::BTreeSet::new(),
             readers: 1,
         }
     }

@@ -24,7 +24,7 @@ pub use whole::{Whole, whole};
 
 use crate::{
     store::{BlobFact, RefFact, RefName, Store, StoreError},
-    types::{Digest, ImageName, ManifestLinks, Role},
+    types::{Descriptor, Digest, ImageName, ManifestLinks, Role},
 };
 
 /// Deepest nesting of indexes.
@@ -123,6 +123,24 @@ pub fn all(store: &Store) -> Result<Vec<Image>, StoreError> {
     Ok(group(named, &|digest| links(store, digest)))
 }
 
+/// Configurations and layers of the stored manifests of an image, each once. Of an index these are the images that a client has
+/// requested.
+pub fn parts(store: &Store, root: &Digest) -> Vec<Descriptor> {
+    let (mut open, mut parts) = (vec![(*root, MAX_DEPTH)], Vec::<Descriptor>::new());
+    while let Some((digest, depth)) = open.pop() {
+        for found in links(store, &digest).map(|links| links.descriptors).unwrap_or_default() {
+            match found.role {
+                Role::Manifest if depth > 0 => open.push((found.digest, depth - 1)),
+                Role::Config | Role::Layer if parts.iter().all(|known| known.digest != found.digest) => {
+                    parts.push(found);
+                }
+                _ => {}
+            }
+        }
+    }
+    parts
+}
+
 fn links(store: &Store, digest: &Digest) -> Option<ManifestLinks> {
     ManifestLinks::parse(&store.read_small(digest)?).ok()
 }
@@ -205,7 +223,6 @@ fn find<'a>(images: &'a [Image], name: &ImageName) -> Result<(&'a Image, Vec<&'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Descriptor;
 
     fn named(name: RefName, digest: Digest) -> RefFact {
         let repository =

@@ -53,7 +53,7 @@ pub use set::{Origin, PullPolicy, Set, SetName};
 
 use crate::{
     access::Access,
-    download::Fetcher,
+    download::{Fetcher, TransferStatus},
     metrics::{Metrics, PrepullLabels, PrepullStateLabels},
     runtime::{Runtime, Stopped},
     store::{Store, StoreError},
@@ -149,6 +149,11 @@ impl Prepuller {
     /// A receiver that is notified when [`Self::report`] has changed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
+    }
+
+    /// The downloads under way, for whatever purpose.
+    pub(crate) fn arriving(&self) -> Vec<TransferStatus> {
+        self.0.fetcher.status()
     }
 
     /// The state of every set.

@@ -4,6 +4,7 @@
 mod controller;
 mod node;
 mod outage;
+mod pods;
 mod proof;
 mod ready;
 mod rights;

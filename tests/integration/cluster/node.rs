@@ -166,3 +166,35 @@ async fn a_store_that_is_too_small_for_pinned_images_is_a_condition_a_metric_and
     assert_eq!(lines.len(), 1, "{lines:#?}");
     world.end().await;
 }
+
+fn warm(node: &Value) -> Vec<String> {
+    let labels = node["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let keys = labels.into_iter().filter(|(key, _)| key.starts_with("hearth.dev/warm."));
+    keys.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_the_labels_of_its_warm_sets_and_of_no_others() {
+    let world = World::start().await;
+    world.image("3.5", 1).await;
+    let mut labels = json!({"pool": world.prefix, "hearth.dev/other": "x"});
+    labels["hearth.dev/warm.of-an-earlier-agent"] = "true".into();
+    let node = world.node("one", labels, json!([])).await;
+    let selector = json!({"nodeSelector": {"pool": world.prefix}});
+    let set = world.set("s", &["3.5"], selector.clone()).await;
+    world.set("cold", &["3.5", "missing"], selector.clone()).await;
+    let agent = Agent::start(&world.config(&node, ", warmLabels: true")).await;
+    let expected = [format!("hearth.dev/warm.{set}=true")];
+    let labelled = world.until::<Node>(&node, |node| warm(node) == expected).await;
+    assert_eq!(labelled["metadata"]["labels"]["hearth.dev/other"], "x");
+    // An image more: the set is cold until that has arrived.
+    world.set("s", &["3.5", "4.0"], selector).await;
+    world.until::<Node>(&node, |node| warm(node).is_empty()).await;
+    world.image("4.0", 2).await;
+    world.until::<Node>(&node, |node| warm(node) == expected).await;
+    let sets = world.all::<hearth_agent::prepull::crd::ImageSet>();
+    sets.delete(&set, &kube::api::DeleteParams::default()).await.expect("the set goes");
+    world.until::<Node>(&node, |node| warm(node).is_empty()).await;
+    agent.stop().await;
+    world.end().await;
+}

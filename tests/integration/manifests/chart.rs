@@ -28,8 +28,8 @@ const SAME: [(&str, &str, &str); 13] = [
     ),
     (
         "rke2 with every component",
-        "resources: [../rke2]\ncomponents: [../../components/mtls, ../../components/runtime-images, ../../components/pull-secrets, ../../components/network-policies, ../../components/undo-node-setup]",
-        r#"{"runtime": {"name": "rke2", "images": true, "restore": true}, "peers": {"tls": {"source": "secret"}}, "pullSecrets": {"enabled": true}, "networkPolicy": {"enabled": true}}"#,
+        "resources: [../rke2]\ncomponents: [../../components/mtls, ../../components/runtime-images, ../../components/pull-secrets, ../../components/pod-events, ../../components/network-policies, ../../components/undo-node-setup]",
+        r#"{"runtime": {"name": "rke2", "images": true, "restore": true}, "peers": {"tls": {"source": "secret"}}, "pullSecrets": {"enabled": true}, "podEvents": {"enabled": true}, "networkPolicy": {"enabled": true}}"#,
     ),
     (
         "eks",

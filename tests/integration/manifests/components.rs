@@ -36,11 +36,14 @@ const RUNTIMES: [&str; 4] = ["containerd", "crio", "k3s", "rke2"];
 #[test]
 fn every_runtime_combines_with_every_component() {
     for runtime in RUNTIMES {
-        let documents =
-            with(runtime, &["mtls", "runtime-images", "pull-secrets", "network-policies", "undo-node-setup"]);
+        let documents = with(
+            runtime,
+            &["mtls", "runtime-images", "pull-secrets", "pod-events", "network-policies", "undo-node-setup"],
+        );
         let config = pods::config(&documents, "hearth");
         assert_eq!(peers(&config), Some(("hearth", "hearth-peers")), "{runtime}");
         assert!(config.peers.tls.is_some(), "{runtime}");
+        assert!(config.kubernetes.expect("it follows image sets").pod_events, "{runtime}");
         let daemon_set = pods::daemon_set(&documents);
         let setup = pods::pod(&daemon_set).init_containers.iter().flatten().find(|one| one.name == "setup");
         let arguments = setup.and_then(|container| container.args.clone()).unwrap_or_default();
@@ -95,7 +98,7 @@ pub(super) fn namespaces(documents: &[Value]) -> Vec<String> {
 fn another_namespace_takes_everything_with_it() {
     for overlay in overlays() {
         let documents = own(&format!(
-            "namespace: other\nresources: [../{overlay}]\ncomponents: [../../components/pull-secrets]\n"
+            "namespace: other\nresources: [../{overlay}]\ncomponents: [../../components/pull-secrets, ../../components/pod-events]\n"
         ));
         let named = namespaces(&documents);
         assert!(named.len() > 8 && named.iter().all(|name| name == "other"), "{overlay}: {named:?}");

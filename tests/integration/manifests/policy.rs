@@ -23,7 +23,7 @@ struct Review {
 /// A node as an agent finds it.
 fn node() -> Value {
     json!({
-        "metadata": {"name": "a", "labels": {"zone": "z1"}, "resourceVersion": "1"},
+        "metadata": {"name": "a", "labels": {"zone": "z1", "hearth.dev/warm.old": "true"}, "resourceVersion": "1"},
         "spec": {"taints": [
             {"key": "hearth.dev/warming", "effect": "NoSchedule"},
             {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"},
@@ -47,6 +47,10 @@ fn update(change: impl FnOnce(&mut Value)) -> Review {
         before: node(),
         after,
     }
+}
+
+fn unlabel(key: &str) -> Review {
+    update(|node| drop(node["metadata"]["labels"].as_object_mut().expect("there are some").remove(key)))
 }
 
 fn cache(name: &str, operation: &'static str) -> Review {
@@ -128,6 +132,11 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
                 node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}, {"type": "HearthImagesReady", "status": "True"}]);
             }),
         ),
+        (
+            "its labels of warm sets come",
+            update(|node| node["metadata"]["labels"]["hearth.dev/warm.spark-3.5"] = "true".into()),
+        ),
+        ("its labels of warm sets go", unlabel("hearth.dev/warm.old")),
         ("its cache comes", cache("a", "CREATE")),
         ("its cache changes", cache("a", "UPDATE")),
         ("its cache goes", cache("a", "DELETE")),
@@ -164,6 +173,22 @@ fn an_agent_may_do_its_work_on_its_own_node_and_nothing_else_anywhere() {
             "no other",
         ),
         ("it cordons", update(|node| node["spec"]["unschedulable"] = true.into()), "cordon"),
+        (
+            "another word in a label of a warm set",
+            update(|node| node["metadata"]["labels"]["hearth.dev/warm.old"] = "gpu".into()),
+            "no other label",
+        ),
+        (
+            "a label that only looks like one of warm sets",
+            update(|node| node["metadata"]["labels"]["hearth.dev/warming"] = "true".into()),
+            "no other label",
+        ),
+        ("another's label goes", unlabel("zone"), "no other label"),
+        (
+            "all labels go",
+            update(|node| drop(node["metadata"].as_object_mut().expect("one").remove("labels"))),
+            "no other label",
+        ),
         ("it labels", update(|node| node["metadata"]["labels"]["x"] = "y".into()), "labels"),
         ("it annotates", update(|node| node["metadata"]["annotations"] = json!({"x": "y"})), "annotations"),
         (

@@ -10,21 +10,25 @@
 //! | `select`, `translate` | decisions (pure) |
 //! | `node` | this node's sets and its `NodeCache` |
 //! | `condition` | the conditions of the `NodeCache`, and the Events about them |
+//! | `labels` | which labels say that sets are warm (pure) |
+//! | `pods` | Events on pods that wait for an image |
 //! | `secrets` | pull secrets of sets |
-//! | `taint` | start-up taint and condition of the node |
+//! | `taint` | start-up taint, condition and labels of the node |
 //!
 //! What concerns the whole cluster is the controller's (`crate::controller`). Nothing here is needed to serve images: while the API server is unreachable, slow or refusing, the last sets
 //! stay in force, every loop backs off, and the cache keeps working. Until the sets were read once, images of
 //! earlier sets stay pinned.
 
 mod condition;
+mod labels;
 mod node;
+mod pods;
 mod secrets;
 mod select;
 mod taint;
 mod translate;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kube::{Api, Client, runtime::watcher};
 use tokio::sync::watch;
@@ -57,6 +61,10 @@ pub struct Config {
     pub node: String,
     /// Key of the start-up taint.
     pub taint: String,
+    /// The node has a label for each set whose images are all cached.
+    pub warm_labels: bool,
+    /// Pods of this node that wait for an image get Events with its progress.
+    pub pod_events: bool,
     /// The start-up taint is removed after this time even if images are missing.
     pub deadline: Duration,
     /// Shortest time between two writes of one object's status.
@@ -132,7 +140,13 @@ impl Cluster {
             shared.sets.clone(),
         );
         let work = async {
-            tokio::join!(follow, node::run(&shared), secrets::run(&shared), shared.guard_node());
+            tokio::join!(
+                follow,
+                node::run(&shared),
+                secrets::run(&shared),
+                pods::run(&shared),
+                shared.guard_node()
+            );
         };
         let _ = stop.run_until_cancelled(Box::pin(work)).await;
     }
@@ -169,7 +183,23 @@ impl Shared {
         self.checked().await;
         let Config { node, taint, deadline, idle, .. } = self.config.clone();
         let controller = taint::TaintController { client: self.client.clone(), node, taint, deadline, idle };
-        controller.run(|| self.readiness()).await;
+        let changes = self.prepuller.changes();
+        controller.run(changes, || taint::Wish { readiness: self.readiness(), labels: self.labels() }).await;
+    }
+
+    /// The labels of sets whose images are all cached.
+    fn labels(&self) -> BTreeSet<String> {
+        let wanted = self.wanted.borrow();
+        let (true, Some(wanted)) = (self.config.warm_labels, wanted.as_ref()) else { return BTreeSet::new() };
+        let reports = self.prepuller.report();
+        let warm = |one: &&translate::Wanted| {
+            let Ok(set) = &one.set else { return false };
+            let mut of_cluster = reports.iter().filter(|report| report.name.origin == Origin::Cluster);
+            let report = of_cluster.find(|report| report.name.name == one.name);
+            !one.passing
+                && report.is_some_and(|report| report.images.len() == set.images.len() && report.is_here())
+        };
+        wanted.iter().filter(warm).map(|one| labels::key(&one.name)).collect()
     }
 
     /// Sets that expire, and sets that pin nothing, do not delay the removal of the taint.

@@ -1,11 +1,11 @@
 //! Removes the start-up taint of a new node when the pinned images of its sets are cached, or after a deadline
-//! in any case, and keeps the condition `HearthImagesReady`.
+//! in any case, and keeps the condition `HearthImagesReady` and the labels of warm sets.
 //!
 //! The API treats a node's taints as one value, and others change them too: a JSON patch tests the old list
 //! before it replaces it, and on a conflict the node is read again. The taint may come back (a node group is
 //! reconfigured, a kubelet registers again), so the node is checked as long as the agent runs.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -17,9 +17,9 @@ use kube::{
     api::{GetParams, Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use super::Readiness;
+use super::{Readiness, labels};
 use crate::kubernetes::{forbidden, within};
 
 /// The condition's type.
@@ -33,6 +33,14 @@ const ATTEMPTS: u32 = 5;
 
 /// First wait after a conflict; grows by half with each further conflict.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// What the node is to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) readiness: Readiness,
+    /// The labels of warm sets.
+    pub(crate) labels: BTreeSet<String>,
+}
 
 /// The state of the images, and for how long the node has had the taint.
 #[derive(Clone, Copy, Debug)]
@@ -98,14 +106,17 @@ pub(crate) struct TaintController {
 }
 
 impl TaintController {
-    /// `readiness` is called before every check.
-    pub(crate) async fn run(self, readiness: impl Fn() -> Readiness) {
+    /// `wish` is called before every check, and after each of `changes`.
+    pub(crate) async fn run(self, mut changes: watch::Receiver<u64>, wish: impl Fn() -> Wish) {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let (mut tainted_since, mut denied) = (None::<Instant>, false);
+        let (mut tainted_since, mut denied, mut unlabelled) = (None::<Instant>, false, false);
         loop {
-            let now = readiness();
-            match self.look(&nodes, now, &mut tainted_since).await {
-                Ok(()) => denied = false,
+            let now = wish();
+            match self.look(&nodes, now.readiness, &mut tainted_since).await {
+                Ok(node) => {
+                    denied = false;
+                    self.label(&nodes, &node, &now.labels, &mut unlabelled).await;
+                }
                 Err(error) if forbidden(&error) => {
                     if !denied {
                         tracing::warn!(%error, "the agent is not allowed to change its Node: start-up taint and condition stay as they are");
@@ -114,8 +125,39 @@ impl TaintController {
                 }
                 Err(error) => tracing::debug!(%error, "cannot read the Node: retrying"),
             }
-            let busy = !denied && (tainted_since.is_some() || !now.is_ready());
-            tokio::time::sleep(if busy { WARMING.min(self.idle) } else { self.idle }).await;
+            let busy = !denied && (tainted_since.is_some() || !now.readiness.is_ready());
+            let rest = if busy { WARMING.min(self.idle) } else { self.idle };
+            let until = Instant::now() + rest;
+            tokio::time::sleep(WARMING.min(rest)).await;
+            while wish() == now && Instant::now() < until {
+                let change = tokio::time::timeout_at(until, changes.changed());
+                if !matches!(change.await, Ok(Ok(()))) {
+                    tokio::time::sleep_until(until).await;
+                }
+            }
+        }
+    }
+
+    /// Labels differ from all other changes in that nothing depends on them: when they cannot be written, that is all.
+    async fn label(&self, nodes: &Api<Node>, node: &Node, warm: &BTreeSet<String>, denied: &mut bool) {
+        let now = node.metadata.labels.clone().unwrap_or_default();
+        let changes = labels::changes(&now, warm);
+        if changes.is_empty() {
+            return;
+        }
+        let patch = Patch::Merge(json!({"metadata": {"labels": changes}}));
+        match within(nodes.patch(&self.node, &PatchParams::default(), &patch)).await {
+            Ok(_) => {
+                *denied = false;
+                tracing::info!(?changes, "labels of warm sets changed");
+            }
+            Err(error) if forbidden(&error) => {
+                if !*denied {
+                    tracing::warn!(%error, "the agent is not allowed to label its Node: update the admission policy");
+                }
+                *denied = true;
+            }
+            Err(error) => tracing::debug!(%error, "cannot label the Node: retrying"),
         }
     }
 
@@ -124,9 +166,10 @@ impl TaintController {
         nodes: &Api<Node>,
         readiness: Readiness,
         since: &mut Option<Instant>,
-    ) -> Result<(), kube::Error> {
-        let mut pause = PAUSE;
-        for attempt in 1..=ATTEMPTS {
+    ) -> Result<Node, kube::Error> {
+        let (mut pause, mut attempt) = (PAUSE, 0);
+        loop {
+            attempt += 1;
             // The first read may come from the server's cache: the patch tests the old value.
             let how = if attempt == 1 { GetParams::any() } else { GetParams::default() };
             let node = within(nodes.get_with(&self.node, &how)).await?;
@@ -138,12 +181,12 @@ impl TaintController {
             if let Some((holds, reason, message)) = change.condition {
                 self.set_condition(nodes, holds, reason, &message).await?;
             }
-            let Some(kept) = change.taints else { return Ok(()) };
+            let Some(kept) = change.taints else { return Ok(node) };
             match self.set_taints(nodes, &taints, &kept).await {
                 Ok(()) => {
                     tracing::info!(taint = self.taint, warm = readiness.is_ready(), waited = ?tainted_for, "start-up taint removed");
                     *since = None;
-                    return Ok(());
+                    return Ok(node);
                 }
                 Err(error) if attempt < ATTEMPTS && !forbidden(&error) => {
                     tracing::debug!(%error, "the taints changed meanwhile: reading the Node again");
@@ -153,7 +196,6 @@ impl TaintController {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     async fn set_taints(&self, nodes: &Api<Node>, old: &[Taint], kept: &[Taint]) -> Result<(), kube::Error> {
