@@ -169,7 +169,7 @@ impl App {
             metrics.clone(),
             tasks.clone(),
         );
-        let access = Access::new(store.clone(), upstream.clone());
+        let access = Access::new(store.clone(), upstream.clone(), fetcher.clone());
         let prepuller = Prepuller::new(
             config.prepull.clone(),
             fetcher.clone(),

@@ -196,11 +196,13 @@ pub const KEYS: &[Key] = &[
         meaning: "registries that are served, and no others; a list of `host` (exact, `*.example.com` or `*`), `endpoints` \
                   (base URLs in order; default `https://<host>`) and `private` (`decline`: images that need credentials are \
                   left to the container runtime and the pod's own secret, the default; `agent`: what the agent's own credentials \
-                  can read is served to every pod of the node), `connections` (parallel downloads of blobs; default 24) and `tls` \
+                  can read is served to every pod of the node; `challenge`: each pod gets what the registry lets its own pull \
+                  secret read), `connections` (parallel downloads of blobs; default 24) and `tls` \
                   (`ca`: PEM file of certificate authorities beyond the system's; `certificate` and `key`: PEM files \
                   of the agent's own), `realms` (further hosts of token endpoints to which credentials may be sent; those of \
                   the registry's own domain need not be named) and `redirects` (hosts in private networks to which a registry \
-                  without TLS may redirect). `private: agent` together with peers needs `peer.tls`",
+                  without TLS may redirect). `private: agent` and `private: challenge` together with peers need `peer.tls`; `challenge` \
+                  needs a loopback address as `mirror.listen`",
     },
     Key {
         path: "defaultRegistry",

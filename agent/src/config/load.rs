@@ -214,6 +214,8 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
     if purpose == Purpose::Serve {
         registries::check_peers(&registries, &checked, &peers, origins)?;
     }
+    let mirror_listen = value!(mirror.listen).0;
+    registries::check_clients(&registries, &checked, mirror_listen, origins)?;
     let admin_socket = match raw.admin.socket {
         Some(socket) if socket.value.as_os_str().len() > LONGEST_SOCKET => {
             let problem =
@@ -275,7 +277,7 @@ fn check(raw: Raw, origins: &Origins, purpose: Purpose) -> Result<Config, Config
                 .0
                 .0,
         },
-        mirror_listen: value!(mirror.listen).0,
+        mirror_listen,
         admin_listen: value!(admin.listen).0,
         admin_socket,
         admin_token: raw.admin.token_file,
@@ -463,7 +465,10 @@ mod tests {
             message.starts_with("hearth-agent.yaml:3:5: `registries`: `private` must be set for `r.test`"),
             "{message}"
         );
-        assert!(Config::from_yaml(&text("{host: r.test, private: agent}")).is_ok());
+        for private in ["agent", "challenge", "decline"] {
+            assert!(message.contains(&format!("`private: {private}`")), "{message}");
+            assert!(Config::from_yaml(&text(&format!("{{host: r.test, private: {private}}}"))).is_ok());
+        }
         assert!(Config::from_yaml(&text("{host: other.test}")).is_ok());
         assert!(error(&text("{host: \"*\"}")).contains("has credentials for `r.test`"));
         std::fs::write(&path, "{").unwrap();

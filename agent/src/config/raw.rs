@@ -325,7 +325,8 @@ from_text!(
     |text| match text {
         "decline" => Ok(crate::upstream::Private::Decline),
         "agent" => Ok(crate::upstream::Private::Agent),
-        other => Err(format!("`{other}` is neither `decline` nor `agent`")),
+        "challenge" => Ok(crate::upstream::Private::Challenge),
+        other => Err(format!("`{other}` is none of `decline`, `agent` and `challenge`")),
     }
 );
 from_text!(

@@ -63,6 +63,8 @@ pub(super) struct Context {
     pub(super) manifests: KeyedMutex<(Repository, Digest)>,
     pub(super) tags: Cache<(Repository, Tag), Arc<TagSlot>>,
     pub(super) descriptors: Descriptors,
+    /// Repositories whose manifests were all read a moment ago.
+    pub(super) read: Cache<Repository, ()>,
     pub(super) penalties: Penalties,
     pub(super) spoiled: SpoiledBlobs,
     /// One check of a stored blob at a time. A check that is skipped happens at the next failed read.

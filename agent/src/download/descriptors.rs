@@ -1,5 +1,6 @@
 //! A bounded cache of what manifests state about content: size and role, by repository and digest. A missing entry only
-//! means that a size sent by the registry is not compared with the manifest's.
+//! means that a size sent by the registry is not compared with the manifest's, or that a repository's manifests are read
+//! again to find the one that names the content.
 //!
 //! What one repository's manifest states holds for that repository alone: it may be wrong, and would make the content of
 //! another unavailable.
@@ -8,11 +9,18 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 
 use crate::{
     limits::download::descriptors::MOST,
-    types::{Descriptor, Digest, ManifestLinks, Repository},
+    types::{Descriptor, Digest, ManifestLinks, Repository, Role},
 };
 
 #[derive(Debug)]
-pub(super) struct Descriptors(Cache<(Repository, Digest), Descriptor>);
+pub(super) struct Descriptors(Cache<(Repository, Digest), Stated>);
+
+/// What a manifest states, and which.
+#[derive(Clone, Copy, Debug)]
+struct Stated {
+    descriptor: Descriptor,
+    manifest: Digest,
+}
 
 impl Default for Descriptors {
     fn default() -> Self {
@@ -21,21 +29,28 @@ impl Default for Descriptors {
 }
 
 impl Descriptors {
-    pub(super) fn remember(&self, repository: &Repository, links: &ManifestLinks) {
+    pub(super) fn remember(&self, repository: &Repository, manifest: &Digest, links: &ManifestLinks) {
         for descriptor in &links.descriptors {
-            self.0.insert((repository.clone(), descriptor.digest), *descriptor);
+            let stated = Stated { descriptor: *descriptor, manifest: *manifest };
+            self.0.insert((repository.clone(), descriptor.digest), stated);
         }
     }
 
     pub(super) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Descriptor> {
-        self.0.get(&(repository.clone(), *digest))
+        self.0.get(&(repository.clone(), *digest)).map(|stated| stated.descriptor)
+    }
+
+    /// A manifest that names the content as its own. Registries check that a repository has what its manifests name, but
+    /// for foreign layers.
+    pub(super) fn manifest_of(&self, repository: &Repository, digest: &Digest) -> Option<Digest> {
+        let stated = self.0.get(&(repository.clone(), *digest))?;
+        (stated.descriptor.role != Role::Foreign).then_some(stated.manifest)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Role;
 
     #[test]
     fn the_newest_of_each_repository_are_kept_within_the_bound() {
@@ -44,14 +59,28 @@ mod tests {
             |n: u64| Descriptor { digest: Digest::of(&n.to_be_bytes()), size: 1, role: Role::Layer };
         let repository =
             |name: &str| Repository { registry: "r.test".parse().unwrap(), name: name.parse().unwrap() };
-        let one = repository("one");
+        let (one, manifest) = (repository("one"), Digest::of(b"manifest"));
         for n in 0..MOST * 2 {
-            known.remember(&one, &ManifestLinks { descriptors: vec![descriptor(n)] });
+            known.remember(&one, &manifest, &ManifestLinks { descriptors: vec![descriptor(n)] });
         }
         known.0.run_pending_tasks();
         let newest = descriptor(MOST * 2 - 1).digest;
         assert!(known.get(&one, &descriptor(0).digest).is_none());
         assert!(known.get(&one, &newest).is_some() && known.get(&repository("two"), &newest).is_none());
         assert!(known.0.entry_count() <= MOST);
+    }
+
+    #[test]
+    fn a_foreign_layer_is_not_the_repositorys_own() {
+        let known = Descriptors::default();
+        let repository = Repository { registry: "r.test".parse().unwrap(), name: "a".parse().unwrap() };
+        let (manifest, digest) = (Digest::of(b"manifest"), Digest::of(b"layer"));
+        for (role, own) in
+            [(Role::Foreign, None), (Role::Layer, Some(manifest)), (Role::Config, Some(manifest))]
+        {
+            let links = ManifestLinks { descriptors: vec![Descriptor { digest, size: 1, role }] };
+            known.remember(&repository, &manifest, &links);
+            assert_eq!(known.manifest_of(&repository, &digest), own, "{role:?}");
+        }
     }
 }

@@ -14,7 +14,10 @@ pub enum FetchError {
     /// The registry says that the content does not exist.
     #[error("not found: {0}")]
     NotFound(String),
-    /// The registry denies the agent access to the content.
+    /// The client has to show credentials for the repository.
+    #[error("{0}")]
+    Unauthorized(String),
+    /// The registry denies the agent, or the client, access to the content.
     #[error("{0}")]
     Denied(String),
     /// The content is not available now, and may be later.

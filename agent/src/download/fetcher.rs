@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    belonging,
     context::{Config, Context},
     descriptors::Descriptors,
     error::FetchError,
@@ -33,7 +34,7 @@ use crate::{
     store::{Partial, Store},
     task::Tasks,
     types::{ByteRange, Digest, RangeHeader, Repository},
-    upstream::{Listing, Upstream},
+    upstream::{Caller, Listing, Upstream},
 };
 
 use crate::limits::download::fetcher::HANDED_OVER;
@@ -72,6 +73,7 @@ impl Fetcher {
             manifests: KeyedMutex::default(),
             tags: tag_slots(),
             descriptors: Descriptors::default(),
+            read: belonging::read_repositories(),
             penalties: Penalties::default(),
             spoiled: SpoiledBlobs::default(),
             rechecks: Semaphore::new(1),
@@ -241,14 +243,15 @@ impl Fetcher {
         all
     }
 
-    /// A tag list or the referrers of a digest, as the registry sends it.
+    /// A tag list or the referrers of a digest, as the registry sends it to a caller.
     pub async fn listing(
         &self,
         repository: &Repository,
         path: &str,
         query: Option<&str>,
         kind: Kind,
+        caller: Caller,
     ) -> Result<Listing, FetchError> {
-        Ok(self.0.upstream.listing(repository, path, query, kind).await?)
+        Ok(self.0.upstream.listing(repository, path, query, kind, caller).await?)
     }
 }

@@ -128,7 +128,7 @@ impl Fetcher {
     }
 
     /// A manifest of the store that this repository is known to have.
-    async fn stored_manifest(&self, repository: &Repository, digest: &Digest) -> Option<Manifest> {
+    pub(super) async fn stored_manifest(&self, repository: &Repository, digest: &Digest) -> Option<Manifest> {
         let record = self.0.store.manifest(repository, digest).await.unwrap_or_else(|error| {
             tracing::warn!(digest = %digest.short(), error = %chain(&error), "cannot read the record of a manifest");
             None
@@ -137,7 +137,7 @@ impl Fetcher {
             Some(media_type) => {
                 let bytes = self.stored_bytes(digest).await;
                 if let Some(Ok(links)) = bytes.as_deref().map(ManifestLinks::parse) {
-                    self.0.descriptors.remember(repository, &links);
+                    self.0.descriptors.remember(repository, digest, &links);
                 }
                 bytes.map(|bytes| Manifest { digest: *digest, media_type, bytes })
             }
@@ -195,7 +195,7 @@ impl Fetcher {
         manifest: &Manifest,
     ) -> Result<(), FetchError> {
         match ManifestLinks::parse(&manifest.bytes) {
-            Ok(links) => self.0.descriptors.remember(repository, &links),
+            Ok(links) => self.0.descriptors.remember(repository, &manifest.digest, &links),
             Err(ManifestError::SchemaOne) => {
                 return Err(FetchError::Unsupported { reason: ManifestError::SchemaOne.to_string() });
             }
@@ -208,7 +208,11 @@ impl Fetcher {
     /// A manifest that the store cannot take is kept in memory, so that the client gets it.
     async fn store_manifest(&self, repository: &Repository, manifest: &Manifest) {
         let (store, place, kept) = (self.0.store.clone(), repository.clone(), manifest.clone());
+        let given_to = self.given_to(repository);
         let stored = self.write(move || {
+            if let Some(to) = given_to {
+                store.note_origin(&kept.digest, &place.registry, to)?;
+            }
             store.put(&kept.digest, &kept.bytes)?;
             let record = ManifestRecord::new(kept.media_type.as_str());
             store.set_manifest(&place, &kept.digest, &record)

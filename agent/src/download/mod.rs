@@ -18,6 +18,7 @@
 //! ```
 //! Dependencies point in this direction only: a test checks the sources.
 
+mod belonging;
 mod blocking;
 mod budget;
 mod context;

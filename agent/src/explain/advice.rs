@@ -102,9 +102,13 @@ fn about_failure(failure: &Failure, seen: &Explanation, registry: &RegistryHost)
     let credentials = seen.policy.as_ref().map(|policy| &policy.credentials);
     match (failure.status, credentials) {
         (404, _) => format!("`{registry}` says that it does not exist: check the name and the tag."),
+        (403, Some(CredentialsFound::NotUsed)) if is_challenged(seen) => format!(
+            "`{registry}` does not let the pod's pull secret read it: check the secret. Without one, or with another container \
+             runtime than containerd, private images of this registry (`private: challenge`) are pulled past the agent."
+        ),
         (403, Some(CredentialsFound::NotUsed)) => format!(
             "`{registry}` denies anonymous access and `private: decline` applies: the container runtime pulls it with the \
-             pod's own secret, past the agent; set `private: agent` to have it cached."
+             pod's own secret, past the agent; set `private: challenge` or `private: agent` to have it cached."
         ),
         (403, Some(CredentialsFound::None)) => format!(
             "`{registry}` denies access and the agent has no credentials for it: add them (`credentials` in the configuration)."
@@ -117,6 +121,10 @@ fn about_failure(failure: &Failure, seen: &Explanation, registry: &RegistryHost)
         }
         _ => format!("The last request failed: {}; the next pull tries again.", failure.reason),
     }
+}
+
+fn is_challenged(seen: &Explanation) -> bool {
+    seen.policy.as_ref().is_some_and(|policy| policy.private == "challenge")
 }
 
 #[cfg(test)]
@@ -244,6 +252,15 @@ mod tests {
                 "declined",
                 Explanation { last_failures: failed(403, now), ..nothing() },
                 "`private: decline` applies",
+            ),
+            (
+                "challenged",
+                Explanation {
+                    last_failures: failed(403, now),
+                    policy: Some(Policy { private: "challenge", ..policy(CredentialsFound::NotUsed) }),
+                    ..nothing()
+                },
+                "check the secret",
             ),
             (
                 "no credentials",

@@ -22,6 +22,9 @@ use crate::{
 /// `Retry-After` when upstream named no time.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// Basic, never Bearer: containerd would post the password to where a Bearer challenge says.
+const CHALLENGE: &str = r#"Basic realm="hearth: the pull secret for this registry", charset="UTF-8""#;
+
 /// An error as the client gets it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -52,6 +55,9 @@ impl Refusal {
                 "the client may try again; container runtimes ask the registry itself meanwhile"
             }
             (StatusCode::NOT_FOUND, _) => "container runtimes ask the registry itself",
+            (StatusCode::UNAUTHORIZED, _) => {
+                "container runtimes request it again, with the pod's pull secret"
+            }
             (StatusCode::FORBIDDEN, _) => {
                 "container runtimes ask the registry itself, with their own credentials"
             }
@@ -92,6 +98,9 @@ impl Refusal {
         };
         match error {
             FetchError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, unknown, error.to_string()),
+            FetchError::Unauthorized(_) => {
+                Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", error.to_string())
+            }
             FetchError::Denied(_) => Self::new(StatusCode::FORBIDDEN, "DENIED", error.to_string()),
             FetchError::NotNow { retry_after, .. } => Self::not_now(chain(error), *retry_after),
             FetchError::Corrupt { .. }
@@ -155,6 +164,9 @@ impl Refusal {
                 header::RETRY_AFTER,
                 HeaderValue::from(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)),
             );
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -21,7 +21,7 @@ use super::{
     route::{self, Route, RouteError},
 };
 use crate::{
-    access::{Access, Content},
+    access::{Access, Client, Content},
     download::{CHECK, FetchError, Fetcher, Stillness},
     journal::Journal,
     metrics::{Kind, Metrics, RequestLabels},
@@ -89,7 +89,10 @@ impl Mirror {
             }
         };
         let response = outcome.unwrap_or_else(|(refusal, subject)| {
-            self.0.record.refused(id, &subject, client, &refusal);
+            // Every pull of a private image begins with a challenge.
+            if refusal.status() != StatusCode::UNAUTHORIZED {
+                self.0.record.refused(id, &subject, client, &refusal);
+            }
             refusal.for_client(client, kind).into_response()
         });
         let status = response.status().as_u16();
@@ -163,38 +166,33 @@ impl Mirror {
     ) -> Result<Response<Body>, Refusal> {
         let head = request.method() == Method::HEAD;
         let kind = kind_of(&route);
-        let refuse = |error: FetchError| Refusal::of_fetch(&error, kind);
-        match route {
+        let headers = request.headers();
+        let client = client_of(headers);
+        let place = repository_of(&route).cloned();
+        let answer = match route {
             Route::Base => Ok(json(Bytes::from_static(b"{}"))),
             Route::Manifest { repository, reference } => {
-                self.manifest(request, &repository, &reference, id).await.map_err(refuse)
+                self.manifest(request, &repository, &reference, &client, id).await
             }
-            Route::Blob { repository, digest } if head => {
-                self.blob_head(&repository, &digest).await.map_err(refuse)
-            }
-            Route::Blob { repository, digest } => {
-                self.blob(request.headers(), &repository, &digest, id).await.map_err(refuse)
-            }
+            Route::Blob { repository, digest } if head => self.blob_head(&repository, &digest, &client).await,
+            Route::Blob { repository, digest } => self.blob(headers, &repository, &digest, &client, id).await,
             Route::Tags { repository, addressing, query } => {
-                let listing = self
-                    .0
-                    .fetcher
-                    .listing(&repository, "tags/list", query.as_deref(), kind)
-                    .await
-                    .map_err(refuse)?;
-                Ok(listed(listing, &repository, addressing))
+                let caller = self.0.access.caller(&repository, &client);
+                let listing =
+                    self.0.fetcher.listing(&repository, "tags/list", query.as_deref(), kind, caller);
+                listing.await.map(|listing| listed(listing, &repository, addressing))
             }
             Route::Referrers { repository, digest, addressing, query } => {
+                let caller = self.0.access.caller(&repository, &client);
                 let path = format!("referrers/{digest}");
-                let listing = self
-                    .0
-                    .fetcher
-                    .listing(&repository, &path, query.as_deref(), kind)
-                    .await
-                    .map_err(refuse)?;
-                Ok(listed(listing, &repository, addressing))
+                let listing = self.0.fetcher.listing(&repository, &path, query.as_deref(), kind, caller);
+                listing.await.map(|listing| listed(listing, &repository, addressing))
             }
-        }
+        };
+        answer.map_err(|error| match place {
+            Some(place) => Refusal::of_fetch(&self.0.access.challenge(&place, &client, error), kind),
+            None => Refusal::of_fetch(&error, kind),
+        })
     }
 
     async fn manifest(
@@ -202,11 +200,15 @@ impl Mirror {
         request: &Request<Incoming>,
         repository: &Repository,
         reference: &Reference,
+        client: &Client,
         id: &RequestId,
     ) -> Result<Response<Body>, FetchError> {
         let headers = request.headers();
-        if let Reference::Digest(digest) = reference {
-            self.0.access.check(repository, digest, Content::Manifest).await?;
+        match reference {
+            Reference::Digest(digest) => {
+                self.0.access.check(repository, digest, Content::Manifest, client).await?;
+            }
+            Reference::Tag(tag) => self.0.access.check_tag(repository, tag, client).await?,
         }
         let (info, bytes) = if request.method() == Method::HEAD {
             (self.0.fetcher.manifest_head(repository, reference).await?, None)
@@ -215,7 +217,7 @@ impl Mirror {
             (info, Some(bytes))
         };
         if matches!(reference, Reference::Tag(_)) {
-            self.0.access.check(repository, &info.digest, Content::Manifest).await?;
+            self.0.access.check(repository, &info.digest, Content::Manifest, client).await?;
         }
         if is_known(headers, &info.digest) {
             return Ok(not_modified(&info.digest));
@@ -233,8 +235,9 @@ impl Mirror {
         &self,
         repository: &Repository,
         digest: &Digest,
+        client: &Client,
     ) -> Result<Response<Body>, FetchError> {
-        self.0.access.check(repository, digest, Content::Blob).await?;
+        self.0.access.check(repository, digest, Content::Blob, client).await?;
         let size = self.0.fetcher.blob_size(repository, digest).await?;
         Ok(blob_response(StatusCode::OK, digest, size, repository, body::empty()))
     }
@@ -244,6 +247,7 @@ impl Mirror {
         headers: &HeaderMap,
         repository: &Repository,
         digest: &Digest,
+        client: &Client,
         id: &RequestId,
     ) -> Result<Response<Body>, FetchError> {
         let subject = || Subject {
@@ -259,7 +263,7 @@ impl Mirror {
         let several = RangeHeader::parse_several(range).filter(|_| same);
         let begins = several.as_ref().and_then(|ranges| ranges.first()).copied();
         let begins = begins.map_or(asked, RangeHeader::One);
-        self.0.access.check(repository, digest, Content::Blob).await?;
+        self.0.access.check(repository, digest, Content::Blob, client).await?;
         self.0.fetcher.check_resume(digest, user_agent(headers).unwrap_or_default(), begins)?;
         let wanted = several.as_deref();
         if let Some(response) = self.parts(headers, repository, digest, wanted, &subject).await? {
@@ -323,6 +327,14 @@ impl Mirror {
 
 fn user_agent(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::USER_AGENT)?.to_str().ok()
+}
+
+/// What the client shows. Of other schemes than Basic, of which the agent's challenge is, nothing is known.
+fn client_of(headers: &HeaderMap) -> Client {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| Client::of_basic(value.to_str().ok()?))
+        .unwrap_or_default()
 }
 
 fn kind_of(route: &Route) -> Kind {

@@ -15,7 +15,7 @@ use super::{
     cluster::ClusterView,
 };
 use crate::{
-    access::Access,
+    access::{Access, Sharing},
     download::{FetchError, Fetcher},
     metrics::Metrics,
     peers::{
@@ -26,7 +26,7 @@ use crate::{
     swarm::{Share, Swarm},
     trace,
     types::{Digest, Repository, Tag},
-    upstream::{Told, Upstream},
+    upstream::{Shows, Told, Upstream},
 };
 
 /// Shortest wait for a turn to send. What is left of [`HOLD`] is the longest: a request that waited for its piece first
@@ -62,23 +62,28 @@ impl PeerApi {
         Self(Arc::new(Inner { fetcher, swarm, upstream, access, peers, metrics, view }))
     }
 
-    /// Whether a peer may have what this repository's registry gives: what the agent's credentials open, only a peer that
-    /// has shown a certificate.
+    /// Whether a peer may have what this repository's registry gives: what credentials open, only a peer that has shown a
+    /// certificate.
     fn serves(&self, repository: &Repository) -> bool {
         let registry = &repository.registry;
         self.0.fetcher.serves(repository)
-            && (self.is_authenticated() || !self.0.upstream.shows_credentials(registry))
+            && (self.is_authenticated() || self.0.upstream.shows(registry) == Shows::Nothing)
+    }
+
+    async fn shares(&self, repository: &Repository, digest: &Digest) -> bool {
+        self.0.access.may_share(repository, digest).await != Sharing::No
     }
 
     fn is_authenticated(&self) -> bool {
         self.0.peers.config().tls.is_some()
     }
 
-    /// Whether a request is answered from the disk alone: when the peer asks for that, and when the registry's budget is at
-    /// its reserve, which is for clients and not for unauthenticated peers.
+    /// Whether a request is answered from the disk alone: when the peer asks for that, when the registry's budget is at its
+    /// reserve, which is for clients and not for unauthenticated peers, and when no client of this node may read the
+    /// repository.
     fn answers_from_disk(&self, repository: &Repository, known: bool) -> bool {
         let spent = || self.0.upstream.background_wait(&repository.registry).is_some();
-        known || (!self.is_authenticated() && spent())
+        known || !self.0.access.may_fetch(repository) || (!self.is_authenticated() && spent())
     }
 
     /// Answers one request.
@@ -113,7 +118,7 @@ impl PeerApi {
     }
 
     async fn hashes(&self, ask: &HashesAsk) -> Response<Body> {
-        if !self.serves(&ask.repository) || !self.0.access.may_share(&ask.repository, &ask.digest).await {
+        if !self.serves(&ask.repository) || !self.shares(&ask.repository, &ask.digest).await {
             return not_served();
         }
         let Some(hashes) = self.0.swarm.piece_hashes(ask).await else {
@@ -125,7 +130,7 @@ impl PeerApi {
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest, known: bool) -> Response<Body> {
-        if !self.serves(repository) || !self.0.access.may_share(repository, digest).await {
+        if !self.serves(repository) || !self.shares(repository, digest).await {
             return not_served();
         }
         match self
@@ -183,8 +188,13 @@ impl PeerApi {
     }
 
     async fn answer_piece(&self, ask: &PieceAsk) -> Response<Body> {
-        if !self.serves(&ask.repository) || !self.0.access.may_share(&ask.repository, &ask.digest).await {
+        if !self.serves(&ask.repository) {
             return not_served();
+        }
+        match self.0.access.may_share(&ask.repository, &ask.digest).await {
+            Sharing::Yes => {}
+            Sharing::NotHere => return text(StatusCode::NOT_FOUND, "takes no part\n"),
+            Sharing::No => return not_served(),
         }
         let began = Instant::now();
         match self.0.swarm.share(ask).await {

@@ -17,7 +17,7 @@ use super::{
     queue::PullTask,
 };
 use crate::{
-    access::{Access, Content},
+    access::{Access, Client, Content},
     download::{FetchError, Fetcher},
     types::{
         ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
@@ -78,7 +78,7 @@ impl From<FetchError> for Problem {
         }
         let (reason, retry_after) = match error {
             FetchError::NotFound(_) => ("NotFound", None),
-            FetchError::Denied(_) => ("Denied", None),
+            FetchError::Denied(_) | FetchError::Unauthorized(_) => ("Denied", None),
             FetchError::NotNow { retry_after, .. } => ("NotAvailable", retry_after),
             FetchError::Corrupt { .. } => ("WrongBytes", None),
             FetchError::Unsupported { .. } => ("Unsupported", None),
@@ -196,7 +196,7 @@ async fn manifests(
         if !fetcher.has(&digest).await {
             limited(repository, fetcher.background_turn(repository, &digest).await)?;
         }
-        access.check(repository, &digest, Content::Manifest).await?;
+        access.check(repository, &digest, Content::Manifest, &Client::Anyone).await?;
         let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;
         match choose(&bytes, platforms) {
             Chosen::Index { manifests, missing, offered } if depth > 0 => {
@@ -240,7 +240,7 @@ async fn bring(
     pace: Option<&Pace>,
     progress: &Progress,
 ) -> Result<(), Problem> {
-    access.check(repository, &blob.digest, Content::Blob).await?;
+    access.check(repository, &blob.digest, Content::Blob, &Client::Anyone).await?;
     if !fetcher.has(&blob.digest).await {
         within_budget(fetcher, repository)?;
         if let Some(pace) = pace {

@@ -62,7 +62,7 @@ pub use check::{Damage, Look, SHARDS};
 pub use facts::{BlobFact, PartialFact, RefFact, RefName};
 pub use health::{Excess, Trouble, TroubleKind};
 pub use index::Totals;
-pub use origins::Origins;
+pub use origins::{GivenTo, Origins};
 pub use partial::{Finish, Partial, Unverified};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
@@ -302,6 +302,16 @@ impl Store {
     ) -> Result<Option<ManifestRecord>, StoreError> {
         let path = self.0.paths.manifest(repository, digest);
         tokio::task::spawn_blocking(move || refs::read(&path)).await?
+    }
+
+    /// The manifests that a repository has, by their records; those that cannot be read are left out. Blocking.
+    pub fn manifests_of(&self, repository: &Repository) -> Result<Vec<Digest>, StoreError> {
+        let directory = self.0.paths.manifests(repository);
+        if !directory.is_dir() {
+            return Ok(Vec::new());
+        }
+        let names = facts::list(&directory)?;
+        Ok(names.iter().filter_map(|path| facts::name_of(path)?.parse().ok()).collect())
     }
 
     /// Records that a repository has a manifest. Blocking.

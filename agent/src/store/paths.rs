@@ -107,7 +107,11 @@ impl Paths {
     }
 
     pub(super) fn manifest(&self, repository: &Repository, digest: &Digest) -> PathBuf {
-        self.repository(repository).join("_manifests").join(digest.to_string())
+        self.manifests(repository).join(digest.to_string())
+    }
+
+    pub(super) fn manifests(&self, repository: &Repository) -> PathBuf {
+        self.repository(repository).join("_manifests")
     }
 
     /// A new name under `tmp`.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
+use super::Caller;
 use crate::{
     metrics::Kind,
     types::{Digest, MANIFEST_ACCEPT, Reference, RepoName, Validator},
@@ -76,8 +77,10 @@ pub(super) struct Ask {
     pub(super) headers: HeaderMap,
     /// For a part: the versions of the other parts.
     pub(super) conditions: Vec<Validator>,
-    /// Whether credentials of the agent may be shown.
-    pub(super) credentials: bool,
+    /// Whose credentials are shown.
+    pub(super) caller: Caller,
+    /// A cached token is not used: the registry judges the credentials again.
+    pub(super) fresh_token: bool,
 }
 
 impl Ask {
@@ -101,8 +104,15 @@ impl Ask {
             kind: Kind::manifest,
             headers,
             conditions: Vec::new(),
-            credentials: true,
+            caller: Caller::Agent,
+            fresh_token: false,
         }
+    }
+
+    /// The same for another caller. What a client may read is judged anew.
+    pub(super) fn by(self, caller: Caller) -> Self {
+        let fresh_token = matches!(caller, Caller::Client(_));
+        Self { caller, fresh_token, ..self }
     }
 
     pub(super) fn blob(method: Method, digest: &Digest, span: Option<Span>, known: &[Validator]) -> Self {
@@ -123,7 +133,8 @@ impl Ask {
             kind: Kind::blob,
             headers,
             conditions,
-            credentials: true,
+            caller: Caller::Agent,
+            fresh_token: false,
         }
     }
 }

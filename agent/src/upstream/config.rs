@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Url;
 use serde::Serialize;
 
-use super::Credentials;
+use super::{Credentials, Login};
 use crate::types::RegistryPattern;
 
 /// What the agent does with images that anonymous users cannot read.
@@ -15,6 +15,30 @@ pub enum Private {
     Decline,
     /// The agent uses its own credentials for everyone on the node.
     Agent,
+    /// Each client shows its own credentials, which the registry judges.
+    Challenge,
+}
+
+/// Whose credentials the agent shows a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shows {
+    /// None: the registry gives what anyone may read.
+    Nothing,
+    /// The agent's own, or a certificate of its own.
+    Agents,
+    /// Those of clients, for the repositories that they may read.
+    Clients,
+}
+
+/// Who a request to a registry is sent for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The agent: with the credentials that the registry's `private` provides for.
+    Agent,
+    /// Anyone: without credentials.
+    Anyone,
+    /// A client: with its credentials and no others.
+    Client(Login),
 }
 
 /// One entry of the configuration's `registries`.
@@ -53,9 +77,14 @@ impl RegistryConfig {
         }
     }
 
-    /// Whether the agent shows this registry who it is, so that it may give what it gives to few.
-    pub fn shows_credentials(&self) -> bool {
-        self.private == Private::Agent || self.identity.is_some()
+    /// Whose credentials the agent shows this registry.
+    pub fn shows(&self) -> Shows {
+        match self.private {
+            _ if self.identity.is_some() => Shows::Agents,
+            Private::Agent => Shows::Agents,
+            Private::Challenge => Shows::Clients,
+            Private::Decline => Shows::Nothing,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod error;
 mod guard;
 mod headers;
 mod ledger;
+mod lent;
 mod limits;
 mod redirect;
 mod registry;
@@ -33,10 +34,10 @@ use parking_lot::Mutex;
 pub use answer::{BlobBody, Listing, Manifest, ManifestHead, OriginPenalties};
 pub use ask::Span;
 use ask::{Ask, place_answer};
-pub use config::{Config, CredentialsFound, DEFAULT_CONNECTIONS, Policy, Private, RegistryConfig};
-pub use credentials::{
-    Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders, PullSecret,
+pub use config::{
+    Caller, Config, CredentialsFound, DEFAULT_CONNECTIONS, Policy, Private, RegistryConfig, Shows,
 };
+pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders, Login, PullSecret};
 use endpoint::Reply;
 pub use error::UpstreamError;
 pub use headers::AGENT_HEADER;
@@ -95,6 +96,7 @@ impl Upstream {
             idle_limit: config.idle,
             credentials: config.credentials,
             tokens: auth::TokenCache::default(),
+            lent: lent::Lent::default(),
             metrics,
             told: tokio::sync::Notify::new(),
             own_id: own_id(),
@@ -112,9 +114,29 @@ impl Upstream {
         closest(&self.registries, registry)
     }
 
-    /// Whether the agent shows a registry credentials, or a certificate of its own.
-    pub fn shows_credentials(&self, registry: &RegistryHost) -> bool {
-        self.serves(registry).is_some_and(RegistryConfig::shows_credentials)
+    /// Whose credentials the agent shows a registry.
+    pub fn shows(&self, registry: &RegistryHost) -> Shows {
+        self.serves(registry).map_or(Shows::Nothing, RegistryConfig::shows)
+    }
+
+    /// Lends a client's credentials to downloads from a repository: the registry lets it read there.
+    pub fn lend(&self, repository: &Repository, login: &Login) {
+        self.shared.lent.lend(repository, login);
+    }
+
+    /// Ends that.
+    pub fn withdraw(&self, repository: &Repository, login: &Login) {
+        self.shared.lent.withdraw(repository, login);
+    }
+
+    /// Whether there are credentials that a client has lent for a repository.
+    pub fn has_lent(&self, repository: &Repository) -> bool {
+        self.shared.lent.first(repository).is_some()
+    }
+
+    /// Whether there are, or were a short time ago.
+    pub fn had_lent(&self, repository: &Repository) -> bool {
+        self.shared.lent.had(repository)
     }
 
     /// The registry's state, created at first use: wildcard entries match registries that are not known in
@@ -244,9 +266,10 @@ impl Upstream {
             private: match entry.private {
                 Private::Decline => "decline",
                 Private::Agent => "agent",
+                Private::Challenge => "challenge",
             },
             credentials: match entry.private {
-                Private::Decline => CredentialsFound::NotUsed,
+                Private::Decline | Private::Challenge => CredentialsFound::NotUsed,
                 Private::Agent => match login.await {
                     Ok(Some(_)) => CredentialsFound::Found,
                     Ok(None) => CredentialsFound::None,
@@ -270,7 +293,17 @@ impl Upstream {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<ManifestHead, UpstreamError> {
-        let reply = self.send(repository, &Ask::manifest(Method::HEAD, reference)).await?;
+        self.manifest_head_by(repository, reference, Caller::Agent).await
+    }
+
+    /// The same for a caller: whether it may read the manifest.
+    pub async fn manifest_head_by(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        caller: Caller,
+    ) -> Result<ManifestHead, UpstreamError> {
+        let reply = self.send(repository, &Ask::manifest(Method::HEAD, reference).by(caller)).await?;
         let headers = reply.headers();
         Ok(ManifestHead {
             digest: text(headers, "docker-content-digest").and_then(|value| value.parse().ok()),
@@ -292,8 +325,7 @@ impl Upstream {
                 "the agent shows it a certificate of its own, so what it gives need not be public".into();
             return Err(UpstreamError::Denied { registry: repository.registry.clone(), reason });
         }
-        let ask = Ask { credentials: false, ..Ask::manifest(Method::HEAD, reference) };
-        self.send(repository, &ask).await.map(drop)
+        self.manifest_head_by(repository, reference, Caller::Anyone).await.map(drop)
     }
 
     /// Fetches a complete manifest and verifies it, if it was requested by digest.
@@ -333,13 +365,28 @@ impl Upstream {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        match self.send(repository, &Ask::blob(Method::HEAD, digest, None, &[])).await {
+        self.blob_head_by(repository, digest, Caller::Agent).await
+    }
+
+    /// The same for a caller: whether it may read the blob.
+    pub async fn blob_head_by(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        caller: Caller,
+    ) -> Result<Option<u64>, UpstreamError> {
+        match self.send(repository, &Ask::blob(Method::HEAD, digest, None, &[]).by(caller.clone())).await {
             Ok(reply) => Ok(reply.content_length()),
             // Presigned URLs are bound to the method: where HEAD is redirected to a URL for GET, a request for
             // the first byte returns the size.
             Err(UpstreamError::Unavailable { .. }) => {
                 let first = Span { start: 0, end: Some(1) };
-                Ok(self.blob(repository, digest, first, &[], &OriginPenalties::default()).await?.size)
+                let ask = Ask::blob(Method::GET, digest, Some(first), &[]).by(caller);
+                let reply = self.send(repository, &ask).await?;
+                let range = text(reply.headers(), "content-range");
+                let placed = place_answer(reply.status(), range, reply.content_length(), first)
+                    .map_err(|reason| unavailable(repository, format!("`{}`: {reason}", reply.origin())))?;
+                Ok(placed.1)
             }
             Err(error) => Err(error),
         }
@@ -375,13 +422,14 @@ impl Upstream {
         Ok(BlobBody { offset: placed.0, size: placed.1, origin, validator, reply })
     }
 
-    /// A tag list or the referrers of a digest, as the registry sends it.
+    /// A tag list or the referrers of a digest, as the registry sends it to a caller.
     pub async fn listing(
         &self,
         repository: &Repository,
         path: &str,
         query: Option<&str>,
         kind: Kind,
+        caller: Caller,
     ) -> Result<Listing, UpstreamError> {
         let ask = Ask {
             method: Method::GET,
@@ -390,9 +438,10 @@ impl Upstream {
             kind,
             headers: HeaderMap::new(),
             conditions: Vec::new(),
-            credentials: true,
+            caller: Caller::Agent,
+            fresh_token: false,
         };
-        let reply = self.send(repository, &ask).await?;
+        let reply = self.send(repository, &ask.by(caller)).await?;
         let mut headers = HeaderMap::new();
         for name in [header::CONTENT_TYPE, header::LINK, http::HeaderName::from_static("oci-filters-applied")]
         {

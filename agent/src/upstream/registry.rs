@@ -137,6 +137,7 @@ impl Registry {
             .map_err(|error| format!("cannot create an HTTPS client for it: {error}"))?;
         let policy = Arc::new(Policy {
             credentials: config.private == Private::Agent,
+            lent: config.private == Private::Challenge,
             realms: config.realms.clone(),
             redirects: config.redirects.clone(),
         });

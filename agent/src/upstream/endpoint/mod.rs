@@ -1,5 +1,6 @@
 //! One request to one endpoint of a registry: authentication, redirects, limits, and the reading of the status.
 
+mod lent;
 mod reply;
 mod token;
 
@@ -18,16 +19,19 @@ use parking_lot::Mutex;
 use reqwest::Url;
 
 use super::{
+    Caller,
     ask::Ask,
     auth::{self, TokenCache, TokenKey},
     credentials::{Credentials, Login},
     error::UpstreamError,
     guard,
     headers::{AGENT_HEADER, text},
+    lent::Lent,
     redirect, trust,
 };
 pub(super) use reply::Reply;
 use reply::causes;
+use token::{basic, bearer};
 
 use crate::{
     metrics::{Kind, Metrics, UpstreamLabels},
@@ -47,6 +51,7 @@ pub(super) struct Shared {
     pub(super) idle_limit: Duration,
     pub(super) credentials: Credentials,
     pub(super) tokens: TokenCache,
+    pub(super) lent: Lent,
     pub(super) metrics: Metrics,
     /// Signalled when a registry has said something of its rate limit.
     pub(super) told: tokio::sync::Notify,
@@ -65,6 +70,8 @@ impl Shared {
 pub(super) struct Policy {
     /// To see the agent's credentials.
     pub(super) credentials: bool,
+    /// To see credentials that clients have lent.
+    pub(super) lent: bool,
     /// To have credentials sent to these hosts.
     pub(super) realms: Vec<String>,
     /// To redirect to these hosts in nearer networks.
@@ -130,7 +137,7 @@ impl Endpoint {
     /// Sends a request and settles its status. A 401 is answered once, with a fresh token.
     ///
     /// When credentials cannot be had now, what is public is still read without; a "no" is then not the registry's word.
-    pub(super) async fn send(&self, name: &RepoName, ask: &Ask) -> Result<Reply, Failure> {
+    async fn send_as(&self, name: &RepoName, ask: &Ask) -> Result<Reply, Failure> {
         let mut no_login = None;
         let sent = self.send_once(name, ask, &mut no_login).await;
         match (sent, no_login) {
@@ -150,7 +157,7 @@ impl Endpoint {
     ) -> Result<Reply, Failure> {
         let url = self.url(name, ask)?;
         let authorization = match self.known_challenge() {
-            Some(challenge) => self.authorize(&challenge, name, ask.credentials, None, no_login).await?,
+            Some(challenge) => self.authorize(&challenge, name, ask, None, no_login).await?,
             None => None,
         };
         let reply = self.follow(url.clone(), ask, authorization.as_ref()).await?;
@@ -163,7 +170,7 @@ impl Endpoint {
         };
         drop(reply);
         self.remember(&challenge);
-        match self.authorize(&challenge, name, ask.credentials, authorization.as_ref(), no_login).await? {
+        match self.authorize(&challenge, name, ask, authorization.as_ref(), no_login).await? {
             Some(again) if Some(&again) != authorization.as_ref() => {
                 let reply = self.follow(url.clone(), ask, Some(&again)).await?;
                 self.settle_or_get(reply, url, ask, Some(&again)).await
@@ -386,11 +393,15 @@ impl Endpoint {
         &self,
         challenge: &Challenge,
         name: &RepoName,
-        credentials: bool,
+        ask: &Ask,
         refused: Option<&HeaderValue>,
         no_login: &mut Option<String>,
     ) -> Result<Option<HeaderValue>, Failure> {
-        let login = if credentials { self.login(name, refused.is_some()).await } else { Ok(None) };
+        let login = match &ask.caller {
+            Caller::Agent => self.login(name, refused.is_some()).await,
+            Caller::Anyone => Ok(None),
+            Caller::Client(login) => Ok(Some(login.clone())),
+        };
         *no_login = login.as_ref().err().cloned();
         let mut login = login.unwrap_or_default();
         if let (Challenge::Bearer { realm, .. }, Some(Login::Password { .. } | Login::IdentityToken(_))) =
@@ -411,7 +422,8 @@ impl Endpoint {
         let mut token = slot.lock().await;
         let refused =
             refused.and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
-        if let Some(value) = auth::usable(token.as_ref(), refused, Instant::now()) {
+        let cached = token.as_ref().filter(|_| !ask.fresh_token);
+        if let Some(value) = auth::usable(cached, refused, Instant::now()) {
             return bearer(&value)
                 .map(Some)
                 .ok_or_else(|| self.unavailable("its token is not usable as a header".into()));
@@ -452,23 +464,6 @@ impl Endpoint {
 fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
-fn basic(login: &Login) -> Option<HeaderValue> {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let Login::Password { user, secret } = login else { return None };
-    let encoded = BASE64_STANDARD.encode(format!("{user}:{secret}"));
-    secret_header(format!("Basic {encoded}"))
-}
-
-fn bearer(token: &str) -> Option<HeaderValue> {
-    secret_header(format!("Bearer {token}"))
-}
-
-fn secret_header(text: String) -> Option<HeaderValue> {
-    let mut value = HeaderValue::try_from(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }
 
 /// Reads a small body, or nothing when it is larger, broken or slow.

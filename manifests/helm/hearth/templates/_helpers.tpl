@@ -24,7 +24,7 @@ app.kubernetes.io/component: controller
 {{- with .Values.image.digest }}@{{ . }}{{ end -}}
 {{- end -}}
 
-{{- /* What `private: agent` makes readable, peers must not give to strangers. */ -}}
+{{- /* What `private: agent` or `private: challenge` makes readable, peers must not give to strangers. */ -}}
 {{- define "hearth.check" -}}
 {{- if and .Values.peers.enabled (eq .Values.peers.tls.source "none") -}}
 {{- range .Values.registries -}}
