@@ -3,6 +3,7 @@
 
 mod applications;
 mod certificates;
+mod challenge;
 mod floods;
 mod local;
 mod peer_requests;

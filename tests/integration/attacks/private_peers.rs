@@ -30,14 +30,16 @@ fn private_images_and_peers_without_tls_are_a_configuration_error() {
         path.display().to_string()
     };
     for source in ["members: \"a=127.0.0.1:1\"", "dns: \"hearth:5051\"", "service: hearth/hearth-peers"] {
-        let file = write(&format!(
-            "peer: {{ name: a, {source} }}\nregistries: [{{ host: open.test }}, {{ host: r.test, private: agent }}]"
-        ));
-        let output = hearth_agent(&["run", "--config", &file], &[]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        for part in ["agent.yaml:4", "`r.test`", "private: agent", "peer.tls", "private: decline"] {
-            assert!(said.contains(part), "`{part}`: {said}");
+        for private in ["private: agent", "private: challenge"] {
+            let file = write(&format!(
+                "peer: {{ name: a, {source} }}\nregistries: [{{ host: open.test }}, {{ host: r.test, {private} }}]"
+            ));
+            let output = hearth_agent(&["run", "--config", &file], &[]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            for part in ["agent.yaml:4", "`r.test`", private, "peer.tls", "private: decline"] {
+                assert!(said.contains(part), "`{part}`: {said}");
+            }
         }
     }
 }
@@ -46,6 +48,15 @@ fn private_images_and_peers_without_tls_are_a_configuration_error() {
 /// request of a peer would still not be a reason to show them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unauthenticated_peer_never_makes_the_agent_log_in() {
+    nothing_is_read_for_a_peer_without_a_certificate("private: agent").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unauthenticated_peer_gets_nothing_where_clients_are_challenged() {
+    nothing_is_read_for_a_peer_without_a_certificate("private: challenge").await;
+}
+
+async fn nothing_is_read_for_a_peer_without_a_certificate(private: &str) {
     let upstream = FakeUpstream::start().await;
     let image = upstream.image(REPOSITORY, "v1", [Layer::random(1, 50_000)]).await;
     upstream.access(Access::Basic("user".to_owned(), "word".to_owned()));
@@ -61,7 +72,7 @@ async fn an_unauthenticated_peer_never_makes_the_agent_log_in() {
         format!("tls: {{ certificate: \"{certificate}\", key: \"{key}\", ca: \"{ca}\", name: {NAME} }}");
     let places = places(2);
     let base = AgentConfig::default()
-        .registry(REGISTRY, &[&upstream.url()], "private: agent")
+        .registry(REGISTRY, &[&upstream.url()], private)
         .with(&format!("credentials: {{ dockerConfig: {} }}", login.display()));
     let yaml = peer_config(&base, &places[0], &places, &tls).yaml(&home.path().join("data"));
     let mut config = Config::from_yaml(&yaml).unwrap_or_else(|error| panic!("{error}"));

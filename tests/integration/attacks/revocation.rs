@@ -87,8 +87,30 @@ async fn other_names_do_not_open_what_came_with_credentials() {
     let home = tempfile::tempdir().expect("temporary folders are available");
     let (upstream, other, image, data) = cached(&home).await;
     let agent = Agent::start_in(&config(&upstream, &other, Some("word"), &home), data).await;
-    for path in &everything(&image)[5..] {
+    // Also those of the same registry: it has the content in one repository and not in the other.
+    for path in &everything(&image)[3..] {
         let status = agent.get(path).await.status();
+        assert!(matches!(status.as_u16(), 403 | 404), "{path}: {status}");
+    }
+    agent.stop().await;
+}
+
+/// The agent may read both repositories, and the registry says so: that is not yet a reason to give through one what the
+/// other has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_does_not_open_what_another_of_the_same_registry_has() {
+    let home = tempfile::tempdir().expect("temporary folders are available");
+    let (upstream, other, image, data) = cached(&home).await;
+    let own = upstream.image("team/other", "v1", [Layer::random(3, 1_000)]).await;
+    let agent = Agent::start_in(&config(&upstream, &other, Some("word"), &home), data).await;
+    Puller::new(&agent.url(), Some(REGISTRY)).pull("team/other", "v1", |_| ()).await.expect("its own image");
+    let open = [manifest_path("team/other", &own.digest), blob_path("team/other", &own.layers[0].0)];
+    for path in &open {
+        assert_eq!(agent.get(path).await.status(), 200, "{path}");
+    }
+    let layer = &image.layers[0].0;
+    for path in [manifest_path("team/other", &image.digest), blob_path("team/other", layer)] {
+        let status = agent.get(&path).await.status();
         assert!(matches!(status.as_u16(), 403 | 404), "{path}: {status}");
     }
     agent.stop().await;

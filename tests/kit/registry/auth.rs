@@ -24,6 +24,29 @@ pub enum Access {
     Basic(String, String),
     /// Tokens from the registry's own token endpoint.
     Bearer(Bearer),
+    /// Repositories that only some users read; all others are anyone's.
+    Tenants(Tenants),
+}
+
+/// Who reads what.
+#[derive(Clone, Debug, Default)]
+pub struct Tenants {
+    /// A repository, and the user name and password of one who reads it.
+    pub readers: Vec<(String, (String, String))>,
+    /// By tokens from the registry's own token endpoint, not by a password with every request.
+    pub bearer: bool,
+}
+
+impl Tenants {
+    fn may_read(&self, repository: &str, user: Option<&(String, String)>) -> bool {
+        let mut readers = self.readers.iter().filter(|(name, _)| name == repository).map(|(_, user)| user);
+        let public = readers.clone().next().is_none();
+        public || readers.any(|reader| Some(reader) == user)
+    }
+
+    fn knows(&self, user: &(String, String)) -> bool {
+        self.readers.iter().any(|(_, reader)| reader == user)
+    }
 }
 
 /// Settings of bearer authentication.
@@ -97,6 +120,12 @@ impl Gate {
                 let right = basic(entry.authorization()).is_some_and(|given| given == (user, password));
                 if right { Ok(()) } else { Err(Box::new(refuse(r#"Basic realm="kit""#))) }
             }
+            Access::Tenants(tenants) if !tenants.bearer => {
+                let user = basic(entry.authorization());
+                let allowed = tenants.may_read(&entry.target.repository, user.as_ref());
+                if allowed { Ok(()) } else { Err(Box::new(refuse(r#"Basic realm="kit""#))) }
+            }
+            Access::Tenants(_) => self.check_token(entry, here),
             Access::Bearer(settings) => {
                 let realm = if settings.realm_elsewhere { elsewhere } else { here };
                 self.check_token(entry, realm)
@@ -128,7 +157,13 @@ impl Gate {
 
     /// The token endpoint. `form` is the body of a `POST`, empty for `GET`.
     pub(super) fn issue(&self, entry: &Entry, form: &str) -> Reply {
-        let Access::Bearer(settings) = self.access() else { return Reply::new(StatusCode::NOT_FOUND) };
+        let (settings, tenants) = match self.access() {
+            Access::Bearer(settings) => (settings, None),
+            Access::Tenants(tenants) if tenants.bearer => (Bearer::default(), Some(tenants)),
+            Access::Open | Access::Basic(..) | Access::Tenants(_) => {
+                return Reply::new(StatusCode::NOT_FOUND);
+            }
+        };
         let post = entry.method == Method::POST;
         if post && !settings.post {
             return Reply::new(StatusCode::NOT_FOUND);
@@ -142,6 +177,17 @@ impl Gate {
             .iter()
             .filter(|(key, _)| key == "scope")
             .flat_map(|(_, scope)| scope.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        let user = basic(entry.authorization());
+        if let (Some(tenants), Some(user)) = (&tenants, &user)
+            && !tenants.knows(user)
+        {
+            return Reply::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "wrong credentials");
+        }
+        // A token for less than was asked for is no error (token specification).
+        let scopes = scopes.filter(|scope| {
+            let name = scope.split(':').nth(1).unwrap_or_default();
+            tenants.as_ref().is_none_or(|tenants| tenants.may_read(name, user.as_ref()))
+        });
         let token = format!("kit-token-{}", self.next.fetch_add(1, Ordering::Relaxed));
         let until = Instant::now() + settings.lifetime;
         self.tokens().insert(token.clone(), Token { scopes: scopes.collect(), until });

@@ -46,7 +46,7 @@ use std::{
 use tokio::{net::TcpListener, task::JoinSet};
 
 pub use self::{
-    auth::{Access, Bearer},
+    auth::{Access, Bearer, Tenants},
     fault::{Fault, FaultHandle, On, RedirectTo, Where},
     image::{INDEX, Image, Layer, MANIFEST, absent_digest, random_bytes},
     log::{Entry, Log},
