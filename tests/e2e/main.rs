@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `burst` | `docker-registry` |
 //! | `skopeo` | an image (below), skopeo |
-//! | `faults` | root, containerd |
+//! | `faults`, `challenge` | root, containerd |
 //! | `chunked` | root, `docker-registry`, podman and skopeo of sid, podman, buildah |
 //! | `closed` | root, skopeo, podman, buildah, umoci, containerd, runc |
 //! | `matrix::CLIENT::SUITE` | root, the program of that suite (`tests/runtimes.sh`) |
@@ -27,6 +27,7 @@ mod trust;
 
 mod buildah;
 mod burst;
+mod challenge;
 mod chunked;
 mod class_data;
 mod closed;
