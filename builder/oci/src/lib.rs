@@ -8,6 +8,7 @@
 //! | [`docker`], [`helper`] | a Docker `config.json`, and the programs that it names |
 //! | [`challenge`], [`token`] | what a registry asks for, what a token endpoint answers, and which hosts may see credentials |
 //! | [`retry`] | the wait that a registry asks for |
+//! | [`signature`] | signatures of images by keys, as cosign and Sigstore write them |
 //! | [`archive`] | untrusted tar streams: their compression, and bounds on what they make us read |
 //!
 //! Nothing here knows the agent, the builder or an HTTP client. The only I/O is that of [`helper`] and of the readers that
@@ -23,6 +24,7 @@ pub mod layout;
 pub mod media_type;
 pub mod name;
 pub mod retry;
+pub mod signature;
 pub mod token;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Hashing, Mismatch};
