@@ -36,6 +36,7 @@ use crate::{
     swarm::Swarm,
     task::Tasks,
     upstream::{SetupError, Upstream},
+    verify::Verifier,
 };
 
 /// How often times of last use are written to the index.
@@ -102,6 +103,7 @@ pub struct App {
     swarm: Swarm,
     collector: Collector,
     access: Access,
+    verifier: Verifier,
     prepuller: Prepuller,
     upstream: Arc<Upstream>,
     peers: Peers,
@@ -170,11 +172,13 @@ impl App {
             tasks.clone(),
         );
         let access = Access::new(store.clone(), upstream.clone(), fetcher.clone());
+        let verifier = Verifier::new(store.clone(), fetcher.clone(), upstream.clone(), access.clone());
         let prepuller = Prepuller::new(
             config.prepull.clone(),
             fetcher.clone(),
             upstream.clone(),
             access.clone(),
+            verifier.clone(),
             config.runtime.clone(),
             store.clone(),
             metrics.clone(),
@@ -204,6 +208,7 @@ impl App {
             swarm,
             collector,
             access,
+            verifier,
             prepuller,
             upstream,
             peers,
@@ -323,6 +328,7 @@ impl App {
             self.fetcher,
             self.upstream,
             self.access,
+            self.verifier,
             self.metrics.clone(),
             self.journal,
             self.config.default_registry.clone(),

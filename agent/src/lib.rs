@@ -1,7 +1,7 @@
 //! Hearth's node agent: keeps Spark images warm on a Kubernetes node and serves them as a registry mirror.
 //!
 //! ```text
-//! main -> app -> { http, prepull, controller } -> { swarm, access } -> download -> { store, peers, upstream } -> types
+//! main -> app -> { http, prepull, controller } -> { swarm, verify -> access } -> download -> { store, peers, upstream } -> types
 //!             -> gc -> images --> store
 //!             -> scrub ---------> store
 //! ```
@@ -15,6 +15,7 @@
 //! | [`http`] | the listeners: mirror (`/v2`), other agents (`/peer/v1`) and admin |
 //! | [`download`] | one download per digest, growing reads, tag resolution |
 //! | [`access`] | who may have cached content that came with credentials |
+//! | [`verify`] | whether images are signed by a listed key |
 //! | [`explain`] | why a pull of an image is as it is, and advice (pure) |
 //! | [`swarm`] | the peers as one source of blobs: fetches pieces from peers, serves pieces to them, detects corrupt peers |
 //! | [`images`] | which images the store holds: list, pin, remove |
@@ -68,3 +69,4 @@ pub mod task;
 pub mod trace;
 pub mod types;
 pub mod upstream;
+pub mod verify;

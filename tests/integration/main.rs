@@ -12,4 +12,5 @@ mod observe;
 mod peers;
 mod prepull;
 mod registry;
+mod signatures;
 mod traces;

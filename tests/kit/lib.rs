@@ -17,4 +17,5 @@ pub mod process;
 pub mod pull;
 pub mod registry;
 pub mod runtime;
+pub mod signatures;
 pub mod wire;

@@ -200,9 +200,10 @@ pub const KEYS: &[Key] = &[
                   secret read), `connections` (parallel downloads of blobs; default 24) and `tls` \
                   (`ca`: PEM file of certificate authorities beyond the system's; `certificate` and `key`: PEM files \
                   of the agent's own), `realms` (further hosts of token endpoints to which credentials may be sent; those of \
-                  the registry's own domain need not be named) and `redirects` (hosts in private networks to which a registry \
-                  without TLS may redirect). `private: agent` and `private: challenge` together with peers need `peer.tls`; `challenge` \
-                  needs a loopback address as `mirror.listen`",
+                  the registry's own domain need not be named), `redirects` (hosts in private networks to which a registry \
+                  without TLS may redirect) and `verify` (`keys`: PEM files of public keys, ECDSA, Ed25519 or RSA; only \
+                  images that one of them signed are served). `private: agent` and `private: challenge` together with peers \
+                  need `peer.tls`; `challenge` needs a loopback address as `mirror.listen`",
     },
     Key {
         path: "defaultRegistry",

@@ -13,6 +13,7 @@ mod prepull;
 mod raw;
 mod registries;
 mod tls;
+mod verify;
 
 use std::time::Duration;
 use std::{net::SocketAddr, path::PathBuf};

@@ -184,6 +184,14 @@ pub(super) struct RawRegistry {
     pub(super) realms: Vec<String>,
     #[serde(default)]
     pub(super) redirects: Vec<String>,
+    pub(super) verify: Option<RawVerify>,
+}
+
+/// Whose signatures images must have.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawVerify {
+    pub(super) keys: Spanned<Vec<Spanned<PathBuf>>>,
 }
 
 /// Trust and identity towards one registry.

@@ -45,16 +45,23 @@ pub(super) fn check(
                 .map_err(|(at, problem)| origins.error("registries", Some(at), problem))?,
             None => (Vec::new(), None),
         };
+        let verify = match &entry.verify {
+            Some(verify) => super::verify::read(verify)
+                .map_err(|(at, problem)| origins.error("registries", Some(at), problem))?,
+            None => Vec::new(),
+        };
         checked.push(RegistryConfig {
             endpoints,
             connections: entry.connections.as_ref().map_or(upstream::DEFAULT_CONNECTIONS, |count| count.0.0),
             authorities,
             identity,
             realms: entry.realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            verify,
             redirects: entry.redirects.iter().map(|host| host.to_ascii_lowercase()).collect(),
             ..RegistryConfig::of(pattern, private.unwrap_or(Private::Decline))
         });
     }
+    super::verify::check_count(&checked).map_err(|problem| origins.error("registries", None, problem))?;
     Ok(checked)
 }
 

@@ -20,6 +20,9 @@ pub enum FetchError {
     /// The registry denies the agent, or the client, access to the content.
     #[error("{0}")]
     Denied(String),
+    /// The registry's images must be signed, and this content belongs to no image with a valid signature.
+    #[error("{0}")]
+    Unsigned(String),
     /// The content is not available now, and may be later.
     #[error("not available now: {reason}")]
     NotNow {

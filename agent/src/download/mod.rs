@@ -65,6 +65,7 @@ pub use context::Config;
 pub use error::FetchError;
 pub(crate) use expected_hashes::{Claim, Verdict, is_worth_reading, judge};
 pub use fetcher::Fetcher;
+pub(crate) use keyed_mutex::KeyedMutex;
 pub(crate) use hashing::CatchUp;
 pub(crate) use peer_requests::PieceSource;
 pub(crate) use phase::Phase;

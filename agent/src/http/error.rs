@@ -101,7 +101,9 @@ impl Refusal {
             FetchError::Unauthorized(_) => {
                 Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", error.to_string())
             }
-            FetchError::Denied(_) => Self::new(StatusCode::FORBIDDEN, "DENIED", error.to_string()),
+            FetchError::Denied(_) | FetchError::Unsigned(_) => {
+                Self::new(StatusCode::FORBIDDEN, "DENIED", error.to_string())
+            }
             FetchError::NotNow { retry_after, .. } => Self::not_now(chain(error), *retry_after),
             FetchError::Corrupt { .. }
             | FetchError::Store(_)

@@ -28,6 +28,7 @@ use crate::{
     trace,
     types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
     upstream::{AGENT_HEADER, Upstream},
+    verify::Verifier,
 };
 
 /// Answers for one listener. Cheap to clone.
@@ -39,6 +40,7 @@ struct Inner {
     fetcher: Fetcher,
     upstream: Arc<Upstream>,
     access: Access,
+    verifier: Verifier,
     metrics: Metrics,
     default_registry: Option<RegistryHost>,
     limits: HeaderLimits,
@@ -49,17 +51,31 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 
 impl Mirror {
     /// Puts the parts together.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and one caller puts them together"
+    )]
     pub fn new(
         fetcher: Fetcher,
         upstream: Arc<Upstream>,
         access: Access,
+        verifier: Verifier,
         metrics: Metrics,
         journal: Journal,
         default_registry: Option<RegistryHost>,
         limits: HeaderLimits,
     ) -> Self {
         let record = Record::new(journal, metrics.clone(), upstream.own_id());
-        Self(Arc::new(Inner { fetcher, upstream, access, metrics, default_registry, limits, record }))
+        Self(Arc::new(Inner {
+            fetcher,
+            upstream,
+            access,
+            verifier,
+            metrics,
+            default_registry,
+            limits,
+            record,
+        }))
     }
 
     /// Answers one request.
@@ -219,6 +235,7 @@ impl Mirror {
         if matches!(reference, Reference::Tag(_)) {
             self.0.access.check(repository, &info.digest, Content::Manifest, client).await?;
         }
+        self.0.verifier.manifest(repository, &info.digest).await?;
         if is_known(headers, &info.digest) {
             return Ok(not_modified(&info.digest));
         }
@@ -238,6 +255,7 @@ impl Mirror {
         client: &Client,
     ) -> Result<Response<Body>, FetchError> {
         self.0.access.check(repository, digest, Content::Blob, client).await?;
+        self.0.verifier.blob(repository, digest).await?;
         let size = self.0.fetcher.blob_size(repository, digest).await?;
         Ok(blob_response(StatusCode::OK, digest, size, repository, body::empty()))
     }
@@ -264,6 +282,7 @@ impl Mirror {
         let begins = several.as_ref().and_then(|ranges| ranges.first()).copied();
         let begins = begins.map_or(asked, RangeHeader::One);
         self.0.access.check(repository, digest, Content::Blob, client).await?;
+        self.0.verifier.blob(repository, digest).await?;
         self.0.fetcher.check_resume(digest, user_agent(headers).unwrap_or_default(), begins)?;
         let wanted = several.as_deref();
         if let Some(response) = self.parts(headers, repository, digest, wanted, &subject).await? {

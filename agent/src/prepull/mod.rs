@@ -45,7 +45,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use load::Loader;
-use pull::{Problem, Pulled, pull};
+use pull::{Checks, Problem, Pulled, pull};
 use queue::{Key, PullEvent, PullQueue, PullTask, Remembered};
 pub use report::{ImageReport, SetReport, State, counts, document};
 pub use schedule::{Schedule, ScheduleError};
@@ -59,6 +59,7 @@ use crate::{
     store::{Store, StoreError},
     types::{Digest, chain},
     upstream::{PullSecret, Upstream},
+    verify::Verifier,
 };
 
 /// Wait before a failed write to the store is retried.
@@ -92,6 +93,7 @@ struct Inner {
     fetcher: Fetcher,
     upstream: Arc<Upstream>,
     access: Access,
+    verifier: Verifier,
     loader: Loader,
     store: Store,
     metrics: Metrics,
@@ -106,11 +108,16 @@ type Done = (Key, Result<Pulled, Problem>);
 
 impl Prepuller {
     /// Pulls nothing before [`Self::run`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and one caller puts them together"
+    )]
     pub fn new(
         config: Config,
         fetcher: Fetcher,
         upstream: Arc<Upstream>,
         access: Access,
+        verifier: Verifier,
         runtime: Option<Runtime>,
         store: Store,
         metrics: Metrics,
@@ -122,6 +129,7 @@ impl Prepuller {
             fetcher,
             upstream,
             access,
+            verifier,
             loader,
             store,
             metrics,
@@ -236,7 +244,9 @@ impl Prepuller {
 
     async fn run_task(&self, task: PullTask) -> Done {
         tracing::debug!(set = %task.key.set, image = task.key.image, reference = %task.reference, "pre-pull started");
-        let outcome = pull(&self.0.fetcher, &self.0.upstream, &self.0.access, &self.0.loader, &task).await;
+        let inner = &self.0;
+        let checks = Checks { access: &inner.access, verifier: &inner.verifier };
+        let outcome = pull(&inner.fetcher, &inner.upstream, checks, &inner.loader, &task).await;
         (task.key, outcome)
     }
 

@@ -24,6 +24,7 @@ use crate::{
         format_size,
     },
     upstream::{Upstream, UpstreamError},
+    verify::Verifier,
 };
 
 /// Most blobs of one image at once, as in container runtimes.
@@ -79,6 +80,7 @@ impl From<FetchError> for Problem {
         let (reason, retry_after) = match error {
             FetchError::NotFound(_) => ("NotFound", None),
             FetchError::Denied(_) | FetchError::Unauthorized(_) => ("Denied", None),
+            FetchError::Unsigned(_) => ("NotSigned", None),
             FetchError::NotNow { retry_after, .. } => ("NotAvailable", retry_after),
             FetchError::Corrupt { .. } => ("WrongBytes", None),
             FetchError::Unsupported { .. } => ("Unsupported", None),
@@ -90,11 +92,30 @@ impl From<FetchError> for Problem {
     }
 }
 
+/// What must allow content before it is fetched: the same as for a client.
+#[derive(Clone, Copy)]
+pub(super) struct Checks<'a> {
+    pub(super) access: &'a Access,
+    pub(super) verifier: &'a Verifier,
+}
+
+impl Checks<'_> {
+    async fn manifest(self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
+        self.access.check(repository, digest, Content::Manifest, &Client::Anyone).await?;
+        self.verifier.manifest(repository, digest).await
+    }
+
+    async fn blob(self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
+        self.access.check(repository, digest, Content::Blob, &Client::Anyone).await?;
+        self.verifier.blob(repository, digest).await
+    }
+}
+
 /// Runs a task.
 pub(super) async fn pull(
     fetcher: &Fetcher,
     upstream: &Upstream,
-    access: &Access,
+    checks: Checks<'_>,
     loader: &Loader,
     task: &PullTask,
 ) -> Result<Pulled, Problem> {
@@ -116,13 +137,13 @@ pub(super) async fn pull(
     };
     let here = [Platform::here()];
     let platforms = if task.platforms.is_empty() { &here[..] } else { &task.platforms };
-    let contents = manifests(fetcher, access, repository, digest, platforms).await?;
+    let contents = manifests(fetcher, checks, repository, digest, platforms).await?;
     for blob in &contents.blobs {
         task.progress.needs(blob.digest, blob.size);
     }
     within_limit(task)?;
     let pace = task.bandwidth.map(Pace::new);
-    let bring = |blob: Descriptor| bring(fetcher, access, repository, blob, pace.as_ref(), &task.progress);
+    let bring = |blob: Descriptor| bring(fetcher, checks, repository, blob, pace.as_ref(), &task.progress);
     stream::iter(contents.blobs).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect::<()>().await?;
     if let Some(problem) = contents.lacking {
         return Err(problem);
@@ -185,7 +206,7 @@ struct Contents {
 
 async fn manifests(
     fetcher: &Fetcher,
-    access: &Access,
+    checks: Checks<'_>,
     repository: &Repository,
     root: Digest,
     platforms: &[Platform],
@@ -196,7 +217,7 @@ async fn manifests(
         if !fetcher.has(&digest).await {
             limited(repository, fetcher.background_turn(repository, &digest).await)?;
         }
-        access.check(repository, &digest, Content::Manifest, &Client::Anyone).await?;
+        checks.manifest(repository, &digest).await?;
         let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;
         match choose(&bytes, platforms) {
             Chosen::Index { manifests, missing, offered } if depth > 0 => {
@@ -234,13 +255,13 @@ fn lacking(missing: &[Platform], offered: &[Platform]) -> Problem {
 
 async fn bring(
     fetcher: &Fetcher,
-    access: &Access,
+    checks: Checks<'_>,
     repository: &Repository,
     blob: Descriptor,
     pace: Option<&Pace>,
     progress: &Progress,
 ) -> Result<(), Problem> {
-    access.check(repository, &blob.digest, Content::Blob, &Client::Anyone).await?;
+    checks.blob(repository, &blob.digest).await?;
     if !fetcher.has(&blob.digest).await {
         within_budget(fetcher, repository)?;
         if let Some(pace) = pace {

@@ -12,6 +12,7 @@
 //! <data>/quarantine-v1/                           the last few damaged blobs
 //! <data>/check-v1                                 position of the background check
 //! <data>/prepull-v1                               images pulled for sets; if lost, they are resolved again
+//! <data>/verified-v1/                             which keys signed an image with this content; if lost, checked again
 //! <data>/tmp/                                     files being written; emptied at start
 //! ```
 //!
@@ -46,6 +47,7 @@ mod space;
 mod staged;
 mod tags;
 mod usage;
+mod verified;
 
 use std::{
     io,

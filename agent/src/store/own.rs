@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Store, StoreError, TroubleKind, facts, index::Index, origins, paths, paths::Paths, refs};
+use super::{Store, StoreError, TroubleKind, facts, index::Index, origins, paths, paths::Paths, refs, verified};
 use crate::types::Digest;
 
 const FORMAT: &str = "hearth-store-v1";
@@ -91,6 +91,7 @@ impl Store {
         tolerate(empty_directory(&paths.temporary()))?;
         tolerate(remove_lost_maps(&paths.partials()))?;
         tolerate(origins::sweep(paths))?;
+        tolerate(verified::sweep(paths))?;
         // Set once: only one process, and one task in it, takes over.
         let _ = self.0.owned.set(Owned { index: Index::open(paths), lock });
         self.0.health.recovered();

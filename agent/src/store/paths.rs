@@ -59,8 +59,15 @@ impl Paths {
     }
 
     pub(super) fn origins_of(&self, digest: &Digest) -> PathBuf {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.origins().join(&digest.hex()[..2]).join(name)
+        record(&self.origins(), digest)
+    }
+
+    pub(super) fn verified(&self) -> PathBuf {
+        self.root.join("verified-v1")
+    }
+
+    pub(super) fn verified_of(&self, digest: &Digest) -> PathBuf {
+        record(&self.verified(), digest)
     }
 
     pub(super) fn check_mark(&self) -> PathBuf {
@@ -119,6 +126,12 @@ impl Paths {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         self.temporary().join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
     }
+}
+
+/// The record of a content below a directory of records.
+fn record(directory: &Path, digest: &Digest) -> PathBuf {
+    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+    directory.join(&hex[..2]).join(format!("{algorithm}-{hex}"))
 }
 
 /// Permissions of a finished file.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use oci::signature::PublicKey;
 use reqwest::Url;
 use serde::Serialize;
 
@@ -60,6 +61,8 @@ pub struct RegistryConfig {
     pub realms: Vec<String>,
     /// Hosts in nearer networks to which a registry without TLS may redirect; in lower case.
     pub redirects: Vec<String>,
+    /// Images must be signed by one of these; empty: signatures are not checked.
+    pub verify: Vec<PublicKey>,
 }
 
 impl RegistryConfig {
@@ -74,6 +77,7 @@ impl RegistryConfig {
             identity: None,
             realms: Vec::new(),
             redirects: Vec::new(),
+            verify: Vec::new(),
         }
     }
 

@@ -114,6 +114,15 @@ impl Upstream {
         closest(&self.registries, registry)
     }
 
+    /// Ids of all keys with which images may be signed.
+    pub fn signature_keys(&self) -> Vec<Digest> {
+        let listed = self.registries.iter().flat_map(|registry| &registry.verify);
+        let mut ids: Vec<_> = listed.map(|key| *key.id()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
     /// Whose credentials the agent shows a registry.
     pub fn shows(&self, registry: &RegistryHost) -> Shows {
         self.serves(registry).map_or(Shows::Nothing, RegistryConfig::shows)
