@@ -50,6 +50,8 @@ pub mod config;
 pub mod controller;
 pub mod download;
 pub mod explain;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gc;
 pub mod http;
 pub mod images;

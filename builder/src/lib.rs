@@ -42,6 +42,8 @@ pub mod convert;
 pub mod coordinate;
 pub mod date;
 pub mod fetch;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod image;
 pub mod layer;
 pub mod lock;

@@ -180,14 +180,19 @@ impl Lock {
         if length > LIMIT {
             return Err(unusable(format!("it has {length} bytes")));
         }
-        let text = fs::read(path).map_err(fail)?;
+        Self::parse(path, &fs::read(path).map_err(fail)?).map(Some)
+    }
+
+    /// Reads the text of a lock; `path` is its name in messages.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self, LockError> {
+        let unusable = |problem: String| LockError::Unusable { path: path.to_owned(), problem };
         let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+            serde_json::from_slice(text).map_err(|error| unusable(error.to_string()))?;
         match value["version"].as_u64() {
             Some(version) if version == u64::from(VERSION) => {}
             _ => return Err(unusable(format!("its version is not {VERSION}"))),
         }
-        serde_json::from_value(value).map(Some).map_err(|error| unusable(error.to_string()))
+        serde_json::from_value(value).map_err(|error| unusable(error.to_string()))
     }
 
     /// Writes the lock aside and renames it.

@@ -96,6 +96,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("access", &["download", "store", "types", "upstream"]),
+    ("fuzz", &["config", "http", "images", "peers", "types"]),
     ("verify", &["access", "download", "metrics", "store", "types", "upstream"]),
     ("explain", &["download", "images", "journal", "peers", "store", "types", "upstream"]),
     ("kubernetes", &["types"]),

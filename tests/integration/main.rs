@@ -4,6 +4,7 @@ mod archives;
 mod attacks;
 mod cli;
 mod cluster;
+mod fuzz;
 mod images;
 mod layering;
 mod manifests;

@@ -40,5 +40,6 @@ pub use mirror::Mirror;
 pub use peer::PeerApi;
 pub use probes::Probes;
 pub use report::Report;
+pub(crate) use route::try_parse as try_route;
 pub use serve::{Limits, Server};
 pub use token::Token;

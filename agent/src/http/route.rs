@@ -124,6 +124,14 @@ pub(super) fn parse(
     }
 }
 
+/// For the fuzz target.
+pub(crate) fn try_parse(path: &str, query: Option<&str>) {
+    let default = "docker.io".parse().ok();
+    for default in [None, default.as_ref()] {
+        let _ = parse(&Method::GET, path, query, default);
+    }
+}
+
 enum Resource {
     Manifests,
     Blobs,

@@ -25,10 +25,19 @@ mod layout;
 mod naming;
 mod tar;
 
-use std::io;
+use std::io::{self, Read as _};
 
 pub use export::{Export, Member, export, unpack};
 pub use import::{ImportOptions, Imported, ImportedImage, Source, import};
+
+/// Reads the members of an archive; for the fuzz target.
+pub(crate) fn try_read(bytes: &[u8]) {
+    if let Ok(reader) = oci::archive::decompressed(bytes) {
+        let _ = tar::read(reader.take(1 << 20), |_, _, content| {
+            io::copy(content, &mut io::sink()).map(drop).map_err(ArchiveError::Read)
+        });
+    }
+}
 
 use crate::{
     store::{StageError, StoreError},
