@@ -61,7 +61,7 @@ fn environment() -> Option<Environment> {
 /// `hearth.yaml`.
 pub fn spec(data: &[u8]) {
     if let Ok(text) = from_utf8(data) {
-        let _ = spec::file::parse(Path::new("hearth.yaml"), text);
+        let _ = spec::file::parse(Path::new("hearth.yaml"), text, None);
     }
 }
 

@@ -86,7 +86,7 @@ async fn answer(stream: &mut TcpStream, manner: Manner, target: &str) -> std::io
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"waitMs\":0}").await?;
         }
         Manner::Busy | Manner::Generous => {
-            stream.write_all(empty("503 Service Unavailable", "").as_bytes()).await?
+            stream.write_all(empty("503 Service Unavailable", "").as_bytes()).await?;
         }
         Manner::Foreign => stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").await?,
         Manner::Holds => {

@@ -235,7 +235,7 @@ impl Mirror {
         if matches!(reference, Reference::Tag(_)) {
             self.0.access.check(repository, &info.digest, Content::Manifest, client).await?;
         }
-        self.0.verifier.manifest(repository, &info.digest).await?;
+        self.0.verifier.manifest(repository, &info.digest, client).await?;
         if is_known(headers, &info.digest) {
             return Ok(not_modified(&info.digest));
         }

@@ -102,7 +102,7 @@ pub(super) struct Checks<'a> {
 impl Checks<'_> {
     async fn manifest(self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
         self.access.check(repository, digest, Content::Manifest, &Client::Anyone).await?;
-        self.verifier.manifest(repository, digest).await
+        self.verifier.manifest(repository, digest, &Client::Anyone).await
     }
 
     async fn blob(self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {

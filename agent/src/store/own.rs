@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Store, StoreError, TroubleKind, facts, index::Index, origins, paths, paths::Paths, refs, verified};
+use super::{
+    Store, StoreError, TroubleKind, facts, index::Index, origins, paths, paths::Paths, refs, verified,
+};
 use crate::types::Digest;
 
 const FORMAT: &str = "hearth-store-v1";

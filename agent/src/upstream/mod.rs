@@ -37,7 +37,9 @@ use ask::{Ask, place_answer};
 pub use config::{
     Caller, Config, CredentialsFound, DEFAULT_CONNECTIONS, Policy, Private, RegistryConfig, Shows,
 };
-pub use credentials::{Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders, Login, PullSecret};
+pub use credentials::{
+    Credentials, CredentialsError, DockerFile, KubeletError, KubeletProviders, Login, PullSecret,
+};
 use endpoint::Reply;
 pub use error::UpstreamError;
 pub use headers::AGENT_HEADER;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use oci::signature::{PublicKey, Signature, candidates, referrers_tag, signature_tag, signatures};
 
 use crate::{
-    access::{Access, Content},
+    access::{Access, Client, Content},
     download::{FetchError, Fetcher},
     metrics::Kind,
     types::{Digest, RangeHeader, Reference, Repository},
@@ -70,11 +70,13 @@ pub(super) struct Lookup {
 
 /// What is looked for.
 #[derive(Clone, Copy)]
-struct Image<'a> {
-    repository: &'a Repository,
-    digest: &'a Digest,
-    manifest: &'a [u8],
-    keys: &'a [PublicKey],
+pub(super) struct Wanted<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) digest: &'a Digest,
+    pub(super) manifest: &'a [u8],
+    pub(super) keys: &'a [PublicKey],
+    /// It may read the image, and with it the signatures in its repository.
+    pub(super) client: &'a Client,
 }
 
 impl Lookup {
@@ -83,25 +85,17 @@ impl Lookup {
     }
 
     /// The key that signed an image, from the first place that has a signature by a listed key.
-    pub(super) async fn signer(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        manifest: &[u8],
-        keys: &[PublicKey],
-        first: Option<Place>,
-    ) -> Found {
-        let image = Image { repository, digest, manifest, keys };
+    pub(super) async fn signer(&self, image: Wanted<'_>, first: Option<Place>) -> Found {
         let mut seen = Seen::default();
         for place in order(first) {
             if let Some(key) = self.look(image, place, &mut seen).await {
                 return Found::Signed { key, place };
             }
         }
-        summary(digest, seen)
+        summary(image.digest, seen)
     }
 
-    async fn look(&self, image: Image<'_>, place: Place, seen: &mut Seen) -> Option<usize> {
+    async fn look(&self, image: Wanted<'_>, place: Place, seen: &mut Seen) -> Option<usize> {
         let manifests = match self.manifests(image, place).await {
             Ok(manifests) => manifests,
             Err(error) => {
@@ -120,7 +114,7 @@ impl Lookup {
     }
 
     /// The manifests of a place that may refer to signatures.
-    async fn manifests(&self, image: Image<'_>, place: Place) -> Result<Vec<Digest>, FetchError> {
+    async fn manifests(&self, image: Wanted<'_>, place: Place) -> Result<Vec<Digest>, FetchError> {
         let index = match place {
             Place::SignatureTag => {
                 let tag = Reference::Tag(signature_tag(image.digest));
@@ -129,12 +123,13 @@ impl Lookup {
             Place::Referrers => {
                 // No filter: registries that copied the configuration's media type would leave out bundles.
                 let path = format!("referrers/{}", image.digest);
-                self.fetcher.listing(image.repository, &path, None, Kind::referrers).await?.bytes
+                let caller = self.access.caller(image.repository, image.client);
+                self.fetcher.listing(image.repository, &path, None, Kind::referrers, caller).await?.bytes
             }
             Place::ReferrersTag => {
                 let tag = Reference::Tag(referrers_tag(image.digest));
                 let found = self.fetcher.manifest_head(image.repository, &tag).await?;
-                self.manifest(image.repository, &found.digest).await?
+                self.manifest(image, &found.digest).await?
             }
         };
         candidates(&index).map_err(|error| FetchError::Unsupported {
@@ -142,19 +137,19 @@ impl Lookup {
         })
     }
 
-    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, FetchError> {
-        self.access.check(repository, digest, Content::Manifest).await?;
-        Ok(self.fetcher.manifest(repository, &Reference::Digest(*digest)).await?.1)
+    async fn manifest(&self, image: Wanted<'_>, digest: &Digest) -> Result<Bytes, FetchError> {
+        self.access.check(image.repository, digest, Content::Manifest, image.client).await?;
+        Ok(self.fetcher.manifest(image.repository, &Reference::Digest(*digest)).await?.1)
     }
 
     /// Checks the signatures that a manifest refers to.
     async fn check(
         &self,
-        image: Image<'_>,
+        image: Wanted<'_>,
         manifest: Digest,
         seen: &mut Seen,
     ) -> Result<Option<usize>, FetchError> {
-        let bytes = self.manifest(image.repository, &manifest).await?;
+        let bytes = self.manifest(image, &manifest).await?;
         let found = match signatures(&bytes) {
             Ok(found) => found,
             Err(error) => {
@@ -168,7 +163,7 @@ impl Lookup {
                 seen.refused.push(format!("`{digest}`: larger than {LARGEST} bytes"));
                 continue;
             }
-            let blob = self.blob(image.repository, &digest).await?;
+            let blob = self.blob(image, &digest).await?;
             match signature.check(&blob, image.digest, image.manifest, image.keys) {
                 Ok(key) => return Ok(Some(key)),
                 Err(error) => seen.refused.push(format!("{} `{digest}`: {error}", kind(signature))),
@@ -177,9 +172,9 @@ impl Lookup {
         Ok(None)
     }
 
-    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, FetchError> {
-        self.access.check(repository, digest, Content::Blob).await?;
-        let content = self.fetcher.blob(repository, digest, RangeHeader::Whole).await?;
+    async fn blob(&self, image: Wanted<'_>, digest: &Digest) -> Result<Bytes, FetchError> {
+        self.access.check(image.repository, digest, Content::Blob, image.client).await?;
+        let content = self.fetcher.blob(image.repository, digest, RangeHeader::Whole).await?;
         let size = content.size();
         if size > LARGEST {
             return Err(FetchError::Unsupported {

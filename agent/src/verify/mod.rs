@@ -17,10 +17,10 @@ use oci::signature::PublicKey;
 
 use self::{
     coverage::{Coverage, Keys},
-    lookup::{Found, Lookup, Place},
+    lookup::{Found, Lookup, Place, Wanted},
 };
 use crate::{
-    access::Access,
+    access::{Access, Client},
     download::{FetchError, Fetcher, KeyedMutex},
     store::Store,
     types::{Digest, ManifestLinks, Reference, RegistryHost, Repository, Role},
@@ -86,8 +86,13 @@ impl Verifier {
         self.0.upstream.serves(&repository.registry).map_or(&[], |config| &config.verify)
     }
 
-    /// Fails when a manifest must not be served. To be called before its first byte is.
-    pub async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
+    /// Fails when a manifest must not be served to a client that may read it. To be called before its first byte is.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        client: &Client,
+    ) -> Result<(), FetchError> {
         let listed = self.listed(repository);
         if listed.is_empty() {
             return Ok(());
@@ -95,9 +100,9 @@ impl Verifier {
         let keys = self.0.coverage.keys(listed);
         let image = (repository.clone(), *digest);
         if !self.0.coverage.covers(digest, keys).await {
-            let checked = tokio::time::timeout(PATIENCE, self.check(&image, listed, keys)).await;
+            let checked = tokio::time::timeout(PATIENCE, self.check(&image, listed, keys, client)).await;
             checked.unwrap_or_else(|_| {
-                Err(unreachable(&image, format!("no answer within {PATIENCE:?}"), None))
+                Err(unreachable(&image, &format!("no answer within {PATIENCE:?}"), None))
             })?;
         }
         let by = self.0.coverage.of(digest).await.and(keys);
@@ -125,7 +130,13 @@ impl Verifier {
     }
 
     /// Looks up the signatures of an image, once for all that wait.
-    async fn check(&self, image: &Image, listed: &[PublicKey], keys: Keys) -> Result<(), FetchError> {
+    async fn check(
+        &self,
+        image: &Image,
+        listed: &[PublicKey],
+        keys: Keys,
+        client: &Client,
+    ) -> Result<(), FetchError> {
         let _only = self.0.checks.lock(image).await;
         if self.0.coverage.covers(&image.1, keys).await {
             return Ok(());
@@ -136,7 +147,8 @@ impl Verifier {
         let (repository, digest) = image;
         let (_, manifest) = self.0.fetcher.manifest(repository, &Reference::Digest(*digest)).await?;
         let first = self.0.places.get(&repository.registry);
-        match self.0.lookup.signer(repository, digest, &manifest, listed, first).await {
+        let wanted = Wanted { repository, digest, manifest: &manifest, keys: listed, client };
+        match self.0.lookup.signer(wanted, first).await {
             Found::Signed { key, place } => {
                 tracing::info!(%repository, digest = %digest.short(), key = listed[key].name(), "image signature verified");
                 self.0.places.insert(repository.registry.clone(), place);
@@ -144,7 +156,7 @@ impl Verifier {
                 Ok(())
             }
             Found::Unreachable { reason, retry_after } => {
-                let error = unreachable(image, reason, retry_after);
+                let error = unreachable(image, &reason, retry_after);
                 self.0.unreachable.insert(image.clone(), error.clone());
                 Err(error)
             }
@@ -177,7 +189,7 @@ impl Verifier {
     }
 }
 
-fn unreachable((repository, digest): &Image, reason: String, retry_after: Option<Duration>) -> FetchError {
+fn unreachable((repository, digest): &Image, reason: &str, retry_after: Option<Duration>) -> FetchError {
     let reason = format!("the signatures of `{repository}@{digest}` cannot be checked: {reason}");
     FetchError::NotNow { reason, retry_after }
 }
