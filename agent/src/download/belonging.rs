@@ -1,27 +1,12 @@
 //! Whether a repository has a content, as far as this node knows without a request: by the records of the manifests that the
 //! registry has given for the repository, and by what these name.
 
-use std::time::Duration;
-
-use moka::sync::Cache;
-
-use super::{blocking::blocking, fetcher::Fetcher};
+use super::{blocking::blocking, descriptors::MOST_MANIFESTS, fetcher::Fetcher};
 use crate::{
     store::GivenTo,
     types::{Digest, Repository, chain},
     upstream::Shows,
 };
-
-/// After reading all manifests of a repository, they are not read again for so long: later ones are remembered as they come.
-const READ_AGAIN: Duration = Duration::from_secs(10);
-
-/// Repositories for which that is remembered, and the most manifests of one that are read.
-const MOST: u16 = 1_024;
-
-/// The repositories whose manifests were read.
-pub(super) fn read_repositories() -> Cache<Repository, ()> {
-    Cache::builder().max_capacity(u64::from(MOST)).time_to_live(READ_AGAIN).build()
-}
 
 impl Fetcher {
     /// A manifest of the repository that is this content, or that names it; `None` when this node has none.
@@ -49,7 +34,7 @@ impl Fetcher {
         let (store, place) = (self.0.store.clone(), repository.clone());
         match blocking(move || store.manifests_of(&place)).await {
             Ok(manifests) => {
-                for digest in manifests.iter().take(usize::from(MOST)) {
+                for digest in manifests.iter().take(MOST_MANIFESTS) {
                     self.stored_manifest(repository, digest).await;
                 }
             }

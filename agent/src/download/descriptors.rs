@@ -5,12 +5,28 @@
 //! What one repository's manifest states holds for that repository alone: it may be wrong, and would make the content of
 //! another unavailable.
 
+use std::time::Duration;
+
 use moka::{policy::EvictionPolicy, sync::Cache};
 
 use crate::{
     limits::download::descriptors::MOST,
     types::{Descriptor, Digest, ManifestLinks, Repository, Role},
 };
+
+/// After reading all manifests of a repository, they are not read again for so long: later ones are remembered as they come.
+const READ_AGAIN: Duration = Duration::from_secs(10);
+
+/// Repositories for which that is remembered.
+const MOST_REPOSITORIES: u64 = 1_024;
+
+/// Manifests of one repository that are read at most.
+pub(super) const MOST_MANIFESTS: usize = 1_024;
+
+/// The repositories whose manifests were read.
+pub(super) fn read_repositories() -> Cache<Repository, ()> {
+    Cache::builder().max_capacity(MOST_REPOSITORIES).time_to_live(READ_AGAIN).build()
+}
 
 #[derive(Debug)]
 pub(super) struct Descriptors(Cache<(Repository, Digest), Stated>);

@@ -7,9 +7,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    belonging,
     context::{Config, Context},
-    descriptors::Descriptors,
+    descriptors::{Descriptors, read_repositories},
     error::FetchError,
     growing,
     keyed_mutex::KeyedMutex,
@@ -73,7 +72,7 @@ impl Fetcher {
             manifests: KeyedMutex::default(),
             tags: tag_slots(),
             descriptors: Descriptors::default(),
-            read: belonging::read_repositories(),
+            read: read_repositories(),
             penalties: Penalties::default(),
             spoiled: SpoiledBlobs::default(),
             rechecks: Semaphore::new(1),

@@ -1,5 +1,6 @@
 //! One request to one endpoint of a registry: authentication, redirects, limits, and the reading of the status.
 
+mod authorization;
 mod lent;
 mod reply;
 mod token;
@@ -29,9 +30,9 @@ use super::{
     lent::Lent,
     redirect, trust,
 };
+use authorization::{basic, bearer};
 pub(super) use reply::Reply;
 use reply::causes;
-use token::{basic, bearer};
 
 use crate::{
     metrics::{Kind, Metrics, UpstreamLabels},

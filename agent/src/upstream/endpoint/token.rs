@@ -16,7 +16,9 @@ use super::{
         credentials::Login,
         headers::text,
     },
-    Endpoint, Failure, bounded_body,
+    Endpoint, Failure,
+    authorization::basic,
+    bounded_body,
 };
 use crate::metrics::Kind;
 
@@ -72,21 +74,4 @@ impl Endpoint {
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, form)]);
         self.request(&Method::POST, url, headers, Kind::token, Some(body), self.shared.header_limit).await
     }
-}
-
-pub(super) fn basic(login: &Login) -> Option<HeaderValue> {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let Login::Password { user, secret } = login else { return None };
-    let encoded = BASE64_STANDARD.encode(format!("{user}:{secret}"));
-    secret_header(format!("Basic {encoded}"))
-}
-
-pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
-    secret_header(format!("Bearer {token}"))
-}
-
-fn secret_header(text: String) -> Option<HeaderValue> {
-    let mut value = HeaderValue::try_from(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }
