@@ -23,13 +23,14 @@ use crate::{
         budget::{BudgetAsk, Rate},
         rank,
     },
-    types::{Digest, Reference, RegistryHost, Repository},
+    types::{Reference, RegistryHost, Repository},
     upstream::Told,
 };
 
 impl Fetcher {
-    /// How long background work should wait before it requests a manifest that is not here; `None` when it may go on.
-    pub async fn background_turn(&self, repository: &Repository, digest: &Digest) -> Option<Duration> {
+    /// How long background work should wait before it requests a manifest that is not here, or a tag, which brings its manifest with
+    /// it; `None` when it may go on.
+    pub async fn background_turn(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
         if let Some(wait) = self.background_wait(registry) {
             return Some(wait);
@@ -37,13 +38,13 @@ impl Fetcher {
         if self.0.refusals.lock().ignores(registry, Instant::now()) {
             return None;
         }
-        let subject = rank::key("request", &format!("{repository}@{digest}"));
+        let subject = rank::key("request", &format!("{repository} {reference}"));
         let refused = self.ask_owner(registry, Some(subject)).await?;
         let turn = self.0.refusals.lock().answered(registry, refused, Instant::now());
         match turn {
             Turn::Go => None,
             Turn::Wait(wait) => Some(wait),
-            Turn::Check => self.check_owner(repository, digest).await,
+            Turn::Check => self.check_owner(repository, reference).await,
         }
     }
 
@@ -71,10 +72,10 @@ impl Fetcher {
     }
 
     /// Whether the registry says itself that there is something left for background work.
-    async fn check_owner(&self, repository: &Repository, digest: &Digest) -> Option<Duration> {
+    async fn check_owner(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
         // Whatever the answer is: its headers count.
-        let _ = self.0.upstream.manifest_head(repository, &Reference::Digest(*digest)).await;
+        let _ = self.0.upstream.manifest_head(repository, reference).await;
         let wait = self.background_wait(registry);
         if wait.is_none() {
             tracing::warn!(%registry, "another node refused background work for {MOST_REFUSED:?} although the registry allows it: not asking it for {IGNORED:?}");

@@ -131,7 +131,7 @@ pub(super) async fn pull(
     let digest = match &task.reference {
         Reference::Digest(digest) => *digest,
         tag @ Reference::Tag(_) => {
-            within_budget(fetcher, repository)?;
+            limited(repository, fetcher.background_turn(repository, tag).await)?;
             fetcher.manifest_head(repository, tag).await?.digest
         }
     };
@@ -215,7 +215,7 @@ async fn manifests(
     let mut open = vec![(root, MAX_DEPTH)];
     while let Some((digest, depth)) = open.pop() {
         if !fetcher.has(&digest).await {
-            limited(repository, fetcher.background_turn(repository, &digest).await)?;
+            limited(repository, fetcher.background_turn(repository, &Reference::Digest(digest)).await)?;
         }
         checks.manifest(repository, &digest).await?;
         let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;

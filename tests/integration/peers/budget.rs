@@ -61,6 +61,8 @@ async fn pre_pulls_of_eight_nodes_leave_the_reserve_to_waiting_pods() {
     let upstream = FakeUpstream::start().await;
     images(&upstream, NODES, 12).await;
     upstream.throttle(Some((LIMIT, Duration::from_hours(1))));
+    // Every node is up before the first manifest is requested.
+    upstream.fault(On::manifest().head(), Fault::Delay(Duration::from_secs(2)));
     // So slow that many requests are under way when the reserve is near.
     upstream.fault(On::manifest().get(), Fault::Delay(Duration::from_millis(500)));
     let places = places(NODES);
