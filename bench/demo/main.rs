@@ -144,10 +144,10 @@ async fn demonstrate(screen: &Screen) -> Result<(World, String)> {
     let upstream = FakeUpstream::start_in(Some(&work.path().join("upstream")), 0).await?;
     let registry = upstream.address().to_string();
     let spec = write_spec(work.path(), &registry, &base, &sparks)?;
-    let step = screen.step("hearth build --push: two images");
+    let step = screen.step("hearth build --push: two images, pushed");
     let images = programs::build_images(&spec, work.path(), &home.join("build-cache"), &registry).await?;
     ensure!(images.len() == VERSIONS.len(), "`hearth build` made {} images", images.len());
-    step.done(&format!("{} pushed", bytes(pushed(&upstream, &images))));
+    step.done(&bytes(pushed(&upstream, &images)));
 
     let step = screen.step("starting three agents that are peers");
     let agents = nodes::start(work.path(), &upstream, NODES).await?;
@@ -237,8 +237,8 @@ fn window() -> String {
 
 fn closing(screen: &Screen, first: Round, second: Round) -> String {
     format!(
-        "demo passed in {}: {} pulled on {NODES} nodes twice; upstream was asked {} times ({}, {} throttled), then switched \
-         off and asked {} times",
+        "\ndemo passed in {}: {} pulled on {NODES} nodes, twice.\n\
+         The upstream got {} requests ({}, {} throttled), and {} when it was switched off.",
         seconds(screen.elapsed()),
         bytes(first.pulled),
         first.requests,

@@ -78,7 +78,7 @@ impl Step<'_> {
     /// Ends the step with a note of what came of it.
     pub(crate) fn done(self, note: &str) {
         let took = seconds(self.started.elapsed());
-        let line = format!("✓ {:58} {took:>9}", self.title);
+        let line = format!("✓ {:54} {took:>9}", self.title);
         let fits = line.chars().count() + note.chars().count() + 2 <= WIDTH;
         let before = if fits || note.is_empty() { "  " } else { "\n    " };
         self.screen.line(format!("{line}{before}{note}").trim_end());
