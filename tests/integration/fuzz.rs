@@ -11,7 +11,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
-fn targets() -> Vec<(&'static str, fn(&[u8]))> {
+fn targets() -> Vec<hearth_agent::fuzz::FuzzTarget> {
     hearth_agent::fuzz::TARGETS.iter().chain(hearth_builder::fuzz::TARGETS).copied().collect()
 }
 

@@ -236,7 +236,7 @@ async fn a_registry_that_cannot_be_asked_is_503_and_not_a_missing_signature() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), healed).await.expect("it is asked again");
+    tokio::time::timeout(Duration::from_mins(1), healed).await.expect("it is asked again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
