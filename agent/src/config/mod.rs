@@ -5,6 +5,7 @@
 
 mod credentials;
 mod error;
+mod flags;
 mod keys;
 mod kubernetes;
 mod load;
@@ -19,7 +20,8 @@ use std::time::Duration;
 use std::{net::SocketAddr, path::PathBuf};
 
 pub use error::ConfigError;
-pub use keys::{KEYS, Key, explain, flags};
+pub use flags::{explain, flags};
+pub use keys::{KEYS, Key};
 pub use load::{Purpose, load};
 
 use crate::{

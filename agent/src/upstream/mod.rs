@@ -23,6 +23,7 @@ mod limits;
 mod redirect;
 mod registry;
 mod retry;
+mod sharing;
 mod trust;
 
 use std::{collections::HashMap, sync::Arc};
@@ -125,31 +126,6 @@ impl Upstream {
         ids
     }
 
-    /// Whose credentials the agent shows a registry.
-    pub fn shows(&self, registry: &RegistryHost) -> Shows {
-        self.serves(registry).map_or(Shows::Nothing, RegistryConfig::shows)
-    }
-
-    /// Lends a client's credentials to downloads from a repository: the registry lets it read there.
-    pub fn lend(&self, repository: &Repository, login: &Login) {
-        self.shared.lent.lend(repository, login);
-    }
-
-    /// Ends that.
-    pub fn withdraw(&self, repository: &Repository, login: &Login) {
-        self.shared.lent.withdraw(repository, login);
-    }
-
-    /// Whether there are credentials that a client has lent for a repository.
-    pub fn has_lent(&self, repository: &Repository) -> bool {
-        self.shared.lent.first(repository).is_some()
-    }
-
-    /// Whether there are, or were a short time ago.
-    pub fn had_lent(&self, repository: &Repository) -> bool {
-        self.shared.lent.had(repository)
-    }
-
     /// The registry's state, created at first use: wildcard entries match registries that are not known in
     /// advance.
     fn registry(&self, host: &RegistryHost) -> Result<Arc<Registry>, UpstreamError> {
@@ -214,51 +190,6 @@ impl Upstream {
         if let Ok(registry) = self.registry(registry) {
             registry.note_no_ranges();
         }
-    }
-
-    /// How long background work should send no requests to a registry; `None` when it may continue, according
-    /// to the registry's responses.
-    pub fn background_wait(&self, registry: &RegistryHost) -> Option<std::time::Duration> {
-        self.registry(registry).ok()?.background_wait()
-    }
-
-    /// What a registry said last of its rate limit to this node.
-    pub fn rate_told(&self, registry: &RegistryHost) -> Option<Told> {
-        let known = self.known.lock().get(registry).cloned();
-        known?.told()
-    }
-
-    /// The registries that have said something of their rate limit to this node.
-    pub fn rates_told(&self) -> Vec<(RegistryHost, Told)> {
-        let known: Vec<_> =
-            self.known.lock().iter().map(|(host, known)| (host.clone(), known.clone())).collect();
-        known.into_iter().filter_map(|(host, known)| Some((host, known.told()?))).collect()
-    }
-
-    /// Waits until a registry has said something of its rate limit.
-    pub async fn rate_changed(&self) {
-        self.shared.told.notified().await;
-    }
-
-    /// As the owner of a registry's budget: learns what another node was told, and grants it the request for a content, or says how long
-    /// background work should wait.
-    pub fn grant(
-        &self,
-        registry: &RegistryHost,
-        told: Option<Told>,
-        subject: Option<u64>,
-    ) -> Result<(), std::time::Duration> {
-        let (now, source) = (std::time::Instant::now(), told.map_or(0, |told| told.source));
-        let own = self.rate_told(registry).filter(|own| own.source == source);
-        let (mut ledgers, key) = (self.ledgers.lock(), (registry.clone(), source));
-        if ledgers.len() >= MAX_REGISTRIES && !ledgers.contains_key(&key) {
-            return Ok(());
-        }
-        let ledger = ledgers.entry(key).or_default();
-        for told in own.into_iter().chain(told) {
-            ledger.learn(told, now);
-        }
-        subject.map_or(Ok(()), |subject| ledger.grant(subject, now))
     }
 
     /// Replaces the cluster's secrets (`.dockerconfigjson`) among the agent's credentials, for registries with
