@@ -235,7 +235,9 @@ mod tests {
         let image = Digest::of(b"image");
         let found = |errors: Vec<FetchError>| {
             let mut seen = Seen::default();
-            errors.into_iter().for_each(|error| seen.note(error));
+            for error in errors {
+                seen.note(error);
+            }
             summary(&image, seen)
         };
         let nothing = found(vec![FetchError::NotFound("a".into())]);
