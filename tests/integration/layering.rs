@@ -138,7 +138,7 @@ const HOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("indicatif", &["agent/src/cli/progress.rs", "builder/src/"]),
-    ("aws_lc_rs", &["builder/oci/src/signature/"]),
+    ("aws_lc_rs", &["agent/src/peers/tls.rs", "builder/oci/src/signature/"]),
     ("hdfs_native", &["builder/src/fetch/objects.rs"]),
     ("object_store", &["builder/src/fetch/objects.rs"]),
     ("oci_client", &["builder/src/registry/"]),

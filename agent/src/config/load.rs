@@ -336,6 +336,7 @@ mod tests {
                 "dns",
                 "service",
                 "api",
+                "signer",
                 "certificate",
                 "key",
                 "ca",

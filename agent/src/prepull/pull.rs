@@ -333,7 +333,7 @@ mod tests {
         let (pace, start) = (Pace::new(6 << 20), Instant::now());
         assert_eq!(pace.slice(), 2 << 20);
         let third = Duration::from_secs(1) / 3;
-        let at = |due: Instant| due.duration_since(start).as_millis();
+        let at = |due: Instant| (due.duration_since(start) + Duration::from_micros(500)).as_millis();
         // Six slices of 2 MiB in two seconds, for one blob or several.
         let due: Vec<_> = (0..6).map(|_| at(pace.due(pace.slice(), start))).collect();
         assert_eq!(due, [0, 333, 666, 1000, 1333, 1666]);

@@ -129,7 +129,14 @@ struct Descriptor {
     size: u64,
     artifact_type: Option<String>,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+impl Descriptor {
+    /// Absent and `null` are the same: registries write both.
+    fn annotation(&self, name: &str) -> Option<&String> {
+        self.annotations.as_ref()?.get(name)
+    }
 }
 
 /// The tag under which cosign 1 and 2 keep the signatures of an image.
@@ -157,7 +164,7 @@ pub fn signatures(manifest: &[u8]) -> Result<Vec<Signature>, Refused> {
     let signature = |layer: &Descriptor| {
         let (blob, size) = (layer.digest.parse().ok()?, layer.size);
         if layer.media_type == SIMPLE_SIGNING {
-            let signature = layer.annotations.get(SIGNATURE_ANNOTATION)?.clone();
+            let signature = layer.annotation(SIGNATURE_ANNOTATION)?.clone();
             Some(Signature::Simple { payload: blob, size, signature })
         } else {
             layer.media_type.starts_with(BUNDLES).then_some(Signature::Bundle { bundle: blob, size })
@@ -175,7 +182,7 @@ pub fn candidates(index: &[u8]) -> Result<Vec<Digest>, Refused> {
         Some(_) => None,
     };
     let about = |entry: &Descriptor| {
-        entry.annotations.get(PREDICATE_ANNOTATION).is_some_and(|predicate| predicate != SIGN_PREDICATE)
+        entry.annotation(PREDICATE_ANNOTATION).is_some_and(|predicate| predicate != SIGN_PREDICATE)
     };
     let ranked = |entry: &Descriptor| Some((rank(entry)?, entry.digest.parse().ok()?));
     let mut found: Vec<(u8, Digest)> =
