@@ -302,7 +302,9 @@ where
     ) {
         let service = service_fn(|request: Request<Incoming>| {
             head.complete();
-            let (open, answered) = (open.clone(), (self.service.answer)(request));
+            // In a box of its own: the connection keeps room for what is returned here as long as it is open, and an answer is
+            // made in a moment.
+            let (open, answered) = (open.clone(), Box::pin((self.service.answer)(request)));
             async {
                 let mut response = answered.await;
                 if self.stop.is_cancelled() {

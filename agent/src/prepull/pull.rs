@@ -336,7 +336,7 @@ mod tests {
         let at = |due: Instant| (due.duration_since(start) + Duration::from_micros(500)).as_millis();
         // Six slices of 2 MiB in two seconds, for one blob or several.
         let due: Vec<_> = (0..6).map(|_| at(pace.due(pace.slice(), start))).collect();
-        assert_eq!(due, [0, 333, 666, 1000, 1333, 1666]);
+        assert_eq!(due, [0, 333, 667, 1000, 1333, 1667]);
         let later = start + Duration::from_secs(10);
         assert_eq!(at(pace.due(pace.slice(), later)), 10_000);
         assert_eq!(pace.due(1, later), later + third);
