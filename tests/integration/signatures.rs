@@ -1,4 +1,4 @@
-//! `verify`: only images that a listed key signed are served, from whatever source, and nothing of others.
+//! `verify`: only images that a listed key signed are served, from every source, and nothing of others.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

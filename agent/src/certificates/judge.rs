@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_else_is_told_why_not() {
+    fn others_are_told_why_not() {
         let user = denied(|csr| csr.spec.username = Some("system:serviceaccount:x:hearth-agent".into()));
         assert!(user.contains("is not the account of agents"), "{user}");
         assert!(denied(|csr| csr.spec.username = None).contains("is not the account"));

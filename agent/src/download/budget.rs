@@ -74,7 +74,7 @@ impl Fetcher {
     /// Whether the registry says itself that there is something left for background work.
     async fn check_owner(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
-        // Whatever the answer is: its headers count.
+        // Its headers count, those of a refusal too.
         let _ = self.0.upstream.manifest_head(repository, reference).await;
         let wait = self.background_wait(registry);
         if wait.is_none() {

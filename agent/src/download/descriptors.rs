@@ -1,6 +1,6 @@
 //! A bounded cache of what manifests state about content: size and role, by repository and digest. A missing entry only
 //! means that a size sent by the registry is not compared with the manifest's, or that a repository's manifests are read
-//! again to find the one that names the content.
+//! again to find one that names the content.
 //!
 //! What one repository's manifest states holds for that repository alone: it may be wrong, and would make the content of
 //! another unavailable.

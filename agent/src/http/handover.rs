@@ -1,6 +1,6 @@
 //! Listening sockets that one agent hands to the next, at a rolling update.
 //!
-//! Both agents then accept from the same queues, so no client meets a closed port, and nobody else needs to be let onto the
+//! Both agents then accept from the same queues, so no client meets a closed port, and no other process needs to be let onto the
 //! ports: `SO_REUSEPORT` would let any process of the same user take a part of the requests. The sockets travel over a Unix
 //! socket (`unix(7)`, `SCM_RIGHTS`) with mode 0600 beside the one for programs of this node:
 //!
@@ -164,7 +164,7 @@ fn path_of(admin_socket: &Path) -> PathBuf {
 }
 
 fn receive(path: &Path) -> io::Result<Vec<TcpListener>> {
-    // Said plainly, where connecting would say the same of a socket that nobody serves.
+    // Connecting gives the same error for a socket without a server and for none.
     fs::symlink_metadata(path)?;
     let stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(ANSWER))?;

@@ -159,7 +159,7 @@ impl Prepuller {
         self.0.changes.subscribe()
     }
 
-    /// The downloads under way, for whatever purpose.
+    /// The downloads under way, for clients, peers and pre-pulls.
     pub(crate) fn arriving(&self) -> Vec<TransferStatus> {
         self.0.fetcher.status()
     }

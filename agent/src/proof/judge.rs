@@ -121,7 +121,7 @@ fn without_proof(
     (Holds::Unknown, "NoRequestYet", message)
 }
 
-/// The findings that are traps, or those that are not.
+/// The findings that are traps, or the others.
 fn findings(setup: &Report, traps: bool) -> Vec<String> {
     let all = setup.findings.iter().filter(|finding| finding.trap == traps);
     let text = |Finding { place, what, remedy, .. }: &Finding| format!("{place}: {what}: {remedy}");

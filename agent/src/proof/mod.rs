@@ -73,7 +73,7 @@ pub struct Prover {
 }
 
 impl Prover {
-    /// Does nothing before [`Self::run`]. `registries` are those that the agent serves.
+    /// Does nothing before [`Self::run`]. `registries` are served by the agent.
     pub fn new(
         runtime: Option<Runtime>,
         setup_report: Option<PathBuf>,

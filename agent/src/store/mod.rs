@@ -306,7 +306,7 @@ impl Store {
         tokio::task::spawn_blocking(move || refs::read(&path)).await?
     }
 
-    /// The manifests that a repository has, by their records; those that cannot be read are left out. Blocking.
+    /// The manifests that a repository has, by their records; unreadable ones are left out. Blocking.
     pub fn manifests_of(&self, repository: &Repository) -> Result<Vec<Digest>, StoreError> {
         let directory = self.0.paths.manifests(repository);
         if !directory.is_dir() {

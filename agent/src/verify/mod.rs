@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// For so long an image counts as not signed before its signatures are looked up again.
 const REFUSED: Duration = Duration::from_secs(10);
 
-/// The same when the registry could not be asked: those that waited for one answer share it.
+/// The same when the registry could not be asked: requests that waited for one answer share it.
 const UNREACHABLE: Duration = Duration::from_secs(2);
 
 /// Answers that are remembered.

@@ -28,7 +28,7 @@ async fn requested(url: &str, node: &str) -> String {
         },
     }));
     let request = request.expect("it is a request");
-    let made = requests.create(&PostParams::default(), &request).await.expect("everybody may ask");
+    let made = requests.create(&PostParams::default(), &request).await.expect("every account may ask");
     let name = made.metadata.name.expect("it got a name");
     eventually("an answer", || async {
         let status = requests.get(&name).await.ok().and_then(|request| request.status).unwrap_or_default();
@@ -74,7 +74,7 @@ async fn an_agent_cannot_sign_for_itself() {
         "spec": {"request": ByteString(b"x".to_vec()), "signerName": SIGNER, "usages": USAGES},
     }))
     .expect("it is a request");
-    requests.create(&PostParams::default(), &request).await.expect("everybody may ask");
+    requests.create(&PostParams::default(), &request).await.expect("every account may ask");
     let approval = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}]}});
     let patch = kube::api::Patch::Merge(&approval);
     let refused = requests.patch_approval("own", &kube::api::PatchParams::default(), &patch).await;

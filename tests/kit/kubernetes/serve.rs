@@ -375,7 +375,7 @@ async fn act(
     Ok(Outcome::Document(outcome.0, outcome.1))
 }
 
-/// Writes into a request for a certificate who sends it, whatever that one says.
+/// Writes into a request for a certificate who sends it, not who it says it is.
 fn sender(shared: &Shared, client: &str, object: &mut Value) {
     let known = shared.accounts().get(client).cloned();
     let (user, node) = known.unwrap_or_else(|| ("system:anonymous".to_owned(), String::new()));

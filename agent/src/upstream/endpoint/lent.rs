@@ -7,7 +7,7 @@ use super::{
 use crate::types::{RepoName, Repository};
 
 impl Endpoint {
-    /// Sends a request. Of the credentials that clients have lent, those that the registry refuses are no longer used.
+    /// Sends a request. Credentials that a client has lent are no longer used when the registry refuses them.
     pub(in crate::upstream) async fn send(&self, name: &RepoName, ask: &Ask) -> Result<Reply, Failure> {
         if !self.policy.lent || ask.caller != Caller::Agent {
             return self.send_as(name, ask).await;
