@@ -1,6 +1,6 @@
 //! Who may have content that is cached. A registry to which credentials are shown gives what others may not read: such
 //! content is recorded, and given out only under the policy that is in force now, through a repository that has it
-//! ([`decide`]). So a change of `private`, the end of credentials and another repository's name do not open what is cached.
+//! (`decide`). So a change of `private`, the end of credentials and another repository's name do not open what is cached.
 //!
 //! Other content is for anyone, and costs one look for its record, remembered afterwards.
 
