@@ -43,7 +43,7 @@ async fn images(upstream: &FakeUpstream, nodes: usize, images: usize) {
     }
 }
 
-/// Waits until the registry has been sent no manifest request for a while, and counts those that it counted.
+/// Waits until the registry has received no manifest request for a while; how many it has received.
 async fn settled(upstream: &FakeUpstream) -> u64 {
     let mut before = usize::MAX;
     loop {
@@ -71,9 +71,9 @@ async fn pre_pulls_of_eight_nodes_leave_the_reserve_to_waiting_pods() {
         agents.push(Agent::start(&config(&upstream, place, &places, at, 12)).await);
     }
     let spent = settled(&upstream).await;
-    // A node whose owner does not answer in time, as happens on a busy machine, decides by itself. Nodes that all did would spend
-    // everything.
-    assert!(spent <= LIMIT - RESERVE + 4, "{spent} of {LIMIT}: the reserve is {RESERVE}");
+    let requests = upstream.log().manifest_gets().describe();
+    // Seen: 43 or 44, which is one or two below the reserve. Nodes that did not ask before they resolved a tag spent 75.
+    assert!(spent <= LIMIT - RESERVE + 4, "{spent} of {LIMIT}: the reserve is {RESERVE}\n{requests}");
     assert!(spent > LIMIT / 2, "{spent} of {LIMIT}: pre-pulls use what is theirs");
     // A pod that waits has the reserve.
     let wanted = upstream.image(REPOSITORY, "demand", [Layer::random(999_999, 100)]).await;
