@@ -81,6 +81,14 @@ pub(crate) mod piece {
     pub(crate) const HOLDERS: usize = 8;
 }
 
+/// Of `swarm/piece/earlier.rs`.
+pub(crate) mod earlier {
+    use std::time::Duration;
+
+    /// Longest wait for the next readers of a segment, once per blob.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(1);
+}
+
 /// Of `swarm/piece/take.rs`.
 pub(crate) mod take {
     use std::time::Duration;

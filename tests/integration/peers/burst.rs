@@ -59,6 +59,23 @@ async fn a_node_that_comes_when_all_is_over_costs_upstream_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_join_a_cluster_read_none_of_their_segments_upstream() {
+    let (upstream, size) = upstream().await;
+    let places: Vec<_> = (0..6).map(|at| Place::reserve(&format!("node-{at}"), "")).collect();
+    let start =
+        async |place: &Place| Agent::start(&peer_config(&config(&upstream), place, &places, "")).await;
+    let mut before = Vec::new();
+    for place in &places[..4] {
+        before.push(start(place).await);
+    }
+    pull_all(&before).await;
+    let read = sent(&upstream);
+    let late = [start(&places[4]).await, start(&places[5]).await];
+    pull_all(&late).await;
+    assert_eq!(sent(&upstream), read, "{size} bytes: {}", upstream.log().describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_node_of_six_pulls_and_the_others_carry_only_what_passes_through_them() {
     let (upstream, size) = upstream().await;
     let cluster = Cluster::start(&config(&upstream), 6, "").await;

@@ -1,6 +1,7 @@
 //! Fetches one piece: from the peers above this node in the tree of the piece, then from the reader of its segment, then
-//! from the registry. [`take`] verifies the bytes that a peer sends.
+//! from the registry. [`take`] verifies the bytes that a peer sends; [`earlier`] finds what was read before this node was there.
 
+mod earlier;
 mod take;
 
 use std::{
@@ -61,6 +62,8 @@ pub(super) struct PieceContext {
     fetchers: Vec<Vec<u32>>,
     /// Peers that were found to have the blob when all other sources had failed.
     holders: tokio::sync::OnceCell<Vec<Peer>>,
+    /// Whether other nodes had the blob before this one; see [`earlier`].
+    was_read: tokio::sync::OnceCell<bool>,
 }
 
 impl PieceContext {
@@ -69,8 +72,17 @@ impl PieceContext {
         let membership = swarm.0.peers.membership()?;
         let subject = Subject::of(&reading.download.digest().to_string());
         let fetchers = membership.fetchers(&subject);
-        let (layout, holders) = (Layout::new(size), tokio::sync::OnceCell::new());
-        Some(Self { swarm, reading, repository, layout, subject, membership, fetchers, holders })
+        Some(Self {
+            swarm,
+            reading,
+            repository,
+            layout: Layout::new(size),
+            subject,
+            membership,
+            fetchers,
+            holders: tokio::sync::OnceCell::new(),
+            was_read: tokio::sync::OnceCell::new(),
+        })
     }
 
     /// The same with the current peers, if they have changed.
@@ -293,6 +305,15 @@ impl PieceContext {
     /// `segment`: the rest of the segment is read with the piece. Otherwise this is a last resort, for the piece
     /// only.
     async fn read(&self, piece: u64, segment: bool, ranges: bool) -> Result<(), ReadError> {
+        if segment && ranges {
+            if self.take_from_earlier_reader(piece).await? {
+                return Ok(());
+            }
+            // Another request may have found it out meanwhile.
+            if !self.has_ranges() {
+                return Err(ReadError::NoRanges);
+            }
+        }
         let wanted = self.layout.bytes(piece);
         let bytes = match (ranges, segment) {
             (true, true) if self.readers(piece, true).first() == Some(&self.membership.me()) => {

@@ -66,7 +66,7 @@ impl PieceContext {
     }
 
     /// `None` without a response.
-    async fn hashes(&self, peer: &Peer, piece: u64) -> Option<Vec<(u64, Digest)>> {
+    pub(super) async fn hashes(&self, peer: &Peer, piece: u64) -> Option<Vec<(u64, Digest)>> {
         let (repository, digest) = (self.repository.clone(), *self.download().digest());
         let ask = HashesAsk { repository, digest, size: self.layout.size(), piece, again: Again::No };
         match self.peers().hashes(peer, &ask).await {
