@@ -4,7 +4,8 @@
 //! said of its rate limit, and asks it before background work requests a manifest, so that the pre-pulls of all nodes together leave
 //! the reserve to waiting pods.
 //!
-//! The owner can only make background work wait; the local rule applies as well. Without an answer the local rule decides alone.
+//! The owner can only make background work wait; the local rule applies as well. When the first peers by rank do not answer, this node is
+//! the owner for itself, and reports what it has granted to the owner that answers next.
 //! An owner that refuses for longer than [`MOST_REFUSED`] is checked (`refusals`): a `HEAD` request, which registries do not count, shows how many
 //! requests are left, and if the local rule allows it, the owner is not asked for a while.
 
@@ -17,29 +18,47 @@ use tokio_util::sync::CancellationToken;
 
 use super::{fetcher::Fetcher, refusals::Turn};
 use crate::{
-    limits::download::budget::{ANSWER, IGNORED, MOST_REFUSED, PAUSE},
+    limits::download::budget::{ANSWER, IGNORED, MOST_REFUSED, OWNERS, PAUSE},
     peers::{
         Membership, Peer, Settled,
-        budget::{BudgetAsk, Rate},
+        budget::{BudgetAsk, Granted, Rate},
         rank,
     },
     types::{Reference, RegistryHost, Repository},
-    upstream::Told,
+    upstream::{Class, Told},
 };
+
+/// How long background work should wait, if at all.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// According to a peer.
+    OfOwner(Option<Duration>),
+    /// According to this node itself.
+    Own(Option<Duration>),
+}
+
+impl Answer {
+    fn wait(self) -> Option<Duration> {
+        match self {
+            Self::OfOwner(wait) | Self::Own(wait) => wait,
+        }
+    }
+}
 
 impl Fetcher {
     /// How long background work should wait before it requests a manifest that is not here, or a tag, which brings its manifest with
     /// it; `None` when it may go on.
     pub async fn background_turn(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
-        if let Some(wait) = self.background_wait(registry) {
+        if let Some(wait) = self.0.upstream.background_wait(registry, Class::Background) {
             return Some(wait);
         }
         if self.0.refusals.lock().ignores(registry, Instant::now()) {
             return None;
         }
         let subject = rank::key("request", &format!("{repository} {reference}"));
-        let refused = self.ask_owner(registry, Some(subject)).await?;
+        let answer = self.ask_owner(registry, Some(subject)).await;
+        let Answer::OfOwner(refused) = answer else { return answer.wait() };
         let turn = self.0.refusals.lock().answered(registry, refused, Instant::now());
         match turn {
             Turn::Go => None,
@@ -48,27 +67,31 @@ impl Fetcher {
         }
     }
 
-    /// The wait that the owner of the registry's budget answers, this node itself included. `None` when there is no owner that answers.
-    async fn ask_owner(&self, registry: &RegistryHost, subject: Option<u64>) -> Option<Option<Duration>> {
-        let membership = self.0.peers.membership()?;
+    async fn ask_owner(&self, registry: &RegistryHost, subject: Option<u64>) -> Answer {
         let told = self.0.upstream.rate_told(registry);
-        let Some(owner) = self.owner(&membership, registry) else {
-            return Some(self.0.upstream.grant(registry, told, subject).err());
+        let granted = self.0.upstream.granted_lately(registry);
+        let ask = BudgetAsk {
+            registry: registry.clone(),
+            subject,
+            rate: told.map(rate),
+            granted: (granted > 0)
+                .then(|| Granted { peer: self.0.peers.config().name.clone(), count: granted }),
         };
-        let ask = BudgetAsk { registry: registry.clone(), subject, rate: told.map(rate) };
-        let answer = tokio::time::timeout(ANSWER, self.0.peers.budget(&owner, &ask)).await;
-        match answer.ok().flatten()? {
-            Settled::Found(answer) => {
-                Some(Some(Duration::from_millis(answer.wait_ms)).filter(|wait| !wait.is_zero()))
+        let owners = self.0.peers.membership().map(|membership| self.owners(&membership, registry));
+        for owner in owners.unwrap_or_default() {
+            let answer = tokio::time::timeout(ANSWER, self.0.peers.budget(&owner, &ask)).await;
+            if let Ok(Some(Settled::Found(answer))) = answer {
+                let wait = Duration::from_millis(answer.wait_ms);
+                return Answer::OfOwner(Some(wait).filter(|wait| !wait.is_zero()));
             }
-            Settled::Absent | Settled::NotNow => None,
         }
+        Answer::Own(self.0.upstream.grant(registry, told, None, subject).err())
     }
 
-    /// The first usable peer that ranks before this node.
-    fn owner(&self, membership: &Membership, registry: &RegistryHost) -> Option<Peer> {
+    /// The first usable peers that rank before this node.
+    fn owners(&self, membership: &Membership, registry: &RegistryHost) -> Vec<Peer> {
         let before = membership.resolvers(rank::key("budget", registry.as_str()));
-        before.into_iter().find(|peer| self.0.peers.is_usable(peer)).cloned()
+        before.into_iter().filter(|peer| self.0.peers.is_usable(peer)).take(OWNERS).cloned().collect()
     }
 
     /// Whether the registry says itself that there is something left for background work.
@@ -76,7 +99,7 @@ impl Fetcher {
         let registry = &repository.registry;
         // Its headers count, those of a refusal too.
         let _ = self.0.upstream.manifest_head(repository, reference).await;
-        let wait = self.background_wait(registry);
+        let wait = self.0.upstream.background_wait(registry, Class::Background);
         if wait.is_none() {
             tracing::warn!(%registry, "another node refused background work for {MOST_REFUSED:?} although the registry allows it: not asking it for {IGNORED:?}");
         }

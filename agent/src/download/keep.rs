@@ -6,7 +6,7 @@ use super::{error::FetchError, fetcher::Fetcher, state::Download};
 use crate::{
     metrics::{Found, Kind},
     types::{Digest, RangeHeader, RegistryHost, Repository, chain},
-    upstream::PullSecret,
+    upstream::{Class, PullSecret},
 };
 
 use crate::limits::download::keep::STRIDE;
@@ -17,10 +17,10 @@ impl Fetcher {
         self.0.stored_blob(digest).await.is_some()
     }
 
-    /// How long background work should send no requests to a registry, because only the reserve of its rate limit is
-    /// left.
+    /// How long background work should request no blobs of a registry, because less than the reserve of its rate limit is
+    /// left. For manifests see [`Self::background_turn`].
     pub fn background_wait(&self, registry: &RegistryHost) -> Option<Duration> {
-        self.0.upstream.background_wait(registry)
+        self.0.upstream.background_wait(registry, Class::Uncounted)
     }
 
     /// Adds these documents (`.dockerconfigjson`) to the agent's credentials, replacing earlier ones; returns their

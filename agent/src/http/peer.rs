@@ -26,7 +26,7 @@ use crate::{
     swarm::{Share, Swarm},
     trace,
     types::{Digest, Repository, Tag},
-    upstream::{Shows, Told, Upstream},
+    upstream::{Class, Shows, Told, Upstream},
 };
 
 /// Shortest wait for a turn to send. What is left of [`HOLD`] is the longest: a request that waited for its piece first
@@ -82,7 +82,7 @@ impl PeerApi {
     /// reserve, which is for clients and not for unauthenticated peers, and when no client of this node may read the
     /// repository.
     fn answers_from_disk(&self, repository: &Repository, known: bool) -> bool {
-        let spent = || self.0.upstream.background_wait(&repository.registry).is_some();
+        let spent = || self.0.upstream.background_wait(&repository.registry, Class::Uncounted).is_some();
         known || !self.0.access.may_fetch(repository) || (!self.is_authenticated() && spent())
     }
 
@@ -173,7 +173,8 @@ impl PeerApi {
             window: Duration::from_millis(rate.window),
             age: Duration::from_millis(rate.age),
         });
-        let granted = self.0.upstream.grant(&ask.registry, told, ask.subject);
+        let elsewhere = ask.granted.as_ref().map(|granted| (granted.peer.as_str(), granted.count));
+        let granted = self.0.upstream.grant(&ask.registry, told, elsewhere, ask.subject);
         // A wait below a millisecond is none.
         let wait = granted.err().map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
         json(&BudgetAnswer { wait_ms: wait })

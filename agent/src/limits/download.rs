@@ -5,6 +5,9 @@ pub(crate) mod budget {
     /// Longest wait for the owner of a registry's budget.
     pub(crate) const ANSWER: Duration = Duration::from_secs(2);
 
+    /// Peers that are asked, one after the other, until one answers.
+    pub(crate) const OWNERS: usize = 3;
+
     /// How long several answers of a registry are gathered for one report.
     pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 

@@ -82,6 +82,12 @@ pub(crate) mod quorum {
     pub(crate) const CHOSEN_PER_VOTE: usize = 3;
 }
 
+/// Of `peers/wire.rs`.
+pub(crate) mod wire {
+    /// Longest name of a peer or zone that is accepted.
+    pub(crate) const LONGEST: usize = 253;
+}
+
 /// Of `peers/client.rs`.
 pub(crate) mod client {
     use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::RegistryHost;
+use crate::{limits::peers::wire::LONGEST, types::RegistryHost};
 
 /// A report of a registry's rate limit to the owner of its budget, and a request for a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,17 @@ pub struct BudgetAsk {
     pub subject: Option<u64>,
     /// What the registry said to the requester last.
     pub rate: Option<Rate>,
+    /// What the requester has granted lately itself: the owner does not know of it.
+    pub granted: Option<Granted>,
+}
+
+/// Requests of background work that a node granted as the owner, or because no owner answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The node's name.
+    pub peer: String,
+    /// Requests that may be under way.
+    pub count: u64,
 }
 
 /// What a registry said of its rate limit.
@@ -57,13 +68,19 @@ impl BudgetAsk {
                 age: number("ageMs")?,
             })
         };
-        Ok(Self { registry, subject: get("subject").map(hash).transpose()?, rate: rate() })
+        let peer = get("member").filter(|peer| peer.len() <= LONGEST).map(str::to_owned);
+        let granted = peer.zip(number("granted")).map(|(peer, count)| Granted { peer, count });
+        Ok(Self { registry, subject: get("subject").map(hash).transpose()?, rate: rate(), granted })
     }
 
     /// The parameters of a request.
     pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
         let mut pairs = vec![("registry", self.registry.to_string())];
         pairs.extend(self.subject.map(|subject| ("subject", format!("{subject:016x}"))));
+        if let Some(Granted { peer, count }) = &self.granted {
+            pairs.push(("member", peer.clone()));
+            pairs.push(("granted", count.to_string()));
+        }
         if let Some(Rate { source, limit, remaining, window, age }) = self.rate {
             pairs.push(("source", format!("{source:016x}")));
             let numbers = [("limit", limit), ("remaining", remaining), ("windowMs", window), ("ageMs", age)];

@@ -16,8 +16,8 @@
 //! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
 //! GET /peer/v1/tags/<tag>?registry&repository[&known]          200 {"digest":..,"mediaType":..,"size":..,"ageMs":..}
 //!     404 the registry says that it does not exist    503 cannot answer now
-//! GET /peer/v1/budget?registry[&subject][&source&limit&remaining&windowMs&ageMs]  200 {"waitMs":..}
-//!     What the registry said of its rate limit to the requester; with `subject` (16 hexadecimal digits of a content's hash) a request
+//! GET /peer/v1/budget?registry[&subject][&source&limit&remaining&windowMs&ageMs][&member&granted]  200 {"waitMs":..}
+//!     What the registry said of its rate limit to the requester, and how many requests it has granted itself; with `subject` (16 hexadecimal digits of a content's hash) a request
 //!     of background work for it, granted when `waitMs` is 0        403 registry not served by this node
 //! ```
 //!
@@ -34,13 +34,13 @@ use super::{
     budget::{BudgetAsk, BudgetError},
     plan::Role,
 };
-use crate::types::{Digest, NameError, Repository, Tag};
+use crate::{
+    limits::peers::wire::LONGEST,
+    types::{Digest, NameError, Repository, Tag},
+};
 
 /// Version and prefix of all paths.
 const PREFIX: &str = "/peer/v1/";
-
-/// Longest name of a peer or zone that is accepted.
-const LONGEST: usize = 253;
 
 /// Header of 202: changes while the source of the piece shows signs of life. The part after the last full stop
 /// changes only while bytes arrive.
@@ -354,7 +354,10 @@ impl Parameters {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::budget::Rate, *};
+    use super::{
+        super::budget::{Granted, Rate},
+        *,
+    };
 
     fn repository() -> Repository {
         Repository { registry: "r.test:5000".parse().unwrap(), name: "team/app".parse().unwrap() }
@@ -384,11 +387,17 @@ mod tests {
         let all = [
             PeerRequest::Health,
             PeerRequest::State,
-            PeerRequest::Budget(BudgetAsk { registry: repository().registry, subject: None, rate: None }),
+            PeerRequest::Budget(BudgetAsk {
+                registry: repository().registry,
+                subject: None,
+                rate: None,
+                granted: None,
+            }),
             PeerRequest::Budget(BudgetAsk {
                 registry: repository().registry,
                 subject: Some(0x12),
                 rate: Some(Rate { source: 9, limit: 100, remaining: 7, window: 21_600_000, age: 5 }),
+                granted: Some(Granted { peer: "node-1".into(), count: 3 }),
             }),
             piece(Role::Parent),
             piece(Role::Root),

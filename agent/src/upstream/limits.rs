@@ -64,8 +64,10 @@ const NAMED: usize = 64;
 pub enum Class {
     /// A client waits for the response.
     Demand,
-    /// No client waits.
+    /// No client waits, and the registry counts it: a manifest.
     Background,
+    /// No client waits, and registries do not count it: a blob.
+    Uncounted,
 }
 
 /// The budget of one registry and account.
@@ -131,11 +133,14 @@ impl Budget {
         {
             return Err(wait);
         }
-        if class == Class::Background
-            && let (Some(limit), Some(remaining)) = (self.limit, self.remaining)
-        {
-            let reached = is_below_reserve(limit, remaining.saturating_sub(self.since_told));
-            if reached && let Some(wait) = self.refills_in(now) {
+        let cost = match class {
+            Class::Demand => None,
+            Class::Background => Some(1),
+            Class::Uncounted => Some(0),
+        };
+        if let (Some(cost), Some(limit), Some(remaining)) = (cost, self.limit, self.remaining) {
+            let spent = !leaves_reserve(limit, remaining.saturating_sub(self.since_told), cost);
+            if spent && let Some(wait) = self.refills_in(now) {
                 return Err(wait);
             }
         }
@@ -229,10 +234,10 @@ fn hash(source: &str) -> u64 {
     u64::from_str_radix(&Digest::of(source.as_bytes()).hex()[..16], 16).unwrap_or(0)
 }
 
-/// Whether so few requests are left that they are for waiting pods.
+/// Whether `cost` more requests of background work leave those that are for waiting pods. A limit of 0 is none.
 #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
-pub(super) fn is_below_reserve(limit: u64, left: u64) -> bool {
-    (left as f64) < limit as f64 * RESERVE
+pub(super) fn leaves_reserve(limit: u64, left: u64, cost: u64) -> bool {
+    limit == 0 || left.checked_sub(cost).is_some_and(|after| after as f64 >= limit as f64 * RESERVE)
 }
 
 /// `100;w=21600`: a number, and a window in seconds.

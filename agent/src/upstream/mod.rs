@@ -45,7 +45,7 @@ use endpoint::Reply;
 pub use error::UpstreamError;
 pub use headers::AGENT_HEADER;
 use headers::text;
-use ledger::Ledger;
+use ledger::Ledgers;
 pub use limits::{BudgetStatus, Class, Told};
 use registry::Registry;
 pub use registry::{EndpointStatus, RegistryStatus};
@@ -71,7 +71,7 @@ pub struct Upstream {
     known: Mutex<HashMap<RegistryHost, Arc<Registry>>>,
     /// The budgets of all nodes together, of registries that this node is the owner of; one for each source that a registry
     /// distinguishes.
-    ledgers: Mutex<HashMap<(RegistryHost, u64), Ledger>>,
+    ledgers: Mutex<Ledgers>,
 }
 
 /// Why the client for registries could not be set up.

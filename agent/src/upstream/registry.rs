@@ -321,11 +321,11 @@ impl Registry {
         })
     }
 
-    /// The shortest wait until an endpoint has more requests left than its reserve.
-    pub(super) fn background_wait(&self) -> Option<Duration> {
+    /// The shortest wait until an endpoint takes a request of this class without spending its reserve.
+    pub(super) fn background_wait(&self, class: Class) -> Option<Duration> {
         let now = Instant::now();
         let waits = self.endpoints.iter().map(|watched| {
-            let waits = watched.limits.lock().budget.admit(Class::Background, now);
+            let waits = watched.limits.lock().budget.admit(class, now);
             waits.err().unwrap_or_default()
         });
         waits.min().filter(|wait| !wait.is_zero())

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Login, MAX_REGISTRIES, RegistryConfig, Shows, Told, Upstream};
+use super::{Class, Login, RegistryConfig, Shows, Told, Upstream};
 use crate::types::{RegistryHost, Repository};
 
 impl Upstream {
@@ -31,10 +31,10 @@ impl Upstream {
         self.shared.lent.had(repository)
     }
 
-    /// How long background work should send no requests to a registry; `None` when it may continue, according
-    /// to the registry's responses.
-    pub fn background_wait(&self, registry: &RegistryHost) -> Option<Duration> {
-        self.registry(registry).ok()?.background_wait()
+    /// How long background work should send no requests of this class to a registry; `None` when it may continue, according to the
+    /// registry's responses.
+    pub fn background_wait(&self, registry: &RegistryHost, class: Class) -> Option<Duration> {
+        self.registry(registry).ok()?.background_wait(class)
     }
 
     /// What a registry said last of its rate limit to this node.
@@ -55,24 +55,26 @@ impl Upstream {
         self.shared.told.notified().await;
     }
 
-    /// As the owner of a registry's budget: learns what another node was told, and grants it the request for a content, or says how long
-    /// background work should wait.
+    /// As the owner of a registry's budget: learns what another node was told, and how many requests it has granted itself (with its
+    /// name), and grants it the request for a content, or says how long background work should wait.
     pub fn grant(
         &self,
         registry: &RegistryHost,
         told: Option<Told>,
+        granted: Option<(&str, u64)>,
         subject: Option<u64>,
     ) -> Result<(), Duration> {
-        let (now, source) = (Instant::now(), told.map_or(0, |told| told.source));
-        let own = self.rate_told(registry).filter(|own| own.source == source);
-        let (mut ledgers, key) = (self.ledgers.lock(), (registry.clone(), source));
-        if ledgers.len() >= MAX_REGISTRIES && !ledgers.contains_key(&key) {
-            return Ok(());
-        }
-        let ledger = ledgers.entry(key).or_default();
-        for told in own.into_iter().chain(told) {
-            ledger.learn(told, now);
+        let (now, own) = (Instant::now(), self.rate_told(registry));
+        let mut ledgers = self.ledgers.lock();
+        let Some(ledger) = ledgers.of(registry, told, own, now) else { return Ok(()) };
+        if let Some((peer, count)) = granted {
+            ledger.note_elsewhere(peer, count, now);
         }
         subject.map_or(Ok(()), |subject| ledger.grant(subject, now))
+    }
+
+    /// How many requests this node has granted itself that the registry may not have counted.
+    pub fn granted_lately(&self, registry: &RegistryHost) -> u64 {
+        self.ledgers.lock().under_way(registry, Instant::now())
     }
 }

@@ -13,14 +13,18 @@ fn headers(limit: &str, remaining: &str) -> HeaderMap {
 fn background_stops_at_the_reserve_and_demand_continues() {
     let (mut budget, now) = (Budget::default(), Instant::now());
     assert!(budget.admit(Class::Background, now).is_ok(), "no limit is known");
-    budget.answered(&headers("100;w=21600", "30;w=21600"), now);
+    budget.answered(&headers("100;w=21600", "31;w=21600"), now);
     assert!(budget.admit(Class::Background, now).is_ok());
-    budget.answered(&headers("100;w=21600", "29;w=21600"), now);
+    // One more would take of the reserve.
+    budget.answered(&headers("100;w=21600", "30;w=21600"), now);
     assert_eq!(budget.admit(Class::Background, now), Err(Duration::from_hours(6)));
+    assert!(budget.admit(Class::Uncounted, now).is_ok(), "blobs of a manifest that is here");
     assert!(budget.admit(Class::Demand, now).is_ok());
     assert!(budget.admit(Class::Background, now + Duration::from_hours(6)).is_ok(), "refilled");
     budget.answered(&headers("100;w=21600", "nonsense"), now);
-    assert_eq!(budget.status(now).remaining, Some(29));
+    assert_eq!(budget.status(now).remaining, Some(30));
+    budget.answered(&headers("0;w=21600", "0;w=21600"), now);
+    assert!(budget.admit(Class::Background, now).is_ok(), "no registry allows nothing: it has no limit");
 }
 
 /// Sends a request in a table: at a millisecond, with an end at another.
