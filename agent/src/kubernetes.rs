@@ -141,19 +141,28 @@ pub(crate) async fn follow<K, T>(
                 known.objects.remove(&name(&object));
             }),
             Err(error) => {
-                // Logged once, not with every attempt. It is not an error if the definition of a kind is not
-                // installed.
-                if matches!(&error, watcher::Error::InitialListFailed(cause) if has_code(cause, &[404])) {
-                    tracing::debug!(%error, "a kind of objects is not installed: retrying");
-                } else if is_out_of_reach(&error) {
-                    tracing::debug!(%error, "cannot watch objects: keeping the last known ones and retrying");
-                } else if !trouble {
-                    tracing::warn!(%error, kind = std::any::type_name::<K>(), "cannot watch objects: keeping the last known ones and retrying");
-                }
-                trouble |= !is_out_of_reach(&error);
+                trouble |= log_watch_failure::<K>(&error, trouble);
             }
         }
     }
+}
+
+/// Logs why objects cannot be watched: once, and not with every attempt, when it was not `known`. Returns whether it is known now.
+pub(crate) fn log_watch_failure<K>(error: &watcher::Error, known: bool) -> bool {
+    let kind = std::any::type_name::<K>();
+    // It is not an error if the definition of a kind is not installed.
+    if matches!(error, watcher::Error::InitialListFailed(cause) if has_code(cause, &[404])) {
+        tracing::debug!(%error, kind, "a kind of objects is not installed: retrying");
+        return true;
+    }
+    if is_out_of_reach(error) {
+        tracing::debug!(%error, kind, "cannot watch objects: keeping the last known ones and retrying");
+        return known;
+    }
+    if !known {
+        tracing::warn!(%error, kind, "cannot watch objects: keeping the last known ones and retrying");
+    }
+    true
 }
 
 /// Whether no answer came. The outage has its own log.

@@ -34,7 +34,10 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, runtime::watcher};
+use kube::{
+    Api, Client,
+    runtime::{Controller as Runtime, watcher},
+};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -104,10 +107,9 @@ pub struct Controller {
     contact: Contact,
 }
 
-/// What the leader watches.
-#[derive(Debug, Default)]
+/// What the leader knows of nodes.
+#[derive(Clone, Debug, Default)]
 struct Watched {
-    sets: watch::Sender<Known<ImageSet>>,
     nodes: watch::Sender<Known<Node>>,
     caches: watch::Sender<Known<Reported>>,
 }
@@ -147,15 +149,8 @@ impl Controller {
     /// Runs until the lease is lost.
     async fn lead(&self, client: &Client, elector: &mut Elector, identity: &str) {
         let watched = Watched::default();
-        let sets = follow::<ImageSet, _>(
-            Api::all(client.clone()),
-            watcher::Config::default(),
-            |mut set| {
-                set.metadata.managed_fields = None;
-                set
-            },
-            watched.sets.clone(),
-        );
+        let sets = Runtime::new(Api::<ImageSet>::all(client.clone()), watcher::Config::default());
+        let known_sets = sets.store();
         let nodes = follow::<Node, _>(
             Api::all(client.clone()),
             watcher::Config::default().labels(&self.config.nodes),
@@ -172,10 +167,10 @@ impl Controller {
             },
             watched.caches.clone(),
         );
-        let statuses = status::write(&self.config, &self.metrics, client, identity, &watched);
+        let statuses = status::write(&self.config, &self.metrics, client, identity, &watched, sets);
         let applications = async {
             match &self.config.spark {
-                Some(config) => Box::pin(spark::run(client, config, &watched.sets)).await,
+                Some(config) => Box::pin(spark::run(client, config, &known_sets)).await,
                 None => std::future::pending().await,
             }
         };
@@ -189,7 +184,6 @@ impl Controller {
             }
         };
         tokio::select! {
-            () = sets => {}
             () = nodes => {}
             () = caches => {}
             () = statuses => {}

@@ -1,23 +1,31 @@
 //! Writes the status of every set, publishes Events about changes, and removes expired sets.
 //!
-//! All agents watch the sets and so receive each write of a set's status: it is written only when it has
-//! changed, and less often with more nodes.
+//! [`kube::runtime::Controller`] calls [`reconcile`] for a set that has changed, for all of them when nodes have reported, and
+//! again after a failure. All agents watch the sets and so receive each write of a set's status: it is written only when it
+//! has changed, and less often with more nodes.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     Api, Client, Resource as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    runtime::{
+        Controller as Runtime,
+        controller::{Action, Config as Running, Error as Failure},
+        events::{Event, EventType, Recorder, Reporter},
+        reflector::Store,
+    },
 };
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Config, MANAGER, Watched, aggregate::aggregate, nodes::selected, renewals::Renewals};
 use crate::{
-    kubernetes::{has_code, within},
+    kubernetes::{has_code, log_failure, log_watch_failure, within},
     metrics::ControllerMetrics,
     prepull::crd::{ImageSet, ImageSetStatus},
 };
@@ -25,8 +33,11 @@ use crate::{
 /// The interval between two writes of a status grows by one second per this many nodes.
 const NODES_A_SECOND: u32 = 100;
 
-/// Failed requests after which a round ends: then the API server has trouble, and not one set.
-const MOST_ERRORS: u32 = 3;
+/// Sets that are worked on at once.
+const AT_ONCE: u16 = 4;
+
+/// Pause before a set is worked on again after a failure.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs until the caller stops it.
 pub(super) async fn write(
@@ -35,63 +46,55 @@ pub(super) async fn write(
     client: &Client,
     identity: &str,
     watched: &Watched,
+    sets: Runtime<ImageSet>,
 ) {
-    let mut writer = StatusWriter::new(client, identity);
-    let mut renewals = Renewals::new(config.heartbeat);
-    loop {
-        let count = u32::try_from(watched.nodes.borrow().objects.len()).unwrap_or(u32::MAX);
-        tokio::time::sleep(config.interval.max(Duration::from_secs(1) * count / NODES_A_SECOND)).await;
-        if !watched.sets.borrow().synced || !watched.nodes.borrow().synced || !watched.caches.borrow().synced
-        {
-            continue;
-        }
-        let sets: Vec<ImageSet> = watched.sets.borrow().objects.values().cloned().collect();
-        writer.forget_all_but(&sets);
-        note_renewals(watched, &mut renewals, metrics);
-        let (mut errors, mut ready) = (0, 0);
-        for set in &sets {
-            let outcome = if is_over(set, Timestamp::now()) {
-                remove(client, set).await
-            } else {
-                let status = status_of(set, config, watched, &renewals);
-                ready += i64::from(holds(&status, "Ready"));
-                writer.tell(set, status).await
-            };
-            if let Err(error) = outcome {
-                metrics.failed_writes.inc();
-                tracing::warn!(set = set.metadata.name, %error, "cannot write the status of an ImageSet: retrying");
-                errors += 1;
-                if errors == MOST_ERRORS {
-                    break;
-                }
+    let context = Arc::new(StatusWriter::new(config, metrics, client, identity, watched));
+    let rounds = rounds(context.clone(), sets.store());
+    let running = Running::default().concurrency(AT_ONCE);
+    let mut outcomes =
+        pin!(sets.with_config(running).reconcile_all_on(rounds).run(reconcile, again, context));
+    let mut known = false;
+    while let Some(outcome) = outcomes.next().await {
+        known = match outcome {
+            Ok(_) => false,
+            Err(Failure::QueueError(error)) => log_watch_failure::<ImageSet>(&error, known),
+            // Failures with a set are logged where they are retried.
+            Err(_) => known,
+        };
+    }
+}
+
+/// An item each time when all sets are to be looked at again.
+fn rounds(context: Arc<StatusWriter>, sets: Store<ImageSet>) -> impl Stream<Item = ()> + Send + 'static {
+    stream::unfold((context, sets), |(context, sets)| async move {
+        loop {
+            tokio::time::sleep(context.pause()).await;
+            context.note_sets(&sets.state());
+            if context.note_renewals() {
+                return Some(((), (context, sets)));
             }
         }
-        if errors == 0 {
-            metrics.image_sets.set(i64::try_from(sets.len()).unwrap_or(i64::MAX));
-            metrics.ready_image_sets.set(ready);
-        }
-    }
+    })
 }
 
-fn note_renewals(watched: &Watched, renewals: &mut Renewals, metrics: &ControllerMetrics) {
-    let (caches, nodes) = (watched.caches.borrow(), watched.nodes.borrow());
-    renewals.keep_only(|node| caches.objects.contains_key(node));
-    for (node, reported) in &caches.objects {
-        let updated = reported.status.updated.as_ref().map(|updated| updated.0);
-        renewals.note(node, updated, reported.arrived, reported.arrived_at);
+/// Brings one set's status up to date.
+async fn reconcile(set: Arc<ImageSet>, context: Arc<StatusWriter>) -> Result<Action, kube::Error> {
+    if is_over(&set, Timestamp::now()) {
+        remove(&context.client, &set).await?;
+    } else if let Some(status) = context.status_of(&set) {
+        context.tell(&set, status).await?;
     }
-    let now = Instant::now();
-    let silent = nodes.objects.keys().filter(|node| !renewals.is_current(node, now)).count();
-    metrics.nodes.set(i64::try_from(nodes.objects.len()).unwrap_or(i64::MAX));
-    metrics.silent_nodes.set(i64::try_from(silent).unwrap_or(i64::MAX));
+    // The next round comes without a request.
+    Ok(Action::await_change())
 }
 
-fn status_of(set: &ImageSet, config: &Config, watched: &Watched, renewals: &Renewals) -> ImageSetStatus {
-    let (nodes, caches) = (watched.nodes.borrow(), watched.caches.borrow());
-    let now = Instant::now();
-    let selected =
-        selected(set, &nodes.objects, &caches.objects, &config.taint, |node| renewals.is_current(node, now));
-    aggregate(set, &selected, &Time(Timestamp::now()))
+/// When a set that failed is worked on again.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that kube's controller asks for")]
+fn again(set: Arc<ImageSet>, error: &kube::Error, context: Arc<StatusWriter>) -> Action {
+    context.metrics.failed_writes.inc();
+    let name = set.metadata.name.as_deref().unwrap_or_default();
+    log_failure(error, &format!("cannot write the status of the ImageSet `{name}`"));
+    Action::requeue(RETRY)
 }
 
 /// Whether a set has expired. Pure.
@@ -118,29 +121,93 @@ async fn remove(client: &Client, set: &ImageSet) -> Result<(), kube::Error> {
     }
 }
 
-/// Writes changed statuses, and publishes Events about changes.
-struct StatusWriter<'a> {
-    client: &'a Client,
+/// Computes statuses, writes those that have changed, and publishes Events about changes.
+struct StatusWriter {
+    client: Client,
+    config: Config,
+    metrics: ControllerMetrics,
+    watched: Watched,
     recorder: Recorder,
+    renewals: Mutex<Renewals>,
     /// The status written last, by the set's uid: the watch may lag behind.
-    written: HashMap<String, ImageSetStatus>,
+    written: Mutex<HashMap<String, Written>>,
 }
 
-impl<'a> StatusWriter<'a> {
-    fn new(client: &'a Client, identity: &str) -> Self {
+struct Written {
+    status: ImageSetStatus,
+    at: Instant,
+}
+
+impl StatusWriter {
+    fn new(
+        config: &Config,
+        metrics: &ControllerMetrics,
+        client: &Client,
+        identity: &str,
+        watched: &Watched,
+    ) -> Self {
         let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, written: HashMap::new() }
+        Self {
+            client: client.clone(),
+            config: config.clone(),
+            metrics: metrics.clone(),
+            watched: watched.clone(),
+            recorder: Recorder::new(client.clone(), reporter),
+            renewals: Mutex::new(Renewals::new(config.heartbeat)),
+            written: Mutex::default(),
+        }
     }
 
-    fn forget_all_but(&mut self, sets: &[ImageSet]) {
-        self.written.retain(|uid, _| sets.iter().any(|set| set.metadata.uid.as_deref() == Some(uid)));
+    fn pause(&self) -> Duration {
+        let nodes = u32::try_from(self.watched.nodes.borrow().objects.len()).unwrap_or(u32::MAX);
+        self.config.interval.max(Duration::from_secs(1) * nodes / NODES_A_SECOND)
     }
 
-    async fn tell(&mut self, set: &ImageSet, status: ImageSetStatus) -> Result<(), kube::Error> {
+    fn note_sets(&self, sets: &[Arc<ImageSet>]) {
+        let mut written = self.written.lock();
+        written.retain(|uid, _| sets.iter().any(|set| set.metadata.uid.as_deref() == Some(uid)));
+        let ready =
+            sets.iter().filter(|set| set.status.as_ref().is_some_and(|status| holds(status, "Ready")));
+        let ready = ready.count();
+        self.metrics.image_sets.set(i64::try_from(sets.len()).unwrap_or(i64::MAX));
+        self.metrics.ready_image_sets.set(i64::try_from(ready).unwrap_or(i64::MAX));
+    }
+
+    /// Notes which agents report. Returns whether nodes and reports are known.
+    fn note_renewals(&self) -> bool {
+        let (caches, nodes) = (self.watched.caches.borrow(), self.watched.nodes.borrow());
+        let mut renewals = self.renewals.lock();
+        renewals.keep_only(|node| caches.objects.contains_key(node));
+        for (node, reported) in &caches.objects {
+            let updated = reported.status.updated.as_ref().map(|updated| updated.0);
+            renewals.note(node, updated, reported.arrived, reported.arrived_at);
+        }
+        let now = Instant::now();
+        let silent = nodes.objects.keys().filter(|node| !renewals.is_current(node, now)).count();
+        self.metrics.nodes.set(i64::try_from(nodes.objects.len()).unwrap_or(i64::MAX));
+        self.metrics.silent_nodes.set(i64::try_from(silent).unwrap_or(i64::MAX));
+        caches.synced && nodes.synced
+    }
+
+    /// `None` before nodes and reports are known.
+    fn status_of(&self, set: &ImageSet) -> Option<ImageSetStatus> {
+        if !self.note_renewals() {
+            return None;
+        }
+        let (nodes, caches) = (self.watched.nodes.borrow(), self.watched.caches.borrow());
+        let (renewals, now) = (self.renewals.lock(), Instant::now());
+        let is_current = |node: &str| renewals.is_current(node, now);
+        let selected = selected(set, &nodes.objects, &caches.objects, &self.config.taint, is_current);
+        Some(aggregate(set, &selected, &Time(Timestamp::now())))
+    }
+
+    async fn tell(&self, set: &ImageSet, status: ImageSetStatus) -> Result<(), kube::Error> {
         let uid = set.metadata.uid.clone().unwrap_or_default();
-        let before = self.written.get(&uid).or(set.status.as_ref());
-        if before.is_some_and(|before| same(before, &status)) {
+        let known = self.written.lock().get(&uid).map(|written| (written.status.clone(), written.at));
+        let before = known.as_ref().map(|(status, _)| status).or(set.status.as_ref());
+        // Each write comes back as a change of the set: the next one is for the next round.
+        let too_soon = known.as_ref().is_some_and(|(_, at)| at.elapsed() < self.pause() / 2);
+        if too_soon || before.is_some_and(|before| same(before, &status)) {
             return Ok(());
         }
         let events = news(before, &status);
@@ -154,7 +221,7 @@ impl<'a> StatusWriter<'a> {
             Err(error) if has_code(&error, &[404]) => return Ok(()),
             written => written?,
         };
-        self.written.insert(uid, status);
+        self.written.lock().insert(uid, Written { status, at: Instant::now() });
         for event in events {
             // A lost Event is only logged.
             if let Err(error) = within(self.recorder.publish(&event, &set.object_ref(&()))).await {

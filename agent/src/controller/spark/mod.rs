@@ -28,6 +28,7 @@ use kube::{
     core::GroupVersionKind,
     runtime::{
         events::{Event, EventType, Recorder, Reporter},
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
@@ -86,7 +87,7 @@ pub struct Config {
 type Objects = watch::Sender<Known<Value>>;
 
 /// Until the caller drops it.
-pub(crate) async fn run(client: &Client, config: &Config, sets: &watch::Sender<Known<ImageSet>>) {
+pub(crate) async fn run(client: &Client, config: &Config, sets: &Store<ImageSet>) {
     let kinds: [Objects; 4] = std::array::from_fn(|_| watch::Sender::default());
     let [applications, scheduled, connects, drivers] = &kinds;
     let of = |version: &str, kind: &str, plural: &str, known: &Objects| {
@@ -133,7 +134,7 @@ fn document<K: serde::Serialize>(object: K) -> Value {
 struct Tender<'a> {
     client: &'a Client,
     config: Config,
-    sets: &'a watch::Sender<Known<ImageSet>>,
+    sets: &'a Store<ImageSet>,
     recorder: Recorder,
     written: HashMap<String, Instant>,
     properties: HashMap<String, (u32, Option<Value>)>,
@@ -155,7 +156,7 @@ struct Told {
 }
 
 impl<'a> Tender<'a> {
-    fn new(client: &'a Client, config: Config, sets: &'a watch::Sender<Known<ImageSet>>) -> Self {
+    fn new(client: &'a Client, config: Config, sets: &'a Store<ImageSet>) -> Self {
         let recorder = Recorder::new(client.clone(), Reporter::from(MANAGER));
         Self {
             client,
@@ -172,11 +173,10 @@ impl<'a> Tender<'a> {
     }
 
     async fn run(mut self, kinds: [&Objects; 4], opted_in: &watch::Sender<Known<()>>) {
+        // It fails only when the other side has ended: then this is about to.
+        let _ = self.sets.wait_until_ready().await;
         loop {
             tokio::time::sleep(TICK).await;
-            if !self.sets.borrow().synced {
-                continue;
-            }
             let owned = self.owned(&kinds).await;
             let labelled = opted_in.borrow().objects.keys().cloned().collect();
             let Plan { sets: wanted, mut refusals, left_out } = admit::plan(&owned, &self.config, &labelled);
@@ -316,7 +316,7 @@ impl<'a> Tender<'a> {
         if self.written.contains_key(name) {
             return Ok(());
         }
-        let there = self.sets.borrow().objects.get(name).cloned();
+        let there = self.sets.get(&ObjectRef::new(name));
         let created = there.as_ref().and_then(|set| set.metadata.creation_timestamp.as_ref()).map(|at| at.0);
         let Some(ttl) = time_to_live(
             created,
@@ -327,7 +327,7 @@ impl<'a> Tender<'a> {
             return Ok(());
         };
         // The first who asked stays named.
-        let reason = there.and_then(|set| set.spec.reason).or_else(|| spec.reason.clone());
+        let reason = there.and_then(|set| set.spec.reason.clone()).or_else(|| spec.reason.clone());
         let spec = ImageSetSpec { ttl_seconds: Some(ttl), reason, ..spec.clone() };
         let mut set = ImageSet::new(name, spec);
         set.metadata.labels = Some(BTreeMap::from([(LABEL.to_owned(), "spark".to_owned())]));
@@ -338,8 +338,8 @@ impl<'a> Tender<'a> {
     }
 
     async fn tell(&mut self, name: &str, owner: &ObjectReference) {
-        let Some(set) = self.sets.borrow().objects.get(name).cloned() else { return };
-        let status = set.status.unwrap_or_default();
+        let Some(set) = self.sets.get(&ObjectRef::new(name)) else { return };
+        let status = set.status.clone().unwrap_or_default();
         let key = (owner.uid.clone().unwrap_or_default(), name.to_owned());
         let now = Instant::now();
         let first = !self.told.contains_key(&key);
