@@ -246,6 +246,7 @@ impl App {
         let prepuller = self.prepuller;
         let reporter = prepuller.clone();
         let of_sets = prepuller.clone();
+        let proof = self.config.kubernetes.as_ref().map(|_| self.prover.proof());
         let view = ClusterView::new(
             self.store.clone(),
             self.fetcher.clone(),
@@ -260,10 +261,17 @@ impl App {
             self.peers.clone(),
             self.journal.clone(),
             self.metrics.clone(),
-            Section::new("prepull", move |detail| match detail {
-                Detail::Names => prepull::document(&reporter.report()),
-                Detail::Numbers => prepull::counts(&reporter.report()),
-            }),
+            vec![
+                Section::new("prepull", move |detail| match detail {
+                    Detail::Names => prepull::document(&reporter.report()),
+                    Detail::Numbers => prepull::counts(&reporter.report()),
+                }),
+                Section::new("runtime", move |detail| {
+                    // Looked for in a cluster only.
+                    let proof = proof.as_ref().map(|proof| proof.borrow().clone());
+                    proof.map_or(serde_json::Value::Null, |proof| proof.document(detail == Detail::Names))
+                }),
+            ],
         );
         let explainer = Explainer::new(
             self.store.clone(),

@@ -160,6 +160,7 @@ fn judge(status: &Value, peers: &Value) -> Vec<Check> {
         Check::warning("agent", found, "restart the agent, or run `doctor` of its version")
     };
     let mut checks = vec![agent, disk(&status["store"]), requests(&status["requests"])];
+    checks.extend(runtime(&status["runtime"]));
     checks.extend(clock(&status["registries"]));
     checks.extend(status["registries"].as_array().into_iter().flatten().map(registry));
     checks.extend(peer_check(peers));
@@ -189,6 +190,24 @@ fn requests(requests: &Value) -> Check {
             "if pods have pulled images since then, the runtime does not use the agent: see the setup checks",
         ),
     }
+}
+
+/// What the agent has found out itself, in a cluster.
+fn runtime(proof: &Value) -> Option<Check> {
+    let (message, since) = (proof["message"].as_str()?, proof["since"].as_str().unwrap_or_default());
+    Some(match proof["usesAgent"].as_bool() {
+        Some(true) => Check::ok("container runtime", format!("{message}, since {since}")),
+        Some(false) => Check::failed(
+            "container runtime",
+            message,
+            "see the setup checks, or replace the agent's pod after a change",
+        ),
+        None => Check::warning(
+            "container runtime",
+            message,
+            "see the setup checks if pods have pulled images since",
+        ),
+    })
 }
 
 fn clock(registries: &Value) -> Option<Check> {
@@ -367,6 +386,27 @@ mod tests {
                 fine.clone(),
                 "registry",
                 Outcome::Failed,
+            ),
+            (
+                "proved",
+                status(|at| at["runtime"] = json!({"usesAgent": true, "message": "m", "since": "s"})),
+                fine.clone(),
+                "container runtime",
+                Outcome::Ok,
+            ),
+            (
+                "a trap",
+                status(|at| at["runtime"] = json!({"usesAgent": false, "message": "m", "since": "s"})),
+                fine.clone(),
+                "container runtime",
+                Outcome::Failed,
+            ),
+            (
+                "no proof",
+                status(|at| at["runtime"] = json!({"usesAgent": null, "message": "m", "since": "s"})),
+                fine.clone(),
+                "container runtime",
+                Outcome::Warning,
             ),
             ("peers", status(|_| {}), fine, "peers", Outcome::Ok),
             ("alone", status(|_| {}), json!({"on": true, "peers": []}), "peers", Outcome::Warning),

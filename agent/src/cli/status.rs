@@ -92,6 +92,9 @@ fn numbers(document: &Value) -> String {
             }
         }
     }
+    if let Some(runtime) = document["runtime"]["message"].as_str() {
+        let _ = write!(out, "\ncontainer runtime: {runtime}");
+    }
     let _ = write!(
         out,
         "\nbytes: {} served, {} from registries, {} from peers, {} to peers\npeers: {}\ndownloads: {}\n",
@@ -193,6 +196,7 @@ mod tests {
         let document = json!({
             "store": {"blobs": 3, "bytes": 1024, "allowedBytes": 2048, "trouble": "disk full"},
             "requests": {"total": 10, "lastSecondsAgo": 4, "hits": 6, "joined": 1, "misses": 1},
+            "runtime": {"usesAgent": true, "message": "containerd 2.1.9 pulls through this agent (proved by a pull)"},
             "bytes": {"served": 1024, "fromRegistries": 0, "fromPeers": 0, "toPeers": 0},
             "transfers": [{"repository": "r.test/a", "digest": digest, "have": 512, "size": 1024}],
             "peers": {"on": true, "known": 3, "skipped": ["n1"]},
@@ -206,6 +210,7 @@ mod tests {
         let expected = format!(
             "store: 3 blobs, 1.0 KiB of 2.0 KiB; disk full\n\
              requests: 10, the last 4 s ago; hit rate 87 %\n\
+             container runtime: containerd 2.1.9 pulls through this agent (proved by a pull)\n\
              bytes: 1.0 KiB served, 0 B from registries, 0 B from peers, 0 B to peers\n\
              peers: 3, failing: n1\n\
              downloads: 1\n  \

@@ -34,7 +34,7 @@ pub struct Report {
     peers: Peers,
     journal: Journal,
     metrics: Metrics,
-    section: Section,
+    sections: Vec<Section>,
 }
 
 impl Report {
@@ -46,9 +46,9 @@ impl Report {
         peers: Peers,
         journal: Journal,
         metrics: Metrics,
-        section: Section,
+        sections: Vec<Section>,
     ) -> Self {
-        Self { store, fetcher, upstream, peers, journal, metrics, section }
+        Self { store, fetcher, upstream, peers, journal, metrics, sections }
     }
 
     /// The document.
@@ -71,7 +71,9 @@ impl Report {
         if names {
             document["recent"] = self.recent();
         }
-        document[self.section.name()] = self.section.make(detail);
+        for section in &self.sections {
+            document[section.name()] = section.make(detail);
+        }
         document
     }
 

@@ -14,6 +14,7 @@ mod judge;
 use std::{io::Cursor, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,24 @@ pub struct Proof {
     pub verdict: Verdict,
     /// Since when it holds, does not hold, or is unknown.
     pub since: Timestamp,
+}
+
+impl Proof {
+    /// As a part of the status document; without `names`, what the network may know.
+    pub fn document(&self, names: bool) -> Value {
+        let Verdict { holds, reason, message, runtime } = &self.verdict;
+        let uses = match holds {
+            Holds::True => Some(true),
+            Holds::False => Some(false),
+            Holds::Unknown => None,
+        };
+        let mut document = json!({ "usesAgent": uses, "reason": reason, "since": self.since.to_string() });
+        if names {
+            document["name"] = json!(runtime);
+            document["message"] = json!(message);
+        }
+        document
+    }
 }
 
 /// Finds the proof.

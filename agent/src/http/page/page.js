@@ -85,6 +85,13 @@ function summary(status) {
   const found = requests.hits + requests.joined, all = found + requests.misses;
   text("hit-rate", all ? Math.round(100 * found / all) + " %" : "–");
   text("hit-note", requests.total ? many(requests.total, "request") + ", last " + requests.lastSecondsAgo + " s ago" : "no request has come yet");
+  const runtime = status.runtime;
+  element("runtime-tile").hidden = !runtime;
+  if (runtime) {
+    text("runtime", runtime.usesAgent ? "uses Hearth" : runtime.usesAgent === false ? "does not use Hearth" : "not proved");
+    text("runtime-note", runtime.message || runtime.reason);
+    element("runtime-note").className = runtime.usesAgent === false ? "bad" : "";
+  }
   text("arriving", arriving.size ? Math.floor(100 * arriving.have / arriving.size) + " %" : "nothing");
   bar("arriving-bar", arriving.have, arriving.size);
   const count = Array.isArray(status.transfers) ? status.transfers.length : status.transfers;
