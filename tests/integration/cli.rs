@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::{agent::Agent, process::binary};
+use kit::{
+    agent::Agent,
+    process::{AgentProcess, binary},
+};
 
 /// A configuration that is taken for good starts an agent, which would run for ever.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -164,4 +167,19 @@ fn explain_prints_every_key_with_default_and_meaning() {
         assert!(row.contains(key.default) && row.contains(key.meaning), "{row}");
         assert!(!key.meaning.is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_without_a_slash_lies_in_the_current_directory() {
+    let dir = tempfile::tempdir().expect("temporary folders are available");
+    let config = "registries: [{ host: registry.test }]\ndataDir: data\nlog: { format: json }\n\
+                  mirror: { listen: 127.0.0.1:0 }\nadmin: { listen: 127.0.0.1:0 }\n";
+    let path = dir.path().join("agent.yaml");
+    std::fs::write(&path, config).expect("writable");
+    let mut command = Command::new(binary("hearth-agent").expect("the binary is built"));
+    command.args(["run", "--config"]).arg(&path).current_dir(dir.path());
+    let mut agent = AgentProcess::start_by(command).await.expect("it starts");
+    assert!(dir.path().join("data").is_dir(), "{}", agent.log());
+    agent.terminate().expect("it runs");
+    assert!(agent.wait().await.expect("it ends").success(), "{}", agent.log());
 }

@@ -180,14 +180,19 @@ pub(super) fn make_directory(directory: &Path) -> Result<(), StoreError> {
     if directory.is_dir() {
         return Ok(());
     }
-    if let Some(above) = directory.parent() {
+    if let Some(above) = above(directory) {
         make_directory(above)?;
     }
     match fs::create_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
         made => made.map_err(StoreError::io("make", directory))?,
     }
-    directory.parent().map_or(Ok(()), sync_directory)
+    sync_directory(above(directory).unwrap_or(Path::new(".")))
+}
+
+/// The directory above, unless that is the root's or, for a name alone, the current directory.
+fn above(directory: &Path) -> Option<&Path> {
+    directory.parent().filter(|above| !above.as_os_str().is_empty())
 }
 
 fn sync_directory(directory: &Path) -> Result<(), StoreError> {
