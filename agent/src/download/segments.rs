@@ -55,12 +55,13 @@ impl Segments {
     ) -> watch::Receiver<Outcome> {
         let mut segments = self.0.lock();
         segments.retain(|_, (outcome, _)| outcome.borrow().is_none());
-        let under_way = segments.iter().find(|(other, _)| covers(other, wanted));
+        // A read of everything is one request without a range: other running reads are about to fail.
+        let everything = size.is_some_and(|size| *bytes == (0..size));
+        let includes = |other: &Range<u64>| if everything { other == bytes } else { covers(other, wanted) };
+        let under_way = segments.iter().find(|(other, _)| includes(other));
         if let Some((_, (outcome, _))) = under_way {
             return outcome.clone();
         }
-        // A read of everything is one request without a range: other running reads are about to fail.
-        let everything = size.is_some_and(|size| *bytes == (0..size));
         let bytes = if everything { bytes.clone() } else { without_overlap(bytes, wanted, segments.keys()) };
         let (sender, outcome) = watch::channel(None);
         let task = start(bytes.clone(), sender);
@@ -93,6 +94,21 @@ fn without_overlap<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_read_of_everything_is_not_joined_to_one_that_is_about_to_fail() {
+        let segments = Segments::default();
+        let started = Mutex::new(Vec::new());
+        let join = |bytes: &Range<u64>| {
+            segments.join(Some(64), bytes, &(20..24), |bytes, ended| {
+                started.lock().push(bytes);
+                tokio::spawn(async move { ended.closed().await }).abort_handle()
+            })
+        };
+        let reads = [16..32, 16..32, 0..64, 0..64].map(|bytes| join(&bytes));
+        assert_eq!(*started.lock(), [16..32, 0..64]);
+        assert!(reads.iter().all(|outcome| outcome.borrow().is_none()));
+    }
 
     #[test]
     fn no_byte_is_read_by_two_readings() {
