@@ -120,6 +120,14 @@ fn expressions() -> Vec<String> {
 }
 
 #[test]
+fn the_picture_of_the_dashboard_shows_its_panels() {
+    let (dashboard, picture) = (dashboard(), read("monitoring/dashboard.svg"));
+    let titles = dashboard["panels"].as_array().into_iter().flatten().map(|panel| panel["title"].as_str());
+    let labels = picture.split("aria-label=\"").skip(1).map(|rest| rest.split('"').next());
+    assert!(labels.eq(titles), "draw it again: bench/dashboard record");
+}
+
+#[test]
 fn alerts_fire_when_they_should_and_not_before() {
     let place = folder().join("monitoring/rules.test.yaml");
     promtool(&["test", "rules", &place.to_string_lossy()], None).unwrap_or_else(|said| panic!("{said}"));
