@@ -29,6 +29,9 @@ const CONTROLLER: &str = "controller";
 /// How long it is watched at rest, and while an image comes.
 const SPAN: Duration = Duration::from_mins(1);
 
+/// Time until a new agent is at rest: it says once whether its runtime pulls through it, at the latest after 30 s.
+const SETTLED: Duration = Duration::from_secs(45);
+
 /// States that a node's image goes through while it comes; each is a write.
 const STEPS: [(&str, u32); 5] =
     [("Pulling", 0), ("Pulling", 30), ("Pulling", 60), ("Pulling", 90), ("Ready", 100)];
@@ -59,7 +62,7 @@ async fn round(report: &mut Report) -> Result<()> {
     let controller = Controller::start(&config(api.url_for(CONTROLLER)));
     wait_for(&api, "the lease", |api| api.get("Lease", "hearth", "hearth-controller").is_some()).await?;
     let agent = Agent::start(&config(api.url())).await;
-    tokio::time::sleep(Duration::from_secs(15)).await;
+    tokio::time::sleep(SETTLED).await;
 
     let rest = watch(&api, SPAN, || ()).await;
     api.seed(json!({
