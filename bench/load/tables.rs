@@ -30,7 +30,7 @@ const ROWS: &[Row] = &[
     ("forest", "bytes from the registry", "the image", "{spark_upstream_bytes_ratio} times"),
     ("herd", "24 nodes, 76 MiB, 20 Mbit/s each and for the registry: bytes from the registry", "the image", "{upstream_bytes_ratio} times; {direct_gets} requests past the agents"),
     ("herd", "last node done", "one transfer at the link's rate", "{last_over_bound} times its time"),
-    ("adversity", "16 nodes, 96 MiB, 40 Mbit/s, one corrupts pieces: last good node done", "the run without trouble", "{corrupt_last_over_none} times its time; {honest_blamed} honest peers blamed"),
+    ("adversity", "16 nodes, 256 MiB, 40 Mbit/s, one corrupts pieces: last good node done", "the run without trouble", "{corrupt_last_over_none} times its time; {honest_blamed} honest peers blamed"),
     ("adversity", "four nodes killed in the middle", "the run without trouble", "{killed_last_over_none} times its time"),
     ("adversity", "one link ten times slower", "the run without trouble", "{slow_last_over_none} times its time; {slow_upstream_bytes_ratio} times the image from the registry"),
     ("adversity", "every other node begins late", "the run without trouble", "{late_last_over_none} times its time"),

@@ -94,15 +94,16 @@ fn without_overlap<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Tasks;
 
     #[tokio::test]
     async fn a_read_of_everything_is_not_joined_to_one_that_is_about_to_fail() {
-        let segments = Segments::default();
+        let (segments, tasks) = (Segments::default(), Tasks::default());
         let started = Mutex::new(Vec::new());
         let join = |bytes: &Range<u64>| {
             segments.join(Some(64), bytes, &(20..24), |bytes, ended| {
                 started.lock().push(bytes);
-                tokio::spawn(async move { ended.closed().await }).abort_handle()
+                tasks.spawn("read", async move { ended.closed().await }).abort_handle()
             })
         };
         let reads = [16..32, 16..32, 0..64, 0..64].map(|bytes| join(&bytes));
