@@ -4,7 +4,7 @@
 //! other nodes' agents are played: their `NodeCache`s change as theirs would while an image comes to all of them. What the
 //! agent asks and is sent is what each of 5,000 agents would; what the controller does comes once.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use kit::{
@@ -140,6 +140,16 @@ fn figures(report: &mut Report, rest: &Seen, busy: &Seen) {
         report.figure(names[2], sets);
         report.figure(names[3], caches);
         report.figure(names[4], agent * number(NODES) + leader);
+        let mut kinds = BTreeMap::new();
+        for Record { client, verb, plural, .. } in &seen.records {
+            let who = if client == CONTROLLER { "leader" } else { "agent" };
+            *kinds
+                .entry(format!("{who}: {verb} {plural}, {}", names[0].rsplit('_').next().unwrap_or("")))
+                .or_default() += 1;
+        }
+        for (kind, count) in kinds {
+            report.detail(&kind, number(count));
+        }
         let writes =
             seen.records.iter().filter(|record| record.plural == "imagesets" && record.verb == "patch");
         report.detail("writes of a set's status", number(writes.count()));
