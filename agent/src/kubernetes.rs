@@ -1,21 +1,24 @@
 //! Access to the API server: a client, time limits, and watching a kind of objects.
 //!
-//! kube's watcher lists in pages, watches from there, starts again after 410, and backs off on errors (0.8 s up to 30
-//! s); the last known objects stay in force meanwhile.
+//! kube's watcher lists in pages, watches from there, and starts again after 410. After errors it is polled again after 1 s, doubling up
+//! to 30 s; the last known objects stay in force meanwhile.
 
 mod outage;
 pub(crate) mod rights;
 
-use std::{collections::BTreeMap, fmt::Debug, future::Future, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    future::Future,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, pin_mut};
 use kube::{
     Api, Client, Config, Resource,
     client::ClientBuilder,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event},
-    },
+    runtime::watcher::{self, Event},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -30,9 +33,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// before (90 s). Without it, a list that is never answered would block for ever.
 const SILENCE: Duration = Duration::from_secs(400);
 
-/// Pauses between attempts to create a client.
+/// Pauses between attempts to create a client, and to list objects.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// Longest pause between attempts to list objects.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Returns a client as soon as there is one; `what` is what depends on it, for the log.
 pub(crate) async fn connect(url: Option<&str>, what: &str) -> Client {
@@ -116,9 +122,10 @@ pub(crate) async fn follow<K, T>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let events = kube::runtime::watcher(api, config).default_backoff();
+    // kube's own back-off starts again with each attempt to list, which it takes for a success.
+    let events = kube::runtime::watcher(api, config);
     pin_mut!(events);
-    let (mut listed, mut trouble) = (BTreeMap::new(), false);
+    let (mut listed, mut trouble, mut pause) = (BTreeMap::new(), false, FIRST_PAUSE);
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listed = BTreeMap::new(),
@@ -126,7 +133,7 @@ pub(crate) async fn follow<K, T>(
                 listed.insert(name(&object), keep(object));
             }
             Ok(Event::InitDone) => {
-                trouble = false;
+                (trouble, pause) = (false, FIRST_PAUSE);
                 let objects = std::mem::take(&mut listed);
                 known.send_modify(|known| *known = Known { synced: true, objects });
             }
@@ -142,9 +149,17 @@ pub(crate) async fn follow<K, T>(
             }),
             Err(error) => {
                 trouble |= log_watch_failure::<K>(&error, trouble);
+                tokio::time::sleep(jittered(pause)).await;
+                pause = (pause * 2).min(LONGEST_RETRY);
             }
         }
     }
+}
+
+/// Between half and all of a pause, so that the agents of a cluster do not come back at the same moment.
+fn jittered(pause: Duration) -> Duration {
+    let share = RandomState::new().hash_one(()) % 512;
+    pause * u32::try_from(512 + share).unwrap_or(1_024) / 1_024
 }
 
 /// Logs why objects cannot be watched: once, and not with every attempt, when it was not `known`. Returns whether it is known now.

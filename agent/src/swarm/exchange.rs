@@ -5,7 +5,7 @@
 //! `peer.wait`).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -96,8 +96,6 @@ struct Exchange {
     context: Arc<PieceContext>,
     window: Window,
     asks: FuturesUnordered<BoxedAsk>,
-    /// How many of [`Self::asks`] a piece has: a peer may need a piece from another source than this node does.
-    asked: HashMap<u64, usize>,
     /// The pieces among [`Self::asks`] that the download itself needs.
     own: HashSet<u64>,
     hashing: CatchUp,
@@ -119,7 +117,6 @@ impl Exchange {
             window: Window::new(context.layout(), seed),
             context: Arc::new(context),
             asks: FuturesUnordered::new(),
-            asked: HashMap::new(),
             own: HashSet::new(),
             hashing: CatchUp::default(),
             total: 0,
@@ -202,7 +199,6 @@ impl Exchange {
         let slow = self.context.is_slow();
         if slow && !self.leaf {
             self.asks.clear();
-            self.asked.clear();
             self.own.clear();
             for piece in self.window.open() {
                 self.window.give_back(piece);
@@ -216,7 +212,6 @@ impl Exchange {
     }
 
     fn ask(&mut self, piece: u64, source: PieceSource) {
-        *self.asked.entry(piece).or_default() += 1;
         let context = self.context.clone();
         self.asks.push(Box::pin(async move {
             let outcome = match source {
@@ -273,17 +268,11 @@ impl Exchange {
 
     fn apply(&mut self, piece: u64, outcome: Result<(), NoPiece>) -> Result<(), FetchError> {
         let own = self.own.remove(&piece);
-        let others = self.asked.remove(&piece).unwrap_or(1) - 1;
-        if others > 0 {
-            self.asked.insert(piece, others);
-        }
         match outcome {
             Ok(()) => {
                 self.window.arrived(piece);
             }
             Err(NoPiece::Fatal(error)) => return Err(error),
-            // Peers that wait for the piece would ask another node for it, which reads it from the registry again.
-            Err(NoPiece::NoSource) if others > 0 => {}
             Err(NoPiece::NoSource) => {
                 self.window.give_back(piece);
                 let download = self.download();

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hearth_agent::prepull::crd::{ImageSet, NodeCache};
-use kit::{agent::REGISTRY, kubernetes::ApiFault, pull::Puller};
+use kit::{
+    agent::{Agent, AgentConfig, REGISTRY},
+    kubernetes::{ApiFault, FakeApi},
+    pull::Puller,
+    registry::FakeUpstream,
+};
 use serde_json::json;
 
 use super::{REPOSITORY, World, eventually};
@@ -30,7 +35,7 @@ async fn with_the_server_gone_the_cache_goes_on_and_what_sets_keep_is_kept_over_
     let puller = Puller::new(&agent.url(), Some(REGISTRY));
     puller.pull(REPOSITORY, "3.5", |_| ()).await.expect("pulls go on");
     let home = agent.stop().await;
-    let agent = kit::agent::Agent::start_in(&config, home).await;
+    let agent = Agent::start_in(&config, home).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(
         stdout(&command(&agent, &["ls"])).contains("pinned"),
@@ -138,7 +143,7 @@ async fn an_unreachable_server_is_one_line_in_the_log_and_so_is_its_return() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_is_made_between_two_pages_of_a_list_is_heard_of() {
-    let fake = kit::kubernetes::FakeApi::start().await;
+    let fake = FakeApi::start().await;
     fake.install_hearth();
     let make = |name: &str| {
         fake.seed(json!({
@@ -171,4 +176,26 @@ async fn an_object_that_is_made_between_two_pages_of_a_list_is_heard_of() {
         .collect()
         .await;
     assert_eq!(heard, ["+a", "-n"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_that_are_not_installed_are_listed_ever_less_often() {
+    let (upstream, api) = (FakeUpstream::start().await, FakeApi::start().await);
+    let kubernetes = format!("kubernetes: {{ imageSets: true, api: \"{}\", node: one }}", api.url());
+    let agent = Agent::start(&AgentConfig::for_upstream(&upstream).with(&kubernetes)).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let log = api.log();
+    let lists = log.iter().filter(|record| record.verb == "list" && record.plural == "imagesets").count();
+    // After 1, 2, 4 and 8 s at most; once a second would be ten.
+    assert!((3..=6).contains(&lists), "{lists}");
+    api.install_hearth();
+    eventually("it is found later", async || {
+        let log = api.log();
+        log.iter()
+            .any(|record| record.verb == "watch" && record.plural == "imagesets")
+            .then_some(())
+            .ok_or("no watch")
+    })
+    .await;
+    agent.stop().await;
 }
