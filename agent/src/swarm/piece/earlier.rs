@@ -51,11 +51,12 @@ impl PieceContext {
         tokio::time::timeout(ANSWER, found).await.is_ok_and(|found| found.is_some())
     }
 
-    /// Does not wait for a piece that the peer does not have: it may wait for this node's.
+    /// Does not wait for a piece that the peer does not have: it may wait for this node's. As a root it sends the piece even when it has much
+    /// to send: the registry would send it otherwise.
     async fn take_what_it_has(&self, peer: &Peer, piece: u64) -> Result<Attempt, NoPiece> {
-        let (ask, bytes) = (self.request(Role::Parent, piece, true), self.layout.bytes(piece));
+        let (ask, bytes) = (self.request(Role::Root, piece, true), self.layout.bytes(piece));
         match self.peers().piece(peer, &ask, bytes.end - bytes.start).await {
-            Ok(PieceAnswer::Body(body)) => self.take(peer, (Role::Parent, Trust::Agreed), *body, piece).await,
+            Ok(PieceAnswer::Body(body)) => self.take(peer, (Role::Root, Trust::Agreed), *body, piece).await,
             Ok(_) => Ok(Attempt::Next),
             Err(error) => {
                 self.peers().note_failure(&error);
