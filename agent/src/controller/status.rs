@@ -121,7 +121,7 @@ async fn remove(client: &Client, set: &ImageSet) -> Result<(), kube::Error> {
     }
 }
 
-/// Computes statuses, writes those that have changed, and publishes Events about changes.
+/// Computes statuses, writes changed ones, and publishes Events about changes.
 struct StatusWriter {
     client: Client,
     config: Config,

@@ -67,6 +67,8 @@ impl Fetcher {
         }
     }
 
+    /// Asks the owner of the registry's budget, the next one when it does not answer, and at last this node itself. Without `subject` it only
+    /// reports.
     async fn ask_owner(&self, registry: &RegistryHost, subject: Option<u64>) -> Answer {
         let told = self.0.upstream.rate_told(registry);
         let granted = self.0.upstream.granted_lately(registry);

@@ -161,7 +161,7 @@ impl Ledger {
         }
         if self.granted.len() < MOST {
             self.granted.insert(subject, now);
-            // A request that is later than expected is counted before those that were granted after it.
+            // The registry counts a request that is later than expected before requests with later grants.
             self.uncounted.retain(|granted| now < *granted + REMEMBERED);
             self.uncounted.push_back(now);
         }
@@ -217,11 +217,7 @@ mod tests {
         // The other two come so late that they are not expected any more.
         let late = now + UNDER_WAY;
         ledger.learn(told(35, 0), late);
-        assert_eq!(
-            granted(&mut ledger, 200..299, late),
-            0,
-            "they are not taken for those that came after them"
-        );
+        assert_eq!(granted(&mut ledger, 200..299, late), 0, "late requests do not count as later ones");
     }
 
     #[test]

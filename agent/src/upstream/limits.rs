@@ -234,7 +234,7 @@ fn hash(source: &str) -> u64 {
     u64::from_str_radix(&Digest::of(source.as_bytes()).hex()[..16], 16).unwrap_or(0)
 }
 
-/// Whether `cost` more requests of background work leave those that are for waiting pods. A limit of 0 is none.
+/// Whether the reserve for waiting pods is still whole after `cost` more requests. A limit of 0 means that there is none.
 #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
 pub(super) fn leaves_reserve(limit: u64, left: u64, cost: u64) -> bool {
     limit == 0 || left.checked_sub(cost).is_some_and(|after| after as f64 >= limit as f64 * RESERVE)
