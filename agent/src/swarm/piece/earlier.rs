@@ -6,27 +6,42 @@
 //! cluster reads the blob for the first time, and no other segment of it is asked for.
 
 use futures_util::{StreamExt as _, stream};
+use tokio::sync::OnceCell;
 
 use super::{Attempt, NoPiece, PieceContext, Trust};
 use crate::{
-    download::ReadError,
+    download::{KeyedMutex, ReadError},
     limits::swarm::{earlier::ANSWER, take::VOUCHING},
     peers::{Peer, PieceAnswer, plan::Role},
 };
+
+/// What this node knows about earlier readers of one blob.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    was_read: OnceCell<bool>,
+    /// One request at a time for a piece.
+    pieces: KeyedMutex<u64>,
+}
 
 impl PieceContext {
     /// Takes a piece of one of this node's segments from a peer that guarantees its hash. Returns whether the peer sent it.
     pub(super) async fn take_from_earlier_reader(&self, piece: u64) -> Result<bool, ReadError> {
         let Some(peer) = self.earlier_reader(piece).await else { return Ok(false) };
+        // A client of this node and a peer may need the piece at the same time. Whoever comes second finds it here, and must
+        // not read the segment because the first one is receiving it.
+        let _turn = self.earlier.pieces.lock(&piece).await;
+        if self.has(piece) {
+            return Ok(true);
+        }
         match self.take_what_it_has(&peer, piece).await {
             Ok(Attempt::Brought) => Ok(true),
-            Ok(Attempt::Next) | Err(NoPiece::NoSource) => Ok(false),
+            Ok(Attempt::Next) | Err(NoPiece::NoSource) => Ok(self.has(piece)),
             Err(NoPiece::Fatal(error)) => Err(ReadError::Fatal(error)),
         }
     }
 
     async fn earlier_reader(&self, piece: u64) -> Option<Peer> {
-        if !*self.was_read.get_or_init(|| self.ask_next_readers(piece)).await {
+        if !*self.earlier.was_read.get_or_init(|| self.ask_next_readers(piece)).await {
             return None;
         }
         let claim = self.expected(piece).await?;
@@ -51,8 +66,8 @@ impl PieceContext {
         tokio::time::timeout(ANSWER, found).await.is_ok_and(|found| found.is_some())
     }
 
-    /// Does not wait for a piece that the peer does not have: it may wait for this node's. As a root it sends the piece even when it has much
-    /// to send: the registry would send it otherwise.
+    /// Does not wait for a piece that the peer does not have: it may wait for this node's. As a root it sends the piece even
+    /// when it has much to send: the registry would send it otherwise.
     async fn take_what_it_has(&self, peer: &Peer, piece: u64) -> Result<Attempt, NoPiece> {
         let (ask, bytes) = (self.request(Role::Root, piece, true), self.layout.bytes(piece));
         match self.peers().piece(peer, &ask, bytes.end - bytes.start).await {

@@ -11,6 +11,8 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 
+use earlier::Earlier;
+
 use super::context::Swarm;
 use crate::{
     download::{Download, FetchError, ReadError, Reading},
@@ -62,8 +64,8 @@ pub(super) struct PieceContext {
     fetchers: Vec<Vec<u32>>,
     /// Peers that were found to have the blob when all other sources had failed.
     holders: tokio::sync::OnceCell<Vec<Peer>>,
-    /// Whether other nodes had the blob before this one; see [`earlier`].
-    was_read: tokio::sync::OnceCell<bool>,
+    /// Whether other nodes had the blob before this one.
+    earlier: Earlier,
 }
 
 impl PieceContext {
@@ -81,7 +83,7 @@ impl PieceContext {
             membership,
             fetchers,
             holders: tokio::sync::OnceCell::new(),
-            was_read: tokio::sync::OnceCell::new(),
+            earlier: Earlier::default(),
         })
     }
 
