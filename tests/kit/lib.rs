@@ -10,6 +10,7 @@ pub mod disk;
 pub mod fixtures;
 pub mod kubernetes;
 pub mod layering;
+pub mod link;
 pub mod metrics;
 pub mod net;
 pub mod peer;

@@ -105,6 +105,11 @@ impl Context {
         Some(arrived.wrapping_add(download.peer_requests.moved()).wrapping_add(before))
     }
 
+    /// How long nothing may arrive for a client that usually waits for `patience`.
+    pub(super) fn patience(&self, patience: Duration) -> Duration {
+        patience + self.peers.extra_silence()
+    }
+
     /// Removes a download that has ended, unless a newer one has replaced it.
     pub(super) fn leave(&self, download: &Arc<Download>) {
         let mut downloads = self.downloads.lock();

@@ -1,6 +1,9 @@
 //! The public interface of the download engine; see the module documentation.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::{
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -189,6 +192,12 @@ impl Fetcher {
     /// without a download.
     pub fn movement(&self, digest: &Digest) -> Option<u64> {
         self.0.movement(digest)
+    }
+
+    /// How long nothing may arrive for a client that usually waits for `patience`: longer on a node with a slow link, where
+    /// the registry that the client would ask instead is behind the same link.
+    pub fn patience(&self, patience: Duration) -> Duration {
+        self.0.patience(patience)
     }
 
     /// Subscribes to the download of a digest, and starts the download if there is none.

@@ -193,6 +193,7 @@ impl ContentReader {
             if let Ok(read) = tokio::time::timeout(CHECK.min(patience), self.read(size)).await {
                 return read;
             }
+            let patience = way.context.patience(patience);
             if still.is_over(way.context.movement(&way.digest), Instant::now(), patience) {
                 let reason = format!("nothing arrived from the registry or a peer for {patience:?}");
                 return Err(FetchError::NotNow { reason, retry_after: None });

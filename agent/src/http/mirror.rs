@@ -168,6 +168,7 @@ impl Mirror {
                 return answer;
             }
             let movement = digest.and_then(|digest| self.0.fetcher.movement(&digest));
+            let patience = digest.map_or(patience, |_| self.0.fetcher.patience(patience));
             if still.is_over(movement, Instant::now(), patience) {
                 return Err(Refusal::late(patience));
             }

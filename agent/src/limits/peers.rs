@@ -57,8 +57,11 @@ pub(crate) mod speed {
     /// Windows measured before this node calls itself slow.
     pub(crate) const WINDOWS: u32 = 3;
 
-    /// To a node whose link is full, peers seem dead. A node that only waits for others gets little too, but reaches
-    /// all of them: this many peers must have seemed dead, within this time, before the node calls itself slow.
+    /// A node that only waits for others gets little too. So its link must have been full: so many pieces were arriving at
+    /// once during [`WINDOWS`] windows in a row, ...
+    pub(crate) const AT_ONCE: usize = 4;
+
+    /// ... or so many peers seemed dead within this time: on some full links, packets of other connections are lost.
     pub(crate) const SILENT_PEERS: usize = 2;
 
     pub(crate) const SILENT_SPAN: Duration = Duration::from_secs(5);
@@ -106,6 +109,10 @@ pub(crate) mod client {
 
     /// How much longer the header may take on a slow and full link.
     pub const SLOW_HEADER: Duration = Duration::from_secs(5);
+
+    /// How much longer nothing may arrive there, for whoever waits: requests take so much longer, and what the link still
+    /// carries for requests that have ended comes first.
+    pub(crate) const SLOW_SILENCE: Duration = SLOW_CONNECT.saturating_add(SLOW_HEADER);
 
     /// Longest silence inside a body.
     pub(crate) const IDLE: Duration = Duration::from_secs(3);

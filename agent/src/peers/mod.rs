@@ -58,6 +58,7 @@ pub use uploads::{Upload, Uploads, Waiting};
 use wire::{HashesAsk, PeerRequest, PieceAsk};
 
 use crate::{
+    limits::peers::client::SLOW_SILENCE,
     metrics::{Metrics, PeerLabels, PeerOutcome, PeerWhat},
     types::{Digest, MediaType, Repository, Tag},
 };
@@ -120,6 +121,16 @@ pub struct SetupError(#[from] reqwest::Error);
 /// The cluster as one node sees it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peers(Arc<Inner>);
+
+/// A piece that is arriving at this node; see [`Peers::receiving`].
+#[derive(Debug)]
+pub struct Receiving(Peers);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.speeds().end_piece();
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -269,6 +280,12 @@ impl Peers {
         self.0.client.set_slow(speeds.is_slow());
     }
 
+    /// A peer begins to send a piece to this node, until the value is dropped.
+    pub fn receiving(&self) -> Receiving {
+        self.speeds().begin_piece();
+        Receiving(self.clone())
+    }
+
     /// A peer reported its speed, in bytes per second.
     pub fn note_speed(&self, peer: &str, rate: u64) {
         self.speeds().note_peer(peer, rate, Instant::now());
@@ -282,6 +299,11 @@ impl Peers {
     /// Whether this node is much slower than most others: then no peer should wait for it.
     pub fn is_slow(&self) -> bool {
         self.speeds().is_slow()
+    }
+
+    /// How much longer than usual nothing may arrive before a wait ends: not zero on a slow node.
+    pub fn extra_silence(&self) -> Duration {
+        if self.is_slow() { SLOW_SILENCE } else { Duration::ZERO }
     }
 
     /// Number of content bytes that have arrived at this node, when it is slow: there, one blob waits for another.

@@ -1,9 +1,9 @@
 //! Whether this node is slow: the best recent rate of its link, compared with the rates that other peers report.
 //!
 //! A slow node between others delays all of them, and only the node itself can tell all of them the same. So each
-//! request for a piece contains the requester's rate, and a node that is much slower than most others becomes a leaf
-//! ([`super::plan`]): it fetches for itself, and redirects requests. What one peer reports counts as much as what any
-//! other does.
+//! request for a piece contains the requester's rate, and a node that is much slower than most others while its link is
+//! full becomes a leaf ([`super::plan`]): it fetches for itself, and redirects requests. What one peer reports counts as
+//! much as what any other does.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,8 @@ use std::{
 };
 
 use crate::limits::peers::speed::{
-    BURST, ENOUGH, HALF_LIFE, MEMORY, MOST, PAUSE, RENEW, SHARE, SILENT_PEERS, SILENT_SPAN, WINDOW, WINDOWS,
+    AT_ONCE, BURST, ENOUGH, HALF_LIFE, MEMORY, MOST, PAUSE, RENEW, SHARE, SILENT_PEERS, SILENT_SPAN, WINDOW,
+    WINDOWS,
 };
 
 /// The rates of this node and its peers.
@@ -32,6 +33,10 @@ struct Own {
     total: u64,
     window: Option<Window>,
     windows: u32,
+    /// Pieces that are arriving from peers now.
+    pieces: usize,
+    /// Windows in a row in which enough pieces were arriving all the time.
+    full: u32,
     /// Bytes per second, and when measured.
     best: Option<(f64, Instant)>,
 }
@@ -41,6 +46,8 @@ struct Window {
     since: Instant,
     last: Instant,
     bytes: u64,
+    /// The fewest pieces that were arriving at once.
+    pieces: usize,
 }
 
 #[expect(
@@ -58,7 +65,8 @@ impl Speeds {
             Some(window) if now.duration_since(window.last) < PAUSE => window,
             window => {
                 // The bytes arrived before the window starts.
-                *window = Some(Window { since: now, last: now, bytes: 0 });
+                *window = Some(Window { since: now, last: now, bytes: 0, pieces: own.pieces });
+                own.full = 0;
                 return;
             }
         };
@@ -68,11 +76,25 @@ impl Speeds {
             return;
         }
         let rate = window.bytes.saturating_sub(BURST) as f64 / taken.as_secs_f64();
-        (window.since, window.bytes) = (now, 0);
+        own.full = if window.pieces >= AT_ONCE { own.full + 1 } else { 0 };
+        (window.since, window.bytes, window.pieces) = (now, 0, own.pieces);
         own.windows += 1;
         let before = own.best.map_or(0.0, |best| decayed(best, now));
         own.best = Some((rate.max(before), now));
         self.look(now);
+    }
+
+    /// A peer begins to send a piece.
+    pub fn begin_piece(&mut self) {
+        self.own.pieces += 1;
+    }
+
+    /// A piece has ended, one way or the other.
+    pub fn end_piece(&mut self) {
+        self.own.pieces = self.own.pieces.saturating_sub(1);
+        if let Some(window) = &mut self.own.window {
+            window.pieces = window.pieces.min(self.own.pieces);
+        }
     }
 
     /// A peer seemed dead: no connection, or no answer in time.
@@ -106,14 +128,16 @@ impl Speeds {
         self.look(now);
     }
 
-    /// A slow node stays slow until its link has carried more: with its longer time limits, no peer seems dead.
+    /// A slow node stays slow until its link has carried more: it receives few pieces at once, and with its longer time
+    /// limits no peer seems dead.
     fn look(&mut self, now: Instant) {
         let below = match (self.own(), self.median) {
             (Some(own), Some(median)) => (own as f64) < SHARE * median as f64,
             _ => false,
         };
         let silent = self.silent.values().filter(|noted| now.duration_since(**noted) < SILENT_SPAN).count();
-        self.slow = below && (self.slow || silent >= SILENT_PEERS);
+        let full = self.own.full >= WINDOWS || silent >= SILENT_PEERS;
+        self.slow = below && (self.slow || full);
     }
 
     /// Bytes that have arrived so far.
@@ -126,7 +150,7 @@ impl Speeds {
         self.own.window.as_ref().map_or(Duration::MAX, |window| now.duration_since(window.last))
     }
 
-    /// Whether this node is much slower than most others, and its link is full.
+    /// Whether this node is much slower than most others although its link is full.
     pub fn is_slow(&self) -> bool {
         self.slow
     }
@@ -171,6 +195,30 @@ mod tests {
             assert!(!speeds.is_slow(), "one peer may be dead");
             speeds.note_silent("peer-1", now);
             assert_eq!(speeds.is_slow(), slow, "{own} beside {others:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_slow_when_many_pieces_arrive_at_once_and_little_of_each() {
+        for (pieces, short, slow) in [
+            (AT_ONCE, false, true),
+            (AT_ONCE - 1, false, false),
+            // One of them ends in each window, and the next one begins.
+            (AT_ONCE, true, false),
+            (AT_ONCE + 1, true, true),
+            (0, false, false),
+        ] {
+            let (mut speeds, start) = (Speeds::default(), Instant::now());
+            (0..ENOUGH).for_each(|at| speeds.note_peer(&format!("peer-{at}"), 12 * MIB, start));
+            (0..pieces).for_each(|_| speeds.begin_piece());
+            for step in 0..30 {
+                speeds.note_arrival(MIB / 10, start + Duration::from_millis(step * 100));
+                if short {
+                    speeds.end_piece();
+                    speeds.begin_piece();
+                }
+            }
+            assert_eq!(speeds.is_slow(), slow, "{pieces} pieces, {short}");
         }
     }
 

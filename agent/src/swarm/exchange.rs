@@ -25,7 +25,7 @@ use crate::{
 };
 
 use crate::limits::{
-    peers::client::{SLOW_CONNECT, SLOW_HEADER},
+    peers::client::SLOW_SILENCE,
     swarm::exchange::{ASKS, LEAF_ASKS, LEAF_PROBE, LEAF_WAIT, LINGER, PAUSE, PROBE, ROUNDS, TICK, URGENT},
 };
 
@@ -319,9 +319,8 @@ fn patience(leaf: bool, quiet: Duration, wait: Duration) -> Duration {
     if !leaf {
         return wait;
     }
-    // On a slow link that is full, other blobs come first, and the registry is behind the same link. Requests have longer
-    // limits there, and so has silence: what was in the link's queue for requests that ended comes first.
-    let silence = wait + SLOW_CONNECT + SLOW_HEADER;
+    // On a slow link that is full, other blobs come first, and the registry is behind the same link.
+    let silence = wait + SLOW_SILENCE;
     if quiet < silence { LEAF_WAIT } else { silence }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod issued;
 mod membership;
 mod misbehaviour;
 mod outage;
+mod slow;
 mod tls;
 mod trust;
 mod vectors;

@@ -154,6 +154,7 @@ impl PieceContext {
         mut body: PieceBody,
         role: Role,
     ) -> Result<Result<Option<Unverified>, PeerError>, NoPiece> {
+        let _receiving = self.peers().receiving();
         let (mut batch, mut length, mut since) = (Vec::new(), 0, Instant::now());
         let (began, mut come) = (Instant::now(), 0);
         loop {
