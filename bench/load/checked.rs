@@ -7,7 +7,11 @@
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,36 +26,50 @@ const TRIES: u32 = 3;
 const WRONG: u32 = 5;
 
 /// This program as such a client in a process of its own, with the words of [`crate::client::run_alone`]. Prints how many
-/// seconds the pull took, how many blobs had a wrong digest at first, and why the pull failed, if it did.
+/// seconds the pull took, how many blobs had a wrong digest at first, what the mirror refused, and why the pull failed, if it
+/// did.
 pub(crate) async fn run_alone(words: &[String]) -> Result<()> {
     let request = PullRequest::parse(words)?;
     let started = request.wait().await;
-    let (outcome, wrong) = tokio::task::spawn_blocking(move || {
-        let wrong = AtomicU64::new(0);
-        (pull(&request, &wrong), wrong.into_inner())
+    let (outcome, seen) = tokio::task::spawn_blocking(move || {
+        let seen = Seen::default();
+        (pull(&request, &seen), seen)
     })
     .await?;
     let failure = outcome.err().map(|error| format!("{error:#}"));
-    let told = json!({ "seconds": started.elapsed().as_secs_f64(), "wrong": wrong, "failure": failure });
+    let told = json!({
+        "seconds": started.elapsed().as_secs_f64(),
+        "wrong": seen.wrong.into_inner(),
+        "refusals": seen.refusals.into_inner().map_err(|_| anyhow::anyhow!("a client's thread panicked"))?,
+        "failure": failure,
+    });
     writeln!(io::stdout(), "{told}")?;
     Ok(())
 }
 
-/// Counts in `wrong` the blobs whose first bytes had another digest.
-fn pull(request: &PullRequest, wrong: &AtomicU64) -> Result<()> {
+/// What happened to a client besides the pull itself.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Blobs whose first bytes had another digest.
+    wrong: AtomicU64,
+    /// Why the registry was asked instead of the mirror, each with the time since the request for the body.
+    refusals: Mutex<Vec<String>>,
+}
+
+fn pull(request: &PullRequest, seen: &Seen) -> Result<()> {
     let places = &request.places;
     request.fetch(
-        |(path, size)| body(places, path, *size, |_| ()),
+        |(path, size)| body(places, path, *size, seen, |_| ()),
         |(path, size)| {
             let digest = digest_in(path).context("a blob's path names its digest")?;
             for attempt in 0..WRONG {
                 let mut hash = Sha256::new();
-                body(places, path, *size, |bytes| hash.update(bytes))?;
+                body(places, path, *size, seen, |bytes| hash.update(bytes))?;
                 if hex::encode(hash.finalize()) == digest {
                     return Ok(());
                 }
                 if attempt == 0 {
-                    wrong.fetch_add(1, Ordering::Relaxed);
+                    seen.wrong.fetch_add(1, Ordering::Relaxed);
                 }
             }
             bail!("`{path}` had a wrong digest {WRONG} times")
@@ -60,8 +78,14 @@ fn pull(request: &PullRequest, wrong: &AtomicU64) -> Result<()> {
 }
 
 /// One body, resumed as often as it ends early, and given up after [`TRIES`] without a new byte.
-fn body(places: &[SocketAddr], path: &str, size: u64, mut sink: impl FnMut(&[u8])) -> Result<()> {
-    let (mut have, mut idle) = (0, 0);
+fn body(
+    places: &[SocketAddr],
+    path: &str,
+    size: u64,
+    seen: &Seen,
+    mut sink: impl FnMut(&[u8]),
+) -> Result<()> {
+    let (mut have, mut idle, began) = (0, 0, Instant::now());
     loop {
         let before = have;
         let mut outcome = Err(anyhow::anyhow!("no address to request it from"));
@@ -75,6 +99,10 @@ fn body(places: &[SocketAddr], path: &str, size: u64, mut sink: impl FnMut(&[u8]
             // What ended early is resumed from the first place.
             if outcome.is_ok() || have > before {
                 break;
+            }
+            if let (Err(error), Ok(mut refusals)) = (&outcome, seen.refusals.lock()) {
+                refusals
+                    .push(format!("after {:.1} s at byte {have}: {error:#}", began.elapsed().as_secs_f64()));
             }
         }
         let Err(error) = outcome else { return Ok(()) };
@@ -120,7 +148,7 @@ mod tests {
             b"HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n\r\ndef".to_vec(),
         ]);
         let mut got = Vec::new();
-        body(&[address], "/", 6, |bytes| got.extend_from_slice(bytes)).unwrap();
+        body(&[address], "/", 6, &Seen::default(), |bytes| got.extend_from_slice(bytes)).unwrap();
         assert_eq!(got, b"abcdef");
     }
 
@@ -130,8 +158,11 @@ mod tests {
         let (mirror, registry) =
             (server(vec![refusal]), server(vec![b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx".to_vec()]));
         let mut got = Vec::new();
-        body(&[mirror, registry], "/", 1, |bytes| got.extend_from_slice(bytes)).unwrap();
+        let seen = Seen::default();
+        body(&[mirror, registry], "/", 1, &seen, |bytes| got.extend_from_slice(bytes)).unwrap();
         assert_eq!(got, b"x");
+        let refusals = seen.refusals.into_inner().unwrap();
+        assert!(refusals.len() == 1 && refusals[0].contains("503"), "{refusals:?}");
     }
 
     #[test]

@@ -132,11 +132,20 @@ pub(crate) async fn hits(agent: &AgentProcess, blobs: u32, count: u32) -> Result
     times.await?
 }
 
-/// Resident memory of a process, in MiB.
-pub(crate) fn resident_mib(agent: &AgentProcess) -> Result<f64> {
+/// Resident memory of a process, in MiB: all of it, and without pages of files, which the kernel takes back when it needs them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resident {
+    pub(crate) all: f64,
+    pub(crate) own: f64,
+}
+
+/// What an agent has in memory (proc_pid_status(5)).
+pub(crate) fn resident(agent: &AgentProcess) -> Result<Resident> {
     let id = agent.id().context("it runs")?;
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process has memory")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
+    let mib = |name: &str| -> Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a process has memory")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    };
+    Ok(Resident { all: mib("VmRSS:")?, own: mib("RssAnon:")? })
 }

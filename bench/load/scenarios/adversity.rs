@@ -110,6 +110,8 @@ struct Pull {
     seconds: f64,
     /// Blobs with a wrong digest at first.
     wrong: u64,
+    /// Why the client went to the registry by itself.
+    refusals: Vec<String>,
     failure: Option<String>,
 }
 
@@ -226,7 +228,7 @@ impl Bench<'_> {
             };
             (if case.is_bad(pull.node, self.nodes) { &mut bad } else { &mut good }).push(pull);
         }
-        complain(&good, &agents);
+        complain(good.iter().chain(&bad), &agents);
         let gets = requests(&upstream.printed());
         let bytes: u64 = gets.iter().filter(|get| get.path.contains("/blobs/")).map(|get| get.bytes).sum();
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -274,6 +276,7 @@ impl Bench<'_> {
                 node,
                 seconds: LIMIT.as_secs_f64(),
                 wrong: 0,
+                refusals: Vec::new(),
                 failure: Some(format!("{error:#}")),
             })
         }))
@@ -315,15 +318,21 @@ impl Pull {
             node,
             seconds: told["seconds"].as_f64().context("a client tells its seconds")?,
             wrong: told["wrong"].as_u64().context("a client tells how many digests were wrong")?,
+            refusals: serde_json::from_value(told["refusals"].clone())
+                .context("a client tells what was refused")?,
             failure: told["failure"].as_str().map(str::to_owned),
         })
     }
 }
 
-/// Failed pulls go to standard error at once, with the agent's last words: the table has only their number.
-fn complain(pulls: &[Pull], agents: &[(u8, AgentProcess)]) {
+/// Refused requests and failed pulls go to standard error at once, the latter with the agent's last words: the table has
+/// only their number.
+fn complain<'a>(pulls: impl Iterator<Item = &'a Pull>, agents: &[(u8, AgentProcess)]) {
     use std::io::Write as _;
     for pull in pulls {
+        for refusal in &pull.refusals {
+            let _ = writeln!(std::io::stderr(), "node {}: the mirror refused {refusal}", pull.node);
+        }
         let Some(failure) = &pull.failure else { continue };
         let log = agents.iter().find(|(node, _)| *node == pull.node).map(|(_, agent)| agent.log());
         // Nothing is lost when standard error is closed.

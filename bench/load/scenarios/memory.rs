@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use kit::process::AgentProcess;
 
 use crate::{
     Arguments,
@@ -25,16 +26,24 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         }
         let mut rebuilt = crowd::start(&home, BLOBS).await?;
         tokio::time::sleep(REST).await;
-        report.figure("rss_after_rebuild_mib", crowd::resident_mib(&rebuilt.agent)?);
+        tell(report, ["rss_after_rebuild_mib", "own_after_rebuild_mib"], &rebuilt.agent)?;
         rebuilt.agent.terminate()?;
         rebuilt.agent.wait().await?;
 
         let clean = crowd::start(&home, BLOBS).await?;
         tokio::time::sleep(REST).await;
-        report.figure("rss_mib", crowd::resident_mib(&clean.agent)?);
+        tell(report, ["rss_mib", "own_mib"], &clean.agent)?;
         crowd::hits(&clean.agent, BLOBS, HITS).await?;
         tokio::time::sleep(REST).await;
-        report.figure("rss_after_hits_mib", crowd::resident_mib(&clean.agent)?);
+        tell(report, ["rss_after_hits_mib", "own_after_hits_mib"], &clean.agent)?;
     }
+    Ok(())
+}
+
+/// Resident memory, and its part without the program and other files.
+fn tell(report: &mut Report, [all, own]: [&'static str; 2], agent: &AgentProcess) -> Result<()> {
+    let resident = crowd::resident(agent)?;
+    report.figure(all, resident.all);
+    report.figure(own, resident.own);
     Ok(())
 }
