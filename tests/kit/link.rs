@@ -99,7 +99,7 @@ async fn relay(client: TcpStream, target: SocketAddr, back: Arc<Pace>, forth: Ar
     socket.set_recv_buffer_size(BUFFER)?;
     let server = socket.connect(target).await?;
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    // When one side is gone, so is the other: who gives up a request must not leave it running.
+    // When one side closes the connection, the other side's is closed too: an aborted request must not go on.
     tokio::select! {
         ended = pass(from_client, to_server, forth) => ended,
         ended = pass(from_server, to_client, back) => ended,

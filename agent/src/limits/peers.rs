@@ -110,8 +110,8 @@ pub(crate) mod client {
     /// How much longer the header may take on a slow and full link.
     pub const SLOW_HEADER: Duration = Duration::from_secs(5);
 
-    /// How much longer nothing may arrive there, for whoever waits: requests take so much longer, and what the link still
-    /// carries for requests that have ended comes first.
+    /// How much longer than usual nothing may arrive on such a node before a wait ends: requests take so much longer, and what
+    /// the link still carries for requests that have ended comes first.
     pub(crate) const SLOW_SILENCE: Duration = SLOW_CONNECT.saturating_add(SLOW_HEADER);
 
     /// Longest silence inside a body.

@@ -1,4 +1,4 @@
-//! One node with a slow link: it gets its image over that link, from its peers, and nobody waits for it.
+//! One node with a slow link: it gets its image over that link, from its peers, and other nodes do not wait for it.
 
 use std::time::{Duration, Instant};
 
@@ -75,7 +75,7 @@ async fn image(seed: u64) -> (FakeUpstream, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_a_node_with_a_slow_link_and_it_does_not_read_upstream_by_itself() {
+async fn a_node_with_a_slow_link_delays_no_other_node_and_reads_nothing_upstream_again() {
     let last = |pulls: &[Duration]| pulls.iter().max().copied().expect("several nodes");
     let (upstream, _) = image(1).await;
     let usual = last(&Cluster::start(&upstream, |_| FAST).await.pull().await);

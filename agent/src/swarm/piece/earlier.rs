@@ -27,8 +27,8 @@ impl PieceContext {
     /// Takes a piece of one of this node's segments from a peer that guarantees its hash. Returns whether the peer sent it.
     pub(super) async fn take_from_earlier_reader(&self, piece: u64) -> Result<bool, ReadError> {
         let Some(peer) = self.earlier_reader(piece).await else { return Ok(false) };
-        // A client of this node and a peer may need the piece at the same time. Whoever comes second finds it here, and must
-        // not read the segment because the first one is receiving it.
+        // A client of this node and a peer may need the piece at the same time. The second request must not read the segment
+        // from the registry because the first one is still receiving the piece.
         let _turn = self.earlier.pieces.lock(&piece).await;
         if self.has(piece) {
             return Ok(true);
