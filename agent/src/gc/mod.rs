@@ -157,11 +157,11 @@ fn evict_tags(store: &Store, metrics: &Metrics) -> Result<(), StoreError> {
     if !store.may_have_too_many_tags() {
         return Ok(());
     }
-    let tags = store.tags()?;
-    let evictable = tags.iter().filter(|fact| !fact.kept).count();
+    let evictable = store.count_tags()?;
     if evictable <= MOST_TAGS {
         return Ok(());
     }
+    let tags = store.tags()?;
     store.flush_usage();
     let used = store.blobs()?.into_iter().map(|blob| (blob.digest, blob.used)).collect();
     let evicted = store.evict_tags(&tags::surplus(&tags, &used, TAGS_LEFT))?;

@@ -303,13 +303,28 @@ fn references_in(
 
 /// Paths in a directory; empty when it does not exist.
 pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    match fs::read_dir(directory) {
-        Ok(entries) => entries
-            .map(|entry| entry.map(|entry| entry.path()).map_err(StoreError::io("list", directory)))
-            .collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(StoreError::io("list", directory)(error)),
+    let mut all = Vec::new();
+    each_in(directory, &mut |path| {
+        all.push(path);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Calls `look` with each path in a directory, if it exists, without holding all of them in memory.
+pub(super) fn each_in(
+    directory: &Path,
+    look: &mut dyn FnMut(PathBuf) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StoreError::io("list", directory)(error)),
+    };
+    for entry in entries {
+        look(entry.map_err(StoreError::io("list", directory))?.path())?;
     }
+    Ok(())
 }
 
 pub(super) fn name_of(path: &Path) -> Option<&str> {

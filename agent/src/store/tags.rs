@@ -42,29 +42,34 @@ impl Store {
         self.0.tags.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Every record of a tag. Unreadable ones are left out and logged.
-    pub fn tags(&self) -> Result<Vec<TagFact>, StoreError> {
+    /// Counts the records that may be removed. There may be thousands: they are not held in memory.
+    pub fn count_tags(&self) -> Result<usize, StoreError> {
         // Records that are written meanwhile are counted, some of them twice.
         self.0.tags.store(0, Ordering::Relaxed);
-        let found = self.read_tags();
-        let count = |tags: &Vec<TagFact>| tags.iter().filter(|fact| !fact.kept).count();
-        let count = found.as_ref().map_or(UNCOUNTED, count);
-        self.0.tags.fetch_add(count, Ordering::Relaxed);
-        found
+        let mut count = 0;
+        let read = self.each_tag(&mut |fact| count += usize::from(!fact.kept));
+        self.0.tags.fetch_add(if read.is_ok() { count } else { UNCOUNTED }, Ordering::Relaxed);
+        read.map(|()| count)
     }
 
-    fn read_tags(&self) -> Result<Vec<TagFact>, StoreError> {
+    /// Every record of a tag. Unreadable ones are left out and logged.
+    pub fn tags(&self) -> Result<Vec<TagFact>, StoreError> {
         let mut found = Vec::new();
+        self.each_tag(&mut |fact| found.push(fact))?;
+        Ok(found)
+    }
+
+    fn each_tag(&self, look: &mut dyn FnMut(TagFact)) -> Result<(), StoreError> {
         facts::each_directory(&self.0.paths, &mut |directory, repository| {
             if !directory.ends_with("_tags") {
                 return Ok(());
             }
-            for path in facts::list(directory)? {
+            facts::each_in(directory, &mut |path| {
                 let Some(tag) = facts::name_of(&path).and_then(|name| name.parse::<Tag>().ok()) else {
-                    continue;
+                    return Ok(());
                 };
                 match refs::read::<TagRecord>(&path) {
-                    Ok(Some(record)) => found.push(TagFact {
+                    Ok(Some(record)) => look(TagFact {
                         repository: repository.clone(),
                         tag,
                         digest: record.digest,
@@ -74,10 +79,9 @@ impl Store {
                     Ok(None) => {}
                     Err(error) => tracing::warn!(%error, "cannot read the record of a tag"),
                 }
-            }
-            Ok(())
-        })?;
-        Ok(found)
+                Ok(())
+            })
+        })
     }
 
     /// Removes these records, and returns how many. A record that was changed or confirmed since it was read stays.
@@ -137,7 +141,7 @@ mod tests {
             set(tag, &record(1, false));
         }
         let tags = store.tags().unwrap();
-        assert_eq!(tags.len(), 3);
+        assert_eq!((tags.len(), store.count_tags().unwrap()), (3, 3));
         assert!(!store.may_have_too_many_tags());
         set("pinned", &record(1, true));
         set("confirmed", &record(2, false));
