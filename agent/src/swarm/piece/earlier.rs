@@ -5,23 +5,13 @@
 //! segment of a blob before it reads it from the registry. They answer at once. When none of them has the segment, the
 //! cluster reads the blob for the first time, and no other segment of it is asked for.
 
-use futures_util::{StreamExt as _, stream};
-use tokio::sync::OnceCell;
-
 use super::{Attempt, NoPiece, PieceContext, Trust};
 use crate::{
-    download::{KeyedMutex, ReadError},
+    download::ReadError,
     limits::swarm::{earlier::ANSWER, take::VOUCHING},
     peers::{Peer, PieceAnswer, plan::Role},
 };
-
-/// What this node knows about earlier readers of one blob.
-#[derive(Debug, Default)]
-pub(super) struct Earlier {
-    was_read: OnceCell<bool>,
-    /// One request at a time for a piece.
-    pieces: KeyedMutex<u64>,
-}
+use futures_util::{StreamExt as _, stream};
 
 impl PieceContext {
     /// Takes a piece of one of this node's segments from a peer that guarantees its hash. Returns whether the peer sent it.

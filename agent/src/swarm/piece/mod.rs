@@ -10,12 +10,11 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-
-use earlier::Earlier;
+use tokio::sync::OnceCell;
 
 use super::context::Swarm;
 use crate::{
-    download::{Download, FetchError, ReadError, Reading},
+    download::{Download, FetchError, KeyedMutex, ReadError, Reading},
     peers::{
         Membership, Peer, Peers, PieceAnswer,
         layout::Layout,
@@ -53,6 +52,14 @@ enum Attempt {
     Next,
 }
 
+/// What is known about nodes that read a blob before this node was there; see [`earlier`].
+#[derive(Debug, Default)]
+struct Earlier {
+    was_read: OnceCell<bool>,
+    /// One request at a time for a piece.
+    pieces: KeyedMutex<u64>,
+}
+
 /// Everything that fetching pieces of one download needs.
 pub(super) struct PieceContext {
     pub(super) swarm: Swarm,
@@ -63,8 +70,7 @@ pub(super) struct PieceContext {
     membership: Arc<Membership>,
     fetchers: Vec<Vec<u32>>,
     /// Peers that were found to have the blob when all other sources had failed.
-    holders: tokio::sync::OnceCell<Vec<Peer>>,
-    /// Whether other nodes had the blob before this one.
+    holders: OnceCell<Vec<Peer>>,
     earlier: Earlier,
 }
 
@@ -82,7 +88,7 @@ impl PieceContext {
             subject,
             membership,
             fetchers,
-            holders: tokio::sync::OnceCell::new(),
+            holders: OnceCell::new(),
             earlier: Earlier::default(),
         })
     }
