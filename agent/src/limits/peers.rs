@@ -57,8 +57,8 @@ pub(crate) mod speed {
     /// Windows measured before this node calls itself slow.
     pub(crate) const WINDOWS: u32 = 3;
 
-    /// A node that only waits for others gets little too. So its link must have been full: so many pieces were arriving at
-    /// once during [`WINDOWS`] windows in a row, ...
+    /// A node that only waits for others gets little too. So its link must have been full: so many peers were sending pieces
+    /// at once during [`WINDOWS`] windows in a row, ...
     pub(crate) const AT_ONCE: usize = 4;
 
     /// ... or so many peers seemed dead within this time: on some full links, packets of other connections are lost.

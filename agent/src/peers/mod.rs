@@ -124,11 +124,14 @@ pub struct Peers(Arc<Inner>);
 
 /// A piece that is arriving at this node; see [`Peers::receiving`].
 #[derive(Debug)]
-pub struct Receiving(Peers);
+pub struct Receiving {
+    peers: Peers,
+    sender: String,
+}
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        self.0.speeds().end_piece();
+        self.peers.speeds().end_piece(&self.sender);
     }
 }
 
@@ -281,9 +284,9 @@ impl Peers {
     }
 
     /// A peer begins to send a piece to this node, until the value is dropped.
-    pub fn receiving(&self) -> Receiving {
-        self.speeds().begin_piece();
-        Receiving(self.clone())
+    pub fn receiving(&self, peer: &Peer) -> Receiving {
+        self.speeds().begin_piece(&peer.name);
+        Receiving { peers: self.clone(), sender: peer.name.clone() }
     }
 
     /// A peer reported its speed, in bytes per second.

@@ -33,9 +33,9 @@ struct Own {
     total: u64,
     window: Option<Window>,
     windows: u32,
-    /// Pieces that are arriving from peers now.
-    pieces: usize,
-    /// Windows in a row in which enough pieces were arriving all the time.
+    /// Peers that are sending pieces now, and how many each.
+    senders: HashMap<String, usize>,
+    /// Windows in a row in which enough peers were sending all the time.
     full: u32,
     /// Bytes per second, and when measured.
     best: Option<(f64, Instant)>,
@@ -46,8 +46,8 @@ struct Window {
     since: Instant,
     last: Instant,
     bytes: u64,
-    /// The fewest pieces that were arriving at once.
-    pieces: usize,
+    /// The fewest peers that were sending at once.
+    senders: usize,
 }
 
 #[expect(
@@ -65,7 +65,7 @@ impl Speeds {
             Some(window) if now.duration_since(window.last) < PAUSE => window,
             window => {
                 // The bytes arrived before the window starts.
-                *window = Some(Window { since: now, last: now, bytes: 0, pieces: own.pieces });
+                *window = Some(Window { since: now, last: now, bytes: 0, senders: own.senders.len() });
                 own.full = 0;
                 return;
             }
@@ -76,8 +76,8 @@ impl Speeds {
             return;
         }
         let rate = window.bytes.saturating_sub(BURST) as f64 / taken.as_secs_f64();
-        own.full = if window.pieces >= AT_ONCE { own.full + 1 } else { 0 };
-        (window.since, window.bytes, window.pieces) = (now, 0, own.pieces);
+        own.full = if window.senders >= AT_ONCE { own.full + 1 } else { 0 };
+        (window.since, window.bytes, window.senders) = (now, 0, own.senders.len());
         own.windows += 1;
         let before = own.best.map_or(0.0, |best| decayed(best, now));
         own.best = Some((rate.max(before), now));
@@ -85,15 +85,21 @@ impl Speeds {
     }
 
     /// A peer begins to send a piece.
-    pub fn begin_piece(&mut self) {
-        self.own.pieces += 1;
+    pub fn begin_piece(&mut self, peer: &str) {
+        *self.own.senders.entry(peer.to_owned()).or_default() += 1;
     }
 
     /// A piece has ended, one way or the other.
-    pub fn end_piece(&mut self) {
-        self.own.pieces = self.own.pieces.saturating_sub(1);
-        if let Some(window) = &mut self.own.window {
-            window.pieces = window.pieces.min(self.own.pieces);
+    pub fn end_piece(&mut self, peer: &str) {
+        let own = &mut self.own;
+        if let Some(count) = own.senders.get_mut(peer) {
+            *count -= 1;
+            if *count == 0 {
+                own.senders.remove(peer);
+            }
+        }
+        if let Some(window) = &mut own.window {
+            window.senders = window.senders.min(own.senders.len());
         }
     }
 
@@ -199,26 +205,30 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_slow_when_many_pieces_arrive_at_once_and_little_of_each() {
-        for (pieces, short, slow) in [
-            (AT_ONCE, false, true),
-            (AT_ONCE - 1, false, false),
-            // One of them ends in each window, and the next one begins.
-            (AT_ONCE, true, false),
-            (AT_ONCE + 1, true, true),
-            (0, false, false),
+    fn a_node_is_slow_when_many_peers_send_at_once_and_little_arrives() {
+        for (senders, each, short, slow) in [
+            (AT_ONCE, 1, false, true),
+            (AT_ONCE - 1, 1, false, false),
+            // The fault may be one peer's.
+            (1, 3 * AT_ONCE, false, false),
+            // One piece ends in each window, and the next one begins.
+            (AT_ONCE, 1, true, false),
+            (AT_ONCE, 2, true, true),
+            (AT_ONCE + 1, 1, true, true),
+            (0, 0, false, false),
         ] {
             let (mut speeds, start) = (Speeds::default(), Instant::now());
             (0..ENOUGH).for_each(|at| speeds.note_peer(&format!("peer-{at}"), 12 * MIB, start));
-            (0..pieces).for_each(|_| speeds.begin_piece());
+            let names: Vec<_> = (0..senders).map(|at| format!("sender-{at}")).collect();
+            names.iter().for_each(|name| (0..each).for_each(|_| speeds.begin_piece(name)));
             for step in 0..30 {
                 speeds.note_arrival(MIB / 10, start + Duration::from_millis(step * 100));
                 if short {
-                    speeds.end_piece();
-                    speeds.begin_piece();
+                    speeds.end_piece("sender-0");
+                    speeds.begin_piece("sender-0");
                 }
             }
-            assert_eq!(speeds.is_slow(), slow, "{pieces} pieces, {short}");
+            assert_eq!(speeds.is_slow(), slow, "{senders} peers with {each} pieces, {short}");
         }
     }
 

@@ -111,7 +111,10 @@ impl PieceContext {
         };
         download.peer_requests.note_peer(piece, &peer.name);
         let (began, length) = (Instant::now(), self.layout.bytes(piece));
-        let received = match self.receive(unverified, body, role).await? {
+        let receiving = self.peers().receiving(peer);
+        let received = self.receive(unverified, body, role).await?;
+        drop(receiving);
+        let received = match received {
             Ok(Some(received)) => received,
             Ok(None) => {
                 self.peers().note_pace(peer, length.end - length.start, 2 * began.elapsed());
@@ -154,7 +157,6 @@ impl PieceContext {
         mut body: PieceBody,
         role: Role,
     ) -> Result<Result<Option<Unverified>, PeerError>, NoPiece> {
-        let _receiving = self.peers().receiving();
         let (mut batch, mut length, mut since) = (Vec::new(), 0, Instant::now());
         let (began, mut come) = (Instant::now(), 0);
         loop {
