@@ -220,7 +220,9 @@ mod tests {
             let (mut speeds, start) = (Speeds::default(), Instant::now());
             (0..ENOUGH).for_each(|at| speeds.note_peer(&format!("peer-{at}"), 12 * MIB, start));
             let names: Vec<_> = (0..senders).map(|at| format!("sender-{at}")).collect();
-            names.iter().for_each(|name| (0..each).for_each(|_| speeds.begin_piece(name)));
+            for name in names.iter().flat_map(|name| std::iter::repeat_n(name, each)) {
+                speeds.begin_piece(name);
+            }
             for step in 0..30 {
                 speeds.note_arrival(MIB / 10, start + Duration::from_millis(step * 100));
                 if short {
