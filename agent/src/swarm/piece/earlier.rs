@@ -5,13 +5,14 @@
 //! segment of a blob before it reads it from the registry. They answer at once. When none of them has the segment, the
 //! cluster reads the blob for the first time, and no other segment of it is asked for.
 
+use futures_util::{StreamExt as _, stream};
+
 use super::{Attempt, NoPiece, PieceContext, Trust};
 use crate::{
     download::ReadError,
     limits::swarm::{earlier::ANSWER, take::VOUCHING},
     peers::{Peer, PieceAnswer, plan::Role},
 };
-use futures_util::{StreamExt as _, stream};
 
 impl PieceContext {
     /// Takes a piece of one of this node's segments from a peer that guarantees its hash. Returns whether the peer sent it.
@@ -61,7 +62,8 @@ impl PieceContext {
     async fn take_what_it_has(&self, peer: &Peer, piece: u64) -> Result<Attempt, NoPiece> {
         let (ask, bytes) = (self.request(Role::Root, piece, true), self.layout.bytes(piece));
         match self.peers().piece(peer, &ask, bytes.end - bytes.start).await {
-            Ok(PieceAnswer::Body(body)) => self.take(peer, (Role::Root, Trust::Agreed), *body, piece).await,
+            // A peer that sends it slowly is left, as a parent is: other requests wait for this one.
+            Ok(PieceAnswer::Body(body)) => self.take(peer, (Role::Parent, Trust::Agreed), *body, piece).await,
             Ok(_) => Ok(Attempt::Next),
             Err(error) => {
                 self.peers().note_failure(&error);
