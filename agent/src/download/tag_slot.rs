@@ -42,7 +42,8 @@ pub(super) fn info(manifest: &Manifest, stale: bool) -> ManifestInfo {
 pub(super) enum Sources {
     /// Peers and the registry.
     All,
-    /// The registry only, because the request comes from a peer.
+    /// The registry only, because the request comes from a peer or from background work. For a tag this is a `HEAD` request, which
+    /// registries do not count.
     Registry,
 }
 
@@ -62,6 +63,8 @@ pub(super) struct TagState {
     pub(super) failed: Option<Failure>,
     /// The registry answered "not found": when this expires, and the reason.
     pub(super) negative: Option<(Instant, String)>,
+    /// What the registry answered last for a manifest that is not on this node.
+    pub(super) named: Option<Named>,
     /// The store's change counter when the record was read.
     pub(super) changes: u64,
     /// The record could not be written, so the one on disk may be older.
@@ -75,6 +78,13 @@ pub(super) struct Failure {
     pub(super) error: FetchError,
     /// Where the request was allowed to go.
     pub(super) sources: Sources,
+}
+
+/// The registry's answer to a `HEAD` request, without the manifest: no record is written before that is here.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) info: ManifestInfo,
+    pub(super) at: Instant,
 }
 
 /// The digest that a tag resolves to, and its age.
@@ -94,6 +104,12 @@ pub(super) fn age(record: &TagRecord, confirmed: Option<Instant>) -> Duration {
         || unix_now().checked_sub(record.confirmed).map_or(Duration::MAX, Duration::from_secs),
         |at| at.elapsed(),
     )
+}
+
+impl From<Named> for Resolved {
+    fn from(named: Named) -> Self {
+        Self { info: named.info, age: named.at.elapsed(), unconfirmed: false }
+    }
 }
 
 impl TagState {

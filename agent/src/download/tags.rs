@@ -9,13 +9,13 @@ use std::{
 use super::{
     error::FetchError,
     fetcher::Fetcher,
-    tag_slot::{Failure, ManifestInfo, Resolved, Sources, TagSlot, TagState, info, record_of},
+    tag_slot::{Failure, ManifestInfo, Named, Resolved, Sources, TagSlot, TagState, info, record_of},
 };
 use crate::{
     metrics::{Found, Kind},
     store::TagRecord,
-    types::{Reference, Repository, Tag, chain},
-    upstream::UpstreamError,
+    types::{Digest, MediaType, Reference, Repository, Tag, chain},
+    upstream::{Manifest, ManifestHead, UpstreamError},
 };
 
 use crate::limits::download::tags::FAILURE_PAUSE;
@@ -62,6 +62,11 @@ impl Fetcher {
         tag: &Tag,
     ) -> Result<ManifestInfo, FetchError> {
         Ok(self.resolve_by(repository, tag, Sources::All).await?.info)
+    }
+
+    /// The digest that a tag resolves to, for background work: without its manifest, which registries count.
+    pub async fn tag_digest(&self, repository: &Repository, tag: &Tag) -> Result<Digest, FetchError> {
+        Ok(self.resolve_by(repository, tag, Sources::Registry).await?.info.digest)
     }
 
     /// The same, from the sources that `sources` allows.
@@ -111,7 +116,7 @@ impl Fetcher {
             }
             Some(failure) => self.settle(repository, tag, sources, &mut state, Err(failure.error)).await,
             None => {
-                let asked = self.ask_registry(repository, tag, state.record.is_some(), sources).await;
+                let asked = self.ask_registry(repository, tag, &state, sources).await;
                 self.settle(repository, tag, sources, &mut state, asked).await
             }
         }
@@ -130,10 +135,14 @@ impl Fetcher {
         tag: &Tag,
         sources: Sources,
         state: &mut TagState,
-        asked: Result<TagRecord, FetchError>,
+        asked: Result<Answered, FetchError>,
     ) -> Result<Resolved, FetchError> {
         let error = match asked {
-            Ok(record) => {
+            Ok(Answered::Named(named)) => {
+                state.named = Some(named.clone());
+                return Ok(named.into());
+            }
+            Ok(Answered::Here(record)) => {
                 self.0.metrics.count_content(Kind::tag, Found::miss);
                 self.replace(repository, tag, state, record, Duration::ZERO).await;
                 return state.answer(false);
@@ -247,37 +256,66 @@ impl Fetcher {
         &self,
         repository: &Repository,
         tag: &Tag,
-        has_last: bool,
+        state: &TagState,
         sources: Sources,
-    ) -> Result<TagRecord, FetchError> {
+    ) -> Result<Answered, FetchError> {
         let whole = self.0.config.first_header;
-        let limit = match (has_last, sources) {
+        let limit = match (state.record.is_some(), sources) {
             (true, _) => whole / 2,
             (false, Sources::All) if self.0.peers.membership().is_some() => whole * 7 / 10,
             (false, _) => whole,
         };
-        tokio::time::timeout(limit, self.ask_upstream(repository, tag)).await.unwrap_or_else(|_| {
-            let reason = format!("did not answer within {limit:?}");
-            Err(UpstreamError::Unavailable { registry: repository.registry.clone(), reason }.into())
-        })
+        let named = state.named.clone().filter(|named| named.at.elapsed() < self.0.config.freshness);
+        tokio::time::timeout(limit, self.ask_upstream(repository, tag, named, sources)).await.unwrap_or_else(
+            |_| {
+                let reason = format!("did not answer within {limit:?}");
+                Err(UpstreamError::Unavailable { registry: repository.registry.clone(), reason }.into())
+            },
+        )
     }
 
-    /// HEAD, which registries do not count; GET only for a manifest that is not in the store, by the peer that ranks
-    /// first for it.
-    async fn ask_upstream(&self, repository: &Repository, tag: &Tag) -> Result<TagRecord, FetchError> {
+    /// HEAD, which registries do not count, unless it was `named` a moment ago; GET only for a manifest that is not in the store, by
+    /// the peer that ranks first for it.
+    async fn ask_upstream(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        named: Option<Named>,
+        sources: Sources,
+    ) -> Result<Answered, FetchError> {
         let reference = Reference::Tag(tag.clone());
-        let head = self.0.upstream.manifest_head(repository, &reference).await?;
+        let named = match named {
+            Some(named) => Some(named),
+            None => named_by(self.0.upstream.manifest_head(repository, &reference).await?),
+        };
+        if sources == Sources::Registry {
+            return self.answer_without_request(repository, named).await;
+        }
         // The client's next request is for this manifest, and it uses this mirror again only if it is available: some
         // clients choose their mirror once, by this response.
-        if let Some(digest) = head.digest {
+        if let Some(Named { info: ManifestInfo { digest, .. }, .. }) = named {
             match self.manifest_by_digest(repository, &digest).await {
                 Err(FetchError::NotFound(_)) => {}
-                manifest => return Ok(record_of(&info(&manifest?, false), Duration::ZERO)),
+                manifest => return Ok(here(&manifest?)),
             }
         }
         let manifest = self.0.upstream.manifest(repository, &reference).await?;
         self.keep_manifest(repository, &manifest).await?;
-        Ok(record_of(&info(&manifest, false), Duration::ZERO))
+        Ok(here(&manifest))
+    }
+
+    /// The answer when the manifest must not be requested, because peers and background work ask for many tags.
+    async fn answer_without_request(
+        &self,
+        repository: &Repository,
+        named: Option<Named>,
+    ) -> Result<Answered, FetchError> {
+        let named = named.ok_or_else(|| FetchError::NotNow {
+            reason: "the registry's answer to HEAD has no digest".into(),
+            retry_after: None,
+        })?;
+        let stored = self.stored_manifest(repository, &named.info.digest).await;
+        Ok(stored.map_or(Answered::Named(named), |manifest| here(&manifest)))
     }
 
     /// The record on disk; `None` when it cannot be read.
@@ -306,6 +344,25 @@ impl Fetcher {
             tracing::error!(error = %chain(&error), "cannot remove the record of a deleted tag");
         }
     }
+}
+
+/// What the registry answered for a tag.
+enum Answered {
+    /// The manifest is on this node.
+    Here(TagRecord),
+    /// It is not.
+    Named(Named),
+}
+
+fn here(manifest: &Manifest) -> Answered {
+    Answered::Here(record_of(&info(manifest, false), Duration::ZERO))
+}
+
+/// What a registry's answer to HEAD says. Its media type and size are hints: the digest protects the manifest.
+fn named_by(head: ManifestHead) -> Option<Named> {
+    let media_type = head.media_type.or_else(|| MediaType::parse("application/vnd.oci.image.manifest.v1+json"))?;
+    let info = ManifestInfo { digest: head.digest?, media_type, size: head.size.unwrap_or(0), stale: false };
+    Some(Named { info, at: Instant::now() })
 }
 
 /// Whether the last known digest may be served after this error of the registry: always when the registry gave no

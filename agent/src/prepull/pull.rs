@@ -20,7 +20,7 @@ use crate::{
     access::{Access, Client, Content},
     download::{FetchError, Fetcher},
     types::{
-        ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
+        ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role, Tag,
         format_size,
     },
     upstream::{Upstream, UpstreamError},
@@ -130,14 +130,15 @@ pub(super) async fn pull(
     }
     let digest = match &task.reference {
         Reference::Digest(digest) => *digest,
-        tag @ Reference::Tag(_) => {
-            limited(repository, fetcher.background_turn(repository, tag).await)?;
-            fetcher.manifest_head(repository, tag).await?.digest
-        }
+        Reference::Tag(tag) => resolve(fetcher, repository, tag).await?,
     };
     let here = [Platform::here()];
     let platforms = if task.platforms.is_empty() { &here[..] } else { &task.platforms };
     let contents = manifests(fetcher, checks, repository, digest, platforms).await?;
+    if matches!(task.reference, Reference::Tag(_)) {
+        // Now that the manifest is here, the tag is recorded for clients.
+        fetcher.manifest_head(repository, &task.reference).await?;
+    }
     for blob in &contents.blobs {
         task.progress.needs(blob.digest, blob.size);
     }
@@ -152,6 +153,19 @@ pub(super) async fn pull(
         loader.load(&task.image).await?;
     }
     Ok(Pulled { digest, bytes: task.progress.total() })
+}
+
+/// The digest of a tag. Registries do not count the `HEAD` request; when it has no usable answer, the other nodes and a request that
+/// is counted remain.
+async fn resolve(fetcher: &Fetcher, repository: &Repository, tag: &Tag) -> Result<Digest, Problem> {
+    match fetcher.tag_digest(repository, tag).await {
+        Err(FetchError::NotNow { .. }) => {
+            let tag = Reference::Tag(tag.clone());
+            limited(repository, fetcher.background_turn(repository, &tag).await)?;
+            Ok(fetcher.manifest_head(repository, &tag).await?.digest)
+        }
+        resolved => Ok(resolved?),
+    }
 }
 
 /// Images of applications must be public: an application that names an image must not get with the agent's

@@ -15,8 +15,9 @@ use std::{
 use super::limits::{Told, leaves_reserve};
 use crate::types::RegistryHost;
 
-/// A request that was granted reaches the registry within this time, or not at all.
-const UNDER_WAY: Duration = Duration::from_secs(5);
+/// A request that was granted is counted in the answers that nodes get later than this, or was not sent. An answer to `HEAD` may take
+/// 5 s (`limits.firstHeader`), and a node may ask three owners for 2 s each before it grants itself.
+const UNDER_WAY: Duration = Duration::from_secs(15);
 
 /// For how long a content that was granted needs no further grant: other nodes get it from the node that has requested it.
 const REMEMBERED: Duration = Duration::from_mins(10);
