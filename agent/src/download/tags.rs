@@ -360,7 +360,8 @@ fn here(manifest: &Manifest) -> Answered {
 
 /// What a registry's answer to HEAD says. Its media type and size are hints: the digest protects the manifest.
 fn named_by(head: ManifestHead) -> Option<Named> {
-    let media_type = head.media_type.or_else(|| MediaType::parse("application/vnd.oci.image.manifest.v1+json"))?;
+    let media_type =
+        head.media_type.or_else(|| MediaType::parse("application/vnd.oci.image.manifest.v1+json"))?;
     let info = ManifestInfo { digest: head.digest?, media_type, size: head.size.unwrap_or(0), stale: false };
     Some(Named { info, at: Instant::now() })
 }

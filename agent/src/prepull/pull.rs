@@ -20,8 +20,8 @@ use crate::{
     access::{Access, Client, Content},
     download::{FetchError, Fetcher},
     types::{
-        ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role, Tag,
-        format_size,
+        ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
+        Tag, format_size,
     },
     upstream::{Upstream, UpstreamError},
     verify::Verifier,
@@ -158,6 +158,8 @@ pub(super) async fn pull(
 /// The digest of a tag. Registries do not count the `HEAD` request; when it has no usable answer, the other nodes and a request that
 /// is counted remain.
 async fn resolve(fetcher: &Fetcher, repository: &Repository, tag: &Tag) -> Result<Digest, Problem> {
+    // Should this registry count it, the reserve is kept all the same.
+    within_budget(fetcher, repository)?;
     match fetcher.tag_digest(repository, tag).await {
         Err(FetchError::NotNow { .. }) => {
             let tag = Reference::Tag(tag.clone());

@@ -290,3 +290,27 @@ async fn eight_nodes_cost_one_manifest_get_and_a_head_each_per_freshness_period(
     let heads = log.method(&reqwest::Method::HEAD).reference("v1").len();
     assert!(heads <= agents.len(), "{heads} HEADs of {} nodes\n{}", agents.len(), log.describe());
 }
+
+/// One node cannot reach the registry and asks the others for a tag: they ask by `HEAD`, which registries do not count.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peers_question_for_a_tag_costs_no_manifest_request() {
+    let (registry, gone) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let right = image(&registry, 1).await;
+    let all = places(3);
+    let mut agents = Vec::new();
+    for (at, place) in all.iter().enumerate() {
+        let upstream = if at == 0 { &gone } else { &registry };
+        let base = AgentConfig::for_upstream(upstream).with("tags: { freshness: 1h }");
+        agents.push(Agent::start(&peer_config(&base, place, &all, "tagQuorum: 3")).await);
+    }
+    gone.stop().await;
+    assert_eq!(resolve(&agents[0]).await.0, 503, "two of three that must agree");
+    assert_eq!(registry.log().method(&reqwest::Method::HEAD).reference("v1").len(), 2);
+    assert_eq!(registry.log().manifest_gets().len(), 0, "{}", registry.log().describe());
+    assert_eq!(stored_tag(&agents[1]), Value::Null, "no record without its manifest");
+    // A client needs the manifest, and what the registry just said about the tag need not be asked again.
+    assert_eq!(resolve(&agents[1]).await, (200, Some(right.digest.clone()), false));
+    assert_eq!(registry.log().manifest_gets().len(), 1, "{}", registry.log().describe());
+    assert_eq!(registry.log().method(&reqwest::Method::HEAD).reference("v1").len(), 2);
+    assert_eq!(stored_tag(&agents[1])["digest"], right.digest.as_str());
+}
