@@ -30,7 +30,7 @@ fn the_registry_is_requested_when_the_record_is_old_and_not_soon_after_a_failure
 #[test]
 fn pinned_and_imported_tags_are_served_after_the_registrys_not_found() {
     let record = |pinned, imported| TagRecord {
-        digest: crate::types::Digest::of(b""),
+        digest: Digest::of(b""),
         media_type: "a/b".into(),
         size: 0,
         confirmed: 0,
@@ -54,7 +54,7 @@ fn pinned_and_imported_tags_are_served_after_the_registrys_not_found() {
 #[test]
 fn a_record_from_the_future_is_never_fresh() {
     let record = TagRecord {
-        digest: crate::types::Digest::of(b""),
+        digest: Digest::of(b""),
         media_type: "a/b".into(),
         size: 0,
         confirmed: unix_now() + 1_000,
