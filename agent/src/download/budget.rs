@@ -46,8 +46,7 @@ impl Answer {
 }
 
 impl Fetcher {
-    /// How long background work should wait before it requests a manifest that is not here, or a tag, which brings its manifest with
-    /// it; `None` when it may go on.
+    /// How long background work should wait before it requests a manifest that is not here; `None` when it may go on.
     pub async fn background_turn(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
         if let Some(wait) = self.0.upstream.background_wait(registry, Class::Background) {

@@ -6,7 +6,8 @@
 //! circle.
 //!
 //! Tags: nothing protects them, so every node sends its own `HEAD` to the registry. Peers are used only while that
-//! fails, and only when several of them agree ([`quorum`]).
+//! fails, and only when several of them agree ([`quorum`]). A peer answers with its record or its own `HEAD`, and
+//! requests no manifest for that: registries count those.
 //!
 //! A peer's "not found" is never used: only the registry's counts.
 
