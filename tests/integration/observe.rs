@@ -4,6 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use kit::{
     agent::{Agent, AgentConfig, REGISTRY, blob_path, manifest_path},
+    process::AgentProcess,
     pull::Puller,
     registry::{FakeUpstream, Fault, Image, Layer, On},
 };
@@ -38,6 +39,17 @@ fn explain(agent: &Agent) -> Value {
 fn entries(log: &str, message: &str) -> Vec<Value> {
     let all = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     all.filter(|entry| entry["fields"]["message"] == message).collect()
+}
+
+/// The agent's log once it has the message, or after five seconds: a line may come a moment after the answer that it is about.
+async fn log_with(agent: &AgentProcess, message: &str) -> String {
+    for _ in 0..100 {
+        if !entries(&agent.log(), message).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    agent.log()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +140,7 @@ async fn an_answer_that_ends_early_names_its_request_and_its_blob() {
     let answer = client.get(&url).send().await.expect("it answers");
     let (status, id) = (answer.status(), answer.headers()["x-request-id"].to_str().expect("text").to_owned());
     let whole = answer.bytes().await;
-    let log = agent.log();
+    let log = log_with(&agent, "answer ended early").await;
     assert!(status == 200 && whole.is_err(), "the body was cut: {status}");
     let lines = entries(&log, "answer ended early");
     assert_eq!(lines.len(), 1, "{log}");
