@@ -211,7 +211,7 @@ async fn a_registry_that_allows_little_more_is_left_to_waiting_pods_until_it_has
     };
     // Of ten, three are left to others.
     all("Waiting", Some("RateLimited"), 5).await;
-    // Tags of those that are here are still checked: registries do not count `HEAD`.
+    // Tags of complete images are still checked: registries do not count `HEAD`.
     let checked = || upstream.log().method(&reqwest::Method::HEAD).len();
     let before = checked();
     tokio::time::sleep(Duration::from_secs(3)).await;
