@@ -49,7 +49,7 @@ impl Fetcher {
     /// How long background work should wait before it requests a manifest that is not here; `None` when it may go on.
     pub async fn background_turn(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
-        if let Some(wait) = self.0.upstream.background_wait(registry, Class::Background) {
+        if let Some(wait) = self.manifest_wait(registry) {
             return Some(wait);
         }
         if self.0.refusals.lock().ignores(registry, Instant::now()) {
@@ -64,6 +64,11 @@ impl Fetcher {
             Turn::Wait(wait) => Some(wait),
             Turn::Check => self.check_owner(repository, reference).await,
         }
+    }
+
+    /// The same by what the registry told this node, without asking another one.
+    pub fn manifest_wait(&self, registry: &RegistryHost) -> Option<Duration> {
+        self.0.upstream.background_wait(registry, Class::Background)
     }
 
     /// Asks the owner of the registry's budget, the next one when it does not answer, and at last this node itself. Without `subject` it only
@@ -100,7 +105,7 @@ impl Fetcher {
         let registry = &repository.registry;
         // Its headers count, those of a refusal too.
         let _ = self.0.upstream.manifest_head(repository, reference).await;
-        let wait = self.0.upstream.background_wait(registry, Class::Background);
+        let wait = self.manifest_wait(registry);
         if wait.is_none() {
             tracing::warn!(%registry, "another node refused background work for {MOST_REFUSED:?} although the registry allows it: not asking it for {IGNORED:?}");
         }

@@ -159,7 +159,7 @@ pub(super) async fn pull(
 /// is counted remain.
 async fn resolve(fetcher: &Fetcher, repository: &Repository, tag: &Tag) -> Result<Digest, Problem> {
     // Should this registry count it, the reserve is kept all the same.
-    within_budget(fetcher, repository)?;
+    limited(repository, fetcher.manifest_wait(&repository.registry))?;
     match fetcher.tag_digest(repository, tag).await {
         Err(FetchError::NotNow { .. }) => {
             let tag = Reference::Tag(tag.clone());

@@ -63,8 +63,8 @@ async fn pre_pulls_of_eight_nodes_leave_the_reserve_to_waiting_pods() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pre_pulls_leave_the_reserve_when_the_registry_is_so_slow_that_nodes_ask_peers_for_tags() {
-    // Nodes ask each other after 3.5 s. The pre-pulls of an agent without this rule spent 77 to 122 of 60.
+async fn pre_pulls_of_eight_nodes_leave_the_reserve_of_a_slow_registry() {
+    // Pre-pulls that waited 3.5 s for a tag, and then asked peers for it, spent 77 to 122 of 60.
     leave_the_reserve(Duration::from_secs(4)).await;
 }
 
