@@ -20,6 +20,7 @@ use hearth_agent::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer as _,
     filter::{LevelFilter, Targets},
@@ -262,18 +263,27 @@ fn telemetry(log: &Log) {
     subscribe(log, None);
 }
 
-/// Logs to standard error, and spans to the exporter of traces.
 fn subscribe(log: &Log, exporter: Option<&Exporter>) {
+    subscriber(log, exporter).init();
+}
+
+/// Logs to standard error, and spans to the exporter of traces.
+fn subscriber(log: &Log, exporter: Option<&Exporter>) -> Box<dyn Subscriber + Send + Sync> {
     // The client for the API server logs each failed request without URL and cause; the agent says so itself, once.
     let directives = format!("kube_client=off,{}=off,{}", trace::TARGET, log.filter);
     let lines =
         fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal() && !no_color());
     let lines = if log.json { lines.json().boxed() } else { lines.boxed() };
-    let spans = exporter.map(|exporter| {
-        let only = Targets::new().with_target(trace::TARGET, LevelFilter::INFO);
-        tracing_opentelemetry::layer().with_tracer(exporter.tracer()).with_filter(only)
-    });
-    tracing_subscriber::registry().with(spans).with(lines.with_filter(EnvFilter::new(directives))).init();
+    let lines = tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(directives)));
+    // Not an absent layer: that one would enable all spans.
+    match exporter {
+        None => Box::new(lines),
+        Some(exporter) => {
+            let only = Targets::new().with_target(trace::TARGET, LevelFilter::INFO);
+            let spans = tracing_opentelemetry::layer().with_tracer(exporter.tracer());
+            Box::new(lines.with(spans.with_filter(only)))
+        }
+    }
 }
 
 /// Whether the user wants no colours (https://no-color.org).
@@ -297,4 +307,26 @@ fn complain(text: &str, code: u8) -> ExitCode {
     // If standard error is closed, there is no way to report that.
     let _ = writeln!(std::io::stderr(), "error: {text}");
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_cost_nothing_while_traces_are_off() {
+        let log = Log { json: false, filter: "info".into() };
+        let exporter = Exporter::start(&trace::Config {
+            endpoint: "http://127.0.0.1:9".parse().unwrap(),
+            ratio: 1.0,
+            node: "a".into(),
+        });
+        let exporter = exporter.unwrap();
+        for (exporter, expected) in [(None, false), (Some(&exporter), true)] {
+            tracing::subscriber::with_default(subscriber(&log, exporter), || {
+                let span = tracing::info_span!(target: trace::TARGET, "a span");
+                assert_eq!(!span.is_disabled(), expected, "traces: {expected}");
+            });
+        }
+    }
 }
