@@ -185,7 +185,13 @@ impl Access {
     /// Whether a peer may have it: the registry is not asked on a peer's behalf.
     pub async fn may_share(&self, repository: &Repository, digest: &Digest) -> Sharing {
         let shows = self.shows(repository);
+        if shows == Shows::Nothing && self.0.open.lock().contains(digest) {
+            return Sharing::Yes;
+        }
         let Ok((origins, stored)) = self.known(digest).await else { return Sharing::No };
+        if shows == Shows::Nothing && origins.is_none() {
+            self.note_open(digest);
+        }
         let known = Known { origins: origins.as_ref(), stored };
         let sharing = share(&known, &repository.registry, shows, self.may_fetch(repository));
         let to = match shows {

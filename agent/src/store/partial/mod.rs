@@ -45,8 +45,8 @@ const SAVE_EVERY: u64 = 4 * 1024 * 1024;
 /// Senders whose versions are recorded; more than any registry has endpoints and storage hosts.
 const MAX_VALIDATORS: usize = 16;
 
-/// Bytes read at once when the hash is updated from the file.
-const READ_BACK: usize = 256 * 1024;
+/// Bytes read at once when the hash is updated from the file: they stay in a processor's cache while they are hashed.
+const READ_BACK: usize = 64 * 1024;
 
 /// See the module documentation.
 #[derive(Debug)]
