@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
 use super::keyed_mutex::KeyedMutex;
-use crate::types::Digest;
+use crate::types::PieceHash;
 
 use crate::limits::download::expected_hashes::USELESS;
 
@@ -26,8 +26,8 @@ pub(crate) struct Expected {
 #[derive(Debug, Default)]
 struct State {
     claims: HashMap<u64, Claim>,
-    /// Pieces whose bytes had the claimed hash.
-    verified: HashMap<u64, Digest>,
+    /// Pieces whose bytes on this node have the claimed hash.
+    verified: HashMap<u64, PieceHash>,
     /// Announced hashes that differ from the claim, by piece.
     conflicts: HashMap<u64, Claim>,
     useless: HashMap<String, u32>,
@@ -40,8 +40,8 @@ struct State {
 /// A hash, and the peer that sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
-    /// SHA-256 of the piece.
-    pub(crate) hash: Digest,
+    /// Of the piece.
+    pub(crate) hash: PieceHash,
     /// The peer's name.
     pub(crate) peer: String,
 }
@@ -60,12 +60,16 @@ pub(crate) enum Verdict {
 
 /// Whether to read the bytes at all. When a sender announces an unexpected hash, either the reader of the segment or
 /// the sender is wrong. It is not known yet which, so neither is blamed.
-pub(crate) fn is_worth_reading(expected: Option<&Digest>, announced: Option<&Digest>) -> bool {
+pub(crate) fn is_worth_reading(expected: Option<&PieceHash>, announced: Option<&PieceHash>) -> bool {
     !matches!((expected, announced), (Some(expected), Some(announced)) if expected != announced)
 }
 
 /// Decides about bytes that were worth reading and hash to `found`.
-pub(crate) fn judge(expected: Option<&Digest>, announced: Option<&Digest>, found: &Digest) -> Verdict {
+pub(crate) fn judge(
+    expected: Option<&PieceHash>,
+    announced: Option<&PieceHash>,
+    found: &PieceHash,
+) -> Verdict {
     match (expected, announced) {
         (Some(expected), _) if expected == found => Verdict::Verified,
         (Some(_), _) => Verdict::Altered,
@@ -90,7 +94,7 @@ impl Expected {
     }
 
     /// Adds hashes from a reader; existing claims stay.
-    pub(crate) fn add(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, Digest)>) {
+    pub(crate) fn add(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, PieceHash)>) {
         let mut state = self.state();
         for (piece, hash) in hashes {
             state.claims.entry(piece).or_insert_with(|| Claim { hash, peer: peer.to_owned() });
@@ -98,7 +102,7 @@ impl Expected {
     }
 
     /// Adds hashes that were proved right, and replaces existing claims.
-    pub(crate) fn add_firm(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, Digest)>) {
+    pub(crate) fn add_firm(&self, peer: &str, hashes: impl IntoIterator<Item = (u64, PieceHash)>) {
         let mut state = self.state();
         for (piece, hash) in hashes {
             state.claims.insert(piece, Claim { hash, peer: peer.to_owned() });
@@ -119,7 +123,7 @@ impl Expected {
 
     /// A sender announces a hash that differs from the claim. The claim is removed when the sender made it, and
     /// replaced when a second sender announces the same hash.
-    pub(crate) fn note_conflict(&self, piece: u64, sender: &str, announced: Digest) {
+    pub(crate) fn note_conflict(&self, piece: u64, sender: &str, announced: PieceHash) {
         let mut state = self.state();
         if state.firm.contains(&piece) {
             return;
@@ -141,14 +145,19 @@ impl Expected {
         }
     }
 
-    /// Notes that a piece has the expected hash.
-    pub(crate) fn note_verified(&self, piece: u64, hash: Digest) {
+    /// Notes that the bytes of a piece on this node have the expected hash.
+    pub(crate) fn note_verified(&self, piece: u64, hash: PieceHash) {
         self.state().verified.insert(piece, hash);
     }
 
     /// The hash of a piece that was verified.
-    pub(crate) fn verified(&self, piece: u64) -> Option<Digest> {
+    pub(crate) fn verified(&self, piece: u64) -> Option<PieceHash> {
         self.state().verified.get(&piece).copied()
+    }
+
+    /// The hashes of all verified pieces.
+    pub(crate) fn all_verified(&self) -> Vec<(u64, PieceHash)> {
+        self.state().verified.iter().map(|(piece, hash)| (*piece, *hash)).collect()
     }
 
     /// The verified pieces whose hash has an author: the hash of each, and that peer.
@@ -165,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_sender_is_blamed_only_for_what_it_altered_itself() {
-        let [a, b, c] = [b"a", b"b", b"c"].map(|bytes| Digest::of(bytes));
+        let [a, b, c] = [b"a", b"b", b"c"].map(|bytes| PieceHash::of(bytes));
         for (expected, announced, found, worth, verdict) in [
             (Some(a), Some(a), a, true, Verdict::Verified),
             (Some(a), None, a, true, Verdict::Verified),
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn one_sender_alone_does_not_change_what_is_expected() {
-        let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
+        let (right, wrong) = (PieceHash::of(b"right"), PieceHash::of(b"wrong"));
         let expected = Expected::default();
         expected.add("reader", [(1, wrong), (2, wrong)]);
         expected.add("other", [(1, right)]);
@@ -204,7 +213,7 @@ mod tests {
 
     #[test]
     fn peers_that_pass_on_a_wrong_hash_are_not_taken_for_its_authors() {
-        let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
+        let (right, wrong) = (PieceHash::of(b"right"), PieceHash::of(b"wrong"));
         let expected = Expected::default();
         expected.add("reader", [(1, right), (2, wrong)]);
         // Both have got the wrong bytes, with the hash to match, from a peer that reads wrong bytes.

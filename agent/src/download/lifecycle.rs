@@ -252,7 +252,7 @@ async fn land(
     }
     download.enter(Phase::Verified);
     if let Some(peers) = context.peer_source() {
-        peers.found_right(download.digest(), &partial).await;
+        peers.found_right(download, &partial).await;
     }
     let room = context.clone();
     let committed = blocking(move || match partial.commit() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::{error::FetchError, state::Download};
-use crate::{store::Partial, types::Digest};
+use crate::store::Partial;
 
 /// The peers of this node as one source of blobs.
 pub(crate) trait PeerSource: std::fmt::Debug + Send + Sync {
@@ -28,5 +28,9 @@ pub(crate) trait PeerSource: std::fmt::Debug + Send + Sync {
     fn found_wrong(self: Arc<Self>, download: &Download, size: Option<u64>) -> bool;
 
     /// The blob has the right digest: peers that sent other hashes for its pieces can be identified now.
-    fn found_right<'a>(self: Arc<Self>, digest: &'a Digest, partial: &'a Arc<Partial>) -> BoxFuture<'a, ()>;
+    fn found_right<'a>(
+        self: Arc<Self>,
+        download: &'a Arc<Download>,
+        partial: &'a Arc<Partial>,
+    ) -> BoxFuture<'a, ()>;
 }

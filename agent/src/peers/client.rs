@@ -19,11 +19,11 @@ use super::{
     budget::{BudgetAnswer, BudgetAsk},
     state::NodeState,
     tls::Tls,
-    wire::{self, HashesAsk, PeerRequest, PieceAsk, PieceHash},
+    wire::{self, AnnouncedHash, HashesAsk, PeerRequest, PieceAsk},
 };
 use crate::{
     trace,
-    types::{Digest, MAX_MANIFEST_BYTES, MediaType, media_type_of, root_cause},
+    types::{Digest, MAX_MANIFEST_BYTES, MediaType, PieceHash, media_type_of, root_cause},
 };
 
 pub use crate::limits::peers::client::{CONNECT, HEADER, HOLD, SLOW_CONNECT, SLOW_HEADER};
@@ -62,12 +62,12 @@ pub struct PieceBody {
     response: reqwest::Response,
     peer: String,
     left: u64,
-    hash: Option<PieceHash>,
+    hash: Option<AnnouncedHash>,
 }
 
 impl PieceBody {
     /// The hash of the piece according to the peer.
-    pub fn hash(&self) -> Option<PieceHash> {
+    pub fn hash(&self) -> Option<AnnouncedHash> {
         self.hash
     }
 
@@ -256,7 +256,7 @@ impl Client {
         &self,
         peer: &Peer,
         ask: &HashesAsk,
-    ) -> Result<Settled<BTreeMap<u64, Digest>>, PeerError> {
+    ) -> Result<Settled<BTreeMap<u64, PieceHash>>, PeerError> {
         let response = self.send(peer, &PeerRequest::Hashes(ask.clone()), HOLD + HEADER).await?;
         let answer = self.settle(peer, response, MAX_ANSWER_BYTES).await?;
         answer.map(|bytes| {

@@ -60,7 +60,7 @@ use wire::{HashesAsk, PeerRequest, PieceAsk};
 use crate::{
     limits::peers::client::SLOW_SILENCE,
     metrics::{Metrics, PeerLabels, PeerOutcome, PeerWhat},
-    types::{Digest, MediaType, Repository, Tag},
+    types::{Digest, MediaType, PieceHash, Repository, Tag},
 };
 
 /// Where the list of peers comes from.
@@ -383,7 +383,7 @@ impl Peers {
     }
 
     /// Requests the hashes of a segment's pieces.
-    pub async fn hashes(&self, peer: &Peer, ask: &HashesAsk) -> Option<Settled<BTreeMap<u64, Digest>>> {
+    pub async fn hashes(&self, peer: &Peer, ask: &HashesAsk) -> Option<Settled<BTreeMap<u64, PieceHash>>> {
         self.settled(PeerWhat::hashes, self.0.client.hashes(peer, ask).await)
     }
 

@@ -10,7 +10,7 @@
 //!     503 busy or not possible                    400 bad request              403 registry not served by this node
 //!     With `hearth-speed`: the rate of the answering node's link, in bytes per second, once measured
 //! GET /peer/v1/hashes/<digest>/<index>?registry&repository&size[&again]
-//!     200 {"<index>":"sha256:..",..}: hashes of the pieces of the segment of piece <index>, if the peer has read
+//!     200 {"<index>":"blake3:..",..}: hashes of the pieces of the segment of piece <index>, if the peer has read
 //!     them from the registry itself or has the verified blob. With `again` (`segment`, `piece`) a peer in the order of
 //!     the segment's readers reads it again first; 503 meanwhile: retry
 //! GET /peer/v1/manifests/<digest>?registry&repository[&known]  200 the manifest, `Content-Type` its media type
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     limits::peers::wire::LONGEST,
-    types::{Digest, NameError, Repository, Tag},
+    types::{Digest, NameError, PieceHash, PieceHashError, Repository, Tag},
 };
 
 /// Version and prefix of all paths.
@@ -53,25 +53,25 @@ pub const PIECE_HASH: http::HeaderName = http::HeaderName::from_static("hearth-p
 /// Absent before it was measured. On a full link requests with this value may not arrive, answers do.
 pub const SPEED: http::HeaderName = http::HeaderName::from_static("hearth-speed");
 
-/// The hash of a piece that a peer sends: `sha256:..`, followed by ` own` when the peer has computed it from verified
+/// The hash of a piece that a peer sends: `blake3:..`, followed by ` own` when the peer has computed it from verified
 /// bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PieceHash {
-    /// SHA-256 of the piece.
-    pub hash: Digest,
+pub struct AnnouncedHash {
+    /// The hash of the piece.
+    pub hash: PieceHash,
     /// The peer has read the piece from the registry, or has the verified blob. Otherwise it has the hash from
     /// another peer.
     pub own: bool,
 }
 
-impl std::fmt::Display for PieceHash {
+impl std::fmt::Display for AnnouncedHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}{}", self.hash, if self.own { " own" } else { "" })
     }
 }
 
-impl std::str::FromStr for PieceHash {
-    type Err = crate::types::DigestError;
+impl std::str::FromStr for AnnouncedHash {
+    type Err = PieceHashError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (hash, own) = text.strip_suffix(" own").map_or((text, false), |hash| (hash, true));
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn a_piece_hash_reads_back_as_it_was_written() {
         for own in [false, true] {
-            let hash = PieceHash { hash: Digest::of(b"x"), own };
+            let hash = AnnouncedHash { hash: PieceHash::of(b"x"), own };
             assert_eq!(hash.to_string().parse(), Ok(hash));
         }
         assert!("sha256:12 own".parse::<PieceHash>().is_err());

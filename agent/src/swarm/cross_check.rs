@@ -25,7 +25,7 @@ use crate::{
         wire::{Again, HashesAsk},
     },
     store::{Partial, StoreError},
-    types::{Digest, Repository, chain},
+    types::{PieceHash, Repository, chain},
     upstream::Span,
 };
 
@@ -42,7 +42,7 @@ enum Right {
     Neither,
 }
 
-fn right(here: &Digest, second: &Digest, third: Option<&Digest>) -> Right {
+fn right(here: &PieceHash, second: &PieceHash, third: Option<&PieceHash>) -> Right {
     match third {
         Some(third) if third == here => Right::Here,
         Some(third) if third == second => Right::Second,
@@ -72,7 +72,7 @@ impl PieceContext {
     async fn check_segment(&self, segment: u64) -> Result<Vec<u64>, FetchError> {
         let here = self.hashes_here(segment).await?;
         let Some((second, hashes)) = self.second_read(segment).await else { return Ok(Vec::new()) };
-        let differing = |(piece, hash): &(u64, Digest)| {
+        let differing = |(piece, hash): &(u64, PieceHash)| {
             let other = hashes.iter().find(|(named, _)| named == piece).map(|(_, other)| *other)?;
             (other != *hash).then_some((*piece, *hash, other))
         };
@@ -88,7 +88,7 @@ impl PieceContext {
         Ok(wrong.into_iter().map(|(piece, ..)| piece).collect())
     }
 
-    async fn hashes_here(&self, segment: u64) -> Result<Vec<(u64, Digest)>, FetchError> {
+    async fn hashes_here(&self, segment: u64) -> Result<Vec<(u64, PieceHash)>, FetchError> {
         let (layout, partial) = (*self.layout(), self.partial().clone());
         let here: Vec<_> = layout.segment(segment).filter(|piece| self.has(*piece)).collect();
         let hashed = tokio::task::spawn_blocking(move || {
@@ -99,7 +99,7 @@ impl PieceContext {
     }
 
     /// The hashes of a segment from the next of its readers that reads it again.
-    async fn second_read(&self, segment: u64) -> Option<(String, Vec<(u64, Digest)>)> {
+    async fn second_read(&self, segment: u64) -> Option<(String, Vec<(u64, PieceHash)>)> {
         let first = self.first_reader(segment);
         for (at, peer) in self.readers_of(segment).into_iter().enumerate().take(SEGMENT_READERS) {
             if first.as_ref() == Some(&peer.name) || (first.is_none() && at == 0) {
@@ -113,7 +113,7 @@ impl PieceContext {
         None
     }
 
-    async fn third_read(&self, piece: u64, second: &str) -> Option<Digest> {
+    async fn third_read(&self, piece: u64, second: &str) -> Option<PieceHash> {
         let first = self.first_reader(piece);
         for peer in self.readers_of(piece).into_iter().take(PIECE_READERS) {
             if first.as_ref() == Some(&peer.name) || peer.name == second {
@@ -131,7 +131,7 @@ impl PieceContext {
         self.swarm.0.evidence.named(self.download().digest(), piece)
     }
 
-    async fn read_again(&self, peer: &Peer, piece: u64, again: Again) -> Vec<(u64, Digest)> {
+    async fn read_again(&self, peer: &Peer, piece: u64, again: Again) -> Vec<(u64, PieceHash)> {
         let (repository, digest) = (self.repository().clone(), *self.download().digest());
         let ask = HashesAsk { repository, digest, size: self.layout().size(), piece, again };
         if peer.name == self.me().name {
@@ -172,7 +172,7 @@ impl Swarm {
 
     /// Reads pieces from the registry again, replaces the bytes on this node, and returns their hashes. Ends when the
     /// caller is dropped; bytes that were read stay.
-    pub(super) async fn read_again(&self, ask: &HashesAsk) -> Vec<(u64, Digest)> {
+    pub(super) async fn read_again(&self, ask: &HashesAsk) -> Vec<(u64, PieceHash)> {
         let layout = Layout::new(ask.size);
         let pieces =
             if ask.again == Again::Piece { ask.piece..ask.piece + 1 } else { layout.segment(ask.piece) };
@@ -206,7 +206,7 @@ struct Reread<'a> {
 
 impl Reread<'_> {
     /// The registry's hash of a piece, whose bytes are then on this node as well.
-    async fn piece(&self, repository: &Repository, piece: u64) -> Result<Digest, FetchError> {
+    async fn piece(&self, repository: &Repository, piece: u64) -> Result<PieceHash, FetchError> {
         let (digest, vouched) = (self.download.digest(), &self.swarm.0.hashes);
         let bytes = self.layout.bytes(piece);
         if let Some(hash) = vouched.get(digest, piece).filter(|_| self.download.has_read(bytes.clone())) {
@@ -215,7 +215,7 @@ impl Reread<'_> {
         let content = self.read(repository, bytes.clone()).await?;
         let partial = self.partial.clone();
         let (hash, replaced) = blocking(move || {
-            let hash = Digest::of(&content);
+            let hash = PieceHash::of(&content);
             Ok((hash, partial.replace(bytes.start, &content)?))
         })
         .await?;
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn of_two_readers_that_differ_a_third_decides() {
-        let [a, b, c] = [b"a", b"b", b"c"].map(|bytes| Digest::of(bytes));
+        let [a, b, c] = [b"a", b"b", b"c"].map(|bytes| PieceHash::of(bytes));
         for (third, expected) in [
             (Some(a), Right::Here),
             (Some(b), Right::Second),

@@ -16,7 +16,11 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 
 use super::piece_hashes::hash_piece;
-use crate::{download::Claim, peers::layout::Layout, types::Digest};
+use crate::{
+    download::Claim,
+    peers::layout::Layout,
+    types::{Digest, PieceHash},
+};
 
 use crate::limits::swarm::evidence::{MEMORY, MOST};
 
@@ -36,7 +40,7 @@ pub(super) struct WrongBlob {
 #[derive(Debug)]
 struct NamedHash {
     piece: u64,
-    hash: Digest,
+    hash: PieceHash,
     /// The peer that sent the hash.
     peer: String,
 }
@@ -110,11 +114,11 @@ mod tests {
     fn only_the_peer_that_sent_a_wrong_hash_is_found() {
         let piece = Layout::new(0).piece();
         let right = vec![7; usize::try_from(2 * piece + 10).unwrap()];
-        let hash = |length: u64| Digest::of(&right[..usize::try_from(length).unwrap()]);
+        let hash = |length: u64| PieceHash::of(&right[..usize::try_from(length).unwrap()]);
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&right).unwrap();
         let claim = |hash, peer: &str| Claim { hash, peer: peer.to_owned() };
-        let wrong = Digest::of(b"wrong");
+        let wrong = PieceHash::of(b"wrong");
         let claims = vec![(0, claim(hash(piece), "a")), (1, claim(wrong, "b")), (2, claim(hash(10), "c"))];
         let case = WrongBlob::new(2 * piece + 10, claims);
         assert_eq!(case.close(&file).unwrap(), BTreeMap::from([("b", 1)]));

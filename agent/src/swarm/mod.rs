@@ -34,7 +34,6 @@ use crate::{
     peers::Peers,
     store::{Partial, Store},
     task::Tasks,
-    types::Digest,
     upstream::Upstream,
 };
 
@@ -92,7 +91,14 @@ impl PeerSource for Inner {
         kept
     }
 
-    fn found_right<'a>(self: Arc<Self>, digest: &'a Digest, partial: &'a Arc<Partial>) -> BoxFuture<'a, ()> {
-        Box::pin(async move { self.blame_peers(digest, partial).await })
+    fn found_right<'a>(
+        self: Arc<Self>,
+        download: &'a Arc<Download>,
+        partial: &'a Arc<Partial>,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.keep_hashes(download, partial);
+            self.blame_peers(download.digest(), partial).await;
+        })
     }
 }

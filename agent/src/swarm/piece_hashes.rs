@@ -13,7 +13,10 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
-use crate::{peers::layout::Layout, types::Digest};
+use crate::{
+    peers::layout::Layout,
+    types::{Digest, PieceHash},
+};
 
 use crate::limits::swarm::piece_hashes::MOST;
 
@@ -27,7 +30,7 @@ pub(super) struct PieceHashes {
 
 #[derive(Debug, Default)]
 struct Known {
-    blobs: HashMap<Digest, HashMap<u64, Digest>>,
+    blobs: HashMap<Digest, HashMap<u64, PieceHash>>,
     /// The keys of `blobs`, the oldest first.
     order: VecDeque<Digest>,
     count: usize,
@@ -44,11 +47,11 @@ impl PieceHashes {
         self.known.lock()
     }
 
-    pub(super) fn get(&self, digest: &Digest, piece: u64) -> Option<Digest> {
+    pub(super) fn get(&self, digest: &Digest, piece: u64) -> Option<PieceHash> {
         self.known().blobs.get(digest)?.get(&piece).copied()
     }
 
-    pub(super) fn put(&self, digest: &Digest, piece: u64, hash: Digest) {
+    pub(super) fn put(&self, digest: &Digest, piece: u64, hash: PieceHash) {
         let mut known = self.known();
         if !known.blobs.contains_key(digest) {
             known.order.push_back(*digest);
@@ -70,12 +73,12 @@ impl PieceHashes {
     }
 }
 
-/// The SHA-256 of a piece in a file. Blocking.
-pub(super) fn hash_piece(file: &File, layout: &Layout, piece: u64) -> io::Result<Digest> {
+/// The hash of a piece in a file. Blocking.
+pub(super) fn hash_piece(file: &File, layout: &Layout, piece: u64) -> io::Result<PieceHash> {
     let bytes = layout.bytes(piece);
     let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).map_err(io::Error::other)?];
     file.read_exact_at(&mut buffer, bytes.start)?;
-    Ok(Digest::of(&buffer))
+    Ok(PieceHash::of(&buffer))
 }
 
 #[cfg(test)]
@@ -86,13 +89,14 @@ mod tests {
     fn what_is_remembered_is_bounded_and_the_oldest_blob_goes_first() {
         let hashes = PieceHashes::default();
         let digests: Vec<_> = (0..3_u8).map(|n| Digest::of(&[n])).collect();
+        let hash = |digest: &Digest| PieceHash::of(digest.as_bytes());
         for piece in 0..MOST as u64 / 2 {
-            digests[..2].iter().for_each(|digest| hashes.put(digest, piece, *digest));
+            digests[..2].iter().for_each(|digest| hashes.put(digest, piece, hash(digest)));
         }
-        assert_eq!(hashes.get(&digests[0], 5), Some(digests[0]));
-        hashes.put(&digests[2], 0, digests[2]);
+        assert_eq!(hashes.get(&digests[0], 5), Some(hash(&digests[0])));
+        hashes.put(&digests[2], 0, hash(&digests[2]));
         assert_eq!(hashes.get(&digests[0], 5), None);
-        assert_eq!(hashes.get(&digests[1], 5), Some(digests[1]));
+        assert_eq!(hashes.get(&digests[1], 5), Some(hash(&digests[1])));
         hashes.forget(&digests[1]);
         assert_eq!((hashes.get(&digests[1], 5), hashes.known().count), (None, 1));
     }

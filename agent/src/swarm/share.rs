@@ -12,7 +12,7 @@ use crate::{
         layout::Layout,
         plan::{self, Answer, ResponderState, Role},
         rank::Subject,
-        wire::{PieceAsk, PieceHash},
+        wire::{AnnouncedHash, PieceAsk},
     },
     store::Partial,
 };
@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub enum Share {
     /// The bytes, their number, and their hash if this node has it.
-    Here(Box<ContentReader>, u64, Option<PieceHash>),
+    Here(Box<ContentReader>, u64, Option<AnnouncedHash>),
     /// The piece is arriving.
     Held {
         /// Rises with every sign of life.

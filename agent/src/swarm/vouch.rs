@@ -4,19 +4,24 @@ use std::{fs::File, io, sync::Arc};
 
 use tokio::time::timeout;
 
-use super::{context::Swarm, piece_hashes::hash_piece};
+use super::{
+    context::{Inner, Swarm},
+    piece_hashes::hash_piece,
+};
 use crate::{
+    download::Download,
     peers::{
         HOLD,
         layout::Layout,
-        wire::{HashesAsk, PieceHash},
+        wire::{AnnouncedHash, HashesAsk},
     },
-    types::{Digest, chain},
+    store::Partial,
+    types::{Digest, PieceHash, chain},
 };
 
 impl Swarm {
     /// The hashes of a segment's pieces that this node can guarantee; `None` while it reads the segment again.
-    pub async fn piece_hashes(&self, ask: &HashesAsk) -> Option<Vec<(u64, Digest)>> {
+    pub async fn piece_hashes(&self, ask: &HashesAsk) -> Option<Vec<(u64, PieceHash)>> {
         let layout = Layout::new(ask.size);
         let mut hashes = Vec::new();
         if layout.is_too_large() || ask.piece >= layout.pieces() {
@@ -37,20 +42,25 @@ impl Swarm {
     }
 
     /// The hash of a piece that this node has verified or can guarantee; `None` otherwise.
-    pub(super) async fn hash_of(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<PieceHash> {
+    pub(super) async fn hash_of(
+        &self,
+        digest: &Digest,
+        layout: &Layout,
+        piece: u64,
+    ) -> Option<AnnouncedHash> {
         match self.vouch(digest, layout, piece).await {
-            Some(hash) => Some(PieceHash { hash, own: true }),
+            Some(hash) => Some(AnnouncedHash { hash, own: true }),
             None => self
                 .0
                 .fetcher
                 .download(digest)?
                 .expected
                 .verified(piece)
-                .map(|hash| PieceHash { hash, own: false }),
+                .map(|hash| AnnouncedHash { hash, own: false }),
         }
     }
 
-    async fn vouch(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<Digest> {
+    async fn vouch(&self, digest: &Digest, layout: &Layout, piece: u64) -> Option<PieceHash> {
         let hashes = &self.0.hashes;
         if let Some(hash) = hashes.get(digest, piece) {
             return Some(hash);
@@ -80,5 +90,19 @@ impl Swarm {
         let bytes = layout.bytes(piece);
         let own = download.has_read(bytes.clone()) && partial.gaps(bytes).is_empty();
         own.then(|| partial.file().clone())
+    }
+}
+
+impl Inner {
+    /// The blob has the right digest: this node guarantees the hashes of its pieces now, and need not compute them
+    /// again. Not when bytes were discarded or replaced since the download began: those of a piece may be others than
+    /// the ones that were hashed.
+    pub(super) fn keep_hashes(&self, download: &Download, partial: &Partial) {
+        if partial.epoch() != 0 || partial.changes() != 0 {
+            return;
+        }
+        for (piece, hash) in download.expected.all_verified() {
+            self.hashes.put(download.digest(), piece, hash);
+        }
     }
 }

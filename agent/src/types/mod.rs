@@ -6,6 +6,7 @@ mod causes;
 mod duration;
 mod manifest;
 mod pattern;
+mod piece_hash;
 mod platform;
 mod range;
 mod size;
@@ -23,6 +24,7 @@ pub use oci::{
     RepoName, Repository, Tag,
 };
 pub use pattern::RegistryPattern;
+pub use piece_hash::{PieceHash, PieceHashError, PieceHasher};
 pub use platform::{Platform, PlatformError};
 pub use range::{ByteRange, RangeHeader};
 pub use size::{SizeError, format_size, parse_size};

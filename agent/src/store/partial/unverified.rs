@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::Partial;
 use crate::{
     store::StoreError,
-    types::{Algorithm, Digest, Hasher},
+    types::{PieceHash, PieceHasher},
 };
 
 /// See the module documentation. Dropping it discards its bytes.
@@ -20,8 +20,10 @@ pub struct Unverified {
     partial: Arc<Partial>,
     epoch: u64,
     range: Range<u64>,
-    hasher: Hasher,
+    hasher: PieceHasher,
     position: u64,
+    /// All bytes in the file so far are of this writer.
+    wrote_all: bool,
 }
 
 impl Drop for Unverified {
@@ -43,7 +45,8 @@ impl Partial {
             epoch: self.epoch(),
             position: range.start,
             range,
-            hasher: Algorithm::Sha256.hasher(),
+            hasher: PieceHasher::default(),
+            wrote_all: true,
         })
     }
 }
@@ -55,9 +58,11 @@ impl Unverified {
         {
             let _writing = self.partial.writing.lock();
             if self.partial.epoch() == self.epoch {
-                for gap in self.partial.gaps(self.position..end) {
-                    self.partial.write_gap(self.position, chunks, &gap)?;
+                let gaps = self.partial.gaps(self.position..end);
+                for gap in &gaps {
+                    self.partial.write_gap(self.position, chunks, gap)?;
                 }
+                self.wrote_all &= gaps == [self.position..end];
             }
         }
         for chunk in chunks {
@@ -67,9 +72,14 @@ impl Unverified {
         Ok(())
     }
 
-    /// The SHA-256 of the written bytes; `None` before all were written.
-    pub fn hash(&self) -> Option<Digest> {
-        (self.position == self.range.end).then(|| self.hasher.clone().finish())
+    /// The hash of the written bytes; `None` before all were written.
+    pub fn hash(&self) -> Option<PieceHash> {
+        (self.position == self.range.end).then(|| self.hasher.finish())
+    }
+
+    /// Whether [`Self::hash`] is the hash of the bytes in the file: none of them came from elsewhere.
+    pub fn wrote_all(&self) -> bool {
+        self.wrote_all
     }
 
     /// Publishes the bytes. Returns whether they count: not when everything was discarded since the start. Blocking.
@@ -92,6 +102,7 @@ mod tests {
         super::{super::Config, super::Store, Finish},
         *,
     };
+    use crate::types::Digest;
 
     const CONTENT: &[u8] = b"abcdefghij";
 
@@ -113,8 +124,8 @@ mod tests {
         right.write(&[Bytes::from_static(b"fg"), Bytes::from_static(b"h")]).unwrap();
         assert_eq!(right.hash(), None);
         right.write(&[Bytes::from_static(b"ij")]).unwrap();
-        assert_eq!(right.hash(), Some(Digest::of(b"fghij")));
-        assert!(right.accept());
+        assert_eq!(right.hash(), Some(PieceHash::of(b"fghij")));
+        assert!(right.wrote_all() && right.accept());
         assert_eq!(partial.gaps(0..10), [0..5]);
         drop(wrong);
         let mut again = partial.unverified(0..5).expect("the writer has gone");
@@ -130,7 +141,9 @@ mod tests {
         let mut slow = partial.unverified(0..10).unwrap();
         slow.write(&[Bytes::from_static(b"XX")]).unwrap();
         partial.write(0, &[Bytes::from_static(CONTENT)]).unwrap();
+        assert!(slow.wrote_all());
         slow.write(&[Bytes::from_static(b"--------")]).unwrap();
+        assert!(!slow.wrote_all(), "its hash says nothing about the bytes in the file");
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
     }
 

@@ -12,10 +12,10 @@ use crate::{
     peers::{
         Peer, PeerError, PieceBody, Settled,
         plan::Role,
-        wire::{Again, HashesAsk, PieceHash},
+        wire::{Again, AnnouncedHash, HashesAsk},
     },
     store::Unverified,
-    types::Digest,
+    types::PieceHash,
 };
 
 use crate::limits::swarm::take::{BATCH, CONFIRMING, GATHER, VOUCHING};
@@ -50,7 +50,7 @@ impl PieceContext {
     }
 
     /// Whether another peer that may have the piece announces the same hash as `sender`.
-    async fn is_confirmed(&self, sender: &Peer, piece: u64, announced: Option<&Digest>) -> bool {
+    async fn is_confirmed(&self, sender: &Peer, piece: u64, announced: Option<&PieceHash>) -> bool {
         let Some(announced) = announced else { return false };
         let (ranking, part) = (self.membership.ranking(), self.layout.part(piece));
         let above = ranking.ancestors(&self.subject, part, self.membership.me());
@@ -66,7 +66,7 @@ impl PieceContext {
     }
 
     /// `None` without a response.
-    pub(super) async fn hashes(&self, peer: &Peer, piece: u64) -> Option<Vec<(u64, Digest)>> {
+    pub(super) async fn hashes(&self, peer: &Peer, piece: u64) -> Option<Vec<(u64, PieceHash)>> {
         let (repository, digest) = (self.repository.clone(), *self.download().digest());
         let ask = HashesAsk { repository, digest, size: self.layout.size(), piece, again: Again::No };
         match self.peers().hashes(peer, &ask).await {
@@ -85,7 +85,7 @@ impl PieceContext {
         piece: u64,
     ) -> Result<Attempt, NoPiece> {
         let (download, announced) = (self.download(), body.hash());
-        if let Some(PieceHash { hash, own: true }) = announced.filter(|_| role == Role::Source) {
+        if let Some(AnnouncedHash { hash, own: true }) = announced.filter(|_| role == Role::Source) {
             // The sender is the reader of the segment, so that no other request for its hash is needed.
             download.expected.add(&peer.name, [(piece, hash)]);
         }
@@ -132,8 +132,8 @@ impl PieceContext {
                 self.blame(peer, piece);
                 return Ok(Attempt::Next);
             }
-            Verdict::Verified => download.expected.note_verified(piece, found),
-            Verdict::Unverified => {}
+            Verdict::Verified if received.wrote_all() => download.expected.note_verified(piece, found),
+            Verdict::Verified | Verdict::Unverified => {}
         }
         let accepted = blocking(move || Ok(received.accept())).await.map_err(NoPiece::Fatal)?;
         download.enter(Phase::Streaming);
