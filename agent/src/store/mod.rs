@@ -65,7 +65,7 @@ pub use facts::{BlobFact, PartialFact, RefFact, RefName};
 pub use health::{Excess, Trouble, TroubleKind};
 pub use index::Totals;
 pub use origins::{GivenTo, Origins};
-pub use partial::{Finish, Partial, Unverified};
+pub use partial::{Accepted, Finish, Partial, Unverified};
 pub use ranges::RangeSet;
 pub use refs::{ManifestRecord, TagRecord};
 pub use runtime::{RuntimeBlob, RuntimeContent};

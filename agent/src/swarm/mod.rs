@@ -97,7 +97,7 @@ impl PeerSource for Inner {
         partial: &'a Arc<Partial>,
     ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            self.keep_hashes(download, partial);
+            self.hashes.keep(download, partial);
             self.blame_peers(download.digest(), partial).await;
         })
     }

@@ -1,7 +1,7 @@
 //! The hashes of pieces that this node guarantees: of bytes that it read from the registry itself, and of verified
 //! blobs.
 //!
-//! Computed when a peer first requests them, one segment at a time, and kept within [`MOST`].
+//! Kept from the download, or computed when a peer first requests them, one segment at a time; within [`MOST`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +14,9 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
 use crate::{
+    download::Download,
     peers::layout::Layout,
+    store::Partial,
     types::{Digest, PieceHash},
 };
 
@@ -65,6 +67,18 @@ impl PieceHashes {
         }
     }
 
+    /// A download has the right digest: the hashes that its pieces were checked by are guaranteed from now on, and need
+    /// not be computed again. Not when bytes were discarded or replaced meanwhile: a piece may have others now than those
+    /// that were hashed.
+    pub(super) fn keep(&self, download: &Download, partial: &Partial) {
+        if partial.epoch() != 0 || partial.changes() != 0 {
+            return;
+        }
+        for (piece, hash) in download.expected.all_verified() {
+            self.put(download.digest(), piece, hash);
+        }
+    }
+
     /// The bytes that were read of a blob were wrong.
     pub(super) fn forget(&self, digest: &Digest) {
         let mut known = self.known();
@@ -84,6 +98,34 @@ pub(super) fn hash_piece(file: &File, layout: &Layout, piece: u64) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        store::{Config, Store},
+        upstream::OriginPenalties,
+    };
+
+    type Change = fn(&Partial);
+
+    #[test]
+    fn hashes_of_a_download_are_kept_unless_its_bytes_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&Config::of(directory.path())).unwrap();
+        let digest = Digest::of(b"content");
+        let download = Download::new(digest, None, OriginPenalties::default());
+        let hash = PieceHash::of(b"content");
+        download.expected.note_verified(0, hash);
+        let changes: [(Change, Option<PieceHash>); 3] = [
+            (|_| (), Some(hash)),
+            (|partial| partial.give_up(0..7).unwrap(), None),
+            (|partial| partial.forget().unwrap(), None),
+        ];
+        for (change, expected) in changes {
+            let (hashes, partial) = (PieceHashes::default(), store.partial(&digest).unwrap());
+            partial.write(0, &[b"content".as_slice().into()]).unwrap();
+            change(&partial);
+            hashes.keep(&download, &partial);
+            assert_eq!(hashes.get(&digest, 0), expected);
+        }
+    }
 
     #[test]
     fn what_is_remembered_is_bounded_and_the_oldest_blob_goes_first() {

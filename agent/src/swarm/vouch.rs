@@ -4,18 +4,13 @@ use std::{fs::File, io, sync::Arc};
 
 use tokio::time::timeout;
 
-use super::{
-    context::{Inner, Swarm},
-    piece_hashes::hash_piece,
-};
+use super::{context::Swarm, piece_hashes::hash_piece};
 use crate::{
-    download::Download,
     peers::{
         HOLD,
         layout::Layout,
         wire::{AnnouncedHash, HashesAsk},
     },
-    store::Partial,
     types::{Digest, PieceHash, chain},
 };
 
@@ -90,19 +85,5 @@ impl Swarm {
         let bytes = layout.bytes(piece);
         let own = download.has_read(bytes.clone()) && partial.gaps(bytes).is_empty();
         own.then(|| partial.file().clone())
-    }
-}
-
-impl Inner {
-    /// The blob has the right digest: this node guarantees the hashes of its pieces now, and need not compute them
-    /// again. Not when bytes were discarded or replaced since the download began: those of a piece may be others than
-    /// the ones that were hashed.
-    pub(super) fn keep_hashes(&self, download: &Download, partial: &Partial) {
-        if partial.epoch() != 0 || partial.changes() != 0 {
-            return;
-        }
-        for (piece, hash) in download.expected.all_verified() {
-            self.hashes.put(download.digest(), piece, hash);
-        }
     }
 }

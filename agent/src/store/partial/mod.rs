@@ -30,7 +30,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use map::Map;
-pub use unverified::Unverified;
+pub use unverified::{Accepted, Unverified};
 
 use super::{
     Blob, RangeSet, Store, StoreError,

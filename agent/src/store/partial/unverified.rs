@@ -22,8 +22,19 @@ pub struct Unverified {
     range: Range<u64>,
     hasher: PieceHasher,
     position: u64,
-    /// All bytes in the file so far are of this writer.
+    /// No byte so far was there already.
     wrote_all: bool,
+}
+
+/// What became of a piece with the right hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Its bytes are in the file.
+    Whole,
+    /// Some bytes in the file came from elsewhere: the hash says nothing about them.
+    InPart,
+    /// Everything was discarded since the start.
+    No,
 }
 
 impl Drop for Unverified {
@@ -77,22 +88,19 @@ impl Unverified {
         (self.position == self.range.end).then(|| self.hasher.finish())
     }
 
-    /// Whether [`Self::hash`] is the hash of the bytes in the file: none of them came from elsewhere.
-    pub fn wrote_all(&self) -> bool {
-        self.wrote_all
-    }
-
-    /// Publishes the bytes. Returns whether they count: not when everything was discarded since the start. Blocking.
-    pub fn accept(self) -> bool {
-        let due = {
+    /// Publishes the bytes. Blocking.
+    pub fn accept(self) -> Accepted {
+        let (whole, due) = {
             let _writing = self.partial.writing.lock();
             if self.partial.epoch() != self.epoch || self.position != self.range.end {
-                return false;
+                return Accepted::No;
             }
-            self.partial.note(self.range.clone())
+            // Others overwrite what is not published yet.
+            let whole = self.wrote_all && self.partial.gaps(self.range.clone()) == [self.range.clone()];
+            (whole, self.partial.note(self.range.clone()))
         };
         self.partial.save_if(due);
-        true
+        if whole { Accepted::Whole } else { Accepted::InPart }
     }
 }
 
@@ -125,12 +133,12 @@ mod tests {
         assert_eq!(right.hash(), None);
         right.write(&[Bytes::from_static(b"ij")]).unwrap();
         assert_eq!(right.hash(), Some(PieceHash::of(b"fghij")));
-        assert!(right.wrote_all() && right.accept());
+        assert_eq!(right.accept(), Accepted::Whole);
         assert_eq!(partial.gaps(0..10), [0..5]);
         drop(wrong);
         let mut again = partial.unverified(0..5).expect("the writer has gone");
         again.write(&[Bytes::from_static(b"abcde")]).unwrap();
-        assert!(again.accept());
+        assert_eq!(again.accept(), Accepted::Whole);
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
     }
 
@@ -141,10 +149,20 @@ mod tests {
         let mut slow = partial.unverified(0..10).unwrap();
         slow.write(&[Bytes::from_static(b"XX")]).unwrap();
         partial.write(0, &[Bytes::from_static(CONTENT)]).unwrap();
-        assert!(slow.wrote_all());
         slow.write(&[Bytes::from_static(b"--------")]).unwrap();
-        assert!(!slow.wrote_all(), "its hash says nothing about the bytes in the file");
+        assert_eq!(slow.accept(), Accepted::InPart);
         assert_eq!(partial.finish().unwrap(), Finish::Verified);
+    }
+
+    #[test]
+    fn bytes_that_others_overwrite_before_they_are_published_are_not_those_that_were_hashed() {
+        let directory = tempfile::tempdir().unwrap();
+        let partial = partial(&directory);
+        let mut writer = partial.unverified(0..10).unwrap();
+        writer.write(&[Bytes::from_static(CONTENT)]).unwrap();
+        partial.write(2, &[Bytes::from_static(b"--")]).unwrap();
+        assert_eq!((writer.hash(), writer.accept()), (Some(PieceHash::of(CONTENT)), Accepted::InPart));
+        assert!(matches!(partial.finish().unwrap(), Finish::Mismatch { .. }));
     }
 
     #[test]
@@ -156,7 +174,7 @@ mod tests {
         partial.forget().unwrap();
         partial.set_size(10).unwrap();
         old.write(&[Bytes::from_static(b"----------")]).unwrap();
-        assert!(!old.accept());
+        assert_eq!(old.accept(), Accepted::No);
         partial.write_in(epoch, 0, &[Bytes::from_static(b"X")], |_| panic!("nothing is written")).unwrap();
         assert_eq!(partial.total(), 0);
     }

@@ -14,7 +14,7 @@ use crate::{
         plan::Role,
         wire::{Again, AnnouncedHash, HashesAsk},
     },
-    store::Unverified,
+    store::{Accepted, Unverified},
     types::PieceHash,
 };
 
@@ -127,18 +127,18 @@ impl PieceContext {
         };
         self.peers().note_pace(peer, length.end - length.start, began.elapsed());
         let Some(found) = received.hash() else { return Ok(Attempt::Next) };
-        match judge(expected, announced.as_ref(), &found) {
-            Verdict::Altered => {
-                self.blame(peer, piece);
-                return Ok(Attempt::Next);
-            }
-            Verdict::Verified if received.wrote_all() => download.expected.note_verified(piece, found),
-            Verdict::Verified | Verdict::Unverified => {}
+        let verdict = judge(expected, announced.as_ref(), &found);
+        if verdict == Verdict::Altered {
+            self.blame(peer, piece);
+            return Ok(Attempt::Next);
         }
         let accepted = blocking(move || Ok(received.accept())).await.map_err(NoPiece::Fatal)?;
+        if (verdict, accepted) == (Verdict::Verified, Accepted::Whole) {
+            download.expected.note_verified(piece, found);
+        }
         download.enter(Phase::Streaming);
         download.wrote();
-        Ok(if accepted { Attempt::Brought } else { Attempt::Next })
+        Ok(if accepted == Accepted::No { Attempt::Next } else { Attempt::Brought })
     }
 
     fn blame(&self, peer: &Peer, piece: u64) {
