@@ -16,7 +16,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{fetcher::Fetcher, refusals::Turn};
+use super::{error::FetchError, fetcher::Fetcher, refusals::Turn};
 use crate::{
     limits::download::budget::{ANSWER, IGNORED, MOST_REFUSED, OWNERS, PAUSE},
     peers::{
@@ -24,7 +24,7 @@ use crate::{
         budget::{BudgetAsk, Granted, Rate},
         rank,
     },
-    types::{Reference, RegistryHost, Repository},
+    types::{Digest, Reference, RegistryHost, Repository, Tag},
     upstream::{Class, Told},
 };
 
@@ -45,9 +45,39 @@ impl Answer {
     }
 }
 
+fn reserved(registry: &RegistryHost, wait: Option<Duration>) -> Result<(), FetchError> {
+    wait.map_or(Ok(()), |wait| Err(FetchError::Reserved { registry: registry.clone(), wait }))
+}
+
 impl Fetcher {
+    /// Fails while background work should not request blobs, because less than the reserve of the rate limit is left.
+    pub fn within_budget(&self, repository: &Repository) -> Result<(), FetchError> {
+        let wait = self.0.upstream.background_wait(&repository.registry, Class::Uncounted);
+        reserved(&repository.registry, wait)
+    }
+
+    /// Fails while background work should not request a manifest that is not here.
+    pub async fn turn(&self, repository: &Repository, reference: &Reference) -> Result<(), FetchError> {
+        reserved(&repository.registry, self.background_turn(repository, reference).await)
+    }
+
+    /// The digest of a tag, for background work. Registries do not count the `HEAD` request; when it has no usable answer,
+    /// the other nodes and a request that is counted remain.
+    pub async fn digest_in_turn(&self, repository: &Repository, tag: &Tag) -> Result<Digest, FetchError> {
+        // Should this registry count it, the reserve is kept all the same.
+        reserved(&repository.registry, self.manifest_wait(&repository.registry))?;
+        match self.tag_digest(repository, tag).await {
+            Err(FetchError::NotNow { .. }) => {
+                let tag = Reference::Tag(tag.clone());
+                self.turn(repository, &tag).await?;
+                Ok(self.manifest_head(repository, &tag).await?.digest)
+            }
+            resolved => resolved,
+        }
+    }
+
     /// How long background work should wait before it requests a manifest that is not here; `None` when it may go on.
-    pub async fn background_turn(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
+    async fn background_turn(&self, repository: &Repository, reference: &Reference) -> Option<Duration> {
         let registry = &repository.registry;
         if let Some(wait) = self.manifest_wait(registry) {
             return Some(wait);
@@ -67,7 +97,7 @@ impl Fetcher {
     }
 
     /// The same by what the registry told this node, without asking another one.
-    pub fn manifest_wait(&self, registry: &RegistryHost) -> Option<Duration> {
+    fn manifest_wait(&self, registry: &RegistryHost) -> Option<Duration> {
         self.0.upstream.background_wait(registry, Class::Background)
     }
 

@@ -31,6 +31,17 @@ pub enum FetchError {
         /// When a retry makes sense, if the registry said so.
         retry_after: Option<Duration>,
     },
+    /// Only the reserve of the registry's rate limit is left, and no client waits for the content.
+    #[error(
+        "the rate limit of `{registry}` is nearly used up and the rest is reserved for waiting pods; retrying when it has \
+         recovered"
+    )]
+    Reserved {
+        /// The registry.
+        registry: RegistryHost,
+        /// When to ask again.
+        wait: Duration,
+    },
     /// The bytes that arrived do not hash to the digest.
     #[error("wrong bytes from {}", origins.join(", "))]
     Corrupt {

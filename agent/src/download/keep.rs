@@ -1,12 +1,12 @@
 //! Background downloads: content is stored and verified, and not read by a client.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use super::{error::FetchError, fetcher::Fetcher, state::Download};
 use crate::{
     metrics::{Found, Kind},
-    types::{Digest, RangeHeader, RegistryHost, Repository, chain},
-    upstream::{Class, PullSecret},
+    types::{Digest, RangeHeader, Repository, chain},
+    upstream::PullSecret,
 };
 
 use crate::limits::download::keep::STRIDE;
@@ -15,12 +15,6 @@ impl Fetcher {
     /// Whether a blob or manifest is in the store.
     pub async fn has(&self, digest: &Digest) -> bool {
         self.0.stored_blob(digest).await.is_some()
-    }
-
-    /// How long background work should request no blobs of a registry, because less than the reserve of its rate limit is
-    /// left. For manifests see [`Self::background_turn`].
-    pub fn background_wait(&self, registry: &RegistryHost) -> Option<Duration> {
-        self.0.upstream.background_wait(registry, Class::Uncounted)
     }
 
     /// Adds these documents (`.dockerconfigjson`) to the agent's credentials, replacing earlier ones; returns their

@@ -65,7 +65,7 @@ impl Fetcher {
     }
 
     /// The digest that a tag resolves to, for background work: without its manifest, which registries count.
-    pub async fn tag_digest(&self, repository: &Repository, tag: &Tag) -> Result<Digest, FetchError> {
+    pub(super) async fn tag_digest(&self, repository: &Repository, tag: &Tag) -> Result<Digest, FetchError> {
         Ok(self.resolve_by(repository, tag, Sources::Registry).await?.info.digest)
     }
 

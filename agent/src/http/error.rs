@@ -105,6 +105,7 @@ impl Refusal {
                 Self::new(StatusCode::FORBIDDEN, "DENIED", error.to_string())
             }
             FetchError::NotNow { retry_after, .. } => Self::not_now(chain(error), *retry_after),
+            FetchError::Reserved { wait, .. } => Self::not_now(chain(error), Some(*wait)),
             FetchError::Corrupt { .. }
             | FetchError::Store(_)
             | FetchError::Disk(_)

@@ -28,7 +28,7 @@ use crate::{
     trace,
     types::{ByteRange, Digest, RangeHeader, Reference, RegistryHost, Repository},
     upstream::{AGENT_HEADER, Upstream},
-    verify::Verifier,
+    verify::{Urgency, Verifier},
 };
 
 /// Answers for one listener. Cheap to clone.
@@ -236,7 +236,7 @@ impl Mirror {
         if matches!(reference, Reference::Tag(_)) {
             self.0.access.check(repository, &info.digest, Content::Manifest, client).await?;
         }
-        self.0.verifier.manifest(repository, &info.digest, client).await?;
+        self.0.verifier.manifest(repository, &info.digest, client, Urgency::Now).await?;
         if is_known(headers, &info.digest) {
             return Ok(not_modified(&info.digest));
         }

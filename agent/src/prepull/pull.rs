@@ -21,10 +21,10 @@ use crate::{
     download::{FetchError, Fetcher},
     types::{
         ByteRange, Descriptor, Digest, ManifestLinks, Platform, RangeHeader, Reference, Repository, Role,
-        Tag, format_size,
+        format_size,
     },
     upstream::{Upstream, UpstreamError},
-    verify::Verifier,
+    verify::{Urgency, Verifier},
 };
 
 /// Most blobs of one image at once, as in container runtimes.
@@ -82,6 +82,7 @@ impl From<FetchError> for Problem {
             FetchError::Denied(_) | FetchError::Unauthorized(_) => ("Denied", None),
             FetchError::Unsigned(_) => ("NotSigned", None),
             FetchError::NotNow { retry_after, .. } => ("NotAvailable", retry_after),
+            FetchError::Reserved { wait, .. } => (RATE_LIMITED, Some(wait.min(LONGEST_WAIT))),
             FetchError::Corrupt { .. } => ("WrongBytes", None),
             FetchError::Unsupported { .. } => ("Unsupported", None),
             FetchError::Store(_) | FetchError::Disk(_) => ("StoreFailed", None),
@@ -102,7 +103,7 @@ pub(super) struct Checks<'a> {
 impl Checks<'_> {
     async fn manifest(self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
         self.access.check(repository, digest, Content::Manifest, &Client::Anyone).await?;
-        self.verifier.manifest(repository, digest, &Client::Anyone).await
+        self.verifier.manifest(repository, digest, &Client::Anyone, Urgency::InTurn).await
     }
 
     async fn blob(self, repository: &Repository, digest: &Digest) -> Result<(), FetchError> {
@@ -125,12 +126,12 @@ pub(super) async fn pull(
         return Err(Problem::new("NotServed", message));
     }
     if task.public.is_some() {
-        within_budget(fetcher, repository)?;
+        fetcher.within_budget(repository)?;
         check_public(upstream, task).await?;
     }
     let digest = match &task.reference {
         Reference::Digest(digest) => *digest,
-        Reference::Tag(tag) => resolve(fetcher, repository, tag).await?,
+        Reference::Tag(tag) => fetcher.digest_in_turn(repository, tag).await?,
     };
     let here = [Platform::here()];
     let platforms = if task.platforms.is_empty() { &here[..] } else { &task.platforms };
@@ -153,21 +154,6 @@ pub(super) async fn pull(
         loader.load(&task.image).await?;
     }
     Ok(Pulled { digest, bytes: task.progress.total() })
-}
-
-/// The digest of a tag. Registries do not count the `HEAD` request; when it has no usable answer, the other nodes and a request that
-/// is counted remain.
-async fn resolve(fetcher: &Fetcher, repository: &Repository, tag: &Tag) -> Result<Digest, Problem> {
-    // Should this registry count it, the reserve is kept all the same.
-    limited(repository, fetcher.manifest_wait(&repository.registry))?;
-    match fetcher.tag_digest(repository, tag).await {
-        Err(FetchError::NotNow { .. }) => {
-            let tag = Reference::Tag(tag.clone());
-            limited(repository, fetcher.background_turn(repository, &tag).await)?;
-            Ok(fetcher.manifest_head(repository, &tag).await?.digest)
-        }
-        resolved => Ok(resolved?),
-    }
 }
 
 /// Images of applications must be public: an application that names an image must not get with the agent's
@@ -198,20 +184,6 @@ fn within_limit(task: &PullTask) -> Result<(), Problem> {
     }
 }
 
-fn within_budget(fetcher: &Fetcher, repository: &Repository) -> Result<(), Problem> {
-    limited(repository, fetcher.background_wait(&repository.registry))
-}
-
-fn limited(repository: &Repository, wait: Option<Duration>) -> Result<(), Problem> {
-    let Some(wait) = wait else { return Ok(()) };
-    let message = format!(
-        "the rate limit of `{}` is nearly used up and the rest is reserved for waiting pods; retrying when it has recovered",
-        repository.registry
-    );
-    let retry_after = Some(wait.min(LONGEST_WAIT));
-    Err(Problem { retry_after, ..Problem::new(RATE_LIMITED, message) })
-}
-
 /// The parts of an image that are needed.
 #[derive(Default)]
 struct Contents {
@@ -231,7 +203,7 @@ async fn manifests(
     let mut open = vec![(root, MAX_DEPTH)];
     while let Some((digest, depth)) = open.pop() {
         if !fetcher.has(&digest).await {
-            limited(repository, fetcher.background_turn(repository, &Reference::Digest(digest)).await)?;
+            fetcher.turn(repository, &Reference::Digest(digest)).await?;
         }
         checks.manifest(repository, &digest).await?;
         let (_, bytes) = fetcher.manifest(repository, &Reference::Digest(digest)).await?;
@@ -279,7 +251,7 @@ async fn bring(
 ) -> Result<(), Problem> {
     checks.blob(repository, &blob.digest).await?;
     if !fetcher.has(&blob.digest).await {
-        within_budget(fetcher, repository)?;
+        fetcher.within_budget(repository)?;
         if let Some(pace) = pace {
             bring_slowly(fetcher, repository, &blob, pace, progress).await?;
         }

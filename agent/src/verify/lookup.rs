@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use oci::signature::{PublicKey, Signature, candidates, referrers_tag, signature_tag, signatures};
 
+use super::Urgency;
 use crate::{
     access::{Access, Client, Content},
     download::{FetchError, Fetcher},
     metrics::Kind,
-    types::{Digest, RangeHeader, Reference, Repository},
+    types::{Digest, RangeHeader, Reference, Repository, Tag},
 };
 
 /// Manifests with signatures that are read at one place, and signatures that are checked in one of them.
@@ -37,6 +38,8 @@ const PLACES: [Place; 3] = [Place::Referrers, Place::ReferrersTag, Place::Signat
 pub(super) enum Found {
     /// A signature by the listed key at this position.
     Signed { key: usize, place: Place },
+    /// Not known: only the reserve of the registry's rate limit is left.
+    Reserved(FetchError),
     /// None, and the registry could not be asked everywhere.
     Unreachable { reason: String, retry_after: Option<Duration> },
     /// None that counts.
@@ -47,6 +50,7 @@ pub(super) enum Found {
 #[derive(Debug, Default)]
 struct Seen {
     refused: Vec<String>,
+    reserved: Option<FetchError>,
     unreachable: Option<(String, Option<Duration>)>,
 }
 
@@ -55,6 +59,7 @@ impl Seen {
     fn note(&mut self, error: FetchError) {
         match error {
             FetchError::NotFound(_) => {}
+            error @ FetchError::Reserved { .. } => self.reserved = Some(error),
             FetchError::Denied(reason) | FetchError::Unsupported { reason } => self.refused.push(reason),
             FetchError::NotNow { reason, retry_after } => self.unreachable = Some((reason, retry_after)),
             other => self.unreachable = Some((crate::types::chain(&other), None)),
@@ -77,6 +82,7 @@ pub(super) struct Wanted<'a> {
     pub(super) keys: &'a [PublicKey],
     /// It may read the image, and with it the signatures in its repository.
     pub(super) client: &'a Client,
+    pub(super) urgency: Urgency,
 }
 
 impl Lookup {
@@ -90,6 +96,9 @@ impl Lookup {
         for place in order(first) {
             if let Some(key) = self.look(image, place, &mut seen).await {
                 return Found::Signed { key, place };
+            }
+            if seen.reserved.is_some() {
+                break;
             }
         }
         summary(image.digest, seen)
@@ -117,8 +126,7 @@ impl Lookup {
     async fn manifests(&self, image: Wanted<'_>, place: Place) -> Result<Vec<Digest>, FetchError> {
         let index = match place {
             Place::SignatureTag => {
-                let tag = Reference::Tag(signature_tag(image.digest));
-                return Ok(vec![self.fetcher.manifest_head(image.repository, &tag).await?.digest]);
+                return Ok(vec![self.resolve(image, signature_tag(image.digest)).await?]);
             }
             Place::Referrers => {
                 // No filter: registries that copied the configuration's media type would leave out bundles.
@@ -127,9 +135,8 @@ impl Lookup {
                 self.fetcher.listing(image.repository, &path, None, Kind::referrers, caller).await?.bytes
             }
             Place::ReferrersTag => {
-                let tag = Reference::Tag(referrers_tag(image.digest));
-                let found = self.fetcher.manifest_head(image.repository, &tag).await?;
-                self.manifest(image, &found.digest).await?
+                let found = self.resolve(image, referrers_tag(image.digest)).await?;
+                self.manifest(image, &found).await?
             }
         };
         candidates(&index).map_err(|error| FetchError::Unsupported {
@@ -137,9 +144,22 @@ impl Lookup {
         })
     }
 
+    async fn resolve(&self, image: Wanted<'_>, tag: Tag) -> Result<Digest, FetchError> {
+        match image.urgency {
+            Urgency::InTurn => self.fetcher.digest_in_turn(image.repository, &tag).await,
+            Urgency::Now => {
+                Ok(self.fetcher.manifest_head(image.repository, &Reference::Tag(tag)).await?.digest)
+            }
+        }
+    }
+
     async fn manifest(&self, image: Wanted<'_>, digest: &Digest) -> Result<Bytes, FetchError> {
         self.access.check(image.repository, digest, Content::Manifest, image.client).await?;
-        Ok(self.fetcher.manifest(image.repository, &Reference::Digest(*digest)).await?.1)
+        let reference = Reference::Digest(*digest);
+        if image.urgency == Urgency::InTurn && !self.fetcher.has(digest).await {
+            self.fetcher.turn(image.repository, &reference).await?;
+        }
+        Ok(self.fetcher.manifest(image.repository, &reference).await?.1)
     }
 
     /// Checks the signatures that a manifest refers to.
@@ -202,6 +222,9 @@ fn order(first: Option<Place>) -> impl Iterator<Item = Place> {
 }
 
 fn summary(image: &Digest, seen: Seen) -> Found {
+    if let Some(error) = seen.reserved {
+        return Found::Reserved(error);
+    }
     if let Some((reason, retry_after)) = seen.unreachable {
         return Found::Unreachable { reason, retry_after };
     }
@@ -244,6 +267,8 @@ mod tests {
         assert!(matches!(nothing, Found::Nothing { seen } if seen.starts_with("no referrers")));
         let denied = found(vec![FetchError::NotFound("a".into()), FetchError::Denied("denied".into())]);
         assert!(matches!(denied, Found::Nothing { seen } if seen == "denied"));
+        let reserve = FetchError::Reserved { registry: "r.test".parse().unwrap(), wait: Duration::ZERO };
+        assert!(matches!(found(vec![not_now("silent"), reserve]), Found::Reserved(_)));
         let silent = found(vec![not_now("silent"), FetchError::NotFound("a".into())]);
         assert!(matches!(silent, Found::Unreachable { reason, .. } if reason == "silent"));
     }

@@ -45,6 +45,15 @@ const MAX_DEPTH: u32 = 3;
 /// An image, by the repository that is asked for its signatures.
 type Image = (Repository, Digest);
 
+/// Who waits for signatures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Urgency {
+    /// A client.
+    Now,
+    /// Nobody: requests that registries count leave the reserve of the rate limit to clients.
+    InTurn,
+}
+
 /// Decides whether images are signed. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Verifier(Arc<Inner>);
@@ -61,7 +70,8 @@ struct Inner {
     unreachable: Cache<Image, FetchError>,
     /// Where a registry's signatures were found last.
     places: Cache<RegistryHost, Place>,
-    checks: KeyedMutex<Image>,
+    /// Pre-pulls, which may wait for their turn, hold up no client.
+    checks: KeyedMutex<(Image, Urgency)>,
 }
 
 impl Verifier {
@@ -92,6 +102,7 @@ impl Verifier {
         repository: &Repository,
         digest: &Digest,
         client: &Client,
+        urgency: Urgency,
     ) -> Result<(), FetchError> {
         let listed = self.listed(repository);
         if listed.is_empty() {
@@ -100,7 +111,8 @@ impl Verifier {
         let keys = self.0.coverage.keys(listed);
         let image = (repository.clone(), *digest);
         if !self.0.coverage.covers(digest, keys).await {
-            let checked = tokio::time::timeout(PATIENCE, self.check(&image, listed, keys, client)).await;
+            let checked =
+                tokio::time::timeout(PATIENCE, self.check(&image, listed, keys, (client, urgency))).await;
             checked.unwrap_or_else(|_| {
                 Err(unreachable(&image, &format!("no answer within {PATIENCE:?}"), None))
             })?;
@@ -135,9 +147,9 @@ impl Verifier {
         image: &Image,
         listed: &[PublicKey],
         keys: Keys,
-        client: &Client,
+        (client, urgency): (&Client, Urgency),
     ) -> Result<(), FetchError> {
-        let _only = self.0.checks.lock(image).await;
+        let _only = self.0.checks.lock(&(image.clone(), urgency)).await;
         if self.0.coverage.covers(&image.1, keys).await {
             return Ok(());
         }
@@ -147,7 +159,7 @@ impl Verifier {
         let (repository, digest) = image;
         let (_, manifest) = self.0.fetcher.manifest(repository, &Reference::Digest(*digest)).await?;
         let first = self.0.places.get(&repository.registry);
-        let wanted = Wanted { repository, digest, manifest: &manifest, keys: listed, client };
+        let wanted = Wanted { repository, digest, manifest: &manifest, keys: listed, client, urgency };
         match self.0.lookup.signer(wanted, first).await {
             Found::Signed { key, place } => {
                 tracing::info!(%repository, digest = %digest.short(), key = listed[key].name(), "image signature verified");
@@ -155,6 +167,7 @@ impl Verifier {
                 self.0.coverage.add(&[*digest], self.0.coverage.keys(&listed[key..=key])).await;
                 Ok(())
             }
+            Found::Reserved(error) => Err(error),
             Found::Unreachable { reason, retry_after } => {
                 let error = unreachable(image, &reason, retry_after);
                 self.0.unreachable.insert(image.clone(), error.clone());

@@ -6,7 +6,8 @@ use kit::{
     agent::{Agent, AgentConfig, REGISTRY, manifest_path},
     cluster::{Place, peer_config, places},
     peer::{BadPeer, Manner},
-    registry::{FakeUpstream, Fault, Layer, On},
+    registry::{FakeUpstream, Fault, Image, Layer, On},
+    signatures::Signer,
 };
 
 const REPOSITORY: &str = "team/sets";
@@ -21,26 +22,35 @@ const RESERVE: u64 = 18;
 const QUIET: Duration = Duration::from_secs(30);
 
 /// The agent of one node, with a set of images that no other node has.
-fn config(upstream: &FakeUpstream, place: &Place, all: &[Place], at: usize, images: usize) -> AgentConfig {
+fn config(
+    upstream: &FakeUpstream,
+    place: &Place,
+    all: &[Place],
+    (at, images): (usize, usize),
+    verify: &str,
+) -> AgentConfig {
     let mut sets = String::from("prepull: { parallel: 4, sets: [{ name: own, images: [");
     for image in 0..images {
         let _ = write!(sets, "\"{REGISTRY}/{REPOSITORY}:{}\", ", tag(at, image));
     }
     sets += "] }] }";
-    peer_config(&AgentConfig::for_upstream(upstream).with(&sets), place, all, "")
+    let config = AgentConfig::default().registry(REGISTRY, &[&upstream.url()], verify).with(&sets);
+    peer_config(&config, place, all, "")
 }
 
 fn tag(node: usize, image: usize) -> String {
     format!("n{node}-{image}")
 }
 
-async fn images(upstream: &FakeUpstream, nodes: usize, images: usize) {
+async fn images(upstream: &FakeUpstream, nodes: usize, images: usize) -> Vec<Image> {
+    let mut all = Vec::new();
     for node in 0..nodes {
         for image in 0..images {
             let seed = (node * 1_000 + image) as u64;
-            upstream.image(REPOSITORY, &tag(node, image), [Layer::random(seed, 100)]).await;
+            all.push(upstream.image(REPOSITORY, &tag(node, image), [Layer::random(seed, 100)]).await);
         }
     }
+    all
 }
 
 /// Waits until the registry has received no manifest request for a while; how many it has received.
@@ -59,18 +69,34 @@ async fn settled(upstream: &FakeUpstream) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn pre_pulls_of_eight_nodes_leave_the_reserve_to_waiting_pods() {
     // Every node is up before the first manifest is requested.
-    leave_the_reserve(Duration::from_secs(2)).await;
+    leave_the_reserve(Duration::from_secs(2), None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pre_pulls_of_eight_nodes_leave_the_reserve_of_a_slow_registry() {
     // Pre-pulls that waited 3.5 s for a tag, and then asked peers for it, spent 77 to 122 of 60.
-    leave_the_reserve(Duration::from_secs(4)).await;
+    leave_the_reserve(Duration::from_secs(4), None).await;
 }
 
-async fn leave_the_reserve(head: Duration) {
+#[tokio::test(flavor = "multi_thread")]
+async fn pre_pulls_of_signed_images_leave_the_reserve_too() {
+    // Each needs two requests that count: one for its manifest and one for that of its signature.
+    leave_the_reserve(Duration::from_secs(1), Some(Signer::generate())).await;
+}
+
+async fn leave_the_reserve(head: Duration, signer: Option<Signer>) {
     let upstream = FakeUpstream::start().await;
-    images(&upstream, NODES, 12).await;
+    let images = images(&upstream, NODES, 12).await;
+    let home = tempfile::tempdir().expect("temporary folders are available");
+    let mut verify = String::new();
+    if let Some(signer) = &signer {
+        for image in &images {
+            upstream.sign_simple(REPOSITORY, &image.digest, signer).await;
+        }
+        let key = home.path().join("team.pub");
+        std::fs::write(&key, signer.public_pem()).expect("writable");
+        verify = format!("verify: {{ keys: [{}] }}", key.display());
+    }
     upstream.throttle(Some((LIMIT, Duration::from_hours(1))));
     upstream.fault(On::manifest().head(), Fault::Delay(head));
     // So slow that many requests are under way when the reserve is near.
@@ -78,7 +104,7 @@ async fn leave_the_reserve(head: Duration) {
     let places = places(NODES);
     let mut agents = Vec::new();
     for (at, place) in places.iter().enumerate() {
-        agents.push(Agent::start(&config(&upstream, place, &places, at, 12)).await);
+        agents.push(Agent::start(&config(&upstream, place, &places, (at, 12), &verify)).await);
     }
     let spent = settled(&upstream).await;
     let requests = upstream.log().manifest_gets().describe();
@@ -87,6 +113,9 @@ async fn leave_the_reserve(head: Duration) {
     assert!(spent > LIMIT / 2, "{spent} of {LIMIT}: pre-pulls use what is theirs");
     // A pod that waits has the reserve.
     let wanted = upstream.image(REPOSITORY, "demand", [Layer::random(999_999, 100)]).await;
+    if let Some(signer) = &signer {
+        upstream.sign_simple(REPOSITORY, &wanted.digest, signer).await;
+    }
     let answer = agents[0].get(&manifest_path(REPOSITORY, &wanted.digest)).await;
     assert_eq!(answer.status(), 200);
 }
@@ -101,7 +130,7 @@ async fn an_owner_that_is_away_or_generous_gives_no_more_than_a_nodes_own_rule()
         let places: Vec<_> =
             ["z", "y", "x", "w", "v", "u"].into_iter().map(|name| Place::reserve(name, "")).collect();
         let _others: Vec<_> = places[1..].iter().map(|place| BadPeer::start(place, manner)).collect();
-        let _agent = Agent::start(&config(&upstream, &places[0], &places, 0, 40)).await;
+        let _agent = Agent::start(&config(&upstream, &places[0], &places, (0, 40), "")).await;
         (manner, settled(&upstream).await)
     };
     let manners = [Manner::Stalls, Manner::Foreign, Manner::Busy, Manner::Generous];
