@@ -6,10 +6,11 @@
 
 mod client;
 mod decide;
+mod open;
 mod verdicts;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 pub use client::Client;
 pub use decide::Sharing;
 use decide::{Known, Step, share, step};
+use open::{BeforeLook, OpenContents};
 use verdicts::{Verdict, Verdicts};
 
 use crate::{
@@ -34,7 +36,7 @@ const RECHECK: Duration = Duration::from_mins(15);
 /// Longest wait for that: a registry that does not answer takes nothing from what it gave.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Contents and repositories that are remembered.
+/// Repositories that are remembered.
 const REMEMBERED: usize = 65_536;
 
 /// What a request is for.
@@ -56,8 +58,7 @@ struct Inner {
     upstream: Arc<Upstream>,
     fetcher: Fetcher,
     verdicts: Verdicts,
-    /// Contents without a record, bounded.
-    open: Mutex<HashSet<Digest>>,
+    open: OpenContents,
     /// When a registry last allowed these.
     allowed: Mutex<HashMap<(Repository, Option<Digest>), Instant>>,
 }
@@ -70,7 +71,7 @@ impl Access {
             upstream,
             fetcher,
             verdicts: Verdicts::default(),
-            open: Mutex::default(),
+            open: OpenContents::default(),
             allowed: Mutex::default(),
         }))
     }
@@ -114,14 +115,15 @@ impl Access {
         client: &Client,
     ) -> Result<(), FetchError> {
         let shows = self.shows(repository);
-        if shows == Shows::Nothing && self.0.open.lock().contains(digest) {
+        if shows == Shows::Nothing && self.0.open.has(digest) {
             return Ok(());
         }
+        let before = self.0.open.before_look();
         let (origins, stored) = self.known(digest).await?;
         let known = Known { origins: origins.as_ref(), stored };
         if known.is_anyones(&repository.registry, shows) {
             if origins.is_none() {
-                self.note_open(digest);
+                self.note_open(before, digest);
             }
             return Ok(());
         }
@@ -185,12 +187,13 @@ impl Access {
     /// Whether a peer may have it: the registry is not asked on a peer's behalf.
     pub async fn may_share(&self, repository: &Repository, digest: &Digest) -> Sharing {
         let shows = self.shows(repository);
-        if shows == Shows::Nothing && self.0.open.lock().contains(digest) {
+        if shows == Shows::Nothing && self.0.open.has(digest) {
             return Sharing::Yes;
         }
+        let before = self.0.open.before_look();
         let Ok((origins, stored)) = self.known(digest).await else { return Sharing::No };
         if shows == Shows::Nothing && origins.is_none() {
-            self.note_open(digest);
+            self.note_open(before, digest);
         }
         let known = Known { origins: origins.as_ref(), stored };
         let sharing = share(&known, &repository.registry, shows, self.may_fetch(repository));
@@ -226,16 +229,11 @@ impl Access {
         Ok(known.is_anyones(&repository.registry, self.shows(repository)))
     }
 
-    fn note_open(&self, digest: &Digest) {
+    fn note_open(&self, before: BeforeLook, digest: &Digest) {
         // Another process that writes here may still record it.
-        if !self.0.store.is_owner() {
-            return;
+        if self.0.store.is_owner() {
+            self.0.open.note(before, digest);
         }
-        let mut open = self.0.open.lock();
-        if open.len() >= REMEMBERED {
-            open.clear();
-        }
-        open.insert(*digest);
     }
 
     /// The registry's word on a client: credentials that it accepts are lent to downloads from the repository.
@@ -290,10 +288,15 @@ impl Access {
     /// Where the disk takes no record it takes no content either. What clients' credentials open must not be stored without
     /// one, for it would be anyone's.
     async fn note(&self, subject: &Subject<'_>, to: GivenTo) -> Result<(), FetchError> {
-        self.0.open.lock().remove(subject.digest);
-        let (store, registry, digest) =
-            (self.0.store.clone(), subject.repository.registry.clone(), *subject.digest);
-        let noted = tokio::task::spawn_blocking(move || store.note_origin(&digest, &registry, to)).await;
+        let (inner, registry, digest) =
+            (self.0.clone(), subject.repository.registry.clone(), *subject.digest);
+        // Both, also when the client goes away meanwhile.
+        let noted = tokio::task::spawn_blocking(move || {
+            let noted = inner.store.note_origin(&digest, &registry, to);
+            inner.open.note_record(&digest);
+            noted
+        });
+        let noted = noted.await;
         let Ok(Err(error)) = noted else { return Ok(()) };
         tracing::debug!(error = %chain(&error), "origin of content not recorded");
         if to == GivenTo::Client { Err(error.into()) } else { Ok(()) }
