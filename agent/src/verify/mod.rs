@@ -50,7 +50,7 @@ type Image = (Repository, Digest);
 pub enum Urgency {
     /// A client.
     Now,
-    /// Nobody: requests that registries count leave the reserve of the rate limit to clients.
+    /// No client, in a pre-pull: requests that registries count leave the reserve of the rate limit to clients.
     InTurn,
 }
 
