@@ -118,6 +118,9 @@ impl Lookup {
                 Ok(None) => {}
                 Err(error) => seen.note(error),
             }
+            if seen.reserved.is_some() {
+                return None;
+            }
         }
         None
     }
