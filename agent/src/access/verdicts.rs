@@ -6,13 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::Client;
 use super::client::{Key, Salt};
 use crate::{
-    types::{RegistryHost, Repository},
+    types::{Cache, RegistryHost, Repository},
     upstream::UpstreamError,
 };
 
@@ -23,13 +22,13 @@ const ALLOWED: Duration = Duration::from_mins(1);
 const REFUSED: Duration = Duration::from_secs(10);
 
 /// Verdicts remembered at most; the least recently used gives way.
-const MOST: u64 = 16_384;
+const MOST: usize = 16_384;
 
 /// Credentials that one registry judges at the same time: a client that tries passwords must not use up its patience at once.
 const AT_ONCE: usize = 32;
 
 /// Registries for which these are counted.
-const MOST_REGISTRIES: u64 = 1_024;
+const MOST_REGISTRIES: usize = 1_024;
 
 /// What the registry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +67,9 @@ pub(super) struct Verdicts {
 
 impl Default for Verdicts {
     fn default() -> Self {
-        let slots = Cache::builder().max_capacity(MOST).time_to_idle(ALLOWED);
         Self {
             salt: Salt::default(),
-            slots: slots.eviction_policy(EvictionPolicy::lru()).build(),
+            slots: Cache::ending_unused(MOST, ALLOWED),
             judging: Cache::new(MOST_REGISTRIES),
         }
     }
@@ -85,13 +83,13 @@ impl Verdicts {
         client: &Client,
         ask: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<Verdict, UpstreamError> {
-        let slot = self.slots.get_with(self.salt.key(repository, client), Slot::default);
+        let slot = self.slots.get_or_insert_with(&self.salt.key(repository, client), Slot::default);
         let mut known = slot.lock().await;
         if let Some(verdict) = fresh(known.as_ref(), Instant::now()) {
             return Ok(verdict);
         }
         let judging =
-            self.judging.get_with_by_ref(&repository.registry, || Arc::new(Semaphore::new(AT_ONCE)));
+            self.judging.get_or_insert_with(&repository.registry, || Arc::new(Semaphore::new(AT_ONCE)));
         let _permit = judging.acquire().await;
         let answer = ask.await;
         match verdict(&answer) {

@@ -28,7 +28,7 @@ impl Fetcher {
 
     /// Remembers what the repository's stored manifests name.
     async fn read_manifests(&self, repository: &Repository) {
-        if self.0.read.contains_key(repository) {
+        if self.0.read.contains(repository) {
             return;
         }
         let (store, place) = (self.0.store.clone(), repository.clone());

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +22,7 @@ use crate::{
     peers::Peers,
     store::{Blob, Store},
     task::Tasks,
-    types::{Digest, Repository, Tag, chain},
+    types::{Cache, Digest, Repository, Tag, chain},
     upstream::Upstream,
 };
 

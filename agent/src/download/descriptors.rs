@@ -7,25 +7,23 @@
 
 use std::time::Duration;
 
-use moka::{policy::EvictionPolicy, sync::Cache};
-
 use crate::{
     limits::download::descriptors::MOST,
-    types::{Descriptor, Digest, ManifestLinks, Repository, Role},
+    types::{Cache, Descriptor, Digest, ManifestLinks, Repository, Role},
 };
 
 /// After reading all manifests of a repository, they are not read again for so long: later ones are remembered as they come.
 const READ_AGAIN: Duration = Duration::from_secs(10);
 
 /// Repositories for which that is remembered.
-const MOST_REPOSITORIES: u64 = 1_024;
+const MOST_REPOSITORIES: usize = 1_024;
 
 /// Manifests of one repository that are read at most.
 pub(super) const MOST_MANIFESTS: usize = 1_024;
 
 /// The repositories whose manifests were read.
 pub(super) fn read_repositories() -> Cache<Repository, ()> {
-    Cache::builder().max_capacity(MOST_REPOSITORIES).time_to_live(READ_AGAIN).build()
+    Cache::ending(MOST_REPOSITORIES, READ_AGAIN)
 }
 
 #[derive(Debug)]
@@ -40,7 +38,7 @@ struct Stated {
 
 impl Default for Descriptors {
     fn default() -> Self {
-        Self(Cache::builder().max_capacity(MOST).eviction_policy(EvictionPolicy::lru()).build())
+        Self(Cache::new(MOST))
     }
 }
 
@@ -72,18 +70,17 @@ mod tests {
     fn the_newest_of_each_repository_are_kept_within_the_bound() {
         let known = Descriptors::default();
         let descriptor =
-            |n: u64| Descriptor { digest: Digest::of(&n.to_be_bytes()), size: 1, role: Role::Layer };
+            |n: usize| Descriptor { digest: Digest::of(&n.to_be_bytes()), size: 1, role: Role::Layer };
         let repository =
             |name: &str| Repository { registry: "r.test".parse().unwrap(), name: name.parse().unwrap() };
         let (one, manifest) = (repository("one"), Digest::of(b"manifest"));
         for n in 0..MOST * 2 {
             known.remember(&one, &manifest, &ManifestLinks { descriptors: vec![descriptor(n)] });
         }
-        known.0.run_pending_tasks();
         let newest = descriptor(MOST * 2 - 1).digest;
         assert!(known.get(&one, &descriptor(0).digest).is_none());
         assert!(known.get(&one, &newest).is_some() && known.get(&repository("two"), &newest).is_none());
-        assert!(known.0.entry_count() <= MOST);
+        assert!(known.0.len() <= MOST);
     }
 
     #[test]

@@ -3,20 +3,16 @@
 
 use std::{hash::Hash, time::Duration};
 
-use moka::sync::Cache;
-
 use super::error::FetchError;
-use crate::limits::download::negative_cache::MOST;
+use crate::{limits::download::negative_cache::MOST, types::Cache};
 
 #[derive(Debug)]
-pub(super) struct NegativeCache<K>(Cache<K, String>)
-where
-    K: Eq + Hash + Send + Sync + 'static;
+pub(super) struct NegativeCache<K: Eq + Hash>(Cache<K, String>);
 
-impl<K: Eq + Hash + Clone + Send + Sync + 'static> NegativeCache<K> {
+impl<K: Eq + Hash + Clone> NegativeCache<K> {
     /// Remembers each answer for `span`.
     pub(super) fn new(span: Duration) -> Self {
-        Self(Cache::builder().max_capacity(MOST).time_to_live(span).build())
+        Self(Cache::ending(MOST, span))
     }
 
     /// Fails when the registry has recently answered "not found" for the key.
@@ -28,7 +24,7 @@ impl<K: Eq + Hash + Clone + Send + Sync + 'static> NegativeCache<K> {
     pub(super) fn note(&self, key: &K, error: &FetchError) {
         if let FetchError::NotFound(reason) = error {
             // A second failure does not extend the time.
-            self.0.entry_by_ref(key).or_insert_with(|| reason.clone());
+            self.0.get_or_insert_with(key, || reason.clone());
         }
     }
 }

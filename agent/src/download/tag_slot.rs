@@ -5,13 +5,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use moka::{policy::EvictionPolicy, sync::Cache};
-
 use super::error::FetchError;
 use crate::{
     limits::download::tags::MAX_SLOTS,
     store::TagRecord,
-    types::{Digest, MediaType, Repository, Tag},
+    types::{Cache, Digest, MediaType, Repository, Tag},
     upstream::Manifest,
 };
 
@@ -49,7 +47,7 @@ pub(super) enum Sources {
 
 /// The tags that were requested last.
 pub(super) fn tag_slots() -> Cache<(Repository, Tag), Arc<TagSlot>> {
-    Cache::builder().max_capacity(MAX_SLOTS).eviction_policy(EvictionPolicy::lru()).build()
+    Cache::new(MAX_SLOTS)
 }
 
 /// One tag. Its lock is held while the registry is requested.

@@ -52,7 +52,7 @@ fn is_usable(age: Duration, max_stale: Option<Duration>) -> bool {
 
 impl Fetcher {
     fn tag_slot(&self, repository: &Repository, tag: &Tag) -> Arc<TagSlot> {
-        self.0.tags.get_with((repository.clone(), tag.clone()), Arc::default)
+        self.0.tags.get_or_insert_with(&(repository.clone(), tag.clone()), Arc::default)
     }
 
     /// The digest that a tag resolves to now, or that was known last.

@@ -109,7 +109,7 @@ pub(crate) mod tags {
     pub(crate) const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
     /// Most tags in memory. Above it the least recently used are dropped; the disk has them.
-    pub(crate) const MAX_SLOTS: u64 = 16_384;
+    pub(crate) const MAX_SLOTS: usize = 16_384;
 }
 
 /// Of `download/peer_tags.rs`.
@@ -183,7 +183,7 @@ pub(crate) mod schedule {
 /// Of `download/negative_cache.rs`.
 pub(crate) mod negative_cache {
     /// Entries at most.
-    pub(crate) const MOST: u64 = 4_096;
+    pub(crate) const MOST: usize = 4_096;
 }
 
 /// Of `download/recheck.rs`.
@@ -213,7 +213,7 @@ pub(crate) mod growth {
 /// Of `download/descriptors.rs`.
 pub(crate) mod descriptors {
     /// Descriptors remembered: some 4 MiB.
-    pub(crate) const MOST: u64 = 16_384;
+    pub(crate) const MOST: usize = 16_384;
 }
 
 /// Of `download/penalties.rs`.

@@ -368,7 +368,9 @@ fn http_client(tls: Option<&Tls>, connect: Duration) -> Result<reqwest::Client, 
         .connect_timeout(connect)
         .tcp_nodelay(true)
         .pool_idle_timeout(Duration::from_secs(30))
-        .http1_only();
+        .http1_only()
+        // No public authority speaks for a peer, and reading them takes time at each start.
+        .tls_certs_only([]);
     // Without a certificate no peer is known yet, and nothing is sent.
     match tls.and_then(Tls::client) {
         None => builder,

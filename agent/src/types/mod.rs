@@ -2,6 +2,7 @@
 //! cannot be confused afterwards. Nothing here does I/O.
 
 mod amount;
+mod cache;
 mod causes;
 mod duration;
 mod manifest;
@@ -13,6 +14,7 @@ mod size;
 mod validator;
 
 pub use amount::{Amount, parse_percent, share};
+pub use cache::Cache;
 pub use causes::{chain, root_cause};
 pub use duration::{DurationError, parse_duration};
 pub use manifest::{

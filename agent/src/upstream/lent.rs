@@ -6,10 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moka::{policy::EvictionPolicy, sync::Cache};
-
 use super::Login;
-use crate::types::Repository;
+use crate::types::{Cache, Repository};
 
 /// For how long credentials are lent after the client's last request: longer than the pauses of one pull.
 const LIFETIME: Duration = Duration::from_mins(15);
@@ -18,7 +16,7 @@ const LIFETIME: Duration = Duration::from_mins(15);
 const REMEMBERED: Duration = Duration::from_mins(30);
 
 /// Repositories at most; the least recently used gives way.
-const MOST_REPOSITORIES: u64 = 4_096;
+const MOST_REPOSITORIES: usize = 4_096;
 
 /// Credentials of one repository at most: pods of several tenants may use one image.
 pub(super) const MOST_LOGINS: usize = 4;
@@ -35,8 +33,7 @@ struct Logins {
 
 impl Default for Lent {
     fn default() -> Self {
-        let cache = Cache::builder().max_capacity(MOST_REPOSITORIES).time_to_live(REMEMBERED);
-        Self(cache.eviction_policy(EvictionPolicy::lru()).build())
+        Self(Cache::ending(MOST_REPOSITORIES, REMEMBERED))
     }
 }
 
@@ -57,7 +54,7 @@ impl Lent {
 
     /// Whether there are some, or were a short time ago.
     pub(super) fn had(&self, repository: &Repository) -> bool {
-        self.0.contains_key(repository)
+        self.0.contains(repository)
     }
 
     pub(super) fn first(&self, repository: &Repository) -> Option<Login> {

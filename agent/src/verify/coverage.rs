@@ -2,16 +2,15 @@
 //! disk.
 
 use bytes::Bytes;
-use moka::sync::Cache;
 use oci::signature::PublicKey;
 
 use crate::{
     store::Store,
-    types::{Digest, MAX_MANIFEST_BYTES, chain},
+    types::{Cache, Digest, MAX_MANIFEST_BYTES, chain},
 };
 
 /// Contents that are remembered.
-const REMEMBERED: u64 = 65_536;
+const REMEMBERED: usize = 65_536;
 
 /// A set of keys: one bit for each key of the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -12,7 +12,6 @@ mod lookup;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use moka::sync::Cache;
 use oci::signature::PublicKey;
 
 use self::{
@@ -23,7 +22,7 @@ use crate::{
     access::{Access, Client},
     download::{FetchError, Fetcher, KeyedMutex},
     store::Store,
-    types::{Digest, ManifestLinks, Reference, RegistryHost, Repository, Role},
+    types::{Cache, Digest, ManifestLinks, Reference, RegistryHost, Repository, Role},
     upstream::Upstream,
 };
 
@@ -37,7 +36,7 @@ const REFUSED: Duration = Duration::from_secs(10);
 const UNREACHABLE: Duration = Duration::from_secs(2);
 
 /// Answers that are remembered.
-const REMEMBERED: u64 = 4_096;
+const REMEMBERED: usize = 4_096;
 
 /// Deepest nesting of indexes.
 const MAX_DEPTH: u32 = 3;
@@ -77,15 +76,14 @@ struct Inner {
 impl Verifier {
     /// For the registries of the configuration.
     pub fn new(store: Store, fetcher: Fetcher, upstream: Arc<Upstream>, access: Access) -> Self {
-        let answers = |span| Cache::builder().max_capacity(REMEMBERED).time_to_live(span).build();
         Self(Arc::new(Inner {
             lookup: Lookup::new(fetcher.clone(), access),
             coverage: Coverage::new(store, upstream.signature_keys()),
             upstream,
             fetcher,
             expanded: Cache::new(REMEMBERED),
-            refused: answers(REFUSED),
-            unreachable: answers(UNREACHABLE),
+            refused: Cache::ending(REMEMBERED, REFUSED),
+            unreachable: Cache::ending(REMEMBERED, UNREACHABLE),
             places: Cache::new(REMEMBERED),
             checks: KeyedMutex::default(),
         }))
@@ -118,7 +116,7 @@ impl Verifier {
             })?;
         }
         let by = self.0.coverage.of(digest).await.and(keys);
-        if self.0.expanded.contains_key(&(*digest, by)) {
+        if self.0.expanded.contains(&(*digest, by)) {
             return Ok(());
         }
         let (_, bytes) = self.0.fetcher.manifest(repository, &Reference::Digest(*digest)).await?;
