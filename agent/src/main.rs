@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use hearth_agent::{
     app::{App, AppError, ControllerApp},
     cli,
@@ -67,12 +67,6 @@ fn main() -> ExitCode {
 }
 
 fn command() -> Command {
-    let file = Arg::new("config")
-        .long("config")
-        .env("HEARTH_CONFIG")
-        .value_name("FILE")
-        .value_parser(value_parser!(PathBuf))
-        .help("Configuration file (YAML)");
     let explain = Arg::new("explain")
         .long("explain")
         .action(ArgAction::SetTrue)
@@ -81,44 +75,34 @@ fn command() -> Command {
         .long("dry-run")
         .action(ArgAction::SetTrue)
         .help("Print what would be evicted and why; remove nothing");
-    let more = cli::commands(&file);
-    let verify_file = file.clone();
     Command::new("hearth-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Registry mirror and image cache for one node")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(
+        .subcommand(cli::with_all_keys(
             Command::new("run")
                 .about("Serve until SIGTERM or SIGINT")
-                .arg(file.clone())
-                .args(config::flags())
                 .after_help("Examples:\n  hearth-agent run --config /etc/hearth/agent.yaml\n  hearth-agent run --data-dir /tmp/hearth --registries '[{host: \"*\"}]'\n  HEARTH_LOG_FORMAT=json hearth-agent run --config agent.yaml"),
-        )
-        .subcommand(
+        ))
+        .subcommand(cli::with_all_keys(
             Command::new("controller")
                 .about("Do the work of one process for the whole cluster until SIGTERM or SIGINT: the status of ImageSets, and ImageSets for Spark applications")
-                .arg(file.clone())
-                .args(config::flags())
                 .after_help("Several processes elect one of them by a lease. Of the configuration only `kubernetes`, `admin.listen`, `limits`, `log` and `peer.name` (its name in the lease) are used; the same file as the agents' does.\n\nExamples:\n  hearth-agent controller --config /etc/hearth/agent.yaml\n  hearth-agent controller --kubernetes-image-sets true --kubernetes-api http://127.0.0.1:8001 --kubernetes-namespace hearth"),
-        )
-        .subcommand(
+        ))
+        .subcommand(cli::with_all_keys(
             Command::new("gc")
                 .about("Evict until the store is within its limits, in the data directory of a stopped agent (a running agent does this itself)")
-                .arg(file)
                 .arg(dry_run)
-                .args(config::flags())
                 .after_help("Example:\n  hearth-agent gc --dry-run --config /etc/hearth/agent.yaml --store-limit 10GiB"),
-        )
-        .subcommands(more)
-        .subcommand(
+        ))
+        .subcommands(cli::commands())
+        .subcommand(cli::with_all_keys(
             Command::new("verify")
                 .about("Check every stored blob now; damaged ones are quarantined, and fetched again at the next request. Works beside a running agent")
-                .arg(verify_file)
                 .arg(cli::output())
-                .args(config::flags())
                 .after_help("Exit codes: 0 ok, 1 a blob is damaged or could not be read, 2 bad usage or configuration\n\nExample:\n  hearth-agent verify -o json --config /etc/hearth/agent.yaml"),
-        )
+        ))
         .subcommand(
             Command::new("crds")
                 .about("Print the definitions of the cluster's objects, `ImageSet` and `NodeCache`")

@@ -66,7 +66,7 @@ impl Check {
     }
 }
 
-pub(super) fn command(file: &Arg) -> Command {
+pub(super) fn command() -> Command {
     let socket = Arg::new(SOCKET)
         .long(SOCKET)
         .value_name("PATH")
@@ -84,7 +84,7 @@ pub(super) fn command(file: &Arg) -> Command {
              Examples:\n  hearth-agent doctor --config /etc/hearth/agent.yaml\n  \
              hearth-agent doctor --no-pull --output json | jq -r '.checks[] | select(.outcome == \"failed\") | .remedy'",
         );
-    with_config(command, file)
+    with_config(command)
 }
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ pub(super) const NAME: &str = "explain";
 
 const IMAGE: &str = "image";
 
-pub(super) fn command(file: &Arg) -> Command {
+pub(super) fn command() -> Command {
     let image = Arg::new(IMAGE)
         .value_name("IMAGE")
         .required(true)
@@ -30,7 +30,7 @@ pub(super) fn command(file: &Arg) -> Command {
             "Examples:\n  hearth-agent explain registry.example.com/team/spark:3.5.9\n  \
              hearth-agent explain registry.example.com/team/spark:3.5.9 --output json | jq -r .advice",
         );
-    with_config(command, file)
+    with_config(command)
 }
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {

@@ -38,15 +38,15 @@ const OFFLINE: &str = "offline";
 const OUTPUT: &str = "output";
 
 /// The commands, with the argument that names the configuration file.
-pub fn commands(file: &Arg) -> Vec<Command> {
+pub fn commands() -> Vec<Command> {
     let all = images::commands().into_iter().chain(archives::commands());
-    all.map(|command| with_common(command, file))
+    all.map(with_common)
         .chain([
-            doctor::command(file),
-            explain::command(file),
-            prepare::command(file),
-            setup::command(file),
-            status::command(file),
+            doctor::command(),
+            explain::command(),
+            prepare::command(),
+            setup::command(),
+            status::command(),
         ])
         .collect()
 }
@@ -65,13 +65,13 @@ pub fn run(name: &str, arguments: &ArgMatches, config: &Config) -> anyhow::Resul
     }
 }
 
-fn with_common(command: Command, file: &Arg) -> Command {
+fn with_common(command: Command) -> Command {
     let agent = agent().conflicts_with(OFFLINE);
     let offline = Arg::new(OFFLINE)
         .long(OFFLINE)
         .action(ArgAction::SetTrue)
         .help("Work on the data directory of a stopped agent");
-    with_config(command.args([agent, offline, output()]), file)
+    with_config(command.args([agent, offline, output()]))
 }
 
 fn agent() -> Arg {
@@ -103,9 +103,18 @@ pub fn output() -> Arg {
         .help("Format of the result on standard output")
 }
 
-/// With the configuration file, and its keys as flags.
-fn with_config(command: Command, file: &Arg) -> Command {
-    command.arg(file.clone()).args(config::flags().map(|flag| flag.hide_short_help(true)))
+/// With the configuration file, and its keys as flags, which `--help` lists and `-h` does not.
+fn with_config(command: Command) -> Command {
+    command.defer(|command| {
+        command.arg(config::file_flag()).args(config::flags().map(|flag| flag.hide_short_help(true)))
+    })
+}
+
+/// The same, for commands that are about the configuration: `-h` lists the keys too.
+///
+/// The flags are made for the command that runs: those of all commands take a megabyte, which a running agent would keep.
+pub fn with_all_keys(command: Command) -> Command {
+    command.defer(|command| command.arg(config::file_flag()).args(config::flags()))
 }
 
 /// Where the images are: behind a running agent, or in a directory that this process has locked.

@@ -20,7 +20,7 @@ pub(super) const NAME: &str = "prepare";
 
 const OWNER: &str = "owner";
 
-pub(super) fn command(file: &Arg) -> Command {
+pub(super) fn command() -> Command {
     let owner = Arg::new(OWNER)
         .long(OWNER)
         .value_name("UID:GID")
@@ -31,7 +31,7 @@ pub(super) fn command(file: &Arg) -> Command {
         .about("Create the data directory and give it to the user that the agent runs as; needs root")
         .arg(owner)
         .after_help("Example:\n  hearth-agent prepare --config /etc/hearth/agent.yaml --owner 65532:65532");
-    with_config(command, file)
+    with_config(command)
 }
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {

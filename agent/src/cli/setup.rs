@@ -30,7 +30,7 @@ pub(super) fn root() -> Arg {
         .help("Where the node's root file system is mounted")
 }
 
-pub(super) fn command(file: &Arg) -> Command {
+pub(super) fn command() -> Command {
     let runtime = Arg::new(RUNTIME)
         .long(RUNTIME)
         .value_name("NAME")
@@ -61,7 +61,7 @@ pub(super) fn command(file: &Arg) -> Command {
         .about("Configure the node's container runtimes to use the agent for its registries, or uninstall that configuration")
         .args([root(), runtime, uninstall, dry_run, check, socket, output()])
         .after_help("Examples:\n  hearth-agent setup --config /etc/hearth/agent.yaml --dry-run\n  hearth-agent setup --config /etc/hearth/agent.yaml --root /host\n  hearth-agent setup --config /etc/hearth/agent.yaml --check\n  hearth-agent setup --uninstall --runtime containerd");
-    with_config(command, file)
+    with_config(command)
 }
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {

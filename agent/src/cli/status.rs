@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -18,12 +18,12 @@ pub(super) const NAME: &str = "status";
 /// Errors that are shown; the JSON has more.
 const ERRORS: usize = 5;
 
-pub(super) fn command(file: &Arg) -> Command {
+pub(super) fn command() -> Command {
     let command = Command::new(NAME)
         .about("Show the running agent's store, downloads, registries, peers, last errors, and images of sets")
         .after_help("Examples:\n  hearth-agent status\n  hearth-agent status -o json | jq '.prepull[].images[] | select(.state == \"Failed\")'")
         .args([agent(), output()]);
-    with_config(command, file)
+    with_config(command)
 }
 
 pub(super) fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {

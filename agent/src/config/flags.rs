@@ -1,8 +1,18 @@
 //! The keys as flags, and as the table that explains them.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::PathBuf};
 
 use super::keys::KEYS;
+
+/// `--config`.
+pub fn file_flag() -> clap::Arg {
+    clap::Arg::new("config")
+        .long("config")
+        .env("HEARTH_CONFIG")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help("Configuration file (YAML)")
+}
 
 /// One flag per key.
 pub fn flags() -> impl Iterator<Item = clap::Arg> {

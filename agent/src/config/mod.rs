@@ -20,7 +20,7 @@ use std::time::Duration;
 use std::{net::SocketAddr, path::PathBuf};
 
 pub use error::ConfigError;
-pub use flags::{explain, flags};
+pub use flags::{explain, file_flag, flags};
 pub use keys::{KEYS, Key};
 pub use load::{Purpose, load};
 
