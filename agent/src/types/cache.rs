@@ -1,7 +1,7 @@
 //! A bounded cache: the least recently used entry gives way, and entries may end after a time.
 //!
-//! One lock, held for one lookup. Entries whose time is over are dropped where they are found and, a few at each insertion,
-//! among the least recently used; so their number is bounded at any time, their memory is not given back at a fixed time.
+//! One lock, held for one lookup. Entries whose time is over are dropped where they are found and, a few at each use of the
+//! cache, among the least recently used: some of them are secrets.
 
 use std::{
     hash::Hash,
@@ -9,9 +9,9 @@ use std::{
 };
 
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-/// Ended entries that an insertion drops at most.
+/// Ended entries that one use drops at most.
 const DROPPED: usize = 2;
 
 /// At most `most` entries. Values are cloned out of it.
@@ -88,7 +88,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         K: Clone,
     {
         let now = Instant::now();
-        let mut entries = self.entries.lock();
+        let mut entries = self.locked(now);
         if let Some(value) = self.look(&mut entries, key, now) {
             return value;
         }
@@ -104,11 +104,23 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     }
 
     fn get_at(&self, key: &K, now: Instant) -> Option<V> {
-        self.look(&mut self.entries.lock(), key, now)
+        self.look(&mut self.locked(now), key, now)
     }
 
     fn insert_at(&self, key: K, value: V, now: Instant) {
-        self.put(&mut self.entries.lock(), key, value, now);
+        self.put(&mut self.locked(now), key, value, now);
+    }
+
+    /// The entries, after a few ended ones were dropped.
+    fn locked(&self, now: Instant) -> MutexGuard<'_, LruCache<K, Entry<V>>> {
+        let mut entries = self.entries.lock();
+        for _ in 0..DROPPED {
+            if !entries.peek_lru().is_some_and(|(_, entry)| self.end.is_over(entry.since, now)) {
+                break;
+            }
+            entries.pop_lru();
+        }
+        entries
     }
 
     fn look(&self, entries: &mut LruCache<K, Entry<V>>, key: &K, now: Instant) -> Option<V> {
@@ -126,12 +138,6 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     fn put(&self, entries: &mut LruCache<K, Entry<V>>, key: K, value: V, now: Instant) {
         entries.put(key, Entry { value, since: now });
         while entries.len() > self.most {
-            entries.pop_lru();
-        }
-        for _ in 0..DROPPED {
-            if !entries.peek_lru().is_some_and(|(_, entry)| self.end.is_over(entry.since, now)) {
-                break;
-            }
             entries.pop_lru();
         }
     }
@@ -197,10 +203,14 @@ mod tests {
         for key in 0..100 {
             cache.insert_at(key, (), start);
         }
-        for key in 100..200 {
+        for key in 100..120 {
             cache.insert_at(key, (), start + MINUTE);
         }
-        assert_eq!(cache.len(), 100);
+        assert_eq!(cache.len(), 80, "by insertions");
+        for _ in 0..30 {
+            assert!(cache.get_at(&100, start + MINUTE).is_some());
+        }
+        assert_eq!(cache.len(), 20, "by lookups of others");
     }
 
     #[test]
